@@ -1,0 +1,86 @@
+"""Configuration -> objects. The only caller of `instantiate`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from atlas.composition import load_config
+from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Precision, RunConfig, require
+from atlas.data.source import DataSource
+from atlas.models.language_model import AtlasModel
+from atlas.starting import CONFIG_FILE, find_checkpoint
+from atlas.telemetry.console import ConsoleSink
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.sinks import JsonlSink, Sink
+from atlas.training.optimizer import ScheduledOptimizer
+
+
+def build_model(config: RunConfig) -> AtlasModel:
+    """The model with its initial weights, drawn from `config.seed`; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AtlasModel(config.model, config.chunk_size, VOCABULARY)
+
+
+def build_data(config: RunConfig) -> DataSource:
+    """The batches of the run. Raises `ConfigError` for data that cannot be used."""
+    source: DataSource = _component(
+        config.data,
+        sequence=config.train.sequence,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        steps=config.train.steps,
+        carry_memory=config.train.carry_memory,
+    )
+    return source
+
+
+def build_optimizer(config: RunConfig, model: torch.nn.Module) -> ScheduledOptimizer:
+    """The optimiser of the model's parameters with its learning-rate schedule over the run's steps."""
+    optimizer: ScheduledOptimizer = _component(config.optim, model=model, steps=config.train.steps)
+    return optimizer
+
+
+def resolve_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
+    """The device, and the precision of matrix products on it. Raises `ConfigError` for `cuda` without a GPU."""
+    available = torch.cuda.is_available()
+    wanted = settings.kind
+    require(wanted is not DeviceKind.cuda or available, "device.kind", wanted.value, "auto or cpu: no GPU was found")
+    on_gpu = available and wanted is not DeviceKind.cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
+    return device, torch.bfloat16 if half else torch.float32
+
+
+def build_telemetry(config: RunConfig) -> TelemetryLogger:
+    """Files first, then the console, then the logger of the configuration, if it names one."""
+    sinks: list[Sink] = [JsonlSink(), ConsoleSink()]
+    if config.logger:
+        sinks.append(_component(config.logger))
+    return TelemetryLogger(sinks, every=config.telemetry.every)
+
+
+def load(path: str | Path) -> tuple[AtlasModel, RunConfig]:
+    """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
+
+    The model is on the CPU, in evaluation mode. A damaged checkpoint is passed over for the sound one before it, with a
+    warning. Raises `ConfigError` for a folder that is neither, or without a sound checkpoint.
+    """
+    payload, manifest, passed_over = find_checkpoint(Path(path), "path")
+    for notice in passed_over:
+        warnings.warn(notice, stacklevel=2)
+    config = load_config(manifest.path.parents[1] / CONFIG_FILE)
+    model = build_model(config)
+    model.load_state_dict(payload["model"])
+    return model.eval(), config
+
+
+def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:
+    """Instantiate a component from its keys in YAML and what the run hands over (`atlas.components.HANDED_OVER`)."""
+    return instantiate({**settings, "_partial_": True, "_convert_": "all"})(**handed_over)

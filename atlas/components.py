@@ -1,0 +1,60 @@
+"""Components: the groups `data`, `optim` and `logger`, each a `_target_` with keyword arguments that stand in YAML.
+
+Their keys are those of the target's signature, less the arguments that the run itself hands over.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Set
+from difflib import get_close_matches
+from pkgutil import resolve_name
+from typing import Any
+
+from atlas.config import ConfigError
+
+# What `build.py` hands to a component besides its keys in YAML.
+HANDED_OVER: Mapping[str, frozenset[str]] = {
+    "data": frozenset({"sequence", "batch_size", "seed", "steps", "carry_memory"}),
+    "optim": frozenset({"model", "steps"}),
+    "logger": frozenset(),
+}
+_HYDRA_KEYS = frozenset({"_target_", "_args_", "_convert_", "_recursive_", "_partial_"})
+
+
+def check_component(key: str, settings: Mapping[str, Any], handed_over: frozenset[str] = frozenset(), /) -> None:
+    """Raise `ConfigError` where `settings`, found at `key`, do not fit the signature of their `_target_`."""
+    parameters = inspect.signature(_target(key, settings)).parameters
+    named = {name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in settings.items():
+        if name in _HYDRA_KEYS:
+            continue
+        if name in handed_over:
+            raise ConfigError(f"{key}.{name}={value}: must be left out, the run sets it")
+        if name not in named and not takes_any:
+            raise ConfigError(f"{key}.{name}={value}: must be {_one_of(key, name, named - handed_over)}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_component(f"{key}.{name}", value)
+    required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+    for name in sorted(required - handed_over - set(settings)):
+        raise ConfigError(f"{key}.{name}: must be set, {settings['_target_']} needs it")
+
+
+def _one_of(key: str, name: str, known: Set[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {key}.{near[0]}?" if near else ""
+    return f"a key of {key}: {', '.join(sorted(known)) or 'it has none'}{hint}"
+
+
+def _target(key: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    path = settings.get("_target_")
+    if not isinstance(path, str):
+        raise ConfigError(f"{key}._target_={path}: must be the dotted name of a class or function")
+    try:
+        target = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={path}: must be the name of a class or function ({error})") from error
+    if not callable(target):
+        raise ConfigError(f"{key}._target_={path}: must be the name of a class or function")
+    return target  # type: ignore[no-any-return]

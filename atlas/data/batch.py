@@ -1,0 +1,52 @@
+"""One training batch."""
+
+# B sequences, T tokens
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T tokens with the loss weight of every target and the role of every row."""
+
+    inputs: Tensor  # [B, T] int64
+    targets: Tensor  # [B, T] int64: targets[:, t] is the token after inputs[:, t]
+    weights: Tensor  # [B, T] float32: weight of each target in the loss, 0 = ignored
+    recall: Tensor  # [B] bool: the row is a recall (needle) sequence
+    fresh: Tensor  # [B] bool: the row does not continue the same row of the step before
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: NDArray[np.uint8],  # [B, T + 1]
+        weights: NDArray[np.float32],  # [B, T]
+        recall: NDArray[np.bool_],  # [B]
+        fresh: NDArray[np.bool_],  # [B]
+    ) -> Batch:
+        """Cut sequences of T + 1 tokens into inputs and the targets one token later."""
+        wide = torch.from_numpy(tokens.astype(np.int64))
+        return cls(
+            inputs=wide[:, :-1].contiguous(),
+            targets=wide[:, 1:].contiguous(),
+            weights=torch.from_numpy(weights),
+            recall=torch.from_numpy(recall),
+            fresh=torch.from_numpy(fresh),
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cut into `parts` micro-batches of equally many rows, in row order; `parts` must divide B."""
+        rows = self.inputs.shape[0]
+        if parts < 1 or rows % parts:
+            raise ValueError(f"parts={parts}: must be a divisor of the {rows} rows")
+        columns = [getattr(self, f.name).split(rows // parts) for f in fields(self)]
+        return [Batch(*pieces) for pieces in zip(*columns, strict=True)]

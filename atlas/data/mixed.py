@@ -1,0 +1,126 @@
+"""Text with a share of recall: a run that learns language and teaches its memory to retrieve."""
+
+# B sequences, T tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.config import VOCABULARY, require
+from atlas.data.batch import Batch
+from atlas.data.corpus import load_corpus
+from atlas.data.recall import RecallTask
+from atlas.data.sampler import Stream, generator
+from atlas.data.text import CorpusData
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallShare:
+    """Share of a batch's rows that are recall sequences, over the steps of a run.
+
+    `start` during the first `hold` of the steps, then linearly to `end`, which it reaches at `blend_end` of the steps.
+    """
+
+    start: float
+    end: float
+    hold: float
+    blend_end: float
+
+    def __post_init__(self) -> None:
+        shares = {"share_start": self.start, "share_end": self.end, "hold": self.hold, "blend_end": self.blend_end}
+        for key, value in shares.items():
+            holds = isinstance(value, int | float) and 0 <= value <= 1
+            require(holds, f"data.recall_{key}", value, "in [0, 1]")
+        allowed = f">= data.recall_hold={self.hold}"
+        require(self.hold <= self.blend_end, "data.recall_blend_end", self.blend_end, allowed)
+
+    def at(self, progress: float) -> float:
+        """Share at `progress` = (step - 1) / steps of the run."""
+        if progress < self.hold:
+            return self.start
+        if progress >= self.blend_end:
+            return self.end
+        blended = (progress - self.hold) / (self.blend_end - self.hold)
+        return self.start + (self.end - self.start) * blended
+
+
+class MixedData:
+    """Recall rows first, text rows after them; the number of recall rows is `round(share * B)`.
+
+    Recall rows are always fresh. A text row is fresh where text is (see `CorpusData`), and where the row was a recall
+    row in the step before. `paths` = [] reads the standard library.
+    """
+
+    vocabulary = VOCABULARY
+
+    def __init__(
+        self,
+        *,
+        recall: RecallTask,
+        recall_share_start: float,
+        recall_share_end: float,
+        recall_hold: float,
+        recall_blend_end: float,
+        paths: Sequence[str],
+        encoding: str,
+        validation_share: float,
+        sequence: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        carry_memory: bool,
+    ) -> None:
+        recall.require_fit(sequence)
+        self.share = RecallShare(
+            start=recall_share_start, end=recall_share_end, hold=recall_hold, blend_end=recall_blend_end
+        )
+        self.task = recall
+        self.text = CorpusData(
+            corpus=load_corpus(paths, encoding, validation_share),
+            sequence=sequence,
+            batch_size=batch_size,
+            seed=seed,
+            carry_memory=carry_memory,
+        )
+        self.sequence = sequence
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = steps
+
+    def recall_rows(self, step: int) -> int:
+        """Recall rows of the batch of a step."""
+        return round(self.share.at((step - 1) / self.steps) * self.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        count = self.recall_rows(step)
+        tokens, fresh = self.text.rows(step)
+        weights = np.ones((self.batch_size, self.sequence), dtype=np.float32)
+        if count:
+            rng = generator(self.seed, Stream.recall, step)
+            sequences = self.task.generate(
+                rng,
+                count,
+                self.sequence,
+                distance_max=self.task.distance_max(step, self.sequence),
+                text=self.text.corpus.train,
+            )
+            tokens[:count] = sequences.tokens
+            weights[:count] = self.task.weights(sequences)
+        row = np.arange(self.batch_size)
+        was_recall = row < (self.recall_rows(step - 1) if step > 1 else 0)
+        return Batch.from_tokens(tokens, weights, row < count, fresh | was_recall | (row < count))
+
+    def validation(self, index: int) -> Batch:
+        """Text only."""
+        return self.text.validation(index)
+
+    def baseline(self, batches: int) -> float:
+        """Loss of a bigram model of the training text."""
+        return self.text.baseline(batches)
+
+    def describe(self) -> dict[str, str | int | float]:
+        shares = {"recall_share_start": self.share.start, "recall_share_end": self.share.end}
+        return self.text.describe() | shares

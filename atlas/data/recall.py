@@ -1,0 +1,178 @@
+"""The recall task: needles in a haystack of bytes, asked for again beyond the reach of attention."""
+
+# B sequences, T tokens
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.config import VOCABULARY, require
+from atlas.data.batch import Batch
+from atlas.data.corpus import Corpus, load_corpus
+from atlas.data.haystack import HAYSTACKS, build_haystacks
+from atlas.data.layout import Layout, random_layout
+from atlas.data.needles import KEY_ALPHABET, VALUE_ALPHABET, NeedleFormat, RecallSequences, write_needles
+from atlas.data.sampler import VALIDATION_SEED, Stream, generator
+
+KEY_BYTES_MAX = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallTask:
+    """What the needle sequences look like.
+
+    The distance from a query to the pair's latest earlier event is more than `distance_min` tokens. During the first
+    `curriculum_steps` steps it is also at most `distance_max(step)`, which grows from about twice `distance_min` to
+    the whole sequence: the haystack between needle and query grows, while sequences keep their length.
+    """
+
+    pairs: int  # needles of a sequence
+    queries: int  # questions of a sequence; a pair may be asked for more than once, or never
+    key_bytes: int
+    value_bytes: int
+    value_alphabet: int  # different bytes that a value byte can be: chance is 1 / value_alphabet
+    distance_min: int  # tokens; attention of `layers` layers reaches layers * (window - 1) back
+    haystack: Mapping[str, float]  # relative share of each kind of haystack, see `build_haystacks`
+    curriculum_steps: int  # 0 = full distances from the start
+    filler_weight: float  # loss weight of every target that is no answer
+
+    def __post_init__(self) -> None:
+        lowest = {"pairs": 1, "queries": 1, "key_bytes": 1, "value_bytes": 1, "distance_min": 0, "curriculum_steps": 0}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= least, f"data.recall.{name}", value, f"an integer >= {least}")
+        require(self.key_bytes <= KEY_BYTES_MAX, "data.recall.key_bytes", self.key_bytes, f"<= {KEY_BYTES_MAX}")
+        size, sizes = self.value_alphabet, len(VALUE_ALPHABET)
+        holds = isinstance(size, int) and 2 <= size <= sizes
+        require(holds, "data.recall.value_alphabet", size, f"an integer in [2, {sizes}]")
+        require(_is_weight(self.filler_weight), "data.recall.filler_weight", self.filler_weight, "a number >= 0")
+        known = all(kind in HAYSTACKS and _is_weight(share) for kind, share in self.haystack.items())
+        usable = known and sum(self.haystack.values()) > 0
+        allowed = f"shares >= 0 of {list(HAYSTACKS)}, one of them > 0"
+        require(usable, "data.recall.haystack", dict(self.haystack), allowed)
+        keys = len(KEY_ALPHABET) ** self.key_bytes
+        allowed = f"<= {keys}, the different keys of data.recall.key_bytes={self.key_bytes}"
+        require(self.pairs <= keys, "data.recall.pairs", self.pairs, allowed)
+
+    @property
+    def format(self) -> NeedleFormat:
+        return NeedleFormat(self.key_bytes, self.value_bytes, self.value_alphabet)
+
+    @property
+    def needs_text(self) -> bool:
+        return self.haystack.get("text", 0) > 0
+
+    def require_fit(self, sequence: int) -> None:
+        """Refuse a task that does not fit into sequences of so many tokens."""
+        slot, events = self.format.slot, self.pairs + self.queries
+        most = (sequence + 1) // slot - self.queries
+        allowed = f"<= {most}: pairs + queries={events} events of {slot} bytes must fit into train.sequence={sequence}"
+        require(self.pairs <= most, "data.recall.pairs", self.pairs, allowed)
+        farthest = sequence - 2 * slot
+        allowed = f"<= {farthest}, else no query fits into train.sequence={sequence}"
+        require(self.distance_min <= farthest, "data.recall.distance_min", self.distance_min, allowed)
+
+    def distance_max(self, step: int, length: int) -> int:
+        """Largest distance between a query and the pair's latest event at a step, tokens."""
+        progress = (step - 1) / self.curriculum_steps if self.curriculum_steps else 1.0
+        short = min(2 * (self.distance_min + self.format.slot), length)
+        return round(short + min(progress, 1.0) * (length - short))
+
+    def generate(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        length: int,
+        *,
+        distance_max: int | None = None,
+        text: NDArray[np.uint8] | None = None,
+    ) -> RecallSequences:
+        """`count` sequences of `length` tokens with needles and queries at random places."""
+        layout = random_layout(
+            rng,
+            count,
+            length,
+            slot=self.format.slot,
+            pairs=self.pairs,
+            queries=self.queries,
+            distance_min=self.distance_min,
+            distance_max=length if distance_max is None else distance_max,
+        )
+        return self.fill(rng, layout, length, text=text)
+
+    def fill(
+        self, rng: np.random.Generator, layout: Layout, length: int, *, text: NDArray[np.uint8] | None = None
+    ) -> RecallSequences:
+        """Sequences of `length` tokens with this task's needles and haystack and a given layout (for probes)."""
+        starts, pairs = layout
+        events = self.format.draw(rng, len(starts), int(pairs.max()) + 1)
+        haystack = build_haystacks(rng, len(starts), length + 1, self.haystack, text)
+        return write_needles(events, starts, pairs, haystack, self.value_bytes)
+
+    def weights(self, sequences: RecallSequences) -> NDArray[np.float32]:
+        """Loss weight of every target: 1 for answer bytes, `filler_weight` for the rest."""
+        return np.where(sequences.answers, 1.0, self.filler_weight).astype(np.float32)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < inf
+
+
+class RecallData:
+    """Batches of needle sequences only. `paths`, `encoding` and `validation_share` matter to text haystacks only."""
+
+    vocabulary = VOCABULARY
+
+    def __init__(
+        self,
+        *,
+        recall: RecallTask,
+        paths: Sequence[str],
+        encoding: str,
+        validation_share: float,
+        sequence: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        carry_memory: bool,
+    ) -> None:
+        recall.require_fit(sequence)
+        self.task = recall
+        self.corpus: Corpus | None = None
+        if recall.needs_text:
+            self.corpus = load_corpus(paths, encoding, validation_share)
+            self.corpus.require_length(sequence)
+        self.sequence = sequence
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batch(self, step: int) -> Batch:
+        rng = generator(self.seed, Stream.recall, step)
+        distance_max = self.task.distance_max(step, self.sequence)
+        text = None if self.corpus is None else self.corpus.train
+        sequences = self.task.generate(rng, self.batch_size, self.sequence, distance_max=distance_max, text=text)
+        return self._to_batch(sequences, self.task.weights(sequences))
+
+    def validation(self, index: int) -> Batch:
+        """Full distances, a text haystack from the validation part; answers only have weight."""
+        rng = generator(VALIDATION_SEED, Stream.validation, index)
+        text = None if self.corpus is None else self.corpus.validation
+        sequences = self.task.generate(rng, self.batch_size, self.sequence, text=text)
+        return self._to_batch(sequences, sequences.answers.astype(np.float32))
+
+    def baseline(self, batches: int) -> float:
+        """Chance: only answer bytes count, and without the needle they are uniform over the value alphabet."""
+        return log(self.task.value_alphabet)
+
+    def describe(self) -> dict[str, str | int | float]:
+        corpus = {} if self.corpus is None else self.corpus.describe()
+        return corpus | {"source": "needle sequences", "pairs": self.task.pairs, "queries": self.task.queries}
+
+    def _to_batch(self, sequences: RecallSequences, weights: NDArray[np.float32]) -> Batch:
+        rows = np.ones(self.batch_size, dtype=np.bool_)
+        return Batch.from_tokens(sequences.tokens, weights, rows, rows.copy())

@@ -1,0 +1,125 @@
+"""Text, one byte a token: batches from the two parts of a corpus."""
+
+# B sequences, T tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.config import VOCABULARY, require
+from atlas.data.batch import Batch
+from atlas.data.bigram import Bigram
+from atlas.data.corpus import Corpus, load_corpus, stdlib_corpus
+from atlas.data.sampler import VALIDATION_SEED, Stream, generator
+
+
+class CorpusData:
+    """Sequences of T tokens of a corpus. Every target counts the same.
+
+    Without `carry_memory` every row starts at a random place. With it, row r reads one segment after the other: the
+    training bytes are cut into segments of T tokens (from an offset that depends on the seed), row r starts at
+    segment r M / B of M, and after the last segment it goes on with the first, where it is fresh again.
+    """
+
+    vocabulary = VOCABULARY
+
+    def __init__(self, *, corpus: Corpus, sequence: int, batch_size: int, seed: int, carry_memory: bool) -> None:
+        corpus.require_length(sequence)
+        self.corpus = corpus
+        self.sequence = sequence
+        self.batch_size = batch_size
+        self.seed = seed
+        self.carry_memory = carry_memory
+
+    def rows(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Bytes [B, T + 1] of a training step and which rows are fresh [B]."""
+        if self.carry_memory:
+            return self._segments(step)
+        rng = generator(self.seed, Stream.text, step)
+        return self._stretches(rng, self.corpus.train), np.ones(self.batch_size, dtype=np.bool_)
+
+    def batch(self, step: int) -> Batch:
+        tokens, fresh = self.rows(step)
+        return self._to_batch(tokens, fresh)
+
+    def validation(self, index: int) -> Batch:
+        rng = generator(VALIDATION_SEED, Stream.validation, index)
+        return self._to_batch(self._stretches(rng, self.corpus.validation), np.ones(self.batch_size, dtype=np.bool_))
+
+    def baseline(self, batches: int) -> float:
+        """Loss of a bigram model of the training bytes."""
+        return Bigram(self.corpus.train).loss([self.validation(index) for index in range(batches)])
+
+    def describe(self) -> dict[str, str | int | float]:
+        return self.corpus.describe()
+
+    def _stretches(self, rng: np.random.Generator, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        starts = rng.integers(0, len(part) - self.sequence, self.batch_size, dtype=np.int64)
+        return np.take(part, starts[:, None] + np.arange(self.sequence + 1))
+
+    def _segments(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        room = len(self.corpus.train) - 1 - self.sequence  # the offset must leave one whole segment and its last target
+        rng = generator(self.seed, Stream.carry_offset, 0)
+        offset = int(rng.integers(0, min(self.sequence, room + 1), dtype=np.int64))
+        segments = (len(self.corpus.train) - 1 - offset) // self.sequence
+        first = np.arange(self.batch_size) * segments // self.batch_size
+        segment = (first + step - 1) % segments
+        starts = offset + segment * self.sequence
+        tokens = np.take(self.corpus.train, starts[:, None] + np.arange(self.sequence + 1))
+        return tokens, (segment == 0) | (step == 1)
+
+    def _to_batch(self, tokens: NDArray[np.uint8], fresh: NDArray[np.bool_]) -> Batch:
+        weights = np.ones((self.batch_size, self.sequence), dtype=np.float32)
+        return Batch.from_tokens(tokens, weights, np.zeros(self.batch_size, dtype=np.bool_), fresh)
+
+
+class StdlibData(CorpusData):
+    """The source text of the running Python's standard library: real text on every machine, no download."""
+
+    def __init__(
+        self,
+        *,
+        validation_share: float,
+        sequence: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        carry_memory: bool,
+    ) -> None:
+        super().__init__(
+            corpus=stdlib_corpus(validation_share),
+            sequence=sequence,
+            batch_size=batch_size,
+            seed=seed,
+            carry_memory=carry_memory,
+        )
+
+
+class TextData(CorpusData):
+    """The user's files. `paths` are glob patterns, `**` crosses folders; `encoding` is bytes or utf8 (checked)."""
+
+    def __init__(
+        self,
+        *,
+        paths: Sequence[str],
+        encoding: str,
+        validation_share: float,
+        sequence: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        carry_memory: bool,
+    ) -> None:
+        require(
+            len(paths) > 0, "data.paths", list(paths), "at least one file or pattern, as in data.paths=[docs/**/*.md]"
+        )
+        super().__init__(
+            corpus=load_corpus(paths, encoding, validation_share),
+            sequence=sequence,
+            batch_size=batch_size,
+            seed=seed,
+            carry_memory=carry_memory,
+        )

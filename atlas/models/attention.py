@@ -1,0 +1,112 @@
+"""Sliding-window attention with RoPE and a persistent prefix.
+
+Legend: B sequences, T tokens, H heads, d head width, w window, P persistent keys, n blocks of w tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlas.models.persistent import PersistentMemory
+
+ROPE_BASE = 10_000.0
+
+
+class AttentionState(NamedTuple):
+    """Keys (rotated) and values of the tokens that later tokens may still see; with a window, always w - 1 of them."""
+
+    keys: Tensor  # [B, H, cached, d]
+    values: Tensor  # [B, H, cached, d]
+    valid: Tensor  # [B, cached] bool; False before the sequence's first token
+
+
+def rotate(x: Tensor, first: int) -> Tensor:
+    """Rotary position embedding of [B, H, T, d] whose first token is number `first` of its sequence."""
+    half = x.shape[-1] // 2
+    # Angles in float64: at position 10^6 float32 would be off by 0.06 rad.
+    frequency = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angle = torch.arange(first, first + x.shape[-2], dtype=torch.float64, device=x.device).unsqueeze(-1) * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+
+
+class SlidingWindowAttention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v over the last w tokens, the current one included, and the persistent prefix.
+
+    `window=0` is full causal attention. The output is not projected: the block fuses it with the memory first.
+    """
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+
+    def initial_state(self, batch: int) -> AttentionState:
+        cached, width = max(self.window - 1, 0), self.qkv.in_features // self.heads
+        empty = self.qkv.weight.new_zeros(batch, self.heads, cached, width)
+        return AttentionState(empty, empty, torch.zeros(batch, cached, dtype=torch.bool, device=empty.device))
+
+    def forward(
+        self, x: Tensor, state: AttentionState, position: int, persistent: PersistentMemory | None
+    ) -> tuple[Tensor, AttentionState]:
+        """x [B, T, D] whose first token is number `position` -> [B, T, D] and the state after it."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, d]
+        query, key = rotate(query, position), rotate(key, position)
+        keys = torch.cat((state.keys.to(key.dtype), key), dim=2)
+        values = torch.cat((state.values.to(value.dtype), value), dim=2)
+        valid = torch.cat((state.valid, state.valid.new_ones(x.shape[:2])), dim=1)
+        attend = self._banded if self.window else self._full
+        out = attend(query, keys, values, valid, persistent)
+        keep = slice(keys.shape[2] - self.window + 1, None) if self.window else slice(None)
+        return out.transpose(1, 2).flatten(2), AttentionState(keys[:, :, keep], values[:, :, keep], valid[:, keep])
+
+    def _full(
+        self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, persistent: PersistentMemory | None
+    ) -> Tensor:
+        if persistent is None and keys.shape[2] == query.shape[2]:
+            return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        tokens, cached = query.shape[2], keys.shape[2] - query.shape[2]
+        mask = torch.ones(tokens, keys.shape[2], dtype=torch.bool, device=query.device).tril(cached)
+        mask = mask & valid[:, None, None]
+        if persistent is not None:
+            keys, values, mask = _with_prefix(keys, values, mask, persistent)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+    def _banded(
+        self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, persistent: PersistentMemory | None
+    ) -> Tensor:
+        """Blocks of w queries against the 2w - 1 keys that any of them may see: cost T * (2w + P), not T^2."""
+        window, tokens = self.window, query.shape[2]
+        padding = -tokens % window
+        span = 2 * window - 1
+        query = F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window))  # [B, H, n, w, d]
+        keys = F.pad(keys, (0, 0, 0, padding)).unfold(2, span, window).mT  # [B, H, n, 2w - 1, d]
+        values = F.pad(values, (0, 0, 0, padding)).unfold(2, span, window).mT
+        seen = F.pad(valid, (0, padding), value=True).unfold(1, span, window)  # [B, n, 2w - 1]
+        band = torch.ones(window, span, dtype=torch.bool, device=query.device).tril(window - 1).triu()
+        mask = band & seen[:, None, :, None]  # [B, 1, n, w, 2w - 1]
+        if persistent is not None:
+            keys, values, mask = _with_prefix(keys, values, mask, persistent)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return out.flatten(2, 3)[:, :, :tokens]
+
+
+def _with_prefix(
+    keys: Tensor, values: Tensor, mask: Tensor, persistent: PersistentMemory
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the persistent pairs before the keys and values, visible to every query. Dimension 1 holds the heads."""
+
+    def lead(prefix: Tensor, rest: Tensor) -> Tensor:
+        shape = [1, prefix.shape[0], *[1] * (rest.dim() - 4), *prefix.shape[1:]]
+        return torch.cat((prefix.to(rest.dtype).view(shape).expand(*rest.shape[:-2], -1, -1), rest), dim=-2)
+
+    return (
+        lead(persistent.keys, keys),
+        lead(persistent.values, values),
+        F.pad(mask, (persistent.keys.shape[1], 0), value=True),
+    )

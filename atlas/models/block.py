@@ -1,0 +1,79 @@
+"""MAG block: attention gated by memory (memory.md section 1, Titans Eq 26-28).
+
+a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = sigmoid(m W_g + b_g)
+x = x + (a * g) W_o                       multiplicative fusion: g = 0 makes the branch exactly 0
+x = x + SwiGLU(RMSNorm(x))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlas.config import Fusion, ModelConfig
+from atlas.models.attention import AttentionState, SlidingWindowAttention
+from atlas.models.memory import AtlasMemory, MemoryState
+from atlas.models.persistent import PersistentMemory
+from atlas.models.plan import ChunkPlan, MemoryMode
+
+
+class BlockState(NamedTuple):
+    attention: AttentionState
+    memory: MemoryState | None
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, linear = self.up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * linear)
+        return out
+
+
+class AtlasMAGBlock(nn.Module):
+    def __init__(self, config: ModelConfig, local_count: int) -> None:
+        super().__init__()
+        width, head_width = config.width, config.width // config.heads
+        self.fusion = config.fusion
+        self.norm, self.feedforward_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.attention = SlidingWindowAttention(width, config.heads, config.window)
+        keys = config.persistent_keys
+        self.persistent = PersistentMemory(config.heads, keys, head_width) if keys else None
+        has_memory = config.memory.enabled
+        self.memory = AtlasMemory(width, config.heads, local_count, config.memory) if has_memory else None
+        self.gate = nn.Linear(width, width) if has_memory else None
+        self.out = nn.Linear(width, width, bias=False)  # no bias: a closed gate must give exactly 0
+        self.feedforward = SwiGLU(width, config.feedforward)
+
+    def initial_state(self, batch: int, plan: ChunkPlan) -> BlockState:
+        attention = self.attention.initial_state(batch)
+        if self.memory is None or self.persistent is None:
+            return BlockState(attention, None)
+        return BlockState(attention, self.memory.initial_state(batch, self.persistent, plan))
+
+    def forward(
+        self, x: Tensor, state: BlockState, position: int, plan: ChunkPlan, mode: MemoryMode
+    ) -> tuple[Tensor, BlockState, Tensor | None]:
+        """x [B, T, D] -> x [B, T, D], the state after it, and the gates [B, T, D] (None without memory)."""
+        inputs = self.norm(x)
+        branch, attention = self.attention(inputs, state.attention, position, self.persistent)
+        memory, gate = state.memory, None
+        if self.memory is not None:
+            recalled, memory = self.memory(inputs, memory, position, self.persistent, plan, mode)
+            branch, gate = self._fuse(branch, recalled)
+        x = x + self.out(branch)
+        x = x + self.feedforward(self.feedforward_norm(x))
+        return x, BlockState(attention, memory), gate
+
+    def _fuse(self, branch: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.gate is not None
+        logits = self.gate(recalled)
+        gate = torch.sigmoid(logits)
+        return (branch * gate if self.fusion is Fusion.multiplicative else branch + logits), gate

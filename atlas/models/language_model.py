@@ -1,0 +1,84 @@
+"""The language model: embedding, MAG blocks, tied head. State in, state out.
+
+Legend: B sequences, T tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from atlas.config import ChunkSizeConfig, ModelConfig
+from atlas.models.block import AtlasMAGBlock, BlockState
+from atlas.models.plan import ChunkPlan, MemoryMode
+
+
+class ModelState(NamedTuple):
+    """What the model keeps of the tokens it has read, per sequence; constant in size where attention has a window."""
+
+    position: int  # tokens read so far
+    blocks: tuple[BlockState, ...]
+
+    def detach(self) -> ModelState:
+        """The same values, cut from the graph: truncated back-propagation."""
+        detached: ModelState = pytree.tree_map_only(Tensor, Tensor.detach, self)
+        return detached
+
+
+class ModelOutput(NamedTuple):
+    logits: Tensor  # [B, T, V]
+    state: ModelState
+    gates: tuple[Tensor, ...]  # [B, T, D] per block with a memory
+
+
+class AtlasModel(nn.Module):
+    """`model(tokens)` or `model(tokens, state)`: the memory learns from the tokens in training and evaluation alike.
+
+    Errors: ValueError for tokens that are not [B, T >= 1], or a state of another batch size.
+    """
+
+    def __init__(self, config: ModelConfig, chunks: ChunkSizeConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.plan = ChunkPlan.from_config(chunks)
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.blocks = nn.ModuleList(AtlasMAGBlock(config, len(chunks.local)) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width)
+        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        with torch.no_grad():
+            for block in self._blocks():  # residual branches start small, so that depth does not grow the stream
+                block.out.weight.mul_((2 * config.layers) ** -0.5)
+                block.feedforward.down.weight.mul_((2 * config.layers) ** -0.5)
+
+    def _blocks(self) -> list[AtlasMAGBlock]:
+        return [block for block in self.blocks if isinstance(block, AtlasMAGBlock)]
+
+    def initial_state(self, batch: int, plan: ChunkPlan | None = None) -> ModelState:
+        """The state before a sequence's first token."""
+        plan = plan or self.plan
+        return ModelState(0, tuple(block.initial_state(batch, plan) for block in self._blocks()))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        plan: ChunkPlan | None = None,
+        mode: MemoryMode = MemoryMode.learn,
+    ) -> ModelOutput:
+        """tokens [B, T] int64 -> logits [B, T, V] for the token after each, the state, the gates."""
+        plan = plan or self.plan
+        if tokens.dim() != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens of shape {list(tokens.shape)}: must be [batch, tokens >= 1]")
+        state = state or self.initial_state(tokens.shape[0], plan)
+        x = self.embedding(tokens)
+        blocks, gates = [], []
+        for block, before in zip(self._blocks(), state.blocks, strict=True):
+            x, after, gate = block(x, before, state.position, plan, mode)
+            blocks.append(after)
+            gates += [] if gate is None else [gate]
+        logits = F.linear(self.norm(x), self.embedding.weight)
+        return ModelOutput(logits, ModelState(state.position + tokens.shape[1], tuple(blocks)), tuple(gates))

@@ -1,0 +1,63 @@
+"""From a block's input to the memory's queries, keys, values and inner rates.
+
+Legend: B sequences, T tokens, D model width, H heads, N = B * H rows, d head width.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlas.config import MemoryConfig
+from atlas.models.convolution import CONVOLUTION, CausalConvolution
+
+
+class MemoryTokens(NamedTuple):
+    query: Tensor  # [N, T, d] unit norm
+    key: Tensor  # [N, T, d] unit norm
+    value: Tensor  # [N, T, d]
+
+
+class MemoryInputs(nn.Module):
+    """q, k, v: linear, causal depthwise convolution, SiLU on v, L2 norm on q and k (Titans section 3.3).
+
+    Titans puts SiLU on q and k too; with the Q-K projection all keys then share a mean direction (memory.md section 1).
+    """
+
+    def __init__(self, width: int, heads: int, memories: int, config: MemoryConfig) -> None:
+        super().__init__()
+        self.heads, self.activate_keys, self.rate_max = heads, config.activate_keys, config.rate_max
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.convolution = CausalConvolution(width) if config.convolution else None
+        self.rate = nn.Linear(width, heads * memories)
+        share = config.rate_init / config.rate_max
+        with torch.no_grad():
+            query, key, value = self.qkv.weight.chunk(3)
+            key.copy_(query)  # the same content gives the same key and query from the first step
+            value.normal_(std=2 * (width // heads * width) ** -0.5)  # ||v|| is about 1 behind the SiLU
+            self.rate.weight.zero_()
+            self.rate.bias.fill_(log(share / (1 - share)))
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Inputs of the convolution before the first token: [B, 3, 3D]."""
+        return self.qkv.weight.new_zeros(batch, CONVOLUTION - 1, self.qkv.out_features)
+
+    def forward(self, x: Tensor, recent: Tensor) -> tuple[MemoryTokens, Tensor]:
+        """x [B, T, D], `recent` [B, 3, 3D] -> the rows' tokens, and `recent` for the next call."""
+        led = torch.cat((recent, self.qkv(x).to(recent.dtype)), dim=1)
+        mixed = led[:, CONVOLUTION - 1 :] if self.convolution is None else self.convolution(led)
+        query, key, value = mixed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        if self.activate_keys:
+            query, key = F.silu(query), F.silu(key)
+        tokens = MemoryTokens(F.normalize(query, dim=-1), F.normalize(key, dim=-1), F.silu(value))
+        return tokens, led[:, -(CONVOLUTION - 1) :]
+
+    def rates(self, x: Tensor) -> Tensor:
+        """Inner rate eta in (0, rate_max) of every memory, row and token: [memories, N, T]."""
+        rate = self.rate_max * torch.sigmoid(self.rate(x).float())
+        rows: Tensor = rate.unflatten(-1, (-1, self.heads)).permute(2, 0, 3, 1).flatten(1, 2)
+        return rows

@@ -1,0 +1,118 @@
+"""Hydra's and OmegaConf's errors -> one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atlas.config import ConfigError, RunConfig
+
+
+@contextmanager
+def refuse(conf_dir: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Raise `ConfigError` in place of what Hydra and OmegaConf raise inside."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, conf_dir, overrides) from error
+
+
+def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> ConfigError:
+    """The one-line `ConfigError` for an error of Hydra or OmegaConf."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = sorted(error.options, key=lambda name: (len(name), name))
+        return ConfigError(f"{group}={option}: must be one of {', '.join(options)}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override}: must be written KEY=VALUE or GROUP=OPTION (quote special characters)")
+    if isinstance(error, ConfigCompositionException):
+        return _explain_composition(error, conf_dir)
+    if "Config group override must be a string" in str(error):  # Hydra does not say which
+        for override in overrides:
+            group, _, option = override.partition("=")
+            names = sorted(path.stem for path in (conf_dir / group).glob("*.yaml"))
+            if names and option not in names:
+                return ConfigError(f"{override}: must be one of {', '.join(names)}")
+    return ConfigError(_one_line(error))
+
+
+def unknown_key(override: str, conf_dir: Path) -> ConfigError:
+    """The refusal of a key that does not exist, with the nearest one that does."""
+    key = override.partition("=")[0]
+    near = get_close_matches(key, known_keys(conf_dir), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    listing = "hydra" if key.startswith("hydra.") else "job"
+    return ConfigError(f"{override}: must be a key that exists (--cfg {listing} lists them){hint}")
+
+
+def known_keys(conf_dir: Path) -> list[str]:
+    """Every key of the schema, and every key that an option of a component sets."""
+    keys = {key for key, _ in _schema_keys(RunConfig, "")}
+    for path in sorted(conf_dir.glob("*/*.yaml")):
+        if path.parent.name in ("data", "optim", "logger"):
+            keys.update(f"{path.parent.name}.{key!s}" for key in OmegaConf.load(path) if key != "_target_")
+    return sorted(keys)
+
+
+def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> ConfigError:
+    message, cause = str(error), error.__cause__
+    if found := re.match(r"Could not override '.*'\.\nTo append to your config use \+(.*)", message):
+        return unknown_key(found[1], conf_dir)
+    if found := re.match(r"Ambiguous value for argument '(.*)'", message):
+        return ConfigError(f"{found[1]}: must be one value; add -m to sweep over several")
+    if found := re.match(r"Multiple values for (\S+)\.", message):
+        return ConfigError(f"{found[1]}: must be given once, as {found[1]}=OPTION without +")
+    override = re.match(r"Error merging override (.*)", message)
+    full_key = re.search(r"full_key: (\S+)", str(cause))
+    if override and full_key:
+        wanted = dict(_schema_keys(RunConfig, "")).get(re.sub(r"\[\d+\]$", "", full_key[1]))
+        if wanted is not None:
+            return ConfigError(f"{override[1]}: must be {_allowed(wanted)}")
+    return ConfigError(f"{_one_line(error)}: {_one_line(cause)}" if cause else _one_line(error))
+
+
+def _schema_keys(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, kind in typing.get_type_hints(schema).items():
+        yield f"{prefix}{name}", kind
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _schema_keys(kind, f"{prefix}{name}.")
+
+
+def _allowed(kind: Any) -> str:
+    """What a value of this type looks like, in words."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_allowed(member) for member in typing.get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(kind.__members__)}"
+    if typing.get_origin(kind) is list:
+        examples = {int: "[8,16]", float: "[0.25,0.5]", str: "[a,b]"}
+        return f"a list, such as {examples[typing.get_args(kind)[0]]}"
+    words = {
+        int: "an integer, such as 1000",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
+    return words.get(kind, "an option of the group, or keys as {key: value}")
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks, and with the key that OmegaConf puts on the second line."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    key = next((line.removeprefix("full_key: ") for line in rest if line.startswith("full_key: ")), "")
+    return f"{key}: {first}" if key else first

@@ -1,0 +1,92 @@
+"""Where a run begins: at step 1, from other weights, or where an earlier start of the same run stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from atlas.composition import save_config
+from atlas.config import ConfigError, RunConfig, require
+from atlas.training.checkpoint import CheckpointError, CheckpointManager
+from atlas.training.manifest import MANIFEST_FILE, Manifest
+from atlas.training.state import TrainState
+
+CHECKPOINTS = "checkpoints"
+CONFIG_FILE = "config.yaml"
+
+
+def starting_point(config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
+    """Put the state where the run begins, and freeze its configuration; returns what the user should know.
+
+    Raises `ConfigError` where the folder holds another run or a checkpoint does not fit.
+    """
+    frozen = folder / CONFIG_FILE
+    taken = frozen.exists() and config.resume is None
+    require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
+    notices = _resume(config, state, checkpoints) if config.resume else _take_weights(config, state)
+    checkpoints.lock()
+    if not frozen.exists():
+        save_config(config, frozen)
+    return notices
+
+
+def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
+    if config.resume == "auto" and not checkpoints.list():
+        return ["nothing to resume here: starts at step 1"]
+    chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
+    payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
+    allowed = f"a run of the same settings: {manifest.path} has config hash {manifest.config_hash}, this run "
+    require(manifest.config_hash == checkpoints.config_hash, "resume", config.resume, allowed + checkpoints.config_hash)
+    try:
+        state.restore(payload)
+    except RuntimeError as error:
+        raise _other_model("resume", manifest, error) from error
+    checkpoints.retire(manifest.step)
+    return [*passed_over(checkpoints), f"resumed from {manifest.path.name}"]
+
+
+def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
+    if config.init_from is None:
+        return []
+    payload, manifest, notices = find_checkpoint(Path(config.init_from), "init_from")
+    try:
+        state.model.load_state_dict(payload["model"])
+    except RuntimeError as error:
+        raise _other_model("init_from", manifest, error) from error
+    return [*notices, f"starts from the weights of {manifest.path}"]
+
+
+def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
+    """The checkpoint at `path`, or the newest sound one of the run at `path`, and a line for each one passed over.
+
+    Raises `ConfigError` naming `key`.
+    """
+    chosen = _checkpoint_folder(path)
+    if chosen is not None and not (chosen / MANIFEST_FILE).is_file():
+        raise ConfigError(f"{key}={path}: must be a run folder (with {CHECKPOINTS}/) or one of its checkpoints")
+    root = path / CHECKPOINTS if chosen is None else chosen.parent
+    checkpoints = CheckpointManager(root, every=1, keep=2)
+    payload, manifest = load_checkpoint(checkpoints, chosen, key)
+    return payload, manifest, passed_over(checkpoints)
+
+
+def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:
+    try:
+        return checkpoints.load(chosen)
+    except CheckpointError as error:
+        raise ConfigError(f"{key}={chosen or checkpoints.root}: must hold a sound checkpoint ({error})") from error
+
+
+def passed_over(checkpoints: CheckpointManager) -> list[str]:
+    """A line for every damaged checkpoint that the last load did not use."""
+    return [f"{folder.name} was passed over: {reason}" for folder, reason in checkpoints.skipped]
+
+
+def _checkpoint_folder(path: Path) -> Path | None:
+    """`path` if it names a checkpoint, None if it names a run."""
+    return None if (path / CHECKPOINTS).is_dir() else path
+
+
+def _other_model(key: str, manifest: Manifest, error: RuntimeError) -> ConfigError:
+    first = str(error).strip().splitlines()[:2]
+    return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({' '.join(first)})")

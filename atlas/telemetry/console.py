@@ -1,0 +1,183 @@
+"""`ConsoleSink`: a progress bar on a terminal, plain lines elsewhere, and a closing table."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from atlas.telemetry.sinks import RunInfo, Sink
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table tells the end
+STYLES = {"spike": "yellow", "warning": "yellow", "rollback": "bold yellow", "error": "bold red"}
+REDRAW_SECONDS = 0.2
+
+
+def _number(values: Mapping[str, Any], key: str, form: str) -> str:
+    value = values.get(key)
+    return "-" if value is None else format(value, form)
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Loss, perplexity, gate and speed on one line; "-" for what was not measured."""
+    return (
+        f"loss {_number(values, 'loss', '.3f')}  ppl {_number(values, 'perplexity', '.2f')}"
+        f"  gate {_number(values, 'gate/mean', '.2f')} std {_number(values, 'gate/std', '.2f')}"
+        f"  {_number(values, 'tokens_per_second', ',.0f')} tok/s"
+    )
+
+
+def describe_event(event: Mapping[str, Any]) -> str:
+    """An event on one line: its message if it has one, else its fields."""
+    if "message" in event:
+        text = str(event["message"])
+    else:
+        hidden = ("kind", "step", "time")
+        text = "  ".join(f"{key}={_short(value)}" for key, value in event.items() if key not in hidden)
+    return f"step {event['step']}  {event['kind']}: {text}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe_duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 1:02:03 or 02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+class ConsoleSink(Sink):
+    """Writes to `stream` (stdout if None). A closed pipe ends the sink, not the run."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._info: RunInfo | None = None
+        self._bar: _Bar | None = None
+        self._clock = 0.0  # when the first step of this start began, seconds
+
+    def open(self, info: RunInfo) -> str | None:
+        self._info = info
+        self._clock = time.perf_counter()
+        stream = self._output()
+        if stream.isatty():
+            self._bar = _Bar(stream, info)
+        return None
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._bar is not None:
+            self._bar.update(step, values, self._time_left(step))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        if self._bar is None and self._info is not None:
+            step, steps = row["step"], self._info.steps
+            left = self._time_left(step)
+            self._print(f"step {step:>{len(str(steps))}}/{steps}  {describe_values(row)}  {left} left")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] not in QUIET_EVENTS:
+            self._print(describe_event(event), STYLES.get(event["kind"]))
+
+    def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        lines = [("status", status), *table]
+        if self._info is not None:
+            lines.append(("files", f"{self._info.folder}{os.sep}"))
+        width = max(len(name) for name, _ in lines)
+        for name, value in lines:
+            self._print(f"  {name:<{width}}  {value}")
+
+    def _time_left(self, step: int) -> str:
+        if self._info is None or step <= self._info.start_step:
+            return "--:--"
+        seconds_per_step = (time.perf_counter() - self._clock) / (step - self._info.start_step)
+        return describe_duration(seconds_per_step * (self._info.steps - step))
+
+    def _output(self) -> TextIO:
+        return sys.stdout if self._stream is None else self._stream
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        if self._bar is not None:
+            self._bar.print(line, style)
+            return
+        stream = self._output()
+        try:
+            _write_line(stream, line)
+        except BrokenPipeError:
+            _redirect_to_nowhere(stream)
+            raise
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    try:
+        print(line, file=stream, flush=True)
+    except UnicodeEncodeError:  # a terminal or pipe that takes ASCII only
+        print(line.encode("ascii", "replace").decode(), file=stream, flush=True)
+
+
+def _redirect_to_nowhere(stream: TextIO) -> None:
+    """Spare the interpreter a second failure when it flushes the closed pipe at exit (Python's own advice)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
+
+
+class _Bar:
+    """The live line on a terminal. rich is imported here, once a run has started."""
+
+    def __init__(self, stream: TextIO, info: RunInfo) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
+
+        # Drawn by hand in this thread: a terminal that fails then fails where it is handled.
+        self._progress: Progress = Progress(
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{info.steps}/{info.steps}"))),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.fields[values]}  {task.fields[left]} left", table_column=Column(no_wrap=True)),
+            console=Console(file=stream),
+            auto_refresh=False,
+            expand=True,
+        )
+        self._task: TaskID = self._progress.add_task(
+            "", total=info.steps, completed=info.start_step, values=describe_values({}), left="--:--"
+        )
+        self._seen: dict[str, Any] = {}  # the last known value of each metric
+        self._drawn = 0.0
+        self._guard(self._progress.start)
+
+    def update(self, step: int, values: Mapping[str, Any], left: str) -> None:
+        """Show the values of `step`; drawn at most every `REDRAW_SECONDS`."""
+        self._seen.update({key: value for key, value in values.items() if value is not None})
+        self._progress.update(self._task, completed=step, values=describe_values(self._seen), left=left)
+        now = time.perf_counter()
+        if now - self._drawn >= REDRAW_SECONDS:
+            self._drawn = now
+            self._guard(self._progress.refresh)
+
+    def print(self, line: str, style: str | None) -> None:
+        """A line above the bar."""
+        from rich.text import Text
+
+        text = Text(line, style=style or "")  # the style of the text only: print's own would colour the bar too
+        self._guard(lambda: self._progress.console.print(text, soft_wrap=True))
+
+    def stop(self) -> None:
+        """Draw the last state and give the terminal back."""
+        self._guard(self._progress.stop)
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except SystemExit as error:  # rich's answer to a closed pipe is to end the program
+            raise BrokenPipeError("the terminal is gone") from error

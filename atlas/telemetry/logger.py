@@ -1,0 +1,101 @@
+"""`TelemetryLogger`: takes the values of every step and passes rows and events to the sinks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from atlas.telemetry.events import make_event
+from atlas.telemetry.rows import make_row
+from atlas.telemetry.sinks import RunInfo, Sink
+
+
+class TelemetryLogger:
+    """Fans telemetry out to sinks, in their order; put the essential one first.
+
+    A row is written every `every` steps, for the last step, and at once with any event. Values logged for one step are
+    collected into one row. Values that come after their row was written cause a second, complete row of that step.
+    A mirror that fails is dropped: one warning, on the console and in events.jsonl, and the run goes on.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], *, every: int) -> None:
+        self._sinks = list(sinks)
+        self._every = every
+        self._last_step = 0
+        self._step = 0
+        self._values: dict[str, Any] = {}
+        self._unwritten = False
+        self._closed = False
+
+    def open(self, info: RunInfo) -> None:
+        """Open every sink. Raises `TelemetryError` if the run's own files cannot be opened."""
+        self._last_step = info.steps
+        self._step = info.start_step
+        notices: list[str] = []
+        self._each(lambda sink: notices.extend(filter(None, [sink.open(info)])))
+        for notice in notices:
+            self._send_event(make_event("notice", info.start_step, {"message": notice}))
+
+    def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add values of `step`. The row of the step before, if it is due, is written now."""
+        if step != self._step:
+            self.flush()
+            self._step, self._values = step, {}
+        self._values.update(metrics)
+        self._unwritten = True
+        self._each(lambda sink: sink.progress(step, self._values))
+
+    def event(self, kind: str, step: int, **fields: Any) -> None:
+        """Send an event at once, and after it the row of the present step."""
+        self._send_event(make_event(kind, step, fields))
+        self.flush(now=True)
+
+    def flush(self, *, now: bool = False) -> None:
+        """Write the present step's row if it is due, or in any case with `now`. Call it before saving a checkpoint."""
+        due = now or self._step % self._every == 0 or self._step == self._last_step
+        if not (self._unwritten and due):
+            return
+        self._unwritten = False
+        row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
+        self._each(lambda sink: sink.row(row))
+
+    def close(
+        self, status: str, summary: Mapping[str, Any] | None = None, table: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Write the last row and close every sink, whatever happens. Closing twice is allowed."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.flush(now=True)
+        finally:
+            self._close_sinks(status, summary or {}, table)
+
+    def _close_sinks(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
+        mirrors_first = sorted(self._sinks, key=lambda sink: sink.essential)  # the files record a mirror failing here
+        self._each(lambda sink: sink.close(status, summary, table), mirrors_first)
+        self._sinks = []
+
+    def _send_event(self, event: Mapping[str, Any]) -> None:
+        self._each(lambda sink: sink.event(event))
+
+    def _each(self, action: Callable[[Sink], object], sinks: Sequence[Sink] | None = None) -> None:
+        for sink in list(self._sinks if sinks is None else sinks):
+            if sink not in self._sinks:  # dropped meanwhile, by the warning about another one
+                continue
+            try:
+                action(sink)
+            except Exception as error:
+                if sink.essential:
+                    raise
+                self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        self._sinks.remove(sink)
+        message = f"{type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}"
+        with suppress(OSError, ValueError):  # stderr may be closed too
+            print(f"warning: {message}", file=sys.stderr)
+        self._send_event(make_event("warning", self._step, {"message": message}))

@@ -1,0 +1,74 @@
+"""`PPLDeltaTracker`: how far the perplexity is above its moving average, and whether that is a spike."""
+
+from __future__ import annotations
+
+import math
+
+
+class PPLDeltaTracker:
+    """Watches a series of perplexities, one `update` per step.
+
+    delta = (perplexity - average) / average. A spike is `patience` consecutive deltas above `threshold` after `warmup`
+    values, or at any time a perplexity that is not finite. While a spike is suspected the average stands still: it
+    must not learn the level that it is to detect.
+
+    The average starts at the first value and is the plain mean of what came, until its weight 1/n falls to `1 - ema`:
+    the first value, the highest of a training run, does not linger in it.
+    """
+
+    def __init__(self, *, threshold: float = 0.05, ema: float = 0.98, warmup: int = 100, patience: int = 3) -> None:
+        self.threshold = threshold
+        self.ema = ema
+        self.warmup = warmup
+        self.patience = patience
+        self.average = 0.0
+        self._count = 0  # values in the average
+        self._suspected = 0  # consecutive values above the threshold
+        self._last = 0.0
+
+    def update(self, perplexity: float) -> tuple[float, bool]:
+        """Take the next value; returns (delta as a ratio, spike). A non-finite value gives (inf, True)."""
+        if not math.isfinite(perplexity):
+            return math.inf, True
+        self._last = perplexity
+        if self._count == 0:
+            self._absorb(perplexity)
+            return 0.0, False
+        delta = (perplexity - self.average) / self.average
+        if self._count >= self.warmup and delta > self.threshold:
+            self._suspected += 1
+            return delta, self._suspected >= self.patience
+        self._suspected = 0
+        self._absorb(perplexity)
+        return delta, False
+
+    @property
+    def suspected(self) -> int:
+        """Consecutive values above the threshold so far."""
+        return self._suspected
+
+    def accept(self) -> None:
+        """Take the last finite value as the new average: for a caller that was told of a spike and goes on from it."""
+        self.average = self._last
+        self._suspected = 0
+
+    def _absorb(self, perplexity: float) -> None:
+        self._count += 1
+        weight = max(1 - self.ema, 1 / self._count)
+        self.average += weight * (perplexity - self.average)
+
+    def state_dict(self) -> dict[str, float]:
+        """What `update` depends on, settings apart."""
+        return {
+            "average": self.average,
+            "count": float(self._count),
+            "suspected": float(self._suspected),
+            "last": self._last,
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from `state_dict()` of another tracker."""
+        self.average = state["average"]
+        self._count = int(state["count"])
+        self._suspected = int(state["suspected"])
+        self._last = state["last"]

@@ -1,0 +1,61 @@
+"""Rows of metrics.jsonl: their fixed keys, their clock fields, and what is kept of them when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atlas.telemetry.jsonl import read_jsonl
+
+# In every row, in this order, null when not measured. Readers of old runs depend on them.
+ROW_KEYS = (
+    "step",
+    "segment",
+    "tokens",
+    "loss",
+    "perplexity",
+    "ppl_delta",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "gate/mean",
+    "gate/std",
+    "gate/polarised",
+    "niah/accuracy",
+)
+# These depend on the machine and the moment; all else is the same in two runs of one seed.
+CLOCK_FIELDS = ("time", "tokens_per_second", "step_seconds", "checkpoint_seconds", "probe_seconds", "peak_memory_bytes")
+
+
+def make_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as a row: the fixed keys first, then the others in the order they came."""
+    return {**dict.fromkeys(ROW_KEYS), **values}
+
+
+def without_clock(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`row` without its clock fields, for comparing two runs."""
+    return {key: value for key, value in row.items() if key not in CLOCK_FIELDS}
+
+
+def keep_rows_until(path: Path, segment: int, step: int) -> int:
+    """Drop the rows that a run continued from (`segment`, `step`) will write again; return how many were dropped.
+
+    Rows of earlier segments stay, however late their steps: they are the record of what a rollback undid.
+    The file is replaced whole, so that a kill leaves either the old one or the new one.
+    """
+    if not path.exists():
+        return 0
+    rows = read_jsonl(path)
+    kept = [row for row in rows if (row["segment"] or 0, row["step"]) <= (segment, step)]
+    if len(kept) == len(rows):
+        return 0
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return len(rows) - len(kept)

@@ -1,0 +1,106 @@
+"""What a telemetry sink is, and the one that counts: the files metrics.jsonl and events.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atlas.telemetry.events import EventLog
+from atlas.telemetry.jsonl import JsonlError, JsonlWriter
+from atlas.telemetry.rows import keep_rows_until
+
+
+class TelemetryError(RuntimeError):
+    """The run's own files cannot be written. The message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a sink needs to know of the run that begins."""
+
+    folder: Path
+    steps: int  # the run's last step
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved, plain containers only
+    versions: Mapping[str, str] = field(default_factory=dict)
+    start_step: int = 0  # step of the checkpoint that the run continues from; 0 = a new run
+    segment: int = 0  # of that checkpoint
+
+
+class Sink:
+    """Receives the run's telemetry. This base ignores everything; a sink overrides what it needs.
+
+    `essential`: an error stops the run. Any other sink is a mirror, dropped at its first error.
+    """
+
+    essential = False
+
+    def open(self, info: RunInfo) -> str | None:
+        """Get ready. Returns a line for the user, if the sink has something to say."""
+        return None
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        """The values of a step, at every step; must be fast."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """An event, at once."""
+
+    def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
+        """The run ended as `status` (completed, failed or aborted); `table` holds the lines of the closing table."""
+
+
+class JsonlSink(Sink):
+    """metrics.jsonl and events.jsonl in the run folder: the truth, of which other sinks are mirrors."""
+
+    essential = True
+
+    def __init__(self) -> None:
+        self._rows: JsonlWriter | None = None
+        self._events: EventLog | None = None
+
+    def open(self, info: RunInfo) -> str | None:
+        """Open both files; rows that the continued run will write again are dropped."""
+        metrics, events = info.folder / "metrics.jsonl", info.folder / "events.jsonl"
+        try:
+            keep_rows_until(metrics, info.segment, info.start_step)
+            self._rows, self._events = JsonlWriter(metrics), EventLog(events)
+        except (OSError, JsonlError) as error:
+            self._release()
+            raise TelemetryError(f"the run's files cannot be opened: {error}") from error
+        return None
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        rows = self._rows
+        if rows is None:
+            raise TelemetryError("metrics.jsonl is not open")
+        _write(rows.path, lambda: rows.append(row))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        events = self._events
+        if events is None:
+            raise TelemetryError("events.jsonl is not open")
+        _write(events.path, lambda: events.write(event))
+
+    def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        rows, self._rows = self._rows, None
+        events, self._events = self._events, None
+        try:
+            if rows is not None:
+                _write(rows.path, rows.close)
+        finally:
+            if events is not None:
+                _write(events.path, events.close)
+
+
+def _write(path: Path, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise TelemetryError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,178 @@
+"""`WandbSink`: mirrors a run to Weights & Biases, online with a login, else into files that can be uploaded later."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from atlas.config import require
+from atlas.telemetry.sinks import RunInfo, Sink
+
+if TYPE_CHECKING:
+    from wandb import Run, Settings
+
+MODES = ("auto", "online", "offline", "disabled")
+DEFAULT_HOST = "https://api.wandb.ai"
+INIT_SECONDS = 20.0  # patience with a network that does not answer, at the start
+FINISH_SECONDS = 60.0  # and at the end
+OFFLINE_HINT = "upload later with `wandb sync`"
+
+
+def has_login() -> bool:
+    """Whether W&B finds a key: in WANDB_API_KEY, or in the netrc file for the host in use."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or DEFAULT_HOST).hostname or ""
+    home = Path.home()
+    files = [Path(named)] if (named := os.environ.get("NETRC")) else [home / ".netrc", home / "_netrc"]
+    for file in files:
+        try:
+            if netrc.netrc(file).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def run_id(folder: Path) -> str:
+    """The W&B id of the run in `folder`, made at the first call and kept in the file wandb_id."""
+    file = folder / "wandb_id"
+    if file.exists() and (known := file.read_text().strip()):
+        return known
+    fresh = secrets.token_hex(6)
+    file.write_text(fresh + "\n")
+    return fresh
+
+
+def decision_numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float | bool | str]:
+    """The numbers of `summary` by flat names (`a/b`), with status and reason: what W&B's tables can compare."""
+    flat: dict[str, float | bool | str] = {}
+    for key, value in summary.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(decision_numbers(value, f"{name}/"))
+        elif isinstance(value, int | float) or name in ("status", "reason"):
+            flat[name] = value
+    return flat
+
+
+class WandbSink(Sink):
+    """A W&B run. `mode`: auto (online with a login, else offline), online, offline or disabled.
+
+    The environment's WANDB_MODE decides for `auto`. Keys come from the environment or the netrc file only.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str,
+        group: str | None,
+        name: str | None,
+        job_type: str | None,
+        tags: Sequence[str],
+    ) -> None:
+        require(mode in MODES, "logger.mode", mode, f"one of {', '.join(MODES)}")
+        self._mode = mode
+        self._project, self._group, self._name, self._job_type = project, group, name, job_type
+        self._tags = list(tags)
+        self._run: Run | None = None
+
+    def open(self, info: RunInfo) -> str | None:
+        mode, notice = self._resolve_mode()
+        if mode == "disabled":
+            return None
+        identity = run_id(info.folder)
+        if mode == "online":
+            try:
+                self._start(info, identity, online=True)
+            except Exception as error:  # no network, a refused key: W&B has many errors, and none may stop a run
+                # W&B still holds the id that failed, so the files get their own.
+                identity += "-offline"
+                notice = f"W&B is offline ({_first_line(error)}); {OFFLINE_HINT}"
+        if self._run is None:
+            self._start(info, identity, online=False)
+        return notice
+
+    def _resolve_mode(self) -> tuple[str, str | None]:
+        """The mode to use, and a line for the user if it is not what might be expected."""
+        if self._mode != "auto":
+            return self._mode, None
+        asked = os.environ.get("WANDB_MODE")
+        if asked in MODES[1:]:
+            return asked, None
+        if has_login():
+            return "online", None
+        return "offline", f"W&B is offline (no key in WANDB_API_KEY or netrc); {OFFLINE_HINT}"
+
+    def _start(self, info: RunInfo, identity: str, *, online: bool) -> None:
+        import wandb
+
+        wandb.setup(settings=wandb.Settings(silent=True))
+        self._run = wandb.init(
+            mode="online" if online else "offline",
+            project=self._project,
+            group=self._group,
+            name=self._name,
+            job_type=self._job_type,
+            tags=self._tags,
+            id=identity,
+            resume="allow" if online else None,  # offline files ignore it
+            dir=info.folder,
+            config={**info.config, "versions": dict(info.versions)},
+            reinit="create_new",  # a sweep's jobs share a process: never take over the run of a job that died
+            settings=_settings(),
+        )
+        # Never pass step= to log: rows logged again after a rollback would be dropped.
+        self._run.define_metric("train/step")
+        self._run.define_metric("*", step_metric="train/step")
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        if self._run is not None:
+            measured = {key: value for key, value in row.items() if value is not None and key != "step"}
+            self._run.log({"train/step": row["step"], **measured})
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        failed_probe = event["kind"] == "probe" and event.get("passed") is False
+        if event["kind"] == "rollback" or failed_probe:
+            title = "rollback" if event["kind"] == "rollback" else "probe failed"
+            fields = {key: value for key, value in event.items() if key not in ("kind", "time")}
+            self._alert(title, ", ".join(f"{key}={value}" for key, value in fields.items()))
+
+    def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
+        if self._run is None:
+            return
+        run = self._run
+        try:
+            if status != "completed":
+                self._alert(f"run {status}", str(summary.get("reason") or status))
+            run.summary.update(decision_numbers({"status": status, **summary}))
+        finally:
+            self._run = None
+            run.finish(exit_code=0 if status == "completed" else 1)
+
+    def _alert(self, title: str, text: str) -> None:
+        if self._run is not None:
+            self._run.alert(title, text, level="WARN", wait_duration=0)
+
+
+def _settings() -> Settings:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        save_code=False,
+        disable_job_creation=True,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,27 @@
+"""Where a run's wall-clock time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clocks:
+    """Seconds per activity; activities do not overlap."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, activity: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - began
+
+    def share(self, activity: str) -> float:
+        """Seconds of `activity` over the sum of its own and training's."""
+        spent = self.seconds.get(activity, 0.0)
+        return spent / max(spent + self.seconds.get("train", 0.0), 1e-9)

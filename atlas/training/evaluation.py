@@ -1,0 +1,49 @@
+"""Perplexity of fixed validation rows: the validation loss, and the series that the spike watch reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from atlas.data.batch import Batch
+from atlas.data.source import DataSource
+from atlas.models.language_model import AtlasModel
+from atlas.training.losses import language_loss
+from atlas.training.step import TrainStep, perplexity
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the memory learns at test time all the same. The mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+class Evaluator:
+    """Losses on validation batches that are the same in every run on this data."""
+
+    def __init__(self, data: DataSource, step: TrainStep, batches: int, watch_rows: int) -> None:
+        self.step = step
+        self.batches = [data.validation(index).to(step.device) for index in range(batches)]
+        first = self.batches[0]
+        rows = min(watch_rows, first.inputs.shape[0])
+        self.watched = Batch(*(column[:rows] for column in vars(first).values()))
+
+    def validation_loss(self, model: AtlasModel) -> float:
+        """Mean loss in nats per weighted target."""
+        return sum(self._loss(model, batch) for batch in self.batches) / len(self.batches)
+
+    def watched_perplexity(self, model: AtlasModel) -> float:
+        return perplexity(self._loss(model, self.watched))
+
+    def _loss(self, model: AtlasModel, batch: Batch) -> float:
+        with evaluating(model), self.step.autocast():
+            return language_loss(model(batch.inputs).logits, batch).total.item()

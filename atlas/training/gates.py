@@ -1,0 +1,77 @@
+"""Statistics of the gates, and the fast-fail monitor that stops a run whose gates have died.
+
+Legend: B sequences, T tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atlas.config import GateAction, GateConfig
+
+
+class GateStatistics(NamedTuple):
+    mean: float
+    std: float
+    polarised: float  # share of gates below 0.1 or above 0.9
+
+    @property
+    def variance(self) -> float:
+        return self.std**2
+
+
+@torch.no_grad()
+def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
+    """Over all gates [B, T, D] of all layers; None for a model without memory."""
+    if not gates:
+        return None
+    values = torch.stack([gate.detach().float() for gate in gates])
+    polarised = ((values - 0.5).abs() > 0.4).float().mean()
+    mean, std, share = torch.stack((values.mean(), values.std(), polarised)).tolist()
+    return GateStatistics(mean, std, share)
+
+
+class GateMonitor:
+    """Fast-fail: at `monitor_check` the gates' variance must be `variance_ratio_min` times that at `monitor_start`; from
+    `monitor_start` on their std may not be below `std_min`.
+
+    Departure from the plan: gates whose std is `nontrivial_std` or more pass the first rule. The variance of a gate is at
+    most 1/4, and polarisation brings it near that before `monitor_start`: it then cannot grow by half, and need not.
+
+    `check` returns the complaint with its numbers, or None. What to do with it is `GateConfig.monitor`.
+    """
+
+    def __init__(self, settings: GateConfig) -> None:
+        self.settings = settings
+        self.start_variance: float | None = None
+
+    def check(self, step: int, gates: GateStatistics | None) -> str | None:
+        settings = self.settings
+        if gates is None or settings.monitor is GateAction.off or step < settings.monitor_start:
+            return None
+        if step == settings.monitor_start:
+            self.start_variance = gates.variance
+        if gates.std < settings.std_min:
+            return f"gate std {gates.std:.4g} at step {step} is below train.gate.std_min={settings.std_min}"
+        if step == settings.monitor_check and self.start_variance is not None:
+            return self._growth(gates, self.start_variance)
+        return None
+
+    def _growth(self, gates: GateStatistics, start: float) -> str | None:
+        settings = self.settings
+        if gates.std >= settings.nontrivial_std or gates.variance >= settings.variance_ratio_min * start:
+            return None
+        return (
+            f"gate variance {gates.variance:.4g} at step {settings.monitor_check} (std {gates.std:.4g}) is below "
+            f"train.gate.variance_ratio_min={settings.variance_ratio_min} times {start:.4g} at step {settings.monitor_start}"
+        )
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"start_variance": self.start_variance}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self.start_variance = state["start_variance"]

@@ -1,0 +1,50 @@
+"""What training minimises: cross entropy of text and of recall answers, and gate polarisation.
+
+Legend: B sequences, T tokens, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atlas.config import GateConfig
+from atlas.data.batch import Batch
+
+
+class LanguageLoss(NamedTuple):
+    """Mean cross entropies in nats per weighted target; NaN for a kind of row that the batch does not have."""
+
+    total: Tensor  # text and recall, weighted by their shares of the rows
+    text: Tensor
+    recall: Tensor
+
+
+def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
+    """logits [B, T, V] -> the two means, each over its own targets, so that few answers count as much as many bytes."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+    weighted = losses.view_as(batch.weights) * batch.weights
+    share = batch.recall.float().mean()
+    text, recall = (weighted[rows].sum() / batch.weights[rows].sum() for rows in (~batch.recall, batch.recall))
+    if not batch.recall.any():
+        return LanguageLoss(text, text, recall)
+    if batch.recall.all():
+        return LanguageLoss(recall, text, recall)
+    return LanguageLoss((1 - share) * text + share * recall, text, recall)
+
+
+def gate_polarisation(gates: Sequence[Tensor]) -> Tensor:
+    """mean(1 - |2g - 1|) over all gates: 0 where every gate is 0 or 1, 1 where all are 1/2 (AC-P1-2)."""
+    return torch.stack([(1 - (2 * gate - 1).abs()).mean() for gate in gates]).mean()
+
+
+def polarisation_weight(step: int, steps: int, gate: GateConfig) -> float:
+    """lambda(t): the peak for the first `polarisation_hold` of the steps, then peak * decay ** progress (AC-P1-2)."""
+    progress = step / steps
+    if progress <= gate.polarisation_hold:
+        return gate.polarisation_peak
+    return gate.polarisation_peak * float(gate.polarisation_decay**progress)

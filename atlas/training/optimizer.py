@@ -1,0 +1,108 @@
+"""Optimisers with their learning-rate schedule: the functions that `conf/optim` names.
+
+The schedule is a pure function of the step, so a checkpoint needs no state for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from atlas.config import require
+
+
+def adamw(
+    *,
+    model: nn.Module,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    betas: Sequence[float],
+    warmup: int,
+    lr_min_ratio: float,
+) -> ScheduledOptimizer:
+    """AdamW; weight decay on matrices of linear layers only."""
+    matrices, rest = parameter_groups(model)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
+    return ScheduledOptimizer([optimizer], lr, steps, warmup, lr_min_ratio)
+
+
+def muon(
+    *,
+    model: nn.Module,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    betas: Sequence[float],
+    warmup: int,
+    lr_min_ratio: float,
+) -> ScheduledOptimizer:
+    """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
+    matrices, rest = parameter_groups(model)
+    optimizers = [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0),
+    ]
+    return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio)
+
+
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of linear layers, and everything else: embedding, norms, biases, W_init, persistent memory."""
+    linear = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)}
+    matrices = [parameter for parameter in model.parameters() if id(parameter) in linear]
+    return matrices, [parameter for parameter in model.parameters() if id(parameter) not in linear]
+
+
+class ScheduledOptimizer:
+    """One or more optimisers under one schedule: linear warm-up, then cosine to `lr_min_ratio * lr` at the last step."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        lr: float,
+        steps: int,
+        warmup: int,
+        lr_min_ratio: float,
+    ) -> None:
+        require(lr > 0, "optim.lr", lr, "> 0")
+        require(warmup >= 0, "optim.warmup", warmup, ">= 0 steps")
+        require(0 <= lr_min_ratio <= 1, "optim.lr_min_ratio", lr_min_ratio, "in [0, 1]")
+        self.optimizers = list(optimizers)
+        self.lr, self.steps, self.lr_min_ratio = lr, steps, lr_min_ratio
+        self.warmup = min(warmup, steps)
+        self.scale = 1.0  # lowered by a rollback that answers with `lower_lr`
+        self.burst = 1.0  # raised for a few steps by an injected fault
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, 1 <= step <= steps."""
+        if step <= self.warmup:
+            return self.burst * self.scale * self.lr * step / self.warmup
+        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        floor = self.lr_min_ratio
+        return self.burst * self.scale * self.lr * (floor + (1 - floor) * (1 + cos(pi * progress)) / 2)
+
+    def step(self, step: int) -> float:
+        """Update the parameters with the gradients they hold; returns the learning rate used."""
+        lr = self.lr_at(step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        return lr
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scale = state["scale"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)

@@ -1,0 +1,76 @@
+"""Carrying out a rollback: restore, change something, retire what was undone, and tell."""
+
+from __future__ import annotations
+
+from atlas.config import RollbackAction, RollbackConfig
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.checkpoint import CheckpointError, CheckpointManager
+from atlas.training.errors import AbortError
+from atlas.training.rollback import Decision
+from atlas.training.state import TrainState
+
+
+class Recovery:
+    def __init__(
+        self,
+        settings: RollbackConfig,
+        state: TrainState,
+        checkpoints: CheckpointManager,
+        telemetry: TelemetryLogger,
+    ) -> None:
+        self.settings, self.state, self.checkpoints, self.telemetry = settings, state, checkpoints, telemetry
+
+    def answer(self, decision: Decision, *, finite: bool) -> bool:
+        """Act on a decision. True: the run goes on as it is; False: it was rolled back.
+
+        Raises `AbortError` where nothing can be restored: the limit is reached, no checkpoint is sound, or rollback is off
+        and the weights cannot be trained further.
+        """
+        state = self.state
+        self.telemetry.event("spike", state.step, trigger=decision.trigger, message=decision.reason)
+        if not self.settings.enabled:
+            if not finite:
+                raise AbortError(f"{decision.reason}; rollback is off")
+            state.history.accept()  # the new level is the level now
+            return True
+        if decision.abort:
+            raise AbortError(
+                f"{decision.reason}, after {state.rollbacks} rollbacks (rollback.limit={self.settings.limit})"
+            )
+        self._restore(decision)
+        return False
+
+    def _restore(self, decision: Decision) -> None:
+        """Segment, count and batches left out survive the restoring, or the run would go round in circles."""
+        state = self.state
+        reached, segment, rollbacks, skipped = state.step, state.segment, state.rollbacks, state.skipped
+        scale = state.optimizer.scale
+        try:
+            payload, manifest = self.checkpoints.rollback(decision.before_step)
+        except CheckpointError as error:
+            raise AbortError(f"{decision.reason}, and no rollback is possible: {error}") from error
+        state.restore(payload)
+        state.segment, state.rollbacks, state.skipped = segment + 1, rollbacks + 1, skipped
+        state.optimizer.scale = scale
+        change = self._change(reached)
+        self.checkpoints.retire(manifest.step)
+        self.telemetry.event(
+            "rollback",
+            manifest.step,
+            trigger=decision.trigger,
+            reason=decision.reason,
+            from_step=reached,
+            segment=state.segment,
+            rollbacks=state.rollbacks,
+            change=change,
+        )
+
+    def _change(self, reached: int) -> str:
+        """The same input would give the same spike."""
+        state = self.state
+        if self.settings.action is RollbackAction.lower_lr:
+            state.optimizer.scale *= self.settings.lr_factor
+            return f"learning rate times {state.optimizer.scale:g}"
+        left_out = reached + 1 - state.step  # up to the batch that a failing step was trained on
+        state.skipped += left_out
+        return f"{left_out} batches left out"

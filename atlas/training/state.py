@@ -1,0 +1,87 @@
+"""Everything that a run's continuation depends on: what a checkpoint saves, a resume and a rollback restore.
+
+Legend: B sequences of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from atlas.models.language_model import AtlasModel, ModelState
+from atlas.training.gates import GateMonitor
+from atlas.training.history import History
+from atlas.training.optimizer import ScheduledOptimizer
+
+
+@dataclass
+class TrainState:
+    """The position of a run. `carried` holds a state per micro-batch where memory is carried across segments."""
+
+    model: AtlasModel
+    optimizer: ScheduledOptimizer
+    monitor: GateMonitor
+    history: History
+    step: int = 0  # optimiser steps done
+    tokens: int = 0  # tokens trained on
+    segment: int = 0  # raised by every rollback
+    rollbacks: int = 0
+    skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
+    carried: list[ModelState] = field(default_factory=list)
+
+    def payload(self) -> dict[str, Any]:
+        """Plain containers and tensors, as a checkpoint keeps them."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "history": self.history.state_dict(),
+            "position": {name: getattr(self, name) for name in POSITION},
+            "carried": [pytree.tree_leaves(state) for state in self.carried],
+            "rng": rng_state(),
+        }
+
+    def restore(self, payload: dict[str, Any]) -> None:
+        """Continue from a payload, bitwise. Raises `RuntimeError` for weights of another model."""
+        self.model.load_state_dict(payload["model"])
+        self.optimizer.load_state_dict(payload["optimizer"])
+        self.monitor.load_state_dict(payload["monitor"])
+        self.history.load_state_dict(payload["history"])
+        for name in POSITION:
+            setattr(self, name, payload["position"][name])
+        self.carried = [self._carried_state(leaves) for leaves in payload["carried"]]
+        restore_rng(payload["rng"])
+
+    def _carried_state(self, leaves: list[Any]) -> ModelState:
+        device = self.model.embedding.weight.device
+        batch = next(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor))
+        _, structure = pytree.tree_flatten(self.model.initial_state(batch))
+        on_device = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        state: ModelState = pytree.tree_unflatten(on_device, structure)
+        return state
+
+
+POSITION = ("step", "tokens", "segment", "rollbacks", "skipped")
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator of the process that training could draw from."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    numpy_state = [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy_state}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

@@ -1,0 +1,61 @@
+"""summary.json: how a run ended, in numbers. It is written whatever happens."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass
+class RunSummary:
+    """`status`: completed, failed (an error) or aborted (stopped by the user or by a safeguard), with the `reason`."""
+
+    folder: str
+    status: str = "running"
+    reason: str = ""
+    step: int = 0
+    steps: int = 0
+    tokens: int = 0
+    segment: int = 0
+    rollbacks: int = 0
+    parameters: int = 0
+    loss: float | None = None
+    perplexity: float | None = None
+    recall_loss: float | None = None
+    validation_loss: float | None = None
+    baseline_loss: float | None = None
+    gate_mean: float | None = None
+    gate_std: float | None = None
+    gate_polarised: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    overhead: dict[str, float] = field(default_factory=dict)  # share of training time, per activity
+    niah: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    git: str = ""
+    config_hash: str = ""
+
+    def write(self) -> None:
+        """Replace the file as a whole; numbers that are not finite become null."""
+        path = Path(self.folder) / SUMMARY_FILE
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(_plain(asdict(self)), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,190 @@
+"""The training loop: it orders what its collaborators do, and ends every run with a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any, Protocol
+
+from atlas.config import GateAction, RunConfig
+from atlas.data.source import DataSource
+from atlas.models.language_model import AtlasModel
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.checkpoint import CheckpointManager
+from atlas.training.clocks import Clocks
+from atlas.training.errors import AbortError
+from atlas.training.evaluation import Evaluator
+from atlas.training.faults import FaultInjector
+from atlas.training.gates import GateStatistics
+from atlas.training.history import Reading
+from atlas.training.recovery import Recovery
+from atlas.training.rollback import decide
+from atlas.training.state import TrainState
+from atlas.training.step import StepResult, TrainStep
+
+
+class Probe(Protocol):
+    """What the trainer asks of a probe: it may not change training in any way."""
+
+    def due(self, step: int) -> bool: ...
+
+    def run(self, model: AtlasModel, step: int) -> Sequence[ProbeResult]: ...
+
+
+class ProbeResult(Protocol):
+    @property
+    def metrics(self) -> Mapping[str, float | None]: ...
+
+    @property
+    def level(self) -> str: ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Trainer:
+    def __init__(
+        self,
+        config: RunConfig,
+        state: TrainState,
+        data: DataSource,
+        step: TrainStep,
+        evaluator: Evaluator,
+        telemetry: TelemetryLogger,
+        checkpoints: CheckpointManager,
+        probe: Probe | None,
+        faults: FaultInjector,
+        clocks: Clocks,
+    ) -> None:
+        self.config, self.state, self.data, self.step, self.evaluator = config, state, data, step, evaluator
+        self.telemetry, self.checkpoints, self.probe, self.faults, self.clocks = (
+            telemetry,
+            checkpoints,
+            probe,
+            faults,
+            clocks,
+        )
+        self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
+        self.last: StepResult | None = None
+        self.validation_loss: float | None = None
+        self.probe_results: list[ProbeResult] = []
+        self.speed = 0.0  # of the last step, tokens/s
+        self.trained_tokens = 0  # by this process, undone ones included
+
+    def run(self) -> None:
+        """Train to the last step. Raises `AbortError` where a safeguard stops the run."""
+        state = self.state
+        if state.step == 0 and self.config.rollback.enabled:
+            self._save()  # a rollback may be needed before the first regular checkpoint
+        while state.step < self.config.train.steps:
+            result = self._train_step()
+            if not self._healthy(result):
+                continue
+            self._validate()
+            self._probe()
+            if self.checkpoints.due(state.step):
+                self._save()
+
+    def _train_step(self) -> StepResult:
+        state = self.state
+        with self.clocks.measure("train"):
+            began = time.perf_counter()
+            batch = self.data.batch(state.step + 1 + state.skipped)
+            result = self.step(state, self.faults.strike(state, batch))
+            self.speed = batch.inputs.numel() / (time.perf_counter() - began)
+        self.last = result
+        self.trained_tokens += batch.inputs.numel()
+        return result
+
+    def _healthy(self, result: StepResult) -> bool:
+        """Look at the step; False where the run was rolled back and goes on from an earlier step."""
+        state = self.state
+        with self.clocks.measure("watch"):
+            self._watch(result)
+        with self.clocks.measure("telemetry"):
+            values = {**step_metrics(state, result), "tokens_per_second": round(self.speed, 1)}
+            self.telemetry.log_step(state.step + (not result.finite), values)
+        decision = decide(state.history.readings, state.rollbacks, self.config.rollback)
+        if decision is None:
+            if not result.finite:
+                raise AbortError(state.history.readings[-1].reason)
+            return True
+        with self.clocks.measure("rollback"):
+            return self.recovery.answer(decision, finite=result.finite)
+
+    def _watch(self, result: StepResult) -> None:
+        """Add to the history what this step gives reason to record."""
+        state, history = self.state, self.state.history
+        if not result.finite:
+            reason = f"loss {result.loss:.4g}, gradient norm {result.gradient_norm:.4g} at step {state.step + 1}"
+            history.add(Reading("non_finite", state.step + 1, True, reason=reason))
+            return
+        if history.needs_reading(state.step, result.loss):
+            history.add_perplexity(state.step, self.evaluator.watched_perplexity(state.model))
+        complaint = state.monitor.check(state.step, result.gates)
+        if complaint is None:
+            return
+        if "gate" in self.config.rollback.triggers:
+            history.add(Reading("gate", state.step, True, reason=complaint))
+        elif self.config.train.gate.monitor is GateAction.abort:
+            raise AbortError(complaint)
+        else:
+            self.telemetry.event("warning", state.step, message=complaint)
+
+    def _validate(self) -> None:
+        step, settings = self.state.step, self.config.train
+        if step % settings.validation_every and step != settings.steps:
+            return
+        with self.clocks.measure("validation"):
+            self.validation_loss = self.evaluator.validation_loss(self.state.model)
+        self.telemetry.log_step(step, {"validation/loss": self.validation_loss})
+
+    def _probe(self) -> None:
+        state = self.state
+        if self.probe is None or not self.probe.due(state.step):
+            return
+        with self.clocks.measure("probe"):
+            self.probe_results = list(self.probe.run(state.model, state.step))
+        for result in self.probe_results:
+            self.telemetry.log_step(state.step, result.metrics)
+            self.telemetry.event("probe", state.step, **result.describe())
+            if result.failed and "niah" in self.config.rollback.triggers:
+                state.history.add(Reading("niah", state.step, True, reason=str(result.describe())))
+
+    def _save(self) -> None:
+        state = self.state
+        self.telemetry.flush()
+        health = {
+            "validation_loss": self.validation_loss,
+            "loss": self.last.loss if self.last else None,
+            "healthy": not any(reading.bad for reading in state.history.readings[-1:]),
+        }
+        with self.clocks.measure("checkpoint"):
+            saved = self.checkpoints.save(state.step, state.payload(), health)
+        self.telemetry.event(
+            "checkpoint", state.step, path=saved.path.name, bytes=saved.bytes, seconds=round(saved.seconds, 4)
+        )
+
+
+def step_metrics(state: TrainState, result: StepResult) -> dict[str, float | int | None]:
+    """The values of a step as metrics.jsonl names them; None for what the step did not have."""
+    gates = result.gates or GateStatistics(float("nan"), float("nan"), float("nan"))
+    metrics = {
+        "segment": state.segment,
+        "tokens": state.tokens,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "ppl_delta": state.history.delta,
+        "lr": result.lr,
+        "grad_norm": result.gradient_norm,
+        "gate/mean": gates.mean,
+        "gate/std": gates.std,
+        "gate/polarised": gates.polarised,
+        "loss/text": result.text,
+        "loss/recall": result.recall,
+        "loss/polarisation": result.polarisation,
+    }
+    return {key: value if value is None or isfinite(value) else None for key, value in metrics.items()}

@@ -1,0 +1,26 @@
+"""Fixtures of all tests: no setting of the user's environment reaches a test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are written where the test says, and W&B stays offline."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_") or name in ("ATLAS_RUN_DIR", "HYDRA_FULL_ERROR"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture(autouse=True)
+def skip_without_gpu(request: pytest.FixtureRequest) -> None:
+    """Tests marked `gpu` are skipped where there is no CUDA device."""
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")

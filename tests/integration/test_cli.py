@@ -1,0 +1,201 @@
+"""The command line as a user meets it: each test starts a process in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import atlas
+from atlas.composition import GROUPS, options
+
+ROOT = Path(__file__).parents[2]
+# A run of seconds: one small layer on short sequences.
+SHORT = [
+    "train=smoke",
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.sequence=128",
+    "model.width=32",
+    "model.layers=1",
+    "model.feedforward=32",
+    "model.memory.hidden=16",
+    "chunk_size.shard=64",
+    "chunk_size.global_size=64",
+    "data=stdlib",
+    "niah=off",
+    "logger=none",
+    "device=cpu",
+]
+
+
+def start(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "atlas.train", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def status(summary: Path) -> str:
+    return str(json.loads(summary.read_text(encoding="utf-8"))["status"])
+
+
+def test_help_explains_every_option_with_five_examples(tmp_path: Path) -> None:
+    text = start("--help", folder=tmp_path).stdout
+    for group in GROUPS:
+        assert re.search(rf"^{group}: \w", text, re.MULTILINE), group
+        for option in options(group):
+            assert re.search(rf"^  [ *] {option} +\S", text, re.MULTILINE), f"{group}={option}"
+    assert len(re.findall(r"^  python -m atlas.train", text, re.MULTILINE)) == 5
+    marked = re.findall(r"^  \* (\w+)", text, re.MULTILINE)
+    assert marked == ["tiny", "c16", "mixed", "adamw", "default", "default", "default", "default", "auto", "wandb"]
+    assert written(tmp_path) == []
+
+
+def test_the_examples_of_help_compose(tmp_path: Path) -> None:
+    text = start("--help", folder=tmp_path).stdout
+    for example in re.findall(r"^  python -m atlas.train(.*?)  +\S", text, re.MULTILINE):
+        arguments = [argument for argument in shlex.split(example) if argument != "-m"]
+        wanted = [argument if "[" in argument else argument.split(",")[0] for argument in arguments]
+        assert atlas.compose(wanted).seed == 0
+
+
+def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
+    check = (
+        "import sys, atlas, atlas.train\n"
+        "sys.argv = ['atlas-train', '--cfg', 'job', 'niah.every=77']\n"
+        "code = atlas.train.main()\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "niah:\n  enabled: true\n  every: 77\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chunk_size=c9"], "chunk_size=c9: must be one of c8, c16, c32, c64, set_a, set_b, set_c"),
+        (["niah.evry=5"], "niah.evry=5: must be a key that exists (--cfg job lists them); did you mean niah.every?"),
+        (["+niah.new=5"], "niah.new=5: must be a key that exists (--cfg job lists them)"),
+        (["niah.every=0"], "niah.every=0: must be >= 1 (niah=off switches the probes off)"),
+        (["niah.every=x"], "niah.every=x: must be an integer, such as 1000"),
+        (["chunk_size.local=[7]"], "chunk_size.local=[7]: must be positive divisors of chunk_size.shard=128"),
+        (["chunk_size.shard=1024"], "chunk_size.shard=1024: must be <= train.sequence=512"),
+        (["model.heads=3"], "model.heads=3: must be a divisor of model.width=128"),
+        (["+data.extra=1"], "data.extra=1: must be a key of data: "),
+        (["chunk_size=c8,c16"], "chunk_size=c8,c16: must be one value; add -m to sweep over several"),
+        (["-m", "chunk_size=c8,c9"], "chunk_size=c9: must be one of c8, c16, c32, c64, set_a, set_b, set_c"),
+        (["-m", "niah.every=5,x"], "niah.every=x: must be an integer, such as 1000"),
+        (["hydra.run.dir=/proc/atlas"], "hydra.run.dir=/proc/atlas: must be a folder that can be written"),
+        (["hydra.run.dir=file/run"], "hydra.run.dir=file/run: must be a folder that can be written (Not a directory)"),
+        (["-m", "hydra.sweep.dir=file/sweep", "seed=0,1"], "hydra.sweep.dir="),
+        (["data=text", 'data.paths=["nothing/*.txt"]'], "data.paths="),
+        (["data=text", "data.paths=[file]"], "data.paths="),
+        (["data=text"], "data.paths=[]: must be at least one file or pattern"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_line_and_no_run_folder(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    result = start(*arguments, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"atlas: {message}")
+    assert (result.stderr.count("\n"), result.stdout) == (1, "")
+    assert written(tmp_path) == ["file"]
+    assert list(tmp_path.glob("outputs/*/*")) == []
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    result = start("device=cuda", folder=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("atlas: device.kind=cuda: must be auto or cpu")
+    assert (result.stderr.count("\n"), written(tmp_path)) == (1, [])
+
+
+def test_hydras_own_traceback_can_be_had(tmp_path: Path) -> None:
+    result = start("chunk_size=c9", folder=tmp_path, HYDRA_FULL_ERROR="1")
+    assert result.returncode == 1
+    assert "Traceback (most recent call last)" in result.stderr
+
+
+def test_a_run_in_the_folder_of_the_environment(tmp_path: Path) -> None:
+    result = start(*SHORT, folder=tmp_path, ATLAS_RUN_DIR="chosen")
+    assert (result.returncode, result.stderr) == (0, "")
+    files = {"config.yaml", "events.jsonl", "metrics.jsonl", "summary.json"}
+    assert files <= {path.name for path in (tmp_path / "chosen").iterdir()}
+    assert status(tmp_path / "chosen" / "summary.json") == "completed"
+
+
+def test_a_failing_job_does_not_take_the_sweep_with_it(tmp_path: Path) -> None:
+    result = start("-m", *SHORT, "checkpoint.keep=1,2", "hydra.sweep.dir=sweep", folder=tmp_path)
+    assert result.returncode == 1
+    assert "job 0 failed: checkpoint.keep=1: must be >= 2" in result.stderr
+    assert result.stderr.splitlines()[-1] == "atlas: 1 of 2 jobs completed; see sweep"
+    failed = json.loads((tmp_path / "sweep" / "0" / "summary.json").read_text(encoding="utf-8"))
+    assert (failed["status"], failed["reason"]) == (
+        "failed",
+        "checkpoint.keep=1: must be >= 2 (the newest may be damaged)",
+    )
+    assert status(tmp_path / "sweep" / "1" / "summary.json") == "completed"
+
+
+def test_the_module_is_the_function(tmp_path: Path) -> None:
+    config = atlas.compose(SHORT)
+    run = atlas.train(config, tmp_path / "run")
+    assert (run.status, run.step, run.folder) == ("completed", 2, str(tmp_path / "run"))
+    _, loaded = atlas.load(tmp_path / "run")
+    assert loaded == config
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_the_function(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(atlas.ConfigError, match=r"^folder=.*/file/run: must be a folder that can be written"):
+        atlas.train(atlas.compose(SHORT), tmp_path / "file" / "run")
+
+
+@pytest.mark.slow
+def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"atlas_memory-{atlas.__version__}-py3-none-any.whl"
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    code = "import atlas, atlas.composition as c; print(c.CONF_DIR); print(atlas.compose(['chunk_size=set_c']))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    conf_dir, config = result.stdout.splitlines()
+    assert conf_dir == str(site / "atlas" / "conf")
+    assert config == repr(atlas.compose(["chunk_size=set_c"]))
+    script = (site / "bin" / "atlas-train").read_text(encoding="utf-8")
+    assert "from atlas.train import main" in script
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, capture_output=True)

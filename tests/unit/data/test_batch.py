@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+import torch
+
+from atlas.data.batch import Batch
+
+
+@pytest.fixture
+def batch() -> Batch:
+    tokens = np.arange(4 * 6, dtype=np.uint8).reshape(4, 6)
+    weights = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
+    return Batch.from_tokens(
+        tokens, weights, np.array([True, True, False, False]), np.array([True, False, True, False])
+    )
+
+
+def test_targets_are_the_inputs_one_token_later(batch: Batch) -> None:
+    assert batch.inputs[1].tolist() == [6, 7, 8, 9, 10]
+    assert batch.targets[1].tolist() == [7, 8, 9, 10, 11]
+    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+    assert batch.weights.dtype == torch.float32
+
+
+def test_split_keeps_rows_in_order(batch: Batch) -> None:
+    parts = batch.split(2)
+    assert [part.inputs[:, 0].tolist() for part in parts] == [[0, 6], [12, 18]]
+    assert [part.recall.tolist() for part in parts] == [[True, True], [False, False]]
+    assert [part.fresh.tolist() for part in parts] == [[True, False], [True, False]]
+    assert torch.equal(torch.cat([part.weights for part in parts]), batch.weights)
+
+
+@pytest.mark.parametrize("parts", [0, 3, 8])
+def test_split_refuses_parts_that_do_not_divide(batch: Batch, parts: int) -> None:
+    with pytest.raises(ValueError, match=f"parts={parts}"):
+        batch.split(parts)
+
+
+def test_to_moves_every_field(batch: Batch) -> None:
+    moved = batch.to("meta")
+    assert {t.device.type for t in (moved.inputs, moved.targets, moved.weights, moved.recall, moved.fresh)} == {"meta"}

@@ -1,0 +1,106 @@
+import json
+import math
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from atlas.telemetry.jsonl import JsonlError, JsonlWriter, read_jsonl
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """The system refuses to let a file grow past `size` bytes: a write is cut short, the next one fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_rows_come_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"step": 1, "loss": 2.5, "name": "a\nb", "list": [1, None, True]}, {"step": 2, "nested": {"x": 0.1}}]
+    with JsonlWriter(path) as writer:
+        for row in rows:
+            writer.append(row)
+            assert read_jsonl(path)[-1] == row  # on file at once
+    with JsonlWriter(path) as writer:
+        writer.append({"step": 3})
+    assert read_jsonl(path) == [*rows, {"step": 3}]
+
+
+def test_non_finite_numbers_become_null_and_paths_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        writer.append({"a": math.nan, "b": [math.inf, 1.0], "c": {"d": -math.inf}, "e": Path("x/y")})
+    assert read_jsonl(path) == [{"a": None, "b": [None, 1.0], "c": {"d": None}, "e": "x/y"}]
+
+
+def test_a_value_that_is_no_number_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        with pytest.raises(TypeError, match="complex cannot be written as JSON"):
+            writer.append({"a": 1j})
+        writer.append({"a": 1})
+    assert read_jsonl(path) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("tail", [b'{"step":3,"lo', b"\0\0\0\0\n", b'{"step":3}', b"[1]\n", b"\n"])
+def test_a_torn_last_line_is_skipped_by_readers_and_cut_off_by_the_next_writer(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step":1}\n{"step":2}\n' + tail)
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
+    with JsonlWriter(path) as writer:
+        writer.append({"step": 4})
+    assert path.read_bytes() == b'{"step":1}\n{"step":2}\n{"step":4}\n'
+
+
+def test_a_file_cut_at_any_byte_keeps_all_its_complete_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"step": step, "loss": step / 7}).encode() + b"\n" for step in range(4)]
+    whole = b"".join(lines)
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        complete = whole[:size].count(b"\n")
+        assert [row["step"] for row in read_jsonl(path)] == list(range(complete))
+
+
+def test_a_damaged_inner_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step":1}\n{"step":2,\n{"step":3}\n')
+    with pytest.raises(JsonlError, match=r"rows\.jsonl, line 2: not a JSON object"):
+        read_jsonl(path)
+
+
+def test_a_row_that_does_not_fit_is_taken_back_and_the_next_starts_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        writer.append({"step": 1})
+        with file_size_limit(50), pytest.raises(OSError, match="File too large"):
+            writer.append({"step": 2, "text": "x" * 100})
+        assert path.read_bytes() == b'{"step":1}\n'
+        writer.append({"step": 3})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+
+
+def test_writing_after_close_is_refused(tmp_path: Path) -> None:
+    writer = JsonlWriter(tmp_path / "rows.jsonl")
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match="is closed"):
+        writer.append({"step": 1})
+
+
+def test_one_write_call_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: sizes.append(len(data)) or real(descriptor, data))
+    with JsonlWriter(tmp_path / "rows.jsonl") as writer:
+        writer.append({"text": "x" * 100_000})
+        writer.append({"step": 2})
+    assert sizes == [100_012, 11]
