@@ -12,13 +12,21 @@ from hydra.utils import instantiate
 
 from atlas.composition import load_config
 from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Precision, RunConfig, require
+from atlas.data.corpus import stdlib_corpus
+from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
-from atlas.starting import CONFIG_FILE, find_checkpoint
+from atlas.probes.niah import NIAHProbe
+from atlas.resuming import CONFIG_FILE
+from atlas.starting import find_checkpoint, other_model
 from atlas.telemetry.console import ConsoleSink
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.sinks import JsonlSink, Sink
+from atlas.training.manifest import Manifest
 from atlas.training.optimizer import ScheduledOptimizer
+
+UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # where training shows none
+PROBE_VALIDATION_SHARE = 0.1  # of the standard library, where the data brings no text
 
 
 def build_model(config: RunConfig) -> AtlasModel:
@@ -58,6 +66,20 @@ def resolve_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
     return device, torch.bfloat16 if half else torch.float32
 
 
+def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
+    """The NIAH probes of the run. Text haystacks are the data's validation text, or the standard library's."""
+    text = None
+    if config.niah.enabled:
+        text = (data.corpus or stdlib_corpus(PROBE_VALIDATION_SHARE)).validation
+    return NIAHProbe(
+        config.niah,
+        data.needles or UNTRAINED_NEEDLES,
+        sequence=config.train.sequence,
+        last_step=config.train.steps,
+        text=text,
+    )
+
+
 def build_telemetry(config: RunConfig) -> TelemetryLogger:
     """Files first, then the console, then the logger of the configuration, if it names one."""
     sinks: list[Sink] = [JsonlSink(), ConsoleSink()]
@@ -72,13 +94,22 @@ def load(path: str | Path) -> tuple[AtlasModel, RunConfig]:
     The model is on the CPU, in evaluation mode. A damaged checkpoint is passed over for the sound one before it, with a
     warning. Raises `ConfigError` for a folder that is neither, or without a sound checkpoint.
     """
+    model, config, _ = load_checkpointed(path)
+    return model, config
+
+
+def load_checkpointed(path: str | Path) -> tuple[AtlasModel, RunConfig, Manifest]:
+    """`load`, and the manifest that tells which checkpoint it was."""
     payload, manifest, passed_over = find_checkpoint(Path(path), "path")
     for notice in passed_over:
         warnings.warn(notice, stacklevel=2)
     config = load_config(manifest.path.parents[1] / CONFIG_FILE)
     model = build_model(config)
-    model.load_state_dict(payload["model"])
-    return model.eval(), config
+    try:
+        model.load_state_dict(payload["model"])
+    except RuntimeError as error:
+        raise other_model("path", manifest, error) from error
+    return model.eval(), config, manifest
 
 
 def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:

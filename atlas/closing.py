@@ -2,34 +2,89 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+from dataclasses import asdict
 from math import exp, isfinite, log
+from pathlib import Path
 
 import torch
 
 from atlas.environment import peak_memory_bytes
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.sinks import TelemetryError
+from atlas.training.calibration import write_calibration
+from atlas.training.step import StepResult
 from atlas.training.summary import RunSummary
 from atlas.training.trainer import Trainer
 
-OVERHEADS = ("probe", "watch", "telemetry", "checkpoint", "validation", "rollback")
+LAST_LOSSES = ("loss", "perplexity", "loss/recall")
+GATES = ("mean", "std", "polarised")
+OVERHEADS = ("probe", "watch", "gates", "telemetry", "checkpoint", "validation", "rollback")
 
 
 def finish(summary: RunSummary, trainer: Trainer, device: torch.device) -> None:
-    """Fill in what the run came to, and write summary.json."""
-    state, last, clocks = trainer.state, trainer.last, trainer.clocks
+    """Fill in what the run came to. Clocks and speed are of this start only, where the run was resumed."""
+    state, clocks = trainer.state, trainer.clocks
     summary.step, summary.tokens = state.step, state.tokens
     summary.segment, summary.rollbacks = state.segment, state.rollbacks
-    summary.validation_loss = trainer.validation_loss
-    if last is not None:
-        summary.loss, summary.perplexity, summary.recall_loss = last.loss, last.perplexity, last.recall
-        if last.gates is not None:
-            summary.gate_mean, summary.gate_std, summary.gate_polarised = last.gates
     summary.seconds = {name: round(seconds, 3) for name, seconds in clocks.seconds.items()}
     summary.overhead = {name: clocks.share(name) for name in OVERHEADS}
     if trainer.trained_tokens:
         summary.tokens_per_second = trainer.trained_tokens / clocks.seconds["train"]
     summary.peak_memory_bytes = peak_memory_bytes(device)
     summary.niah = {result.level: result.describe() for result in trainer.probe_results}
-    summary.write()
+    if trainer.last is not None:
+        _take_last_step(summary, trainer, trainer.last)
+    folder = Path(summary.folder)
+    with suppress(OSError):
+        _take_record(summary, folder)
+    if trainer.config.rollback.observe and state.step > 0:
+        trainer.telemetry.event("notice", state.step, message=write_calibration(folder, state.history.deltas))
+
+
+def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
+    summary.loss, summary.perplexity, summary.recall_loss = last.loss, last.perplexity, last.recall
+    summary.validation_loss = trainer.validation[1] if trainer.validation else None
+    if trainer.gates is not None:
+        summary.gate_mean, summary.gate_std, summary.gate_polarised = trainer.gates
+
+
+def _take_record(summary: RunSummary, folder: Path) -> None:
+    """What the run's files tell of all its starts: warnings, rollbacks; the last row, if this start took no step."""
+    events = read_jsonl(folder / "events.jsonl")
+    summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    summary.history = [
+        {key: value for key, value in event.items() if key != "time"}
+        for event in events
+        if event["kind"] in ("spike", "rollback")
+    ]
+    rows = read_jsonl(folder / "metrics.jsonl") if summary.loss is None else []
+    if rows:
+        last = rows[-1]
+        summary.loss, summary.perplexity, summary.recall_loss = (last[key] for key in LAST_LOSSES)
+        summary.validation_loss = last.get("validation/loss")
+        summary.gate_mean, summary.gate_std, summary.gate_polarised = (last[f"gate/{key}"] for key in GATES)
+
+
+def close(summary: RunSummary, trainer: Trainer) -> None:
+    """Write summary.json and end the telemetry. A disk that refuses keeps neither from being tried, and is named.
+
+    Raises the first refusal where nothing else went wrong.
+    """
+    refusals: list[Exception] = []
+    for action in (
+        summary.write,
+        lambda: trainer.telemetry.event("end", summary.step, status=summary.status, reason=summary.reason),
+        lambda: trainer.telemetry.close(summary.status, asdict(summary), closing_table(summary)),
+    ):
+        try:
+            action()
+        except (OSError, TelemetryError) as error:
+            print(f"warning: {error}", file=sys.stderr)
+            refusals.append(error)
+    if refusals and summary.status == "completed":
+        raise refusals[0]
 
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:

@@ -38,9 +38,8 @@ GROUPS = {
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `schema`, and the list of groups to the help text as `${atlas_groups:}`."""
+    """Make the schema known to Hydra, as `schema`."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
-    OmegaConf.register_new_resolver("atlas_groups", describe_groups, replace=True)
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -78,21 +77,6 @@ def options(group: str) -> list[str]:
     """Names of a group's options, numbers in their natural order: c8 before c16."""
     names = [path.stem for path in (CONF_DIR / group).glob("*.yaml")]
     return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
-
-
-def describe_groups() -> str:
-    """The groups and options as `--help` shows them: an option's text is the first comment of its file."""
-    config = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
-    lines = []
-    for group, purpose in GROUPS.items():
-        lines.append(f"{group}: {purpose}")
-        default = re.search(rf"^  - {group}: (\w+)$", config, re.MULTILINE)
-        for option in options(group):
-            text = (CONF_DIR / group / f"{option}.yaml").read_text(encoding="utf-8")
-            purpose = next(line for line in text.splitlines() if not line.startswith("# @"))
-            mark = "*" if default and default[1] == option else " "
-            lines.append(f"  {mark} {option:<15} {purpose.removeprefix('# ')}")
-    return "\n".join(lines)
 
 
 def _check_keys(node: DictConfig, prefix: str) -> None:

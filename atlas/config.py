@@ -17,6 +17,8 @@ S_L = 2048  # shard of the local memories, tokens
 K = 5  # Newton-Schulz iterations (ATLAS section 5)
 PERSISTENT_KEYS = 64  # N_p
 VOCABULARY = 256  # bytes
+# Settings that may differ when a run is continued: they change where and how often something is written, not its numbers.
+CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "debug", "resume")
 
 
 class ConfigError(ValueError):
@@ -35,7 +37,10 @@ class Fusion(StrEnum):
 
 
 class Rule(StrEnum):
-    gd = "gd"
+    gd = "gd"  # gradient descent (TNT Eq 3)
+    momentum = "momentum"  # with momentum and retention (Titans)
+    muon = "muon"  # momentum, orthogonalised by Newton-Schulz (ATLAS Eq 32-33)
+    omega = "omega"  # gradients of the last c tokens (ATLAS Eq 8-10)
 
 
 class ProjectionRange(StrEnum):
@@ -111,6 +116,15 @@ class MemoryConfig:
     convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v
     activate_keys: bool = False  # SiLU on q and k as in Titans; collapses the Q-K projection
     degree: int = 1  # of the polynomial features of keys and queries
+    feature_width: int = 0  # width of keys and queries before the polynomial, by a learnable projection; 0 = head width
+    momentum: float = 0.5  # rules momentum, muon: theta of a token before training; 0 = none, fixed
+    retention: float = 0.999  # rules momentum, muon: alpha of a token before training; 1 = keep all, fixed
+    muon_rate_max: float = 1.0  # rule muon: upper bound of the rate of an orthogonalised update
+    muon_rate_init: float = 0.1  # rule muon: that rate before training
+    muon_iterations: int = K  # rule muon: Newton-Schulz iterations
+    omega_window: int = 4  # rule omega: c, tokens
+    omega_gate: float = 0.25  # rule omega: gamma of a token before training; 1 = open, fixed
+    recompute: bool = False  # the backward pass computes chunks again instead of keeping them: less memory, more time
     qk_projection: QKProjectionConfig = field(default_factory=QKProjectionConfig)
 
     def __post_init__(self) -> None:
@@ -124,6 +138,22 @@ class MemoryConfig:
         )
         require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
         require(self.degree in (1, 2), "model.memory.degree", self.degree, "1 or 2")
+        require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        require(0 <= self.momentum < 1, "model.memory.momentum", self.momentum, "in [0, 1)")
+        require(0 < self.retention <= 1, "model.memory.retention", self.retention, "in (0, 1]")
+        require(0 < self.muon_rate_max <= 4, "model.memory.muon_rate_max", self.muon_rate_max, "in (0, 4]")
+        require(
+            0 < self.muon_rate_init < self.muon_rate_max,
+            "model.memory.muon_rate_init",
+            self.muon_rate_init,
+            f"in (0, model.memory.muon_rate_max={self.muon_rate_max})",
+        )
+        require(self.muon_iterations >= 1, "model.memory.muon_iterations", self.muon_iterations, ">= 1")
+        require(self.omega_window >= 1, "model.memory.omega_window", self.omega_window, ">= 1 token")
+        require(0 < self.omega_gate <= 1, "model.memory.omega_gate", self.omega_gate, "in (0, 1]")
 
 
 @dataclass
@@ -205,7 +235,7 @@ class TrainConfig:
     """The training loop."""
 
     steps: int = 1000
-    batch_size: int = 16  # sequences per optimiser step, all accumulated micro-batches together
+    batch_size: int = 8  # sequences per optimiser step, all accumulated micro-batches together
     sequence: int = 512  # tokens per sequence
     accumulate: int = 1  # micro-batches per optimiser step
     gradient_clip: float = 1.0  # global norm; 0 = off
@@ -228,30 +258,47 @@ class TrainConfig:
 
 
 NIAH_LEVELS = ("accumulator", "memory", "recall")
+NIAH_TASKS = ("single", "multi_key", "multi_query", "text", "mqar", "ruler")
 
 
 @dataclass
 class NIAHConfig:
-    """Needle-in-a-haystack probes. `lengths` are in tokens from needle to the end of the sequence's haystack."""
+    """Needle-in-a-haystack probes. `samples` is needles per cell of the recall grid, per layer at the key levels."""
 
     enabled: bool = True
-    every: int = 1000
+    every: int = 1000  # steps; the last step is always probed
     levels: list[str] = field(default_factory=lambda: list(NIAH_LEVELS))
     haystack: int = 100  # keys (accumulator) or tokens (memory) written after the needle
+    accumulator_degree: int = 2  # of the features that accumulator keys pass or fail on; 1 = the keys themselves
     threshold: float = 0.8
-    lengths: list[int] = field(default_factory=list)  # empty: the trained sequence length
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75])
-    samples: int = 32
+    lengths: list[int] = field(default_factory=list)  # tokens; empty: the trained length times `length_factors`
+    length_factors: list[int] = field(default_factory=lambda: [1])
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 0.85])  # of the needle, 0 = the start
+    tasks: list[str] = field(default_factory=lambda: ["single", "multi_key", "multi_query", "text"])
+    all_depths: bool = False  # every task over all depths; otherwise only `single`, the rest at the first depth
+    distractors: int = 3  # other needles of the tasks multi_key and multi_query
+    frozen: bool = False  # a second control: a memory that reads and never writes
+    samples: int = 8
     seed: int = 1234
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "niah.every", self.every, ">= 1 (niah=off switches the probes off)")
+        require(len(self.levels) > 0, "niah.levels", self.levels, "at least one (niah=off switches the probes off)")
         for level in self.levels:
             require(level in NIAH_LEVELS, "niah.levels", self.levels, f"some of {list(NIAH_LEVELS)}")
         require(self.haystack >= 1, "niah.haystack", self.haystack, ">= 1")
+        require(self.accumulator_degree in (1, 2), "niah.accumulator_degree", self.accumulator_degree, "1 or 2")
         require(0 < self.threshold <= 1, "niah.threshold", self.threshold, "in (0, 1]")
+        require(all(length >= 1 for length in self.lengths), "niah.lengths", self.lengths, ">= 1")
+        factors = self.length_factors
+        require(len(factors) > 0 and min(factors) >= 1, "niah.length_factors", factors, "at least one, each >= 1")
+        require(len(self.depths) > 0, "niah.depths", self.depths, "at least one")
         require(all(0 <= d <= 1 for d in self.depths), "niah.depths", self.depths, "in [0, 1]")
+        known = all(task in NIAH_TASKS for task in self.tasks)
+        require(known and "single" in self.tasks, "niah.tasks", self.tasks, f"single and some of {list(NIAH_TASKS)}")
+        require(1 <= self.distractors <= 100, "niah.distractors", self.distractors, "in [1, 100]")
         require(self.samples >= 1, "niah.samples", self.samples, ">= 1")
+        require(0 <= self.seed < 2**63, "niah.seed", self.seed, "in [0, 2**63)")
 
 
 class RollbackAction(StrEnum):
@@ -266,18 +313,20 @@ TRIGGERS = ("perplexity", "non_finite", "gate", "niah")
 class RollbackConfig:
     """Spike watch and automatic rollback.
 
-    Watched is the perplexity of a few fixed validation rows: it is read every `watch_every` steps, and at every step
-    while the training loss or the last reading is suspicious.
+    Watched is the perplexity of a few fixed validation rows: it is read every `watch_every` steps, and every
+    `suspect_every` steps while the training loss or the last reading is suspicious.
     """
 
     enabled: bool = True  # False: spikes are recorded and nothing is restored
     observe: bool = False  # like False, and the distribution of ppl_delta is written at the end (protocol 4.3)
     triggers: list[str] = field(default_factory=lambda: ["perplexity", "non_finite"])
-    threshold: float = 0.05  # spike: perplexity above (1 + threshold) * its moving average
+    # A spike: perplexity above (1 + threshold) * its moving average, and out of line with its own recent spread.
+    threshold: float = 0.05
     ema: float = 0.8  # smoothing of the moving average, per reading
     warmup: int = 100  # steps before the watch can trigger
     patience: int = 3  # consecutive readings above the threshold that make a spike
     watch_every: int = 20  # steps between readings of a calm run
+    suspect_every: int = 4  # steps between readings while something is suspicious
     watch_rows: int = 2  # sequences read
     action: RollbackAction = RollbackAction.skip
     lr_factor: float = 0.5
@@ -289,7 +338,7 @@ class RollbackConfig:
         require(self.threshold > 0, "rollback.threshold", self.threshold, "> 0")
         require(0 <= self.ema < 1, "rollback.ema", self.ema, "in [0, 1)")
         require(self.warmup >= 0, "rollback.warmup", self.warmup, ">= 0")
-        for key in ("patience", "watch_every", "watch_rows"):
+        for key in ("patience", "watch_every", "suspect_every", "watch_rows"):
             require(getattr(self, key) >= 1, f"rollback.{key}", getattr(self, key), ">= 1")
         require(0 < self.lr_factor <= 1, "rollback.lr_factor", self.lr_factor, "in (0, 1]")
         require(self.limit >= 0, "rollback.limit", self.limit, ">= 0")
@@ -350,10 +399,27 @@ class RunConfig:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         if self.model.memory.enabled:
             self._check_chunks()
+        if self.niah.enabled and "recall" in self.niah.levels:
+            self._check_needle_lengths()
+
+    def _check_needle_lengths(self) -> None:
+        """A needle that attention can see says nothing about the memory."""
+        reach = self.model.layers * (self.model.window - 1)
+        for length in self.niah.lengths:
+            allowed = f"> {reach} tokens, the reach of attention (model.layers * (model.window - 1)); {length} is not"
+            require(length > reach, "niah.lengths", self.niah.lengths, allowed)
 
     def _check_chunks(self) -> None:
         sequence, shard = self.train.sequence, self.chunk_size.shard
         padded = self.train.pad_shards
+        smallest = min(*self.chunk_size.local, self.chunk_size.global_size)
+        window = self.model.memory.omega_window
+        require(
+            self.model.memory.rule is not Rule.omega or window <= smallest,
+            "model.memory.omega_window",
+            window,
+            f"<= {smallest}, the smallest chunk of chunk_size",
+        )
         require(
             shard <= sequence or padded,
             "chunk_size.shard",

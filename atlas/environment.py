@@ -14,11 +14,9 @@ from pathlib import Path
 import torch
 
 from atlas import __version__
-from atlas.config import RunConfig
+from atlas.config import CHANGEABLE, RunConfig
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb")
-# Where and how often things are written does not make another run of it.
-NOT_HASHED = ("logger", "telemetry", "checkpoint", "resume", "debug")
 
 
 def versions() -> dict[str, str]:
@@ -33,7 +31,10 @@ def versions() -> dict[str, str]:
 
 def config_hash(config: RunConfig) -> str:
     """The same for runs that must give the same numbers."""
-    settings = {key: value for key, value in asdict(config).items() if key not in NOT_HASHED}
+    settings = asdict(config)
+    for key in CHANGEABLE:
+        group, _, name = key.partition(".")
+        del (settings[group] if name else settings)[name or group]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

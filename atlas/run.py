@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
-from atlas.build import build_data, build_model, build_optimizer, build_telemetry, resolve_device
-from atlas.closing import closing_table, finish
+from atlas.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, resolve_device
+from atlas.closing import close, finish
 from atlas.config import RunConfig
 from atlas.environment import config_hash, device_name, git_revision, versions
 from atlas.models.language_model import AtlasModel
-from atlas.starting import CHECKPOINTS, starting_point
+from atlas.resuming import CHECKPOINTS
+from atlas.starting import starting_point
 from atlas.telemetry.sinks import RunInfo
 from atlas.training.checkpoint import CheckpointManager
 from atlas.training.clocks import Clocks
@@ -25,7 +25,7 @@ from atlas.training.gates import GateMonitor
 from atlas.training.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.summary import RunSummary
+from atlas.training.summary import RunSummary, read_summary
 from atlas.training.trainer import Trainer
 
 log = logging.getLogger("atlas")
@@ -35,13 +35,12 @@ def run(config: RunConfig, folder: Path) -> RunSummary:
     """Train in `folder` and leave there what architecture.md section 4 lists.
 
     Raises `ConfigError` before anything is written; later errors leave a summary of status `failed` and are raised
-    again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`.
+    again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`. A run
+    that is complete already is left as it is.
     """
     device, precision = resolve_device(config.device)
     if config.device.threads:
         torch.set_num_threads(config.device.threads)
-    data = build_data(config)
-    fault = parse_fault(config.debug.inject) if config.debug.inject else None
     model = build_model(config).to(device)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
@@ -52,20 +51,39 @@ def run(config: RunConfig, folder: Path) -> RunSummary:
         versions=versions(),
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
-    probe = build_probe(config, device) if config.niah.enabled else None
-    telemetry = build_telemetry(config)
-    notices = starting_point(config, folder, state, checkpoints)
-    summary = _new_summary(config, folder, model, device)
     step = TrainStep(config.train, device, precision)
-    clocks = Clocks()
-    evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
-    summary.baseline_loss = data.baseline(config.train.validation_batches)
-    trainer = Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, FaultInjector(fault), clocks)
-    telemetry.open(_run_info(config, folder, state))
-    telemetry.event("start", state.step, **data.describe(), parameters=summary.parameters, device=summary.device)
-    for notice in notices:
-        telemetry.event("notice", state.step, message=notice)
     try:
+        trainer = _build_trainer(config, state, step, checkpoints)
+        notices = starting_point(config, folder, state, checkpoints)
+        finished = read_summary(folder)
+        if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+            print(f"the run in {folder} is complete: nothing is left to do")
+            return finished
+        return _train(config, folder, trainer, notices)
+    finally:
+        checkpoints.close()
+
+
+def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkpoints: CheckpointManager) -> Trainer:
+    data = build_data(config)
+    fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
+    probe = build_probe(config, data) if config.niah.enabled else None
+    evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
+    faults, telemetry = FaultInjector(fault), build_telemetry(config)
+    return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
+
+
+def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]) -> RunSummary:
+    state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
+    summary = _new_summary(config, folder, state.model, device)
+    summary.write()  # a killed run is seen to be unfinished
+    try:
+        summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
+        telemetry.open(_run_info(config, folder, state))
+        describe = trainer.data.describe()
+        telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
+        for notice in notices:
+            telemetry.event("notice", state.step, message=notice)
         trainer.run()
         summary.status = "completed"
     except AbortError as error:
@@ -79,9 +97,7 @@ def run(config: RunConfig, folder: Path) -> RunSummary:
         raise
     finally:
         finish(summary, trainer, device)
-        telemetry.event("end", state.step, status=summary.status, reason=summary.reason)
-        telemetry.close(summary.status, asdict(summary), closing_table(summary))
-        checkpoints.close()
+        close(summary, trainer)
     return summary
 
 

@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from atlas.composition import save_config
+from atlas.composition import load_config, save_config
 from atlas.config import ConfigError, RunConfig, require
+from atlas.resuming import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
 from atlas.training.checkpoint import CheckpointError, CheckpointManager
+from atlas.training.journal import JournalEntry, read_journal
 from atlas.training.manifest import MANIFEST_FILE, Manifest
 from atlas.training.state import TrainState
-
-CHECKPOINTS = "checkpoints"
-CONFIG_FILE = "config.yaml"
 
 
 def starting_point(config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
     """Put the state where the run begins, and freeze its configuration; returns what the user should know.
 
-    Raises `ConfigError` where the folder holds another run or a checkpoint does not fit.
+    From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it or a
+    checkpoint does not fit.
     """
     frozen = folder / CONFIG_FILE
     taken = frozen.exists() and config.resume is None
     require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
-    notices = _resume(config, state, checkpoints) if config.resume else _take_weights(config, state)
-    checkpoints.lock()
+    if frozen.exists():
+        refuse_other_settings(flat(asdict(config)), flat(asdict(load_config(frozen))), folder)
+    if config.resume is None:
+        notices = _take_weights(config, state)  # before anything is written
+        _lock(folder, checkpoints)
+    else:
+        _lock(folder, checkpoints)
+        notices = _resume(config, state, checkpoints)
     if not frozen.exists():
         save_config(config, frozen)
     return notices
 
 
+def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
+    try:
+        checkpoints.lock()
+    except CheckpointError as error:
+        raise ConfigError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
+
+
 def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
-    if config.resume == "auto" and not checkpoints.list():
-        return ["nothing to resume here: starts at step 1"]
+    if not any(checkpoints.root.glob("step-*")):
+        return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
     chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
+    journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
-    allowed = f"a run of the same settings: {manifest.path} has config hash {manifest.config_hash}, this run "
-    require(manifest.config_hash == checkpoints.config_hash, "resume", config.resume, allowed + checkpoints.config_hash)
+    notices = passed_over(checkpoints)
+    behind = journal is not None and payload["position"]["segment"] < journal.segment
+    if journal is not None and behind and manifest.step > journal.step:
+        checkpoints.retire(journal.step)  # the rollback was killed before it did this
+        payload, manifest = load_checkpoint(checkpoints, None, "resume")
+        notices += [*passed_over(checkpoints), f"finishes the rollback to step {journal.step}, which was interrupted"]
     try:
         state.restore(payload)
     except RuntimeError as error:
-        raise _other_model("resume", manifest, error) from error
+        raise other_model("resume", manifest, error) from error
+    if journal is not None and behind:
+        journal.apply(state)
     checkpoints.retire(manifest.step)
-    return [*passed_over(checkpoints), f"resumed from {manifest.path.name}"]
+    return [*notices, f"resumed from {manifest.path.name}"]
+
+
+def _read_journal(checkpoints: CheckpointManager) -> JournalEntry | None:
+    try:
+        return read_journal(checkpoints.root)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"resume={checkpoints.root}: must hold a sound rollback.json ({error})") from error
 
 
 def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
@@ -52,7 +80,7 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
     try:
         state.model.load_state_dict(payload["model"])
     except RuntimeError as error:
-        raise _other_model("init_from", manifest, error) from error
+        raise other_model("init_from", manifest, error) from error
     return [*notices, f"starts from the weights of {manifest.path}"]
 
 
@@ -87,6 +115,6 @@ def _checkpoint_folder(path: Path) -> Path | None:
     return None if (path / CHECKPOINTS).is_dir() else path
 
 
-def _other_model(key: str, manifest: Manifest, error: RuntimeError) -> ConfigError:
+def other_model(key: str, manifest: Manifest, error: RuntimeError) -> ConfigError:
     first = str(error).strip().splitlines()[:2]
     return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({' '.join(first)})")

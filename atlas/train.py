@@ -18,25 +18,30 @@ from types import ModuleType
 from typing import Any, ClassVar, NoReturn
 
 import hydra
+from hydra.conf import OverridesConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from atlas.composition import CONF_DIR, register, to_run_config
-from atlas.config import ConfigError, RunConfig
+from atlas.config import ConfigError, RunConfig, require
+from atlas.help import help_text
 from atlas.refusals import refuse
+from atlas.resuming import CONFIG_FILE, resumed_config, run_folder
 from atlas.training.summary import SUMMARY_FILE, RunSummary
 
 log = logging.getLogger("atlas")
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
-    """Train as `python -m atlas.train` does; `folder` is the run folder, by default outputs/runs/<time>."""
+    """Train as `python -m atlas.train` does; `folder` is the run folder, by default outputs/runs/<time>.
+
+    With `resume=PATH` it is the folder of that run.
+    """
     from atlas.run import run  # imports torch
 
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-    path = Path(folder or os.environ.get("ATLAS_RUN_DIR") or f"outputs/runs/{stamp}").resolve()
+    path = _folder(config, folder)
     make_folder(path, "folder")
     try:
         with _log_file(path / "train.log"):
@@ -45,8 +50,21 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
         _remove_unless_used(path)
 
 
+def _folder(config: RunConfig, folder: str | Path | None) -> Path:
+    if config.resume not in (None, "auto"):
+        named = run_folder(config.resume)
+        holds = folder is None or Path(folder).resolve() == named
+        require(holds, "folder", folder, f"left out, or the folder of resume={config.resume}")
+        return named
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+    return Path(folder or os.environ.get("ATLAS_RUN_DIR") or f"outputs/runs/{stamp}").resolve()
+
+
 def main() -> int:
     """The command line."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        print(help_text())
+        return 0
     register()
     own_choice = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own report
@@ -114,7 +132,9 @@ def _job(composed: DictConfig) -> None:
     if in_sweep:
         _say(f"{name}: {' '.join(running.overrides.task)}")
     try:
-        status = train(to_run_config(composed), folder).status
+        config = to_run_config(composed)
+        config, folder = _continued(config, running.overrides, folder)
+        status = train(config, folder).status
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -125,6 +145,23 @@ def _job(composed: DictConfig) -> None:
         status = "failed"
     if status != "completed" and not in_sweep:
         sys.exit(1)
+
+
+def _continued(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:
+    """The configuration and the folder to run in: with `resume` those of the run that is continued.
+
+    `made` is the folder that Hydra made.
+    """
+    folder = made
+    if config.resume not in (None, "auto"):
+        folder = run_folder(config.resume)
+        if made.resolve() != folder:
+            _remove_unless_used(made)
+            chosen = next((text for text in overrides.hydra if text.startswith("hydra.run.dir=")), None)
+            require(chosen is None, "resume", config.resume, f"given without {chosen}: the run goes on in {folder}")
+    if config.resume is not None and (folder / CONFIG_FILE).exists():
+        config = resumed_config(config, overrides.task, folder)
+    return config, folder
 
 
 def _record_failure(folder: Path, error: Exception, composed: DictConfig) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch
-from atlas.data.corpus import load_corpus
+from atlas.data.corpus import Corpus, load_corpus
+from atlas.data.needles import NeedleFormat
 from atlas.data.recall import RecallTask
 from atlas.data.sampler import Stream, generator
 from atlas.data.text import CorpusData
@@ -89,6 +90,14 @@ class MixedData:
         self.batch_size = batch_size
         self.seed = seed
         self.steps = steps
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.text.corpus
+
+    @property
+    def needles(self) -> NeedleFormat:
+        return self.task.format
 
     def recall_rows(self, step: int) -> int:
         """Recall rows of the batch of a step."""

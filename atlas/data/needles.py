@@ -9,6 +9,7 @@ the fact (teacher forcing). Every value byte follows from the pair and from the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,11 @@ class RecallSequences:
     tokens: NDArray[np.uint8]  # [N, L + 1]: inputs are tokens[:, :-1], targets tokens[:, 1:]
     distance: NDArray[np.int64]  # [N, L]: tokens from target t back to the same byte of the pair's latest event;
     #                                      0 = target t is no answer
+
+    @classmethod
+    def join(cls, parts: Sequence[RecallSequences]) -> RecallSequences:
+        """The sequences of `parts`, one after the other."""
+        return cls(np.concatenate([part.tokens for part in parts]), np.concatenate([part.distance for part in parts]))
 
     @property
     def answers(self) -> NDArray[np.bool_]:

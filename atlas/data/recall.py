@@ -26,13 +26,17 @@ KEY_BYTES_MAX = 4
 class RecallTask:
     """What the needle sequences look like.
 
-    The distance from a query to the pair's latest earlier event is more than `distance_min` tokens. During the first
+    Dense sequences give many answers for their length, which is what recall is learnt from; sparse ones have the long
+    distances and the much haystack of a needle probe. The distance from a query to the pair's latest earlier event is more than `distance_min` tokens. During the first
     `curriculum_steps` steps it is also at most `distance_max(step)`, which grows from about twice `distance_min` to
     the whole sequence: the haystack between needle and query grows, while sequences keep their length.
     """
 
     pairs: int  # needles of a sequence
     queries: int  # questions of a sequence; a pair may be asked for more than once, or never
+    sparse_share: float  # share of sequences that are sparse: few needles in much haystack
+    sparse_pairs: int  # needles of a sparse sequence
+    sparse_queries: int
     key_bytes: int
     value_bytes: int
     value_alphabet: int  # different bytes that a value byte can be: chance is 1 / value_alphabet
@@ -42,7 +46,8 @@ class RecallTask:
     filler_weight: float  # loss weight of every target that is no answer
 
     def __post_init__(self) -> None:
-        lowest = {"pairs": 1, "queries": 1, "key_bytes": 1, "value_bytes": 1, "distance_min": 0, "curriculum_steps": 0}
+        counts = ("pairs", "queries", "sparse_pairs", "sparse_queries", "key_bytes", "value_bytes")
+        lowest = {**dict.fromkeys(counts, 1), "distance_min": 0, "curriculum_steps": 0}
         for name, least in lowest.items():
             value = getattr(self, name)
             require(isinstance(value, int) and value >= least, f"data.recall.{name}", value, f"an integer >= {least}")
@@ -50,6 +55,12 @@ class RecallTask:
         size, sizes = self.value_alphabet, len(VALUE_ALPHABET)
         holds = isinstance(size, int) and 2 <= size <= sizes
         require(holds, "data.recall.value_alphabet", size, f"an integer in [2, {sizes}]")
+        share = self.sparse_share
+        require(_is_weight(share) and share <= 1, "data.recall.sparse_share", share, "a number in [0, 1]")
+        require(self.sparse_pairs <= self.pairs, "data.recall.sparse_pairs", self.sparse_pairs, f"<= {self.pairs}")
+        require(
+            self.sparse_queries <= self.queries, "data.recall.sparse_queries", self.sparse_queries, f"<= {self.queries}"
+        )
         require(_is_weight(self.filler_weight), "data.recall.filler_weight", self.filler_weight, "a number >= 0")
         known = all(kind in HAYSTACKS and _is_weight(share) for kind, share in self.haystack.items())
         usable = known and sum(self.haystack.values()) > 0
@@ -92,18 +103,28 @@ class RecallTask:
         distance_max: int | None = None,
         text: NDArray[np.uint8] | None = None,
     ) -> RecallSequences:
-        """`count` sequences of `length` tokens with needles and queries at random places."""
-        layout = random_layout(
-            rng,
-            count,
-            length,
-            slot=self.format.slot,
-            pairs=self.pairs,
-            queries=self.queries,
-            distance_min=self.distance_min,
-            distance_max=length if distance_max is None else distance_max,
+        """`count` sequences of `length` tokens with needles and queries at random places, the sparse ones last."""
+        sparse = int(count * self.sparse_share + rng.random())  # rounded at random: right on average for any count
+        kinds = (
+            (count - sparse, self.pairs, self.queries),
+            (sparse, self.sparse_pairs, self.sparse_queries),
         )
-        return self.fill(rng, layout, length, text=text)
+        parts = []
+        for rows, pairs, queries in kinds:
+            if not rows:
+                continue
+            layout = random_layout(
+                rng,
+                rows,
+                length,
+                slot=self.format.slot,
+                pairs=pairs,
+                queries=queries,
+                distance_min=self.distance_min,
+                distance_max=length if distance_max is None else distance_max,
+            )
+            parts.append(self.fill(rng, layout, length, text=text))
+        return RecallSequences.join(parts)
 
     def fill(
         self, rng: np.random.Generator, layout: Layout, length: int, *, text: NDArray[np.uint8] | None = None
@@ -150,6 +171,10 @@ class RecallData:
         self.sequence = sequence
         self.batch_size = batch_size
         self.seed = seed
+
+    @property
+    def needles(self) -> NeedleFormat:
+        return self.task.format
 
     def batch(self, step: int) -> Batch:
         rng = generator(self.seed, Stream.recall, step)

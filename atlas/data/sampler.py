@@ -17,6 +17,7 @@ class Stream(IntEnum):
     recall = 2
     carry_offset = 3
     validation = 4
+    probe = 5
 
 
 VALIDATION_SEED = 0  # validation batches are the same for every seed of a run

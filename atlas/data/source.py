@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import Protocol
 
 from atlas.data.batch import Batch
+from atlas.data.corpus import Corpus
+from atlas.data.needles import NeedleFormat
 
 
 class DataSource(Protocol):
     """A data component. It holds no position: every batch is a function of the step alone."""
 
     vocabulary: int
+
+    @property
+    def corpus(self) -> Corpus | None:
+        """The text behind the batches, where there is one."""
+        ...
+
+    @property
+    def needles(self) -> NeedleFormat | None:
+        """The format of the needles that training shows, where it shows any."""
+        ...
 
     def batch(self, step: int) -> Batch:
         """The batch of training step `step` >= 1: a pure function of (seed, step), the same on every platform."""

@@ -25,6 +25,7 @@ class CorpusData:
     """
 
     vocabulary = VOCABULARY
+    needles = None
 
     def __init__(self, *, corpus: Corpus, sequence: int, batch_size: int, seed: int, carry_memory: bool) -> None:
         corpus.require_length(sequence)

@@ -1,6 +1,6 @@
 """MAG block: attention gated by memory (memory.md section 1, Titans Eq 26-28).
 
-a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = sigmoid(m W_g + b_g)
+a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = Gate(m)
 x = x + (a * g) W_o                       multiplicative fusion: g = 0 makes the branch exactly 0
 x = x + SwiGLU(RMSNorm(x))
 """
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.config import Fusion, ModelConfig
 from atlas.models.attention import AttentionState, SlidingWindowAttention
+from atlas.models.gate import Gate
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
@@ -48,7 +48,7 @@ class AtlasMAGBlock(nn.Module):
         self.persistent = PersistentMemory(config.heads, keys, head_width) if keys else None
         has_memory = config.memory.enabled
         self.memory = AtlasMemory(width, config.heads, local_count, config.memory) if has_memory else None
-        self.gate = nn.Linear(width, width) if has_memory else None
+        self.gate = Gate(width) if has_memory else None
         self.out = nn.Linear(width, width, bias=False)  # no bias: a closed gate must give exactly 0
         self.feedforward = SwiGLU(width, config.feedforward)
 
@@ -74,6 +74,5 @@ class AtlasMAGBlock(nn.Module):
 
     def _fuse(self, branch: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
         assert self.gate is not None
-        logits = self.gate(recalled)
-        gate = torch.sigmoid(logits)
-        return (branch * gate if self.fusion is Fusion.multiplicative else branch + logits), gate
+        logits, gate, polarisable = self.gate(recalled)
+        return (branch * gate if self.fusion is Fusion.multiplicative else branch + logits), polarisable

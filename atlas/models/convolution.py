@@ -15,9 +15,9 @@ CONVOLUTION = 4  # tokens, the current one included
 class CausalConvolution(nn.Module):
     """y_t = sum_lag weight[lag] * x_{t - lag}, one weight per lag and channel, over the channels of q, k and v.
 
-    Start: queries weigh lags 0-2 and keys lags 1-3, with the same random signs; values take lag 0. Where the projections of
-    q and k start equal, the key of a token equals the query of the token before it, so that from the first step a query
-    finds what followed the same three tokens. The signs make the order of the three matter.
+    Start: queries weigh lags 0-2 and keys lags 1-3, with the same random signs; values take lag 0. Where the
+    projections of q and k start equal, the key of a token equals the query of the token before it, so that from the
+    first step a query finds what followed the same three tokens. The signs make the order of the three matter.
     """
 
     def __init__(self, width: int) -> None:

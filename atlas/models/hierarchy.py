@@ -27,7 +27,7 @@ def run_periods(
     offset: int,
     period: int | None,
 ) -> tuple[Tensor, State]:
-    """Run over a stretch [N, T, ...] whose first token is number `offset` of its period; a period starts from `initial(rows)`.
+    """Run over a stretch [N, T, ...] whose first token is number `offset` of its period; periods start from `initial`.
 
     Whole periods know nothing of each other, so they are folded into the batch: [N, n * S, ...] -> [N * n, S, ...]
     (TNT section 4.1). `period=None` never starts anew.
@@ -58,7 +58,7 @@ def _last_period(state: State, periods: int) -> State:
 
 
 def per_row(heads: Tensor, batch: int, rows: int) -> Tensor:
-    """A value per head [H, ...] -> one per row [B * H * n, ...], for n = rows / (B * H) periods folded behind each head."""
+    """A value per head [H, ...] -> one per row [B * H * n, ...], for n = rows / (B * H) folded periods of each head."""
     periods = rows // (batch * heads.shape[0])
     shape = (batch, heads.shape[0], periods, *heads.shape[1:])
     return heads.unsqueeze(1).unsqueeze(0).expand(shape).flatten(0, 2)

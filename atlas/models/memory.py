@@ -13,16 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from atlas.config import MemoryConfig
+from atlas.models.feature_map import FeatureMap
 from atlas.models.hierarchy import per_row, run_periods
-from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
+from atlas.models.memory_inputs import MemoryInputs
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.qk_projection import QueryProjector
-from atlas.ops.chunk_scan import ScanState, open_state, scan
+from atlas.models.rule_controls import RuleControls
+from atlas.ops.chunk_scan import Scan, ScanState, open_state
+from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
-from atlas.ops.features import feature_width, polynomial_features
+from atlas.ops.features import feature_norm
 from atlas.ops.qk_projection import Accumulator
-from atlas.ops.rules.gd import ChunkInputs
+from atlas.ops.rules import learning_rule
+from atlas.ops.rules.rule import LearningRule
 
 
 class MemoryState(NamedTuple):
@@ -37,15 +41,18 @@ class MemoryState(NamedTuple):
 class InitialWeights(nn.Module):
     """Learnable W_init of one memory, per head. `down` starts at zero: an unwritten memory gives back its query."""
 
-    def __init__(self, heads: int, width: int, hidden: int, features: int) -> None:
+    def __init__(self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule) -> None:
         super().__init__()
-        scale = (4 / hidden) ** 0.25  # ||U|| is about 1 for a unit key: a rate near 1 writes a pair in one step
-        self.down = nn.Parameter(torch.zeros(heads, width, hidden))
-        self.up = nn.Parameter(torch.randn(heads, 2 * hidden, features) * scale)
+        self.rule = rule
+        # ||U|| is about 1 for a unit key: a rate near 1 writes a pair in one step.
+        scale = (4 / config.hidden) ** 0.25 / feature_norm(config.degree)
+        self.down = nn.Parameter(torch.zeros(heads, width, config.hidden))
+        self.up = nn.Parameter(torch.randn(heads, 2 * config.hidden, features) * scale)
 
     def forward(self, batch: int, rows: int) -> ScanState:
         """A memory that has seen nothing, for each of `rows` = batch * heads * folded shards."""
-        return open_state(FastWeights(per_row(self.down, batch, rows), per_row(self.up, batch, rows)))
+        weights = FastWeights(per_row(self.down, batch, rows), per_row(self.up, batch, rows))
+        return open_state(self.rule, weights)
 
 
 class AtlasMemory(nn.Module):
@@ -53,11 +60,13 @@ class AtlasMemory(nn.Module):
 
     def __init__(self, width: int, heads: int, local_count: int, config: MemoryConfig) -> None:
         super().__init__()
-        self.config, self.heads = config, heads
+        self.config, self.heads, self.rule = config, heads, learning_rule(config)
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
+        self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)
         head_width = width // heads
-        shape = (heads, head_width, config.hidden, feature_width(head_width, config.degree))
+        self.features = FeatureMap(heads, head_width, config)
+        shape = (heads, head_width, self.features.count, config, self.rule)
         self.local = nn.ModuleList(InitialWeights(*shape) for _ in range(local_count))
         self.global_memory = nn.ModuleList(InitialWeights(*shape) for _ in range(config.use_global))
         self.norm = nn.RMSNorm(width)
@@ -84,40 +93,48 @@ class AtlasMemory(nn.Module):
         if mode is MemoryMode.off:
             return torch.zeros_like(x), state
         tokens, recent = self.inputs(x, state.recent)
-        rates = self.inputs.rates(x) * (mode is MemoryMode.learn)
+        learns = mode is MemoryMode.learn
+        rates, controls = self.inputs.rates(x) * learns, self.controls(x) * learns
         projected, sums = self.projector(tokens.query, tokens.key, state.sums, position, persistent, plan)
+        pair = tokens.key, tokens.value
+        key_features = self.features(tokens.key)
         reads: list[Tensor] = []
         global_memory, local = [], []
         for start in state.global_memory:
-            fields = self._chunk_inputs(tokens.query, tokens, rates[-1])
-            read, after = self._scan(start, fields, plan.global_size, read_at_start=True)
+            queries = tokens.query, self.features(tokens.query)
+            fields = _chunk_inputs(queries, pair, key_features, rates[-1], controls[-1])
+            read, after = self._scan(plan.global_size, read_at_start=True)(start, fields)
             reads.append(read)
             global_memory.append(after)
+        distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
         for index, start in enumerate(state.local):
-            fields = self._chunk_inputs(projected[index], tokens, rates[index])
+            queries = distinct[index % len(distinct)]
+            fields = _chunk_inputs(queries, pair, key_features, rates[index], controls[index])
             read, after = self._run_local(index, start, fields, position, x.shape[0], plan)
             reads.append(read)
             local.append(after)
         recalled = torch.stack(reads).sum(0).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
         return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory))
 
-    def _chunk_inputs(self, query: Tensor, tokens: MemoryTokens, rate: Tensor) -> ChunkInputs:
-        degree = self.config.degree
-        features = polynomial_features(query, degree), polynomial_features(tokens.key, degree)
-        return ChunkInputs(query, tokens.key, tokens.value, *features, rate)
-
-    def _scan(self, start: ScanState, tokens: ChunkInputs, chunk: int, read_at_start: bool) -> tuple[Tensor, ScanState]:
-        return scan(start, tokens, chunk, read_at_start=read_at_start, norm_max=self.config.weight_norm_max)
+    def _scan(self, chunk: int, *, read_at_start: bool) -> Scan:
+        return Scan(self.rule, chunk, self.config.weight_norm_max, read_at_start, self.config.recompute)
 
     def _run_local(
         self, index: int, start: ScanState, tokens: ChunkInputs, position: int, batch: int, plan: ChunkPlan
     ) -> tuple[Tensor, ScanState]:
         """Local memory `index`: reset to its W_init at every shard start."""
+        scan = self._scan(plan.local[index], read_at_start=False)
         return run_periods(
-            lambda state, fields: self._scan(state, ChunkInputs(*fields), plan.local[index], read_at_start=False),
+            lambda state, fields: scan(state, ChunkInputs(*fields)),
             lambda rows: self.local[index](batch, rows),
             start,
             tokens,
             position % plan.shard if plan.shard else 0,
             plan.shard,
         )
+
+
+def _chunk_inputs(
+    queries: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor], key_features: Tensor, rate: Tensor, controls: Tensor
+) -> ChunkInputs:
+    return ChunkInputs(queries[0], *pair, queries[1], key_features, rate, controls)

@@ -58,6 +58,8 @@ class MemoryInputs(nn.Module):
 
     def rates(self, x: Tensor) -> Tensor:
         """Inner rate eta in (0, rate_max) of every memory, row and token: [memories, N, T]."""
-        rate = self.rate_max * torch.sigmoid(self.rate(x).float())
+        logits = self.rate(x)
+        wide = torch.promote_types(logits.dtype, torch.float32)  # under autocast the rates stay exact
+        rate = self.rate_max * torch.sigmoid(logits.to(wide))
         rows: Tensor = rate.unflatten(-1, (-1, self.heads)).permute(2, 0, 3, 1).flatten(1, 2)
         return rows

@@ -1,4 +1,4 @@
-"""Persistent memory: learnable keys and values that every sequence starts from (Titans section 3.2, memory.md section 2).
+"""Persistent memory: learnable keys and values that every sequence starts from (Titans section 3.2).
 
 Legend: H heads, P persistent keys, d head width.
 """
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class PersistentMemory(nn.Module):
     """Learnable key-value pairs: attention sees them as a prefix, the Q-K projection starts from their keys.
 
-    The keys start as a tight frame (rows of orthogonal matrices, unit norm), so that `m_persistent` starts as (P/d) times
-    the identity where P is a multiple of d: a projected query starts as the query itself, not as a random mix.
+    The keys start as a tight frame (rows of orthogonal matrices, unit norm), so that `m_persistent` starts as (P/d)
+    times the identity where P is a multiple of d: a projected query starts as the query itself, not as a random mix.
     """
 
     def __init__(self, heads: int, keys: int, head_width: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from atlas.config import ChunkSizeConfig
@@ -20,7 +20,7 @@ class ChunkPlan(NamedTuple):
         return cls(tuple(chunks.local), chunks.global_size, chunks.shard)
 
 
-class MemoryMode(str, Enum):
+class MemoryMode(StrEnum):
     """What the memory branch does in a forward pass; all but `learn` are controls for probes."""
 
     learn = "learn"  # writes and reads

@@ -5,14 +5,16 @@ Legend: H heads, d head width, N rows, T tokens. Equations: `atlas/ops/qk_projec
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from atlas.config import Normalisation, ProjectionRange, QKProjectionConfig
-from atlas.models.hierarchy import per_row, run_periods
+from atlas.models.hierarchy import Run, per_row, run_periods
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan
+from atlas.ops.features import homogeneous_features
 from atlas.ops.qk_projection import EPSILON, Accumulator, project
 
 
@@ -20,16 +22,21 @@ class QKProjection:
     """The projection one token at a time, for probes and as the reference of the parallel form (P2-T3).
 
     Keys, values and queries are [..., H, d], with any leading batch dimensions. Nothing is cut from the gradient.
+    `degree` > 1 puts phi(k) in place of every key that is matched with a query, phi(x).phi(y) = (x.y)^degree, so that
+    keys which are only a little alike disturb each other less: a probe's view, never the model's own projection.
     """
 
-    def __init__(self, persistent: PersistentMemory, normalisation: Normalisation = Normalisation.sum) -> None:
+    def __init__(
+        self, persistent: PersistentMemory, normalisation: Normalisation = Normalisation.sum, degree: int = 1
+    ) -> None:
         self.persistent = persistent
         self.per_key = normalisation is Normalisation.per_key
+        self.degree = degree
         self.reset_at_shard_boundary()
 
     def reset_at_shard_boundary(self) -> None:
         """Both sums go back to the persistent values, numerator and denominator."""
-        self.matrix, self.norm_sum = persistent_sums(self.persistent, self.per_key)
+        self.matrix, self.norm_sum = persistent_sums(self.persistent, self.per_key, self.degree)
 
     def update(self, key: Tensor) -> None:
         """Add k k^T and ||k||^2."""
@@ -37,14 +44,21 @@ class QKProjection:
 
     def inject_memory(self, key: Tensor, value: Tensor) -> None:
         """Add v k^T and ||k||^2, so that a query with k gives v back; `update` is the case v = k."""
-        square = key.square().sum(-1)
-        weight = 1 / square.clamp(min=EPSILON) if self.per_key else torch.ones_like(square)
-        self.matrix = self.matrix + weight[..., None, None] * value.unsqueeze(-1) * key.unsqueeze(-2)
-        self.norm_sum = self.norm_sum + square
+        self.inject_all(key.unsqueeze(-3), value.unsqueeze(-3))
+
+    def inject_all(self, keys: Tensor, values: Tensor) -> None:
+        """`inject_memory` for n pairs [..., n, H, d] at once."""
+        features = homogeneous_features(keys, self.degree)
+        square = features.square().sum(-1)  # [..., n, H]
+        weighted = features / square.clamp(min=EPSILON).unsqueeze(-1) if self.per_key else features
+        products = values.movedim(-3, -1) @ weighted.movedim(-3, -2)  # [..., H, d, n] @ [..., H, n, p]
+        self.matrix = self.matrix + products
+        self.norm_sum = self.norm_sum + square.sum(-2)
 
     def project(self, query: Tensor) -> Tensor:
         """q' = M q / max(norm, eps), or M q with `per_key`."""
-        projected = (self.matrix @ query.unsqueeze(-1)).squeeze(-1)
+        features = homogeneous_features(query, self.degree)
+        projected = (self.matrix @ features.unsqueeze(-1)).squeeze(-1)
         return projected if self.per_key else projected / self.norm_sum.clamp(min=EPSILON).unsqueeze(-1)
 
     def query_memory(self, key: Tensor) -> Tensor:
@@ -52,14 +66,19 @@ class QKProjection:
         return self.project(key)
 
 
-def persistent_sums(persistent: PersistentMemory, per_key: bool) -> tuple[Tensor, Tensor]:
-    """What both sums start from at a shard boundary, per head: [H, d, d] and [H]."""
+def persistent_sums(persistent: PersistentMemory, per_key: bool, degree: int = 1) -> tuple[Tensor, Tensor]:
+    """What both sums start from at a shard boundary, per head: [H, d, d], or [H, d, p] with features, and [H]."""
+    if degree > 1:
+        features = homogeneous_features(persistent.keys, degree)  # [H, P, p]
+        square = features.square().sum(-1, keepdim=True)
+        weighted = features / square.clamp(min=EPSILON) if per_key else features
+        return persistent.keys.mT @ weighted, square.sum((-2, -1))
     matrix = persistent.m_persistent_per_key if per_key else persistent.m_persistent
     return matrix, persistent.norm_persistent
 
 
 class QueryProjector:
-    """The parallel form over a stretch: one q' for all local memories (range `shard`) or one for each (range `chunk`)."""
+    """The parallel form over a stretch: one q' for all local memories (range `shard`) or one each (range `chunk`)."""
 
     def __init__(self, config: QKProjectionConfig, heads: int) -> None:
         self.config, self.heads = config, heads
@@ -84,24 +103,35 @@ class QueryProjector:
         persistent: PersistentMemory,
         plan: ChunkPlan,
     ) -> tuple[list[Tensor], tuple[Accumulator, ...]]:
-        """Rows' queries and keys [N, T, d], the first token number `position` -> every local memory's q' [N, T, d]."""
+        """Rows' queries and keys [N, T, d], the first token number `position` -> every distinct q' [N, T, d]."""
         batch = query.shape[0] // self.heads
+        offset = position % plan.shard if plan.shard else 0
         projected: list[Tensor] = []
         after: list[Accumulator] = []
         for sums, period in zip(state, self.periods(plan), strict=True):
-            out, end = run_periods(
-                lambda start, tokens: project(start, tokens[0], tokens[1], per_key=self.per_key),
-                lambda rows: self._start(persistent, batch, rows),
-                sums,
-                (query, key),
-                position % period if period else 0,
-                period,
-            )
+            per_chunk = self.config.range is ProjectionRange.chunk
+            run = self._chunks(persistent, batch, period) if per_chunk else self._project
+            initial = partial(self._start, persistent, batch)
+            out, end = run_periods(run, initial, sums, (query, key), offset, plan.shard)
             projected.append(F.normalize(out, dim=-1) if self.config.renormalise else out)
             after.append(end)
-        each = projected or [query]
-        return [each[index % len(each)] for index in range(len(plan.local))], tuple(after)
+        return projected, tuple(after)
+
+    def _project(self, start: Accumulator, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Accumulator]:
+        return project(start, tokens[0], tokens[1], per_key=self.per_key)
+
+    def _chunks(self, persistent: PersistentMemory, batch: int, chunk: int | None) -> Run[Accumulator]:
+        """The sums start anew at every chunk of the memory, whose open chunk is `start.tokens` long (see `Scan`)."""
+        assert chunk is not None
+
+        def run(start: Accumulator, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Accumulator]:
+            open_tokens = start.tokens if start.tokens < chunk else 0
+            initial = partial(self._start, persistent, batch)
+            out, end = run_periods(self._project, initial, start, tokens, open_tokens, chunk)
+            return out, end._replace(tokens=end.tokens % chunk)
+
+        return run
 
     def _start(self, persistent: PersistentMemory, batch: int, rows: int) -> Accumulator:
         matrix, norm = persistent_sums(persistent, self.per_key)
-        return Accumulator(per_row(matrix, batch, rows), per_row(norm, batch, rows))
+        return Accumulator(per_row(matrix, batch, rows), per_row(norm, batch, rows), 0)

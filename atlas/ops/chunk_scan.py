@@ -5,13 +5,18 @@ Legend: N sequences x heads (x shards), T tokens, C chunk, d head width, p featu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import ceil, isqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from atlas.ops.fast_weights import FastWeights, bound_norm, read, subtract, zeros_like
-from atlas.ops.rules.gd import ChunkInputs, chunk_gradient, gradient_sum, read_prefix
+from atlas.ops.dual_form import ChunkInputs, read_prefix, write_sum
+from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
+from atlas.ops.fused_chunk import FusedChunk
+from atlas.ops.rules.rule import Kept, LearningRule
 
 
 class ScanState(NamedTuple):
@@ -19,43 +24,86 @@ class ScanState(NamedTuple):
 
     start: FastWeights  # weights at the start of the open chunk
     update: FastWeights  # sum of the scaled gradients of the open chunk's tokens so far
+    kept: Kept  # what the learning rule keeps besides
     tokens: int  # tokens of the open chunk so far
 
 
-def open_state(weights: FastWeights) -> ScanState:
-    return ScanState(weights, zeros_like(weights), 0)
+def written(rule: LearningRule, state: ScanState) -> FastWeights:
+    """The weights with everything written so far, as if the open chunk ended here; not bounded."""
+    return rule.close(state.start, state.update, state.kept)[0] if state.tokens else state.start
 
 
-def scan(
-    state: ScanState, tokens: ChunkInputs, chunk: int, *, read_at_start: bool, norm_max: float
-) -> tuple[Tensor, ScanState]:
-    """Learn from and read for every token of a stretch [N, T, ...] -> outputs [N, T, d] and the state after it.
+def open_state(rule: LearningRule, weights: FastWeights) -> ScanState:
+    """A memory before its first token."""
+    return ScanState(weights, zeros_like(weights), rule.initial(weights), 0)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How a memory learns and reads. The chunk may change between two calls: a chunk open for longer is closed at once.
 
     `read_at_start=False`: token t reads the weights that have learned from tokens up to t (local memory, TNT Eq 6).
     `read_at_start=True`: token t reads the weights of its chunk's start (global memory, TNT Eq 5).
+    `recompute=True`: the backward pass computes groups of about sqrt(T / C) chunks again instead of keeping them all.
     """
-    outputs: list[Tensor] = []
-    done, total = 0, tokens.rate.shape[1]
-    while done < total:
-        part = min(total - done, chunk - state.tokens)
-        piece = ChunkInputs(*(field[:, done : done + part] for field in tokens))
-        out, state = _advance(state, piece, read_at_start)
-        if state.tokens == chunk:
-            state = open_state(bound_norm(subtract(state.start, state.update), norm_max))
-        outputs.append(out)
-        done += part
-    return torch.cat(outputs, dim=1), state
 
+    rule: LearningRule
+    chunk: int  # tokens
+    norm_max: float  # bound of the weights, see `bound_norm`
+    read_at_start: bool
+    recompute: bool = False
 
-def _advance(state: ScanState, tokens: ChunkInputs, read_at_start: bool) -> tuple[Tensor, ScanState]:
-    """One chunk, or a part of one."""
-    gradient = chunk_gradient(state.start, tokens)
-    if read_at_start:
-        out = read(state.start, tokens.query, tokens.query_features)
-    else:
+    def __call__(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+        """Learn from and read for every token of a stretch [N, T, ...] -> outputs [N, T, d] and the state after it."""
+        total = tokens.rate.shape[1]
+        if not (self.recompute and torch.is_grad_enabled()) or total <= self.chunk:
+            return self._chunks(state, tokens)
+        group = self.chunk * isqrt(ceil(total / self.chunk))
+        outputs: list[Tensor] = []
+        for first in range(0, total, group):
+            piece = _slice(tokens, first, first + group)
+            out, state = checkpoint(self._chunks, state, piece, use_reentrant=False, preserve_rng_state=False)
+            outputs.append(out)
+        return torch.cat(outputs, dim=1), state
+
+    def _chunks(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+        outputs: list[Tensor] = []
+        nothing = zeros_like(state.start)
+        state = self._close_if_full(state, nothing)
+        done, total = 0, tokens.rate.shape[1]
+        while done < total:
+            part = min(total - done, self.chunk - state.tokens)
+            out, state = self._advance(state, _slice(tokens, done, done + part))
+            state = self._close_if_full(state, nothing)
+            outputs.append(out)
+            done += part
+        return torch.cat(outputs, dim=1), state
+
+    def _advance(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+        """One chunk, or a part of one."""
+        out, update = self._read_and_write(state, tokens)
+        if state.tokens:
+            update = add(state.update, update)
+        kept = self.rule.keep(state.kept, tokens)
+        return out, ScanState(state.start, update, kept, state.tokens + tokens.rate.shape[1])
+
+    def _read_and_write(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, FastWeights]:
+        at_start = self.read_at_start or self.rule.reads_start
+        if self.rule.own_gradients and not at_start and not state.tokens:
+            out, down, up = FusedChunk.apply(*state.start, *tokens[:6])
+            return out, FastWeights(down, up)
+        writes = self.rule.write(state.start, state.kept, tokens)
+        if at_start:
+            return read(state.start, tokens.query, tokens.query_features), write_sum(writes)
         current = subtract(state.start, state.update) if state.tokens else state.start
-        out = read_prefix(current, gradient, tokens)
-    update = gradient_sum(gradient, tokens.key_features)
-    if state.tokens:
-        update = FastWeights(state.update.down + update.down, state.update.up + update.up)
-    return out, ScanState(state.start, update, state.tokens + tokens.rate.shape[1])
+        return read_prefix(current, writes, tokens), write_sum(writes)
+
+    def _close_if_full(self, state: ScanState, nothing: FastWeights) -> ScanState:
+        if state.tokens < self.chunk:
+            return state
+        weights, kept = self.rule.close(state.start, state.update, state.kept)
+        return ScanState(bound_norm(weights, self.norm_max), nothing, kept, 0)
+
+
+def _slice(tokens: ChunkInputs, first: int, end: int) -> ChunkInputs:
+    return ChunkInputs(*(field[:, first:end] for field in tokens))

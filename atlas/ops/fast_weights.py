@@ -58,8 +58,18 @@ def bound_error(error: Tensor) -> Tensor:
     return error * torch.rsqrt(1 + error.square().sum(-1, keepdim=True))
 
 
+def add(weights: FastWeights, update: FastWeights) -> FastWeights:
+    return FastWeights(weights.down + update.down, weights.up + update.up)
+
+
 def subtract(weights: FastWeights, update: FastWeights) -> FastWeights:
     return FastWeights(weights.down - update.down, weights.up - update.up)
+
+
+def scale(weights: FastWeights, factor: Tensor) -> FastWeights:
+    """Weights times a factor per row [N]."""
+    factor = factor[:, None, None]
+    return FastWeights(weights.down * factor, weights.up * factor)
 
 
 def zeros_like(weights: FastWeights) -> FastWeights:
@@ -67,12 +77,18 @@ def zeros_like(weights: FastWeights) -> FastWeights:
 
 
 def bound_norm(weights: FastWeights, limit: float) -> FastWeights:
-    """Scale each matrix back to Frobenius norm `limit * sqrt(h)` if it is larger, so that no inner loop can diverge."""
-    bound = limit * weights.down.shape[-1] ** 0.5
+    """Scale a matrix back to its largest Frobenius norm if it is beyond, so that no inner loop can diverge.
 
-    def bounded(matrix: Tensor) -> Tensor:
-        square = matrix.square().sum((-2, -1), keepdim=True)
-        factor = bound * torch.rsqrt(square.clamp(min=bound * bound))
-        return matrix * factor
+    `down` may reach `limit * sqrt(h)`; `up`, which has an entry per feature, `limit * sqrt(h * p / d)`.
+    """
+    width, hidden = weights.down.shape[-2:]
+    down = limit * hidden**0.5
+    return FastWeights(_bounded(weights.down, down), _bounded(weights.up, down * (weights.up.shape[-1] / width) ** 0.5))
 
-    return FastWeights(bounded(weights.down), bounded(weights.up))
+
+def _bounded(matrix: Tensor, bound: float) -> Tensor:
+    norm = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
+    if norm.device.type == "cpu" and bool((norm <= bound).all()):
+        return matrix  # the usual case, for free; elsewhere asking would cost a synchronisation
+    square = matrix.square().sum((-2, -1), keepdim=True)
+    return matrix * (bound * torch.rsqrt(square.clamp(min=bound * bound)))

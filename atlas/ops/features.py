@@ -16,9 +16,14 @@ from torch import Tensor
 DEGREES = (1, 2)
 
 
-def feature_width(width: int, degree: int) -> int:
+def feature_count(width: int, degree: int) -> int:
     """Dimension of `polynomial_features`; degree 1 is the identity, without a constant, and keeps the width."""
     return width if degree == 1 else comb(width + degree, degree)
+
+
+def feature_norm(degree: int) -> float:
+    """||phi(x)|| of a unit vector x."""
+    return 1.0 if degree == 1 else sqrt(2.5)
 
 
 def polynomial_features(x: Tensor, degree: int) -> Tensor:
@@ -30,5 +35,13 @@ def polynomial_features(x: Tensor, degree: int) -> Tensor:
     width = x.shape[-1]
     row, column = torch.triu_indices(width, width, device=x.device).unbind()
     # (x.y)^2 / 2 = sum_i x_i^2 y_i^2 / 2 + sum_{i<j} x_i x_j y_i y_j
-    scale = torch.where(row == column, 1 / sqrt(2), 1.0).to(x.dtype)
+    scale = torch.ones(len(row), dtype=x.dtype, device=x.device).masked_fill(row == column, 1 / sqrt(2))
     return torch.cat((torch.ones_like(x[..., :1]), x, x[..., row] * x[..., column] * scale), dim=-1)
+
+
+def homogeneous_features(x: Tensor, degree: int) -> Tensor:
+    """The monomials of exactly one degree, scaled so that phi(x) . phi(y) = (x.y)^degree."""
+    if degree == 1:
+        return x
+    quadratic = polynomial_features(x, degree)[..., 1 + x.shape[-1] :]
+    return quadratic * sqrt(2)

@@ -26,6 +26,7 @@ class Accumulator(NamedTuple):
 
     matrix: Tensor  # [N, d, d]
     norm: Tensor  # [N]
+    tokens: int  # summed since the period's start
 
 
 def project(start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool) -> tuple[Tensor, Accumulator]:
@@ -45,4 +46,4 @@ def project(start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool) ->
     projected = projected.flatten(1, 2)[:, :tokens]
     if not per_key:
         projected = projected / norm.clamp(min=EPSILON).unsqueeze(-1)
-    return projected, Accumulator(totals[:, -1], norm[:, -1])
+    return projected, Accumulator(totals[:, -1], norm[:, -1], start.tokens + tokens)

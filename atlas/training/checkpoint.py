@@ -56,6 +56,7 @@ class CheckpointManager:
 
     Kept are the newest `keep`, the one with the lowest `validation_loss`, the newest healthy one (a rollback would use
     it) and the one named by `protect`. Only a process that holds the lock writes; reading needs no lock.
+    With a `config_hash`, checkpoints of another one are passed over like damaged ones.
     """
 
     def __init__(
@@ -244,6 +245,8 @@ class CheckpointManager:
                 manifest = read_manifest(folder)
                 if healthy and not manifest.healthy:
                     raise UnsoundError(f"not healthy: {manifest.health}")
+                if self.config_hash not in ("", manifest.config_hash):
+                    raise UnsoundError(f"of a run of other settings, with config hash {manifest.config_hash}")
                 payload = read_state(manifest)
             except UnsoundError as error:
                 skipped.append((folder, str(error)))

@@ -1,6 +1,7 @@
 """Fault injection: rehearse what the run does when something goes wrong (`debug.inject=KIND@STEP[:SIZE][:always]`).
 
-A fault strikes once; with `always` it strikes again whenever its step comes again after a rollback.
+A fault strikes in the first segment of a run; with `always` it strikes again whenever its step comes again after a
+rollback. It is a function of step and segment, so a resumed run meets it exactly as the undisturbed one does.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from atlas.config import ConfigError
+from atlas.config import VOCABULARY, ConfigError, require
 from atlas.data.batch import Batch
 from atlas.training.state import TrainState
 
 KINDS = {
-    "bad_batch": "bytes of the batch are replaced by random ones for SIZE steps (default 20)",
+    "bad_batch": "the targets of the batch become random tokens for SIZE steps (default 20)",
     "lr_burst": "the learning rate is SIZE times as high for 5 steps (default 100)",
     "weights": "noise of SIZE times their own standard deviation is added to the weights (default 1)",
-    "nan_loss": "the batch's loss weights become NaN",
+    "nan_loss": "the loss weights of the batch become NaN",
     "nan_gradient": "the gradient of one parameter becomes NaN",
-    "nan_memory": "a W_init of the memory becomes NaN",
+    "nan_memory": "the initial state of a memory, W_init, becomes NaN",
 }
 DEFAULT_SIZES = {"bad_batch": 20.0, "lr_burst": 100.0, "weights": 1.0}
 BURST_STEPS = 5
-_SPEC = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<size>[0-9.]+))?(?P<always>:always)?")
+_SPEC = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<size>\d+(\.\d+)?))?(?P<always>:always)?")
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,25 @@ class Fault:
     size: float
     always: bool
 
+    @property
+    def steps(self) -> int:
+        """For how many steps it strikes."""
+        return {"bad_batch": int(self.size), "lr_burst": BURST_STEPS}.get(self.kind, 1)
 
-def parse_fault(text: str) -> Fault:
-    """Parse `KIND@STEP[:SIZE][:always]`. Raises `ConfigError`."""
+
+def parse_fault(text: str, last_step: int) -> Fault:
+    """Parse `KIND@STEP[:SIZE][:always]`. Raises `ConfigError`, also for a fault that would never strike."""
     match = _SPEC.fullmatch(text)
     if match is None or match["kind"] not in KINDS:
         raise ConfigError(f"debug.inject={text}: must be KIND@STEP[:SIZE][:always] with KIND one of {', '.join(KINDS)}")
-    size = float(match["size"]) if match["size"] else DEFAULT_SIZES.get(match["kind"], 1.0)
-    return Fault(match["kind"], int(match["step"]), size, match["always"] is not None)
+    kind, step = match["kind"], int(match["step"])
+    require(1 <= step <= last_step, "debug.inject", text, f"at a step of the run, 1 to train.steps={last_step}")
+    require(
+        match["size"] is None or kind in DEFAULT_SIZES, "debug.inject", text, f"without a size: {kind} {KINDS[kind]}"
+    )
+    fault = Fault(kind, step, float(match["size"] or DEFAULT_SIZES.get(kind, 1.0)), match["always"] is not None)
+    require(fault.size > 0 and fault.steps >= 1, "debug.inject", text, "of a size > 0")
+    return fault
 
 
 class FaultInjector:
@@ -50,22 +62,24 @@ class FaultInjector:
 
     def __init__(self, fault: Fault | None) -> None:
         self.fault = fault
-        self.segment: int | None = None  # in which the fault struck first
         self._hook: RemovableHandle | None = None
 
+    def begins(self, state: TrainState) -> bool:
+        """Whether the fault strikes for the first time of a segment at the state's next step."""
+        return self.fault is not None and self._strikes(state) and state.step + 1 == self.fault.step
+
     def strike(self, state: TrainState, batch: Batch) -> Batch:
-        """Do the step's damage to the state in place; returns the batch, damaged or not."""
-        step = state.step + 1
+        """Do the next step's damage to the state in place; returns the batch, damaged or not."""
         state.optimizer.burst = 1.0
         if self._hook is not None:
             self._hook.remove()
-        if self.fault is None or not self._hits(step, state.segment):
+        if self.fault is None or not self._strikes(state):
             return batch
         kind, size = self.fault.kind, self.fault.size
         if kind == "lr_burst":
             state.optimizer.burst = size
         elif kind == "bad_batch":
-            return _scrambled(batch, step)
+            return _mislabelled(batch, state.step)
         elif kind == "nan_gradient":
             self._hook = state.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
         elif kind == "nan_loss":
@@ -74,20 +88,15 @@ class FaultInjector:
             _damage(state, kind, size)
         return batch
 
-    def _hits(self, step: int, segment: int) -> bool:
+    def _strikes(self, state: TrainState) -> bool:
         assert self.fault is not None
-        lasts = {"bad_batch": int(self.fault.size), "lr_burst": BURST_STEPS}.get(self.fault.kind, 1)
-        if not self.fault.step <= step < self.fault.step + lasts:
-            return False
-        if self.segment is None:
-            self.segment = segment
-        return self.fault.always or segment == self.segment
+        first, now = self.fault.step, state.step + 1
+        return first <= now < first + self.fault.steps and (self.fault.always or state.segment == 0)
 
 
-def _scrambled(batch: Batch, step: int) -> Batch:
+def _mislabelled(batch: Batch, step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
-    noise = torch.randint(0, 256, batch.inputs.shape, generator=generator)
-    return replace(batch, inputs=noise, targets=noise.roll(-1, dims=1))
+    return replace(batch, targets=torch.randint(0, VOCABULARY, batch.targets.shape, generator=generator))
 
 
 @torch.no_grad()

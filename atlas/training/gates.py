@@ -36,18 +36,20 @@ def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
 
 
 class GateMonitor:
-    """Fast-fail: at `monitor_check` the gates' variance must be `variance_ratio_min` times that at `monitor_start`; from
-    `monitor_start` on their std may not be below `std_min`.
+    """Fast-fail: at `monitor_check` the gates' variance must be `variance_ratio_min` times that at `monitor_start`;
+    from `monitor_start` on their std may not be below `std_min`.
 
-    Departure from the plan: gates whose std is `nontrivial_std` or more pass the first rule. The variance of a gate is at
-    most 1/4, and polarisation brings it near that before `monitor_start`: it then cannot grow by half, and need not.
+    Departure from the plan: gates whose std is `nontrivial_std` or more pass the first rule. The variance of a gate is
+    at most 1/4, and polarisation brings it near that before `monitor_start`: it then cannot grow by half, and need not.
 
-    `check` returns the complaint with its numbers, or None. What to do with it is `GateConfig.monitor`.
+    `check` returns the complaint with its numbers once, when the gates have become bad, else None. What to do with it
+    is `GateConfig.monitor`.
     """
 
     def __init__(self, settings: GateConfig) -> None:
         self.settings = settings
         self.start_variance: float | None = None
+        self.complaining = False
 
     def check(self, step: int, gates: GateStatistics | None) -> str | None:
         settings = self.settings
@@ -55,7 +57,10 @@ class GateMonitor:
             return None
         if step == settings.monitor_start:
             self.start_variance = gates.variance
-        if gates.std < settings.std_min:
+        before, self.complaining = self.complaining, gates.std < settings.std_min
+        if self.complaining:
+            if before:
+                return None
             return f"gate std {gates.std:.4g} at step {step} is below train.gate.std_min={settings.std_min}"
         if step == settings.monitor_check and self.start_variance is not None:
             return self._growth(gates, self.start_variance)
@@ -67,11 +72,12 @@ class GateMonitor:
             return None
         return (
             f"gate variance {gates.variance:.4g} at step {settings.monitor_check} (std {gates.std:.4g}) is below "
-            f"train.gate.variance_ratio_min={settings.variance_ratio_min} times {start:.4g} at step {settings.monitor_start}"
+            f"train.gate.variance_ratio_min={settings.variance_ratio_min} times {start:.4g} "
+            f"at step {settings.monitor_start}"
         )
 
-    def state_dict(self) -> dict[str, float | None]:
-        return {"start_variance": self.start_variance}
+    def state_dict(self) -> dict[str, float | bool | None]:
+        return {"start_variance": self.start_variance, "complaining": self.complaining}
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
-        self.start_variance = state["start_variance"]
+    def load_state_dict(self, state: dict[str, float | bool | None]) -> None:
+        self.start_variance, self.complaining = state["start_variance"], bool(state["complaining"])

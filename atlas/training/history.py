@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from math import isfinite, sqrt
+from statistics import median
 from typing import Any
 
 from atlas.config import RollbackConfig
@@ -25,7 +26,10 @@ class Reading:
 
 
 class Suspicion:
-    """Whether a training loss is out of line with its own recent values: cheap, and only a reason to look closer."""
+    """Whether a training loss is out of line with its own recent values: cheap, and only a reason to look closer.
+
+    A suspicious loss enters mean and variance as if it were half way to the limit: a spike does not teach its level.
+    """
 
     DEVIATIONS = 4.0
     EMA = 0.95
@@ -38,8 +42,10 @@ class Suspicion:
         """Take the next loss (nats); True if it is more than DEVIATIONS standard deviations above the mean."""
         if not isfinite(loss):
             return True
-        above = loss - self.mean
-        suspicious = self.count >= self.FIRST and above > self.DEVIATIONS * sqrt(self.variance) + 1e-3
+        above, limit = loss - self.mean, self.DEVIATIONS * sqrt(self.variance) + 1e-3
+        suspicious = self.count >= self.FIRST and above > limit
+        if suspicious:
+            above = limit / 2
         weight = max(1 - self.EMA, 1 / (self.count + 1))
         self.count += 1
         self.mean += weight * above
@@ -48,11 +54,20 @@ class Suspicion:
 
 
 class History:
-    """The record that `decide` judges, with what is needed to continue it."""
+    """The record that `decide` judges, with what is needed to continue it.
+
+    The weights of a healthy run wander: early in training the perplexity of fixed rows goes up by 10 % and back within
+    ten steps, however many rows are read. So a reading is bad above `threshold` and above `DEVIATIONS` times the spread
+    of the run's own recent deltas, and the readings that confirm it lie `suspect_every` steps apart.
+    """
+
+    DEVIATIONS = 4.0
+    WINDOW = 10  # good readings that the spread is taken of
 
     def __init__(self, settings: RollbackConfig) -> None:
         self.settings = settings
         self.readings: list[Reading] = []
+        self.deltas: list[float] = []  # with `observe`: of all perplexity readings after the warm-up
         self.suspicion = Suspicion()
         self.tracker = PPLDeltaTracker(
             threshold=settings.threshold,
@@ -64,22 +79,41 @@ class History:
     @property
     def delta(self) -> float | None:
         """ppl_delta: the newest reading's ratio above the moving average."""
-        return next((reading.delta for reading in reversed(self.readings) if reading.kind == "perplexity"), None)
+        newest = self._newest_perplexity()
+        return None if newest is None else newest.delta
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the newest reading does not speak against the run."""
+        return not (self.readings and self.readings[-1].bad)
 
     def add(self, reading: Reading) -> None:
         self.readings = [*self.readings[-(READINGS - 1) :], reading]
 
     def add_perplexity(self, step: int, perplexity: float) -> Reading:
         """Record a reading of the watched perplexity; bad if above the threshold after the warm-up."""
-        calm_average = self.tracker.average
-        delta, _ = self.tracker.update(perplexity)
-        bad = not isfinite(perplexity) or (calm_average > 0 and self.tracker.suspected > 0)
-        reason = (
-            f"perplexity {perplexity:.4g} is {delta:.1%} above its moving average {calm_average:.4g}" if bad else ""
-        )
+        calm_average, limit = self.tracker.average, max(self.settings.threshold, self.DEVIATIONS * self.spread())
+        self.tracker.threshold = limit
+        delta, spike = self.tracker.update(perplexity)
+        if step <= self.settings.warmup:
+            self.tracker.accept()  # an average of the first, steep descent would be blind for hundreds of steps
+        bad = spike or self.tracker.suspected > 0
+        reason = f"perplexity {perplexity:.4g} is {delta:.1%} above its moving average {calm_average:.4g}"
+        reason = f"{reason} (limit {limit:.1%})" if bad else ""
         reading = Reading("perplexity", step, bad, perplexity, delta, reason)
         self.add(reading)
+        if self.settings.observe and step > self.settings.warmup and isfinite(delta):
+            self.deltas.append(delta)
         return reading
+
+    def spread(self) -> float:
+        """Of the newest good deltas: 1.4826 * median absolute deviation, the standard deviation of a normal series."""
+        good = [reading.delta for reading in self.readings if reading.kind == "perplexity" and not reading.bad]
+        newest = good[1:][-self.WINDOW :]  # the first reading has nothing to differ from
+        if len(newest) < 2:
+            return 0.0
+        middle = median(newest)
+        return 1.4826 * median(abs(delta - middle) for delta in newest)
 
     def accept(self) -> None:
         """Go on from the level of the last reading, where a spike is not rolled back."""
@@ -89,18 +123,27 @@ class History:
     def needs_reading(self, step: int, loss: float) -> bool:
         """Whether to read the watched perplexity at this step; call it at every step with its training loss."""
         suspicious = self.suspicion.update(loss)
-        newest = next((reading for reading in reversed(self.readings) if reading.kind == "perplexity"), None)
-        return suspicious or step % self.settings.watch_every == 0 or (newest is not None and newest.bad)
+        if step % self.settings.watch_every == 0:
+            return True
+        newest = self._newest_perplexity()
+        if step <= self.settings.warmup or newest is None:  # the warm-up counts regular readings
+            return False
+        return (suspicious or newest.bad) and step - newest.step >= self.settings.suspect_every
+
+    def _newest_perplexity(self) -> Reading | None:
+        return next((reading for reading in reversed(self.readings) if reading.kind == "perplexity"), None)
 
     def state_dict(self) -> dict[str, Any]:
         suspicion = self.suspicion
         return {
             "readings": [asdict(reading) for reading in self.readings],
+            "deltas": list(self.deltas),
             "suspicion": [suspicion.count, suspicion.mean, suspicion.variance],
             "tracker": self.tracker.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.readings = [Reading(**reading) for reading in state["readings"]]
+        self.deltas = list(state["deltas"])
         self.suspicion.count, self.suspicion.mean, self.suspicion.variance = state["suspicion"]
         self.tracker.load_state_dict(state["tracker"])

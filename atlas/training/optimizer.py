@@ -59,7 +59,7 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 class ScheduledOptimizer:
-    """One or more optimisers under one schedule: linear warm-up, then cosine to `lr_min_ratio * lr` at the last step."""
+    """One or more optimisers under one schedule: linear warm-up, then cosine to `lr_min_ratio * lr` at the end."""
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ from atlas.config import RollbackAction, RollbackConfig
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.checkpoint import CheckpointError, CheckpointManager
 from atlas.training.errors import AbortError
-from atlas.training.rollback import Decision
+from atlas.training.journal import JournalEntry
+from atlas.training.rollback import Decision, Verdict
 from atlas.training.state import TrainState
 
 
@@ -23,20 +24,19 @@ class Recovery:
     def answer(self, decision: Decision, *, finite: bool) -> bool:
         """Act on a decision. True: the run goes on as it is; False: it was rolled back.
 
-        Raises `AbortError` where nothing can be restored: the limit is reached, no checkpoint is sound, or rollback is off
-        and the weights cannot be trained further.
+        Raises `AbortError` where nothing can be restored: the limit is reached, no checkpoint is sound, or rollback is
+        off and the step cannot be taken.
         """
         state = self.state
         self.telemetry.event("spike", state.step, trigger=decision.trigger, message=decision.reason)
-        if not self.settings.enabled:
+        if decision.verdict is Verdict.record:
             if not finite:
-                raise AbortError(f"{decision.reason}; rollback is off")
+                raise AbortError(f"{decision.reason}; no rollback is configured for it")
             state.history.accept()  # the new level is the level now
             return True
-        if decision.abort:
-            raise AbortError(
-                f"{decision.reason}, after {state.rollbacks} rollbacks (rollback.limit={self.settings.limit})"
-            )
+        if decision.verdict is Verdict.abort:
+            limit = f"rollback.limit={self.settings.limit}"
+            raise AbortError(f"{decision.reason}, after {state.rollbacks} rollbacks ({limit})")
         self._restore(decision)
         return False
 
@@ -49,11 +49,13 @@ class Recovery:
             payload, manifest = self.checkpoints.rollback(decision.before_step)
         except CheckpointError as error:
             raise AbortError(f"{decision.reason}, and no rollback is possible: {error}") from error
+        for folder, reason in self.checkpoints.skipped:
+            self.telemetry.event("warning", reached, message=f"{folder.name} was passed over: {reason}")
         state.restore(payload)
         state.segment, state.rollbacks, state.skipped = segment + 1, rollbacks + 1, skipped
         state.optimizer.scale = scale
         change = self._change(reached)
-        self.checkpoints.retire(manifest.step)
+        self._settle(decision, manifest.step)
         self.telemetry.event(
             "rollback",
             manifest.step,
@@ -65,6 +67,15 @@ class Recovery:
             change=change,
         )
 
+    def _settle(self, decision: Decision, step: int) -> None:
+        """Make the rollback hold on the disk: a kill at any moment leaves either the run before it or after it."""
+        restarted = self.settings.action is RollbackAction.skip
+        try:
+            JournalEntry.of(self.state, restarted).write(self.checkpoints.root)
+            self.checkpoints.retire(step)
+        except (OSError, CheckpointError) as error:
+            raise AbortError(f"{decision.reason}, and the rollback could not be written: {error}") from error
+
     def _change(self, reached: int) -> str:
         """The same input would give the same spike."""
         state = self.state
@@ -73,4 +84,5 @@ class Recovery:
             return f"learning rate times {state.optimizer.scale:g}"
         left_out = reached + 1 - state.step  # up to the batch that a failing step was trained on
         state.skipped += left_out
+        state.carried = []  # the next batches do not continue where the memory stopped
         return f"{left_out} batches left out"

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from math import isfinite
 
 from atlas.config import RollbackConfig
 from atlas.training.history import Reading
 
 
+class Verdict(StrEnum):
+    restore = "restore"  # the newest healthy checkpoint of a step before `before_step`
+    abort = "abort"  # as `restore`, but the limit is reached
+    record = "record"  # tell and go on: rollback is off, only observes, or this is not one of its triggers
+
+
 @dataclass(frozen=True)
 class Decision:
-    """Restore the newest healthy checkpoint of a step before `before_step`, or abort where the limit is reached."""
-
+    verdict: Verdict
     trigger: str
     reason: str
     before_step: int  # the first step that is not known to be good
-    abort: bool
 
 
 def decide(history: Sequence[Reading], rollbacks: int, settings: RollbackConfig) -> Decision | None:
     """What the newest reading asks for, given the rollbacks already done; None: go on."""
-    if not history:
+    newest = history[-1] if history else None
+    if newest is None or not newest.bad:
         return None
-    newest = history[-1]
-    if not newest.bad or newest.kind not in settings.triggers:
+    if newest.kind == "perplexity" and isfinite(newest.value) and bad_streak(history) < settings.patience:
         return None
-    if newest.kind == "perplexity" and bad_streak(history) < settings.patience:
-        return None
-    return Decision(newest.kind, newest.reason, last_good_step(history) + 1, rollbacks >= settings.limit)
+    verdict = Verdict.abort if rollbacks >= settings.limit else Verdict.restore
+    if not settings.enabled or settings.observe or newest.kind not in settings.triggers:
+        verdict = Verdict.record
+    return Decision(verdict, newest.kind, newest.reason, last_good_step(history) + 1)
 
 
 def bad_streak(history: Sequence[Reading]) -> int:

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from atlas.config import TrainConfig
 from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
-from atlas.training.gates import GateStatistics, gate_statistics
 from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
 from atlas.training.state import TrainState
 
@@ -28,10 +27,10 @@ class StepResult(NamedTuple):
     text: float  # nats per byte; NaN in a batch without text
     recall: float  # nats per answer byte; NaN in a batch without recall
     gradient_norm: float  # before clipping
-    gates: GateStatistics | None
     polarisation: float
     lr: float
     finite: bool  # False: the loss or the gradient was not, and the weights were left as they were
+    gates: tuple[Tensor, ...]  # [B / accumulate, T, D] of every layer and micro-batch
 
     @property
     def perplexity(self) -> float:
@@ -64,19 +63,18 @@ class TrainStep:
                 penalty = weight * gate_polarisation(output.gates)
                 total = total + penalty
                 polarisation += penalty.item() / self.config.accumulate
-            (total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+            (total / self.config.accumulate).backward()
             losses.append(LanguageLoss(*(part.detach() for part in loss)))
             gates += [gate.detach() for gate in output.gates]
             carried.append(output.state.detach())
-        means = torch.stack([torch.stack(loss) for loss in losses]).nanmean(0).tolist()
+        means = _means(losses, batch.recall)
         norm = self._gradient_norm(state.model)
         finite = _finite(losses) and norm == norm and norm != float("inf")
         lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
             state.step, state.tokens = step, state.tokens + batch.inputs.numel()
             state.carried = carried if self.config.carry_memory else []
-        loss, text, recall = means
-        return StepResult(loss, text, recall, norm, gate_statistics(gates), polarisation, lr, finite)
+        return StepResult(*means, norm, polarisation, lr, finite, tuple(gates))
 
     def _forward(self, state: TrainState, index: int, micro: Batch) -> tuple[ModelOutput, LanguageLoss]:
         before = None
@@ -93,6 +91,17 @@ class TrainStep:
         """Global norm before clipping; clips in place."""
         limit = self.config.gradient_clip or float("inf")
         return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+
+
+def _means(losses: Sequence[LanguageLoss], recall: Tensor) -> tuple[float, float, float]:
+    """The losses of the whole batch: a micro-batch counts by its rows of the kind. `recall` [B]."""
+    total, text, answers = torch.stack([torch.stack(loss) for loss in losses], dim=1).cpu()
+    answering = recall.cpu().view(len(losses), -1).float().mean(1)
+
+    def mean(values: Tensor, share: Tensor) -> float:
+        return ((values * share)[share > 0].sum() / share.sum()).item()
+
+    return total.mean().item(), mean(text, 1 - answering), mean(answers, answering)
 
 
 def _finite(losses: Sequence[LanguageLoss]) -> bool:

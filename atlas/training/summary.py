@@ -13,7 +13,10 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass
 class RunSummary:
-    """`status`: completed, failed (an error) or aborted (stopped by the user or by a safeguard), with the `reason`."""
+    """`status`: completed, failed (an error) or aborted (stopped by the user or by a safeguard), with the `reason`.
+
+    A run that was killed leaves the status `running`.
+    """
 
     folder: str
     status: str = "running"
@@ -38,6 +41,7 @@ class RunSummary:
     overhead: dict[str, float] = field(default_factory=dict)  # share of training time, per activity
     niah: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # spikes and rollbacks, in their order
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
@@ -49,6 +53,14 @@ class RunSummary:
         temporary = path.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(_plain(asdict(self)), indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
+
+
+def read_summary(folder: Path) -> RunSummary | None:
+    """The summary in a run folder; None if there is none that can be read."""
+    try:
+        return RunSummary(**json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _plain(value: Any) -> Any:

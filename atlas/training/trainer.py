@@ -16,10 +16,11 @@ from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError
 from atlas.training.evaluation import Evaluator
 from atlas.training.faults import FaultInjector
-from atlas.training.gates import GateStatistics
+from atlas.training.gates import GateStatistics, gate_statistics
 from atlas.training.history import Reading
 from atlas.training.recovery import Recovery
 from atlas.training.rollback import decide
+from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
 
@@ -68,8 +69,10 @@ class Trainer:
             clocks,
         )
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
+        self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.last: StepResult | None = None
-        self.validation_loss: float | None = None
+        self.gates: GateStatistics | None = None  # of the last step
+        self.validation: tuple[int, float] | None = None  # step and loss of the last one
         self.probe_results: list[ProbeResult] = []
         self.speed = 0.0  # of the last step, tokens/s
         self.trained_tokens = 0  # by this process, undone ones included
@@ -77,43 +80,36 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step. Raises `AbortError` where a safeguard stops the run."""
         state = self.state
-        if state.step == 0 and self.config.rollback.enabled:
+        if state.step == 0 and not self.checkpoints.list():
             self._save()  # a rollback may be needed before the first regular checkpoint
         while state.step < self.config.train.steps:
             result = self._train_step()
-            if not self._healthy(result):
+            self._watch(result)
+            self._log(result)
+            self._check_gates(result)
+            if not self._goes_on(result):
                 continue
             self._validate()
             self._probe()
+            if not self._goes_on(result):  # a probe may have failed
+                continue
             if self.checkpoints.due(state.step):
                 self._save()
 
     def _train_step(self) -> StepResult:
         state = self.state
+        if self.faults.begins(state):
+            self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
         with self.clocks.measure("train"):
             began = time.perf_counter()
             batch = self.data.batch(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch))
             self.speed = batch.inputs.numel() / (time.perf_counter() - began)
-        self.last = result
+        with self.clocks.measure("gates"):
+            self.gates = gate_statistics(result.gates)
+        self.last = result._replace(gates=())
         self.trained_tokens += batch.inputs.numel()
-        return result
-
-    def _healthy(self, result: StepResult) -> bool:
-        """Look at the step; False where the run was rolled back and goes on from an earlier step."""
-        state = self.state
-        with self.clocks.measure("watch"):
-            self._watch(result)
-        with self.clocks.measure("telemetry"):
-            values = {**step_metrics(state, result), "tokens_per_second": round(self.speed, 1)}
-            self.telemetry.log_step(state.step + (not result.finite), values)
-        decision = decide(state.history.readings, state.rollbacks, self.config.rollback)
-        if decision is None:
-            if not result.finite:
-                raise AbortError(state.history.readings[-1].reason)
-            return True
-        with self.clocks.measure("rollback"):
-            return self.recovery.answer(decision, finite=result.finite)
+        return self.last
 
     def _watch(self, result: StepResult) -> None:
         """Add to the history what this step gives reason to record."""
@@ -122,25 +118,43 @@ class Trainer:
             reason = f"loss {result.loss:.4g}, gradient norm {result.gradient_norm:.4g} at step {state.step + 1}"
             history.add(Reading("non_finite", state.step + 1, True, reason=reason))
             return
-        if history.needs_reading(state.step, result.loss):
-            history.add_perplexity(state.step, self.evaluator.watched_perplexity(state.model))
-        complaint = state.monitor.check(state.step, result.gates)
+        with self.clocks.measure("watch"):
+            if history.needs_reading(state.step, result.loss):
+                history.add_perplexity(state.step, self.evaluator.watched_perplexity(state.model))
+
+    def _check_gates(self, result: StepResult) -> None:
+        state = self.state
+        complaint = state.monitor.check(state.step, self.gates) if result.finite else None
         if complaint is None:
             return
         if "gate" in self.config.rollback.triggers:
-            history.add(Reading("gate", state.step, True, reason=complaint))
+            state.history.add(Reading("gate", state.step, True, reason=complaint))
         elif self.config.train.gate.monitor is GateAction.abort:
             raise AbortError(complaint)
         else:
             self.telemetry.event("warning", state.step, message=complaint)
+
+    def _log(self, result: StepResult) -> None:
+        with self.clocks.measure("telemetry"):
+            values = {**step_metrics(self.state, result, self.gates), "tokens_per_second": round(self.speed, 1)}
+            self.telemetry.log_step(self.state.step + (not result.finite), values)
+
+    def _goes_on(self, result: StepResult) -> bool:
+        """Judge the history; False where the run was rolled back and goes on from an earlier step."""
+        decision = decide(self.state.history.readings, self.state.rollbacks, self.config.rollback)
+        if decision is None:
+            return True
+        with self.clocks.measure("rollback"):
+            return self.recovery.answer(decision, finite=result.finite)
 
     def _validate(self) -> None:
         step, settings = self.state.step, self.config.train
         if step % settings.validation_every and step != settings.steps:
             return
         with self.clocks.measure("validation"):
-            self.validation_loss = self.evaluator.validation_loss(self.state.model)
-        self.telemetry.log_step(step, {"validation/loss": self.validation_loss})
+            loss = self.evaluator.validation_loss(self.state.model)
+        self.validation = step, loss
+        self.telemetry.log_step(step, {"validation/loss": loss})
 
     def _probe(self) -> None:
         state = self.state
@@ -150,28 +164,27 @@ class Trainer:
             self.probe_results = list(self.probe.run(state.model, state.step))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
+        for result in self.probe_results:  # an event writes the row, which is to be complete
             self.telemetry.event("probe", state.step, **result.describe())
             if result.failed and "niah" in self.config.rollback.triggers:
-                state.history.add(Reading("niah", state.step, True, reason=str(result.describe())))
+                state.history.add(Reading("niah", state.step, True, reason=f"niah {result.describe()}"))
 
     def _save(self) -> None:
         state = self.state
-        self.telemetry.flush()
+        self.telemetry.flush(now=True)
+        measured_now = self.validation is not None and self.validation[0] == state.step
         health = {
-            "validation_loss": self.validation_loss,
+            "validation_loss": self.validation[1] if self.validation and measured_now else None,
             "loss": self.last.loss if self.last else None,
-            "healthy": not any(reading.bad for reading in state.history.readings[-1:]),
+            "healthy": state.history.healthy,
         }
         with self.clocks.measure("checkpoint"):
-            saved = self.checkpoints.save(state.step, state.payload(), health)
-        self.telemetry.event(
-            "checkpoint", state.step, path=saved.path.name, bytes=saved.bytes, seconds=round(saved.seconds, 4)
-        )
+            self.saver.save(health)
 
 
-def step_metrics(state: TrainState, result: StepResult) -> dict[str, float | int | None]:
+def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | None) -> dict[str, float | int | None]:
     """The values of a step as metrics.jsonl names them; None for what the step did not have."""
-    gates = result.gates or GateStatistics(float("nan"), float("nan"), float("nan"))
+    gates = gates or GateStatistics(float("nan"), float("nan"), float("nan"))
     metrics = {
         "segment": state.segment,
         "tokens": state.tokens,

@@ -13,13 +13,14 @@ PACKAGE = Path(atlas.__file__).parent
 # A module may import from lower layers and from its own name, never from another name of its layer.
 LAYERS = (
     ("config",),
-    ("refusals", "components"),
+    ("refusals", "components", "environment"),
     ("composition",),
+    ("help", "resuming"),
     ("ops",),
     ("models", "data", "telemetry"),
     ("probes", "training", "report"),
+    ("starting", "closing"),
     ("build",),
-    ("environment", "closing", "starting"),
     ("run",),
     ("train", "gate", "niah", "decide"),
     ("__init__",),
@@ -43,7 +44,7 @@ def test_imports_go_downward(path: Path) -> None:
 
 
 def test_settings_and_report_import_no_torch() -> None:
-    light = [PACKAGE / f"{name}.py" for name in ("__init__", "config", "refusals", "components", "composition")]
+    light = [PACKAGE / f"{name}.py" for name in ("__init__", "config", "refusals", "components", "composition", "help")]
     with_torch = {
         path.name
         for path in [*light, *(PACKAGE / "report").rglob("*.py")]

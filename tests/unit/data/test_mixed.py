@@ -13,6 +13,9 @@ from atlas.data.text import TextData
 TASK = RecallTask(
     pairs=2,
     queries=4,
+    sparse_share=0.0,
+    sparse_pairs=1,
+    sparse_queries=1,
     key_bytes=1,
     value_bytes=1,
     value_alphabet=10,

@@ -15,6 +15,9 @@ from atlas.data.recall import RecallData, RecallTask
 TASK = RecallTask(
     pairs=8,
     queries=24,
+    sparse_share=0.0,
+    sparse_pairs=1,
+    sparse_queries=1,
     key_bytes=2,
     value_bytes=2,
     value_alphabet=16,
@@ -99,7 +102,7 @@ def test_weights_are_one_on_answers_and_the_fillers_elsewhere() -> None:
 def test_golden_batch() -> None:
     # Change me only if you mean it: every recall batch of every old run changes.
     inputs = source().batch(5).inputs.numpy().astype(np.uint8).tobytes()
-    assert hashlib.sha256(inputs).hexdigest()[:16] == "2823a0b95af1a8fe"
+    assert hashlib.sha256(inputs).hexdigest()[:16] == "efb16562e8dad33c"
 
 
 def test_batch_is_a_function_of_seed_and_step() -> None:
@@ -156,6 +159,9 @@ def test_text_haystacks_keep_training_and_validation_apart(tmp_path: Path) -> No
 BAD: list[tuple[dict[str, object], str]] = [
     ({"pairs": 0}, "data.recall.pairs=0: must be an integer >= 1"),
     ({"queries": 0}, "data.recall.queries=0: must be an integer >= 1"),
+    ({"sparse_share": 1.5}, "data.recall.sparse_share=1.5: must be a number in [0, 1]"),
+    ({"sparse_pairs": 9}, "data.recall.sparse_pairs=9: must be <= 8"),
+    ({"sparse_queries": 25}, "data.recall.sparse_queries=25: must be <= 24"),
     ({"queries": 1.5}, "data.recall.queries=1.5: must be an integer >= 1"),
     ({"key_bytes": "two"}, "data.recall.key_bytes=two: must be an integer >= 1"),
     ({"key_bytes": 5}, "data.recall.key_bytes=5: must be <= 4"),
@@ -197,3 +203,19 @@ def test_the_largest_that_fits_does_fit() -> None:
     task = replace(TASK, pairs=78)
     assert source(task).batch(1).inputs.shape == (4, 512)
     assert source(replace(TASK, distance_min=502)).batch(1).inputs.shape == (4, 512)
+
+
+def test_sparse_sequences_come_last_and_have_few_needles() -> None:
+    task = replace(TASK, sparse_share=0.5, sparse_pairs=2, sparse_queries=3)
+    rows = task.generate(np.random.default_rng(0), 8, 512).tokens
+    shown = [len({key for _, key, _ in events_of(row.tobytes())}) for row in rows]
+    assert shown == [8] * 4 + [2] * 4
+    asked = [len(events_of(row.tobytes())) - keys for row, keys in zip(rows, shown, strict=True)]
+    assert max(asked[4:]) <= 3 < min(asked[:4])
+
+
+def test_the_sparse_share_is_right_on_average_for_few_rows() -> None:
+    task = replace(TASK, sparse_share=0.25, sparse_pairs=1, sparse_queries=1)
+    rng = np.random.default_rng(0)
+    sparse = [len({key for _, key, _ in events_of(task.generate(rng, 1, 512).tokens[0].tobytes())}) for _ in range(200)]
+    assert 0.2 < sparse.count(1) / 200 < 0.3

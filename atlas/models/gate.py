@@ -1,0 +1,38 @@
+"""The gate of a MAG block: one sigmoid per channel, computed from what the memory recalls.
+
+Legend: B sequences, T tokens, D model width.
+
+    z = m W_g + b_g,    g = sigmoid(s * z),    s = exp(log_sharpness), learnable
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+# With z of unit variance, as at the start, 8 gates of 10 are below 0.1 or above 0.9 (AC-P1-2): P(|z| > ln(9) / 8.7) = 0.8.
+INITIAL_SHARPNESS = 10.0
+
+
+class Gate(nn.Module):
+    """Sharp from the start: its pattern of open and closed channels is a code of what was recalled.
+
+    Polarisation can be had in two ways: a sharper sigmoid, or logits pushed away from 0. The second closes the memory: the
+    cheapest push is a constant one, and a gate that is constant tells nothing of the memory (experiments/LOG.md). So the
+    gates handed to the polarisation loss let its gradient reach the sharpness and nothing else.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.log_sharpness = nn.Parameter(torch.tensor(log(INITIAL_SHARPNESS)))
+        nn.init.normal_(self.linear.weight, std=width**-0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, recalled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m [B, T, D] -> z, g, and g again with a gradient to the sharpness alone."""
+        logits: Tensor = self.linear(recalled)
+        sharpness = self.log_sharpness.exp()
+        return logits, torch.sigmoid(sharpness * logits), torch.sigmoid(sharpness * logits.detach())

@@ -1,0 +1,133 @@
+"""Probe a trained model: `python -m atlas.niah RUN [niah=thorough] [niah.samples=32 ...]`.
+
+RUN is a run folder (its newest checkpoint) or a checkpoint folder. Writes niah.json and niah.png into the run folder
+and prints a table. Exit status: 0 every level passed; 1 one failed or was not measured; 2 refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from atlas.composition import CONF_DIR, options
+from atlas.config import ConfigError, DeviceConfig, NIAHConfig, RunConfig, require
+from atlas.refusals import refuse, unknown_key
+
+if TYPE_CHECKING:
+    from atlas.probes.result import Cell, NIAHResult
+
+JSON_FILE = "niah.json"
+PICTURE_FILE = "niah.png"
+USAGE = "python -m atlas.niah RUN [niah=OPTION] [niah.KEY=VALUE ...]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not {"-h", "--help"}.isdisjoint(given):
+        print(f"{USAGE}\n\n{__doc__}")
+        return 0
+    try:
+        results = probe_run(given)
+    except ConfigError as error:
+        print(f"atlas: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(result.outcome.value == "passed" for result in results) else 1
+
+
+def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
+    """Probe as the command line says. Raises `ConfigError` for arguments that cannot be used."""
+    paths = [argument for argument in arguments if "=" not in argument]
+    require(len(paths) == 1, "RUN", " ".join(paths), f"one run or checkpoint folder: {USAGE}")
+    from atlas.build import build_data, build_probe, load_checkpointed, resolve_device
+
+    model, trained, manifest = load_checkpointed(paths[0])
+    config = with_overrides(trained, [argument for argument in arguments if "=" in argument])
+    device, _ = resolve_device(DeviceConfig())
+    results = build_probe(config, build_data(config)).run(model.to(device), manifest.step)
+    folder = manifest.path.parents[1]
+    write_json(folder / JSON_FILE, manifest.path.name, config.niah, results)
+    cells = [asdict(cell) for result in results if result.level == "recall" for cell in result.cells]
+    if cells:
+        from atlas.report.heatmap import draw_heatmaps
+
+        draw_heatmaps(cells, f"{folder.name}, step {manifest.step}: needles found, %", folder / PICTURE_FILE)
+    print("\n".join(table(results)))
+    print(f"\nfiles  {folder / JSON_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
+    return results
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The run's configuration with other probe settings: its own ones where no `niah=OPTION` is given."""
+    settings: Any = OmegaConf.structured(replace(config.niah, enabled=True))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        require(key == "niah" or key.startswith("niah."), key, value, "niah or a key of it: all else is the run's own")
+        if key == "niah":
+            names = [name for name in options("niah") if name != "off"]
+            require(value in names, "niah", value, f"one of {', '.join(names)}")
+            option = OmegaConf.load(CONF_DIR / "niah" / f"{value}.yaml")
+            settings = OmegaConf.merge(OmegaConf.structured(NIAHConfig), option)
+        elif key.removeprefix("niah.") not in {field.name for field in fields(NIAHConfig)}:
+            raise unknown_key(override, CONF_DIR)
+    single = OmegaConf.from_dotlist([override for override in overrides if override.startswith("niah.")])
+    with refuse(CONF_DIR):
+        composed: Any = OmegaConf.to_object(OmegaConf.merge({"niah": settings}, single))
+        return replace(config, niah=composed["niah"])
+
+
+def write_json(path: Path, checkpoint: str, settings: NIAHConfig, results: Sequence[NIAHResult]) -> None:
+    """All numbers; what is not finite is null."""
+    record = {
+        "checkpoint": checkpoint,
+        "settings": asdict(settings),
+        "results": [result.record() for result in results],
+    }
+    path.write_text(json.dumps(_finite(record), indent=1) + "\n", encoding="utf-8")
+
+
+def table(results: Sequence[NIAHResult]) -> list[str]:
+    """The levels, one line each, with their cells below."""
+    lines = []
+    for result in results:
+        lines += ["", f"{result.level}  {result.verdict}  [{result.seconds:.1f} s]"]
+        head = ("memory", "off", "frozen", "chance" if result.level == "recall" else "algebra")
+        columns = f"  {'task':<12} {'haystack':<13} {'length':>6} {'depth':>6}  {'needle':<14} "
+        lines.append(f"{columns}{' '.join(f'{name:>7}' for name in head)} {'prob.':>6} {'n':>4}")
+        lines += [_row(cell, share=result.level == "recall") for cell in result.cells]
+    return lines[1:]
+
+
+def _row(cell: Cell, *, share: bool) -> str:
+    depth = "" if cell.depth is None else f"{100 * cell.depth:.1f}%"
+    chance = cell.chance if share else cell.expected
+    numbers = [_number(value, share) for value in (cell.accuracy, cell.control, cell.frozen, chance)]
+    probability = "" if cell.likelihood is None else f"{cell.likelihood:.3f}"
+    row = f"  {cell.task:<12} {cell.haystack:<13} {cell.length:>6} {depth:>6}  {cell.span:<14} "
+    row += " ".join(f"{number:>7}" for number in numbers)
+    return f"{row} {probability:>6} {cell.samples:>4}  {cell.reason}".rstrip()
+
+
+def _number(value: float | None, share: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if share else f"{value:.3f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""One chunk of the dual form with a hand-derived backward pass: the fast path of rules that read a causal prefix.
+
+The same function as `token_gradients`, `read_prefix` and `write_sum` of `dual_form.py` in turn, for a chunk that
+starts fresh. The backward pass has the same matrix products as autograd's, but stacks those that share a factor,
+and keeps or writes far fewer temporaries. `tests/unit/ops/test_fused_chunk.py` compares both, gradients too.
+
+Legend: N rows, C tokens, d head width, p feature width, h hidden width. A name with `d_` is the gradient of that name.
+
+    A = K W^T,  U = silu(A2) A3,  E = eta r F with F = k + U W1^T - v, r = (1 + ||F||^2)^-1/2
+    B = E W1,   X = [B A3 silu'(A2), B silu(A2)]                     gradients at the chunk's start: E^T U and X^T K
+    P = Q W^T - tril(Q K^T) X,  Z = silu(P2) P3                      the hidden layer that token t reads
+    out = q + Z W1^T - tril(Z U^T) E
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class FusedChunk(torch.autograd.Function):
+    """(down, up, q, k, v, phi(q), phi(k), rate) -> (out [N, C, d], updates of down [N, d, h] and up [N, 2h, p])."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        down: Tensor,
+        up: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_features: Tensor,
+        key_features: Tensor,
+        rate: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count, hidden = query.shape[1], down.shape[2]
+        pre = torch.cat((key_features, query_features), dim=1) @ up.mT
+        pre_key, pre_query = pre[:, :count], pre[:, count:]
+        gate, linear = pre_key.split(hidden, dim=2)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        slope = torch.addcmul(sigmoid, silu, 1 - sigmoid)
+        units = silu * linear
+        residual = torch.baddbmm(key, units, down.mT).sub_(value)
+        bound = torch.rsqrt(residual.square().sum(2, keepdim=True).add_(1))
+        error = residual * (bound * rate.unsqueeze(2))
+        back = error @ down
+        signal = torch.empty_like(pre_key)
+        torch.mul(back * linear, slope, out=signal[:, :, :hidden])
+        torch.mul(back, silu, out=signal[:, :, hidden:])
+        gram = (query_features @ key_features.mT).tril_()
+        read = torch.baddbmm(pre_query, gram, signal, alpha=-1)
+        read_gate, read_linear = read.split(hidden, dim=2)
+        read_sigmoid = torch.sigmoid(read_gate)
+        read_silu = read_gate * read_sigmoid
+        read_units = read_silu * read_linear
+        kernel = (read_units @ units.mT).tril_()
+        out = torch.baddbmm(query, read_units, down.mT).baddbmm_(kernel, error, alpha=-1)
+        ctx.save_for_backward(
+            down, up, query_features, key_features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
+            back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
+        )  # fmt: skip
+        return out, error.mT @ units, signal.mT @ key_features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_update_down: Tensor, d_update_up: Tensor) -> tuple[Tensor, ...]:
+        (
+            down, up, query_features, key_features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
+            back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
+        ) = ctx.saved_tensors  # fmt: skip
+        count, hidden = d_out.shape[1], down.shape[2]
+        gate, linear = pre_key.split(hidden, dim=2)
+        read_linear = read[:, :, hidden:]
+
+        # out = q + Z W1^T - kernel E, kernel = tril(Z U^T)
+        d_kernel = (d_out @ error.mT).tril_().neg_()
+        d_read_units = (d_out @ down).baddbmm_(d_kernel, units)
+        d_error = (units @ d_update_down.mT).baddbmm_(kernel.mT, d_out, alpha=-1)
+        d_units = (error @ d_update_down).baddbmm_(d_kernel.mT, read_units)
+
+        # Z = silu(P2) P3, P = Q W^T - gram X
+        d_read = torch.empty_like(read)
+        read_slope = torch.addcmul(read_sigmoid, read_silu, 1 - read_sigmoid)
+        torch.mul(d_read_units * read_linear, read_slope, out=d_read[:, :, :hidden])
+        torch.mul(d_read_units, read_silu, out=d_read[:, :, hidden:])
+        d_signal = (key_features @ d_update_up.mT).baddbmm_(gram.mT, d_read, alpha=-1)
+        d_gram = (d_read @ signal.mT).tril_().neg_()
+
+        # X = [B A3 silu'(A2), B silu(A2)], B = E W1, E = eta r F
+        d_signal_gate, d_signal_linear = d_signal.split(hidden, dim=2)
+        d_back = torch.addcmul(d_signal_gate * linear * slope, d_signal_linear, silu)
+        d_error.baddbmm_(d_back, down.mT)
+        along = (residual * d_error).sum(2, keepdim=True)
+        d_residual = (d_error * bound - residual * (bound.pow(3) * along)) * rate.unsqueeze(2)
+        d_units.baddbmm_(d_residual, down)
+
+        # U = silu(A2) A3, A = K W^T
+        d_pre = torch.empty_like(pre_key)
+        d_back_slope = d_signal_gate * back
+        torch.addcmul(d_units * silu, d_back_slope, slope, out=d_pre[:, :, hidden:])
+        d_silu = torch.addcmul(d_units * linear, d_signal_linear, back)
+        curvature = sigmoid * (1 - sigmoid) * (2 + gate * (1 - 2 * sigmoid))  # silu''
+        torch.addcmul(d_silu * slope, d_back_slope * linear, curvature, out=d_pre[:, :, :hidden])
+
+        # Stacked: three products with W1's gradient, two each with W's and the features'.
+        d_down = torch.cat((d_out, error, d_residual), dim=1).mT @ torch.cat((read_units, d_back, units), dim=1)
+        d_both = torch.cat((d_pre, d_read), dim=1)
+        d_up = d_both.mT @ torch.cat((key_features, query_features), dim=1)
+        d_features = d_both @ up
+        d_key_features = d_features[:, :count].baddbmm(d_gram.mT, query_features).baddbmm_(signal, d_update_up)
+        d_query_features = d_features[:, count:].baddbmm(d_gram, key_features)
+        d_rate = (bound * along).squeeze(2)
+        return d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate

@@ -1,0 +1,70 @@
+"""Learning rule `momentum`: gradient descent with momentum and retention at chunk ends (Titans Eq 11-15).
+
+    S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - S
+
+Inside the chunk a token reads the plain causal prefix, as in `gd`. theta and alpha of a chunk are the means of its
+tokens' gates, used at its end only: causal. The gates are theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
+
+Legend: N rows, n controls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
+from atlas.ops.fast_weights import FastWeights, add, scale, subtract, zeros_like
+from atlas.ops.rules.rule import Control, Kept
+
+
+class MomentumState(NamedTuple):
+    momentum: FastWeights  # S after the last whole chunk
+    gates: Tensor  # [N, n] sums over the open chunk's tokens
+    tokens: Tensor  # [N] of the open chunk
+
+    def means(self) -> tuple[Tensor, ...]:
+        """Mean of every gate over the open chunk: n tensors [N]."""
+        return (self.gates / self.tokens.clamp(min=1).unsqueeze(-1)).unbind(-1)
+
+    def after(self, tokens: ChunkInputs) -> MomentumState:
+        """With the gates of further tokens of the open chunk."""
+        return MomentumState(self.momentum, self.gates + tokens.controls.sum(1), self.tokens + tokens.controls.shape[1])
+
+    def next_chunk(self, momentum: FastWeights) -> MomentumState:
+        return initial_momentum(momentum, self.gates.shape[-1])._replace(momentum=momentum)
+
+
+def initial_momentum(weights: FastWeights, controls: int) -> MomentumState:
+    rows = weights.down.shape[0]
+    return MomentumState(zeros_like(weights), weights.down.new_zeros(rows, controls), weights.down.new_zeros(rows))
+
+
+@dataclass(frozen=True)
+class Momentum:
+    theta: float  # of a token before training, in [0, 1)
+    alpha: float  # of a token before training, in (0, 1]
+
+    own_gradients: ClassVar[bool] = True
+    reads_start: ClassVar[bool] = False
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return Control(self.theta), Control(1 - self.alpha)
+
+    def initial(self, weights: FastWeights) -> Kept:
+        return initial_momentum(weights, len(self.controls))
+
+    def write(self, start: FastWeights, kept: Kept, tokens: ChunkInputs) -> Writes:
+        return token_gradients(start, tokens.key, tokens.value, tokens.key_features, tokens.rate)
+
+    def keep(self, kept: Kept, tokens: ChunkInputs) -> Kept:
+        return MomentumState(*kept).after(tokens)
+
+    def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
+        state = MomentumState(*kept)
+        theta, forget = state.means()
+        momentum = add(scale(state.momentum, theta), update)
+        return subtract(scale(start, 1 - forget), momentum), state.next_chunk(momentum)

@@ -1,0 +1,56 @@
+"""Learning rule `muon`: momentum whose every matrix is orthogonalised before it is written (ATLAS Eq 32-33).
+
+    S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - rate NS_K(S)
+
+Reads are at the chunk's start. W1, W2, W3 are orthogonalised separately; theta, alpha and the rate of a chunk are the
+means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0 the gradient through NS is unbounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
+from atlas.ops.fast_weights import FastWeights, add, scale, subtract
+from atlas.ops.newton_schulz import newton_schulz
+from atlas.ops.rules.momentum import MomentumState, initial_momentum
+from atlas.ops.rules.rule import Control, Kept
+
+FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Muon:
+    theta: float  # of a token before training, in [0, 1)
+    alpha: float  # of a token before training, in (0, 1]
+    rate: float  # of a token before training, in (0, rate_max)
+    rate_max: float
+    iterations: int  # K
+
+    own_gradients: ClassVar[bool] = True
+    reads_start: ClassVar[bool] = True
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return Control(self.theta), Control(1 - self.alpha), Control(self.rate, self.rate_max)
+
+    def initial(self, weights: FastWeights) -> Kept:
+        return initial_momentum(weights, len(self.controls))
+
+    def write(self, start: FastWeights, kept: Kept, tokens: ChunkInputs) -> Writes:
+        return token_gradients(start, tokens.key, tokens.value, tokens.key_features, tokens.rate)
+
+    def keep(self, kept: Kept, tokens: ChunkInputs) -> Kept:
+        return MomentumState(*kept).after(tokens)
+
+    def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
+        state = MomentumState(*kept)
+        theta, forget, rate = state.means()
+        momentum = add(scale(state.momentum, theta), update)
+        step = scale(self._orthogonal(momentum), rate)
+        return subtract(scale(start, 1 - forget), step), state.next_chunk(momentum)
+
+    def _orthogonal(self, momentum: FastWeights) -> FastWeights:
+        up = newton_schulz(momentum.up.unflatten(-2, (2, -1)), self.iterations, FLOOR)  # W2 and W3: [N, 2, h, p]
+        return FastWeights(newton_schulz(momentum.down, self.iterations, FLOOR), up.flatten(1, 2))

@@ -1,0 +1,120 @@
+"""The questions of the level `recall`: needles in token sequences, one batch of them per cell of the grid.
+
+Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.config import VOCABULARY, NIAHConfig
+from atlas.data.haystack import build_haystacks
+from atlas.data.layout import depth_layout
+from atlas.data.mqar import IGNORED, mqar_sequences
+from atlas.data.needles import NeedleFormat, RecallSequences, write_needles
+from atlas.data.ruler import DIGITS, ruler_sequences
+from atlas.data.sampler import Stream, generator
+
+MQAR_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Sequences with questions; `missing` says why there are none."""
+
+    task: str
+    haystack: str
+    length: int
+    depth: float | None
+    chance: float
+    inputs: NDArray[np.int64]  # [N, L]
+    place: NDArray[np.int64]  # [N, Q, V]: position whose logits give each answer byte
+    answer: NDArray[np.int64]  # [N, Q, V]
+    distance: NDArray[np.int64]  # [N, Q]: tokens from a question back to its needle
+    missing: str = ""
+
+
+def grid(
+    settings: NIAHConfig, needles: NeedleFormat, text: NDArray[np.uint8] | None, lengths: list[int]
+) -> Iterator[Questions]:
+    """The cells of the depth x length grid of every task. The same needles at every step."""
+    index = 0
+    for task in settings.tasks:
+        everywhere = settings.all_depths or task == "single"
+        depths = settings.depths if everywhere else settings.depths[:1]
+        for length in lengths:
+            for depth in [None] if task == "mqar" else depths:
+                rng = generator(settings.seed, Stream.probe, index)
+                index += 1
+                yield build_questions(rng, settings, needles, text, task, length, depth)
+
+
+def build_questions(
+    rng: np.random.Generator,
+    settings: NIAHConfig,
+    needles: NeedleFormat,
+    text: NDArray[np.uint8] | None,
+    task: str,
+    length: int,
+    depth: float | None,
+) -> Questions:
+    """`settings.samples` sequences of a task with the needle at a depth."""
+    haystack = {"text": "text", "ruler": "text", "mqar": "random"}.get(task, "noise")
+    chance = {"mqar": 1 / (VOCABULARY - VOCABULARY // 2), "ruler": 10.0**-DIGITS}.get(
+        task, float(needles.value_alphabet) ** -needles.value_bytes
+    )
+    if haystack == "text" and (text is None or len(text) <= length):
+        return _missing(task, haystack, length, depth, chance, f"no text of more than {length} bytes")
+    try:
+        if depth is None:
+            return _mqar(rng, settings.samples, length, chance)
+        if task == "ruler":
+            hay = build_haystacks(rng, settings.samples, length + 1, {"text": 1.0}, text)
+            sequences = ruler_sequences(rng, hay, length=length, depth=depth)
+            return _from_sequences(task, haystack, length, depth, chance, sequences, DIGITS)
+        pairs = 1 + (settings.distractors if task in ("multi_key", "multi_query") else 0)
+        queries = pairs if task == "multi_query" else 1
+        starts, shown = depth_layout(
+            rng, settings.samples, length, slot=needles.slot, pairs=pairs, queries=queries, depth=depth
+        )
+    except ValueError as error:  # the needles do not fit into so few tokens
+        return _missing(task, haystack, length, depth, chance, str(error))
+    events = needles.draw(rng, settings.samples, pairs)
+    hay = build_haystacks(rng, settings.samples, length + 1, {haystack: 1.0}, text)
+    sequences = write_needles(events, starts, shown, hay, needles.value_bytes)
+    return _from_sequences(task, haystack, length, depth, chance, sequences, needles.value_bytes)
+
+
+def _from_sequences(
+    task: str, haystack: str, length: int, depth: float, chance: float, sequences: RecallSequences, answer_bytes: int
+) -> Questions:
+    """The bytes of an answer are neighbours, so that the marked targets of a row fall into groups in order."""
+    count = len(sequences.tokens)
+    place = np.nonzero(sequences.answers)[1].reshape(count, -1, answer_bytes)
+    row = np.arange(count)[:, None, None]
+    tokens = sequences.tokens.astype(np.int64)
+    return Questions(
+        task, haystack, length, depth, chance,
+        tokens[:, :-1], place, tokens[row, place + 1], sequences.distance[row, place][..., 0],
+    )  # fmt: skip
+
+
+def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Questions:
+    """Keys and values are ids of the byte vocabulary; the answer is asked for where the key comes again."""
+    sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=MQAR_PAIRS, random_filler=False)
+    place = np.nonzero(sequences.labels != IGNORED)[1].reshape(count, -1)
+    answer = np.take_along_axis(sequences.labels, place, axis=1)
+    values = sequences.inputs[:, 1 : 2 * MQAR_PAIRS : 2]
+    needle = 2 * (values[:, None, :] == answer[:, :, None]).argmax(axis=2)  # place of the key of the pair
+    return Questions(
+        "mqar", "none", length, None, chance, sequences.inputs, place[..., None], answer[..., None], place - needle
+    )
+
+
+def _missing(task: str, haystack: str, length: int, depth: float | None, chance: float, reason: str) -> Questions:
+    none, flat = np.zeros((0, 0, 0), dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
+    return Questions(task, haystack, length, depth, chance, flat, none, none, flat, reason)

@@ -1,0 +1,217 @@
+"""Level `recall`: does the trained model find needles in token sequences that its attention cannot reach?
+
+Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
+
+A question counts as answered when every byte of its answer is the likeliest one, the bytes before it being given
+(teacher forcing): the same as an exact match of greedy decoding. The control reads the same sequences with the memory
+branch off; without a leak it cannot know more than chance, since every needle that counts lies beyond the reach of
+attention, layers * (window - 1) tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, sqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlas.config import NIAHConfig
+from atlas.data.needles import NeedleFormat
+from atlas.models.block import AtlasMAGBlock
+from atlas.models.language_model import AtlasModel
+from atlas.models.plan import MemoryMode
+from atlas.probes.haystacks import Questions, grid
+from atlas.probes.keys import memory_layers
+from atlas.probes.result import Cell, NIAHResult, judge
+
+LEVEL = "recall"
+TOKENS_AT_ONCE = 16_384  # of one forward pass
+CONTROL_MARGIN = 0.05  # of the control above chance
+CAUSALITY_TOLERANCE = 1e-3  # of the largest logit; round-off stays below 1e-5
+CAUSALITY_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers, for every question that counts."""
+
+    right: NDArray[np.bool_]
+    likelihood: NDArray[np.float64]  # probability of the whole answer
+
+
+def attention_reach(model: AtlasModel) -> int | None:
+    """Tokens back that attention can see through all layers; None = all of them."""
+    blocks = [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
+    windows = [block.attention.window for block in blocks]
+    return None if 0 in windows else sum(window - 1 for window in windows)
+
+
+def probe_recall(
+    model: AtlasModel,
+    settings: NIAHConfig,
+    step: int,
+    needles: NeedleFormat,
+    trained_length: int,
+    text: NDArray[np.uint8] | None,
+) -> NIAHResult:
+    """Judged on the task `single` in noise, over all depths beyond the reach of attention: at the trained length, or at
+    the shortest of `settings.lengths` where these leave that out."""
+    reach, has_memory = attention_reach(model), bool(memory_layers(model))
+    lengths = settings.lengths or [trained_length * factor for factor in settings.length_factors]
+    judged_length = trained_length if trained_length in lengths else min(lengths)
+    cells = []
+    for questions in grid(settings, needles, text, lengths):
+        cells.append(_cell(model, settings, questions, reach, has_memory))
+    judged = [cell for cell in cells if cell.task == "single" and cell.length == judged_length and cell.samples]
+    chance = float(needles.value_alphabet) ** -needles.value_bytes
+    control = _weighted(judged, [cell.control for cell in judged])
+    faults, leak = [], causality_error(model, settings, needles, judged_length)
+    if leak > CAUSALITY_TOLERANCE:
+        faults.append(f"later tokens change the logits before them by {leak:.1e} of the largest: the future leaks")
+    trials = sum(cell.samples for cell in judged)
+    if control is not None and control > chance + control_margin(chance, trials):
+        faults.append(f"the control finds {control:.1%} without the memory, chance is {chance:.1%}: a leak")
+    details = {"causality_error": leak, "control_margin": control_margin(chance, trials) if trials else float("nan")}
+    likelihood = _weighted(judged, [cell.likelihood for cell in judged])
+    frozen = _weighted(judged, [cell.frozen for cell in judged])
+    details |= {} if likelihood is None else {"likelihood": likelihood}
+    details |= {} if frozen is None else {"frozen": frozen}
+    details |= _by_span(judged)
+    return judge(
+        step=step,
+        level=LEVEL,
+        threshold=settings.threshold,
+        accuracy=_weighted(judged, [cell.accuracy for cell in judged]),
+        control=control,
+        chance=chance,
+        faults=faults,
+        missing=_why_missing(model, cells, judged, reach, judged_length),
+        cells=cells,
+        details=details,
+    )
+
+
+def control_margin(chance: float, trials: int) -> float:
+    """How far the control may lie above chance: 5 points, or three standard errors where the samples are few."""
+    return max(CONTROL_MARGIN, 3 * sqrt(chance * (1 - chance) / max(trials, 1)))
+
+
+def _why_missing(
+    model: AtlasModel, cells: Sequence[Cell], judged: Sequence[Cell], reach: int | None, length: int
+) -> str:
+    if not memory_layers(model):
+        return "the model has no memory; the control is its own recall"
+    if reach is None:
+        return "attention sees the whole sequence (model.window=0)"
+    if length <= reach:
+        return f"{length} tokens are not more than the {reach} that attention reaches"
+    if not judged:
+        return next((cell.reason for cell in cells if cell.reason), "no needle lies beyond the reach of attention")
+    return ""
+
+
+def _by_span(cells: Sequence[Cell]) -> dict[str, float]:
+    """Accuracy apart for needles of the question's own shard (local memory) and of earlier ones (global memory)."""
+    found: dict[str, float] = {}
+    for name, own in (
+        ("same_shard", [cell for cell in cells if cell.span == "same shard"]),
+        ("earlier_shards", [cell for cell in cells if cell.span.endswith("back")]),
+    ):
+        accuracy = _weighted(own, [cell.accuracy for cell in own])
+        found |= {} if accuracy is None else {name: accuracy}
+    return found
+
+
+def _weighted(cells: Sequence[Cell], values: Sequence[float | None]) -> float | None:
+    """Mean over needles; None where one is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return sum(cell.samples * value for cell, value in zip(cells, known, strict=True)) / sum(c.samples for c in cells)
+
+
+def _cell(model: AtlasModel, settings: NIAHConfig, questions: Questions, reach: int | None, has_memory: bool) -> Cell:
+    cell = Cell(questions.task, questions.haystack, questions.length, questions.depth, chance=questions.chance)
+    if questions.missing:
+        return replace(cell, reason=questions.missing)
+    if reach is None:
+        return replace(cell, reason="attention sees the whole sequence")
+    counted = questions.distance - 1 > reach
+    if not counted.any():
+        return replace(cell, reason=f"the needle lies within the {reach} tokens that attention reaches")
+    off = answer(model, questions, counted, MemoryMode.off)
+    cell = replace(
+        cell, span=span(questions, counted, model.plan.shard), samples=int(counted.sum()), control=_finite_mean(off)
+    )
+    if not has_memory:
+        return cell
+    learn = answer(model, questions, counted, MemoryMode.learn)
+    finite = bool(np.isfinite(learn.likelihood).all())
+    return replace(
+        cell,
+        accuracy=_finite_mean(learn),
+        likelihood=float(learn.likelihood.mean()) if finite else None,
+        frozen=_finite_mean(answer(model, questions, counted, MemoryMode.frozen)) if settings.frozen else None,
+        reason="" if finite else "the outputs are not finite",
+    )
+
+
+def _finite_mean(answers: Answers) -> float | None:
+    return float(answers.right.mean()) if np.isfinite(answers.likelihood).all() else None
+
+
+def span(questions: Questions, counted: NDArray[np.bool_], shard: int | None) -> str:
+    """Which memory a needle asks for: the local ones know their own shard only, the global one the shards before it."""
+    if shard is None:
+        return "no shards"
+    asked = questions.place[..., 0][counted]
+    back = asked // shard - (asked - questions.distance[counted]) // shard
+    if (back != back[0]).any():
+        return "mixed"
+    return "same shard" if back[0] == 0 else f"{back[0]} shard{'s' if back[0] > 1 else ''} back"
+
+
+def answer(model: AtlasModel, questions: Questions, counted: NDArray[np.bool_], mode: MemoryMode) -> Answers:
+    """The model's answers to the questions that count, in forward passes of at most `TOKENS_AT_ONCE` tokens."""
+    device = model.embedding.weight.device
+    rows = max(1, TOKENS_AT_ONCE // questions.length)
+    right, likelihood = [], []
+    for first in range(0, len(questions.inputs), rows):
+        part = slice(first, first + rows)
+        inputs, place, wanted = (
+            torch.from_numpy(np.ascontiguousarray(field[part])).to(device)
+            for field in (questions.inputs, questions.place, questions.answer)
+        )
+        logits = model(inputs, mode=mode).logits
+        at = logits[torch.arange(len(inputs), device=device)[:, None, None], place].float()  # [N, Q, V, vocabulary]
+        chosen = at.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+        right.append((at.argmax(-1) == wanted).all(-1).cpu().numpy())
+        likelihood.append(chosen.sum(-1).double().exp().cpu().numpy())
+    return Answers(np.concatenate(right)[counted], np.concatenate(likelihood)[counted])
+
+
+def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleFormat, length: int) -> float:
+    """Largest change of the logits up to a place, when all tokens after it are others, over the largest logit.
+
+    The place is in the middle of a chunk, of a shard and of a global chunk wherever those are longer than a few tokens.
+    """
+    few = replace(settings, samples=CAUSALITY_ROWS, tasks=["single"], depths=[0.0])
+    questions = next(grid(few, needles, None, [length]))
+    if questions.missing:
+        return 0.0
+    tokens = torch.from_numpy(questions.inputs).to(model.embedding.weight.device)
+    cut = length // 2 + 5 if length > 12 else length // 2
+    other = tokens.clone()
+    other[:, cut:] = (other[:, cut:] + 1) % model.embedding.num_embeddings
+    before = [_logits(model, version)[:, :cut] for version in (tokens, other)]
+    change = (before[0] - before[1]).abs().max() / before[0].abs().max().clamp(min=1e-8)
+    return float(change) if isfinite(float(change)) else 0.0
+
+
+def _logits(model: AtlasModel, tokens: Tensor) -> Tensor:
+    logits: Tensor = model(tokens, mode=MemoryMode.learn).logits
+    return logits.float()

@@ -1,0 +1,143 @@
+"""What a probe found: passed, failed, or not measured, with the numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from math import isfinite
+from typing import Any
+
+
+class Outcome(StrEnum):
+    passed = "passed"
+    failed = "failed"
+    not_measured = "not_measured"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of a level: a mean over `samples` needles. What was not measured is None, with the reason."""
+
+    task: str  # what was asked: a recall task, a memory, or the features of the accumulator
+    haystack: str  # what the needle was buried under: random keys, noise, text
+    length: int  # tokens of the sequence, or keys written after the needle
+    depth: float | None = None  # place of the needle in the haystack, 0 = its start
+    span: str = ""  # recall: whether needle and question share a shard
+    accuracy: float | None = None
+    control: float | None = None  # the same with the memory off
+    frozen: float | None = None  # the same with a memory that only reads
+    likelihood: float | None = None  # mean probability of the whole answer
+    chance: float = 0.0
+    expected: float | None = None  # accumulator: what the algebra predicts
+    samples: int = 0
+    reason: str = ""  # why it was not measured
+
+
+@dataclass(frozen=True)
+class NIAHResult:
+    """Outcome of one level at one step. Only `judge` makes one, so that nothing passes that was not measured."""
+
+    step: int
+    level: str
+    outcome: Outcome
+    reason: str  # why it failed or was not measured; "" where it passed
+    accuracy: float | None  # share of needles found, or cosine with the value
+    control: float | None  # the same without the memory
+    chance: float
+    threshold: float
+    expected: float | None = None  # accumulator: what the algebra predicts
+    seconds: float = 0.0
+    cells: tuple[Cell, ...] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome is Outcome.failed
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        own = {"accuracy": self.accuracy, "control": self.control, "chance": self.chance}
+        metrics = {f"niah/{self.level}/{name}": value for name, value in own.items()}
+        return metrics | ({"niah/accuracy": self.accuracy} if self.level == "recall" else {})
+
+    @property
+    def verdict(self) -> str:
+        """One line for the closing table."""
+        word = self.outcome.value.replace("_", " ").upper()
+        if self.accuracy is None:
+            return f"{word}: {self.reason}"
+        numbers = f"{_number(self.level, self.accuracy)} with memory, {_number(self.level, self.control)} without"
+        wanted = f"chance {_number(self.level, self.chance)}, wanted >= {_number(self.level, self.threshold)}"
+        return f"{word}: {numbers} ({wanted})" + (f"; {self.reason}" if self.reason else "")
+
+    def describe(self) -> dict[str, Any]:
+        """For an event and the summary: the verdict and the numbers behind it, without the step and the cells."""
+        return {
+            "level": self.level,
+            "outcome": self.outcome.value,
+            "passed": {Outcome.passed: True, Outcome.failed: False}.get(self.outcome),
+            "reason": self.reason,
+            "accuracy": self.accuracy,
+            "control": self.control,
+            "chance": self.chance,
+            "threshold": self.threshold,
+            "expected": self.expected,
+            "seconds": round(self.seconds, 3),
+            "verdict": self.verdict,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON-able values."""
+        cells = [asdict(cell) for cell in self.cells]
+        return {"step": self.step, **self.describe(), "details": dict(self.details), "cells": cells}
+
+
+def judge(
+    *,
+    step: int,
+    level: str,
+    threshold: float,
+    accuracy: float | None,
+    control: float | None,
+    chance: float,
+    faults: Sequence[str] = (),
+    missing: str = "",
+    expected: float | None = None,
+    cells: Sequence[Cell] = (),
+    details: Mapping[str, float] | None = None,
+) -> NIAHResult:
+    """The outcome of a measurement. `missing` says why there is none, `faults` what the probe caught on the way.
+
+    A fault fails the level whatever the accuracy; a number that is missing or not finite is never a pass.
+    """
+    if not missing and (accuracy is None or not isfinite(accuracy)):
+        missing = "the outputs are not finite"
+    if not missing and (control is None or not isfinite(control)):
+        missing = "the control was not measured"
+    reason, outcome = "; ".join(faults), Outcome.passed
+    if faults:
+        outcome = Outcome.failed
+    elif missing:
+        outcome, reason = Outcome.not_measured, missing
+    elif accuracy is not None and accuracy < threshold:
+        outcome, reason = Outcome.failed, "below the threshold"
+    return NIAHResult(
+        step=step,
+        level=level,
+        outcome=outcome,
+        reason=reason,
+        accuracy=None if missing else accuracy,
+        control=control if control is not None and isfinite(control) else None,
+        chance=chance,
+        threshold=threshold,
+        expected=expected,
+        cells=tuple(cells),
+        details={name: value for name, value in (details or {}).items() if isfinite(value)},
+    )
+
+
+def _number(level: str, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.1%}" if level == "recall" else f"cosine {value:.2f}"

@@ -1,0 +1,68 @@
+"""The rollback threshold that an observed run suggests (`rollback=observe`). Imports no torch.
+
+ppl_delta is the ratio of a reading above its moving average. Threshold = 99th percentile + 1 standard deviation, at
+least 5 %; above 10 % the run is too unstable for a watch.
+
+Departure: the deviation is taken of the readings above the average, sqrt(mean(delta^2 | delta > 0)). Readings below it
+are a run that learns; their spread says how fast it learns, and would call a quick start unstable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+CALIBRATION_FILE = "rollback_calibration.json"
+PERCENTILE = 0.99
+FLOOR = 0.05
+CEILING = 0.10
+READINGS_MIN = 20  # fewer say nothing about a 99th percentile
+
+
+def calibrate(deltas: Sequence[float]) -> dict[str, Any]:
+    """The suggestion with the distribution that it comes from; `threshold` is None where there is none."""
+    enough = len(deltas) >= READINGS_MIN
+    percentile = quantile(deltas, PERCENTILE) if enough else None
+    above = [delta for delta in deltas if delta > 0]
+    deviation = sqrt(sum(delta**2 for delta in above) / len(above)) if above else 0.0
+    suggested = None if percentile is None else percentile + deviation
+    stable = suggested is not None and suggested <= CEILING
+    return {
+        "readings": len(deltas),
+        "percentile_99": percentile,
+        "deviation_above": deviation,
+        "percentile_plus_deviation": suggested,
+        "verdict": ("stable" if stable else "unstable") if enough else "too few readings",
+        "threshold": max(suggested, FLOOR) if stable and suggested is not None else None,
+        "quantiles": {str(q): quantile(deltas, q) for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0) if deltas},
+        "deltas": [round(delta, 6) for delta in deltas],
+    }
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of the values lie, interpolated between neighbours."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def describe_calibration(found: dict[str, Any]) -> str:
+    """The suggestion in one line."""
+    if found["verdict"] == "too few readings":
+        return f"no rollback threshold can be suggested: {found['readings']} readings after the warm-up are too few"
+    measured = f"99th percentile {found['percentile_99']:.2%} + deviation {found['deviation_above']:.2%}"
+    if found["threshold"] is None:
+        return f"the run is too unstable for a rollback threshold: {measured} of ppl_delta is above {CEILING:.0%}"
+    return f"suggested rollback.threshold={found['threshold']:.3f}: {measured} of ppl_delta, at least {FLOOR:.0%}"
+
+
+def write_calibration(folder: Path, deltas: Sequence[float]) -> str:
+    """Write rollback_calibration.json; returns its line for the user."""
+    found = calibrate(deltas)
+    (folder / CALIBRATION_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return describe_calibration(found)

@@ -1,0 +1,55 @@
+"""Saving the run: which checkpoint a rollback may need, and what happens when the disk refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.checkpoint import CheckpointError, CheckpointManager
+from atlas.training.errors import AbortError
+from atlas.training.rollback import last_good_step
+from atlas.training.state import TrainState
+
+FAILED_SAVES = 3  # in a row: the run stops rather than train what it cannot keep
+
+
+class Saver:
+    """Saves checkpoints of one state.
+
+    A save that fails loses nothing: older checkpoints stay and the run goes on with a warning. It is aborted where that
+    would be in vain: if the first or the last checkpoint cannot be saved, or `FAILED_SAVES` in a row.
+    """
+
+    def __init__(
+        self, state: TrainState, checkpoints: CheckpointManager, telemetry: TelemetryLogger, last_step: int
+    ) -> None:
+        self.state, self.checkpoints, self.telemetry, self.last_step = state, checkpoints, telemetry, last_step
+        self.failed = 0
+
+    def save(self, health: Mapping[str, float | bool | None]) -> None:
+        """Save the state as it is. Raises `AbortError`."""
+        state = self.state
+        self._protect_rollback_target()
+        try:
+            saved = self.checkpoints.save(state.step, state.payload(), health)
+        except CheckpointError as error:
+            self._answer(error)
+            return
+        self.failed = 0
+        self.telemetry.event(
+            "checkpoint", state.step, path=saved.path.name, bytes=saved.bytes, seconds=round(saved.seconds, 4)
+        )
+
+    def _protect_rollback_target(self) -> None:
+        """Frequent saving may not push out the checkpoint before the last good reading: a rollback would need it."""
+        good = last_good_step(self.state.history.readings)
+        steps = [manifest.step for manifest in self.checkpoints.list() if manifest.healthy and manifest.step <= good]
+        self.checkpoints.protect(max(steps, default=None))
+
+    def _answer(self, error: CheckpointError) -> None:
+        self.failed += 1
+        step = self.state.step
+        if not self.checkpoints.list() or step == self.last_step or self.failed == FAILED_SAVES:
+            raise AbortError(f"{error} ({self.failed} failed in a row)") from error
+        left = FAILED_SAVES - self.failed
+        self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")

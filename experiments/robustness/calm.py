@@ -1,0 +1,57 @@
+"""How often the watch raises a false alarm: calm runs, rollback as by default, no fault.
+
+python experiments/robustness/calm.py [SEEDS [STEPS]]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import small, table, write_result
+
+import atlas
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.training.calibration import calibrate
+
+
+def calm(seed: int, steps: int, folder: Path) -> dict[str, Any]:
+    settings = [f"seed={seed}", f"train.steps={steps}", "rollback=observe", "telemetry.every=20"]
+    summary = atlas.train(small(*settings), folder)
+    spikes = [event for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "spike"]
+    found = calibrate([row["ppl_delta"] for row in read_jsonl(folder / "metrics.jsonl") if row["step"] > 100])
+    del found["deltas"]
+    return {
+        "seed": seed,
+        "alarms": len(spikes),
+        "spikes": [spike["message"] for spike in spikes],
+        "watch": summary.overhead["watch"],
+        **found,
+    }
+
+
+def main() -> None:
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    steps = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
+    with tempfile.TemporaryDirectory() as scratch:
+        found = [calm(seed, steps, Path(scratch) / str(seed)) for seed in range(seeds)]
+    head = ["seed", "false alarms", "99th percentile of ppl_delta", "highest", "watch, share of training time"]
+    rows = [
+        [
+            one["seed"],
+            one["alarms"],
+            f"{one['percentile_99']:+.2%}",
+            f"{one['quantiles']['1.0']:+.2%}",
+            f"{one['watch']:.2%}",
+        ]
+        for one in found
+    ]
+    total = sum(one["alarms"] for one in found)
+    text = f"{table(head, rows)}\n\n{total} false alarms in {seeds} runs of {steps} steps."
+    write_result("calm", f"Calm runs: {seeds} seeds, {steps} steps", text, {"runs": found})
+
+
+if __name__ == "__main__":
+    main()

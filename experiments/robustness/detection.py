@@ -1,0 +1,74 @@
+"""Which injected faults are noticed, after how many steps, and what becomes of the run.
+
+python experiments/robustness/detection.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import small, table, write_result
+
+import atlas
+from atlas.telemetry.jsonl import read_jsonl
+
+STEPS, FAULT_AT = 500, 255
+FAULTS = [
+    *[f"bad_batch@{FAULT_AT}:{size}" for size in (1, 5, 20)],
+    *[f"lr_burst@{FAULT_AT}:{size}" for size in (3, 10, 30, 100)],
+    *[f"weights@{FAULT_AT}:{size}" for size in (0.05, 0.2, 0.5, 1, 3)],
+    *[f"{kind}@{FAULT_AT}" for kind in ("nan_loss", "nan_gradient", "nan_memory")],
+]
+
+
+def strike(fault: str, folder: Path) -> dict[str, Any]:
+    """One run with the fault; `damage` is how far the watched perplexity rose above its average."""
+    settings = [f"debug.inject={fault}", f"train.steps={STEPS}", "checkpoint.every=50", "telemetry.every=1"]
+    summary = atlas.train(small(*settings), folder)
+    rows, events = read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "events.jsonl")
+    spikes = [event["step"] for event in events if event["kind"] == "spike"]
+    first = [row for row in rows if row["segment"] == 0]
+    struck = [row["ppl_delta"] or 0.0 for row in first if row["step"] >= FAULT_AT]
+    before = [row["loss"] for row in first if FAULT_AT - 50 <= row["step"] < FAULT_AT]
+    return {
+        "fault": fault,
+        "damage": max(struck, default=None),
+        "delay_steps": spikes[0] - FAULT_AT + 1 if spikes else None,
+        "back_to": next((event["step"] for event in events if event["kind"] == "rollback"), None),
+        "rollbacks": summary.rollbacks,
+        "status": summary.status,
+        "loss_before": sum(before) / len(before),
+        "validation_loss_end": summary.validation_loss,
+        "loss_end": sum(row["loss"] for row in rows[-50:]) / 50,
+    }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        found = [strike(fault, Path(scratch) / str(number)) for number, fault in enumerate(FAULTS)]
+    head = [
+        "fault",
+        "perplexity above its average",
+        "noticed after, steps",
+        "back to step",
+        "loss before",
+        "at the end",
+    ]
+    rows = [
+        [
+            f"`{one['fault']}`",
+            "-" if one["damage"] is None else f"{one['damage']:+.1%}",
+            "not noticed" if one["delay_steps"] is None else one["delay_steps"],
+            "-" if one["back_to"] is None else one["back_to"],
+            f"{one['loss_before']:.3f}",
+            f"{one['loss_end']:.3f}" + ("" if one["status"] == "completed" else f" ({one['status']})"),
+        ]
+        for one in found
+    ]
+    write_result("detection", f"Detection of faults at step {FAULT_AT} of {STEPS}", table(head, rows), {"runs": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""A run that is killed (SIGKILL) at random moments and resumed each time, against the undisturbed run.
+
+python experiments/robustness/kills.py [KILLS]
+
+Every start is a process of its own, forked from this one after its imports, so that most kills strike the run itself
+and not the imports. The run saves every second step and meets a fault, so that kills strike rollbacks as well.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import small, table, write_result
+from torch.utils import _pytree as pytree
+
+from atlas.config import RunConfig
+from atlas.run import run
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.rows import without_clock
+from atlas.training.checkpoint import CheckpointManager
+
+EVERY = 2
+PATIENCE_SECONDS = (0.05, 2.5)  # a start lives for a random time of this range
+
+
+def start(config: RunConfig, folder: Path) -> int:
+    """Run in a process of its own; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        status = 0 if run(config, folder).status == "completed" else 1
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = 2
+    os._exit(status)
+
+
+def newest_step(folder: Path) -> int:
+    steps = [manifest.step for manifest in CheckpointManager(folder / "checkpoints", every=1, keep=2).list()]
+    return max(steps, default=-1)
+
+
+def disturb(config: RunConfig, folder: Path, kills: int, draw: random.Random) -> Counter[str]:
+    """Kill and restart until `kills` have struck, then let it end."""
+    tally: Counter[str] = Counter()
+    while tally["killed"] < kills:
+        process = start(config, folder)
+        time.sleep(draw.uniform(*PATIENCE_SECONDS))
+        saved = newest_step(folder)
+        os.kill(process, signal.SIGKILL)
+        _, ended = os.waitpid(process, 0)
+        if not os.WIFSIGNALED(ended):
+            tally[f"ended by itself with status {os.waitstatus_to_exitcode(ended)}"] += 1
+            break
+        tally["killed"] += 1
+        tally["no checkpoint yet"] += saved < 0
+    _, ended = os.waitpid(start(config, folder), 0)
+    tally[f"last start ended with status {os.waitstatus_to_exitcode(ended)}"] += 1
+    return tally
+
+
+def compare(folder: Path, whole: Path) -> dict[str, Any]:
+    """What the disturbed run came to, bitwise against the undisturbed one."""
+    payloads = [CheckpointManager(path / "checkpoints", every=1, keep=2).load()[0] for path in (folder, whole)]
+    for payload in payloads:
+        del payload["rng"]
+    (first, structure), (second, other) = (pytree.tree_flatten(payload) for payload in payloads)
+    equal = [
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b) for a, b in zip(first, second, strict=True)
+    ]
+    rows = [[without_clock(row) for row in read_jsonl(path / "metrics.jsonl")] for path in (folder, whole)]
+    notices = [event["message"] for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "notice"]
+    last = max(row["segment"] for row in rows[1])
+    return {
+        "state_equal": structure == other and all(equal),
+        "rows_of_last_segment_equal": [r for r in rows[0] if r["segment"] == last]
+        == [r for r in rows[1] if r["segment"] == last],
+        "resumes": sum(text.startswith("resumed from") for text in notices),
+        "passed_over": sum("was passed over" in text for text in notices),
+        "damaged": len(list((folder / "checkpoints").glob("damaged-*"))),
+    }
+
+
+def main() -> None:
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    torch.set_num_threads(1)
+    steps = 40 * kills
+    settings = [
+        f"train.steps={steps}",
+        f"checkpoint.every={EVERY}",
+        "telemetry.every=1",
+        f"train.validation_every={steps}",
+        "train.validation_batches=1",
+        f"debug.inject=nan_loss@{steps // 2}",
+    ]
+    config = small(*settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, whole = Path(scratch) / "disturbed", Path(scratch) / "whole"
+        folder.mkdir()
+        whole.mkdir()
+        tally = disturb(replace(config, resume="auto"), folder, kills, random.Random(0))
+        _, ended = os.waitpid(start(config, whole), 0)
+        tally[f"undisturbed run ended with status {os.waitstatus_to_exitcode(ended)}"] += 1
+        found = compare(folder, whole)
+    rows = [[name, count] for name, count in (*tally.items(), *found.items())]
+    title = f"{kills} kills of a run of {steps} steps that saves every {EVERY}"
+    write_result("kills", title, table(["what", "result"], rows), {"tally": tally, **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Runs of a second or two: one small layer on short sequences of a made-up text."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import atlas
+from atlas.config import RunConfig
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.rows import without_clock
+from atlas.telemetry.sinks import Sink
+from atlas.training.checkpoint import CheckpointManager
+
+SHAPE = [
+    "model.width=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.feedforward=32",
+    "model.memory.hidden=8",
+    "model.persistent_keys=4",
+    "model.window=8",
+    "train.sequence=64",
+    "chunk_size.shard=32",
+    "chunk_size.global_size=32",
+    "chunk_size.local=[8]",
+    "data=text",
+    "optim.warmup=5",
+    "train.steps=30",
+    "train.batch_size=4",
+    "train.validation_every=10",
+    "train.validation_batches=1",
+    "train.gate.monitor=off",
+    "checkpoint.every=10",
+    "telemetry.every=5",
+    "rollback.warmup=10",
+    "rollback.watch_every=5",
+    "rollback.suspect_every=1",
+    "niah=off",
+    "logger=none",
+    "device=cpu",
+    "device.threads=1",
+]
+Tiny = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 kB of sentences made of 200 words."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 8))) for _ in range(200)]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(". ".join(" ".join(draw.choices(words, k=9)) for _ in range(1100)))
+    return path
+
+
+@pytest.fixture
+def overrides(text: Path) -> list[str]:
+    """The tiny run as a command line."""
+    return [*SHAPE, f"data.paths=[{text}]"]
+
+
+@pytest.fixture
+def tiny(overrides: list[str]) -> Tiny:
+    """Composes the tiny run with further overrides."""
+    return lambda *more: atlas.compose([*overrides, *more])
+
+
+class Interrupt(Sink):
+    """A logger that presses Ctrl-C: at step `at`, or at the first event of kind `on`."""
+
+    def __init__(self, *, at: int, on: str) -> None:
+        self.at, self.on = at, on
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if step == self.at:
+            raise KeyboardInterrupt
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == self.on:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Settings of the logger that interrupts the run."""
+    module = ModuleType("interrupting")
+    vars(module)["Interrupt"] = Interrupt
+    monkeypatch.setitem(sys.modules, "interrupting", module)
+    return lambda *, at=-1, on="": {"_target_": "interrupting.Interrupt", "at": at, "on": on}
+
+
+class Left:
+    """What a run left in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [without_clock(row) for row in read_jsonl(self.folder / "metrics.jsonl")]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_jsonl(self.folder / "events.jsonl") if event["kind"] == kind]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The newest checkpoint, without the random states of the process."""
+        payload, _ = CheckpointManager(self.folder / "checkpoints", every=1, keep=2).load()
+        return {key: value for key, value in payload.items() if key != "rng"}
+
+
+@pytest.fixture
+def left() -> Callable[[Path], Left]:
+    return Left
+
+
+@pytest.fixture
+def same_state() -> Callable[[Any, Any], bool]:
+    """Whether two nested states are bitwise the same."""
+
+    def compare(first: Any, second: Any) -> bool:
+        leaves, structure = pytree.tree_flatten(first)
+        others, other_structure = pytree.tree_flatten(second)
+        return structure == other_structure and all(map(_same, leaves, others))
+
+    return compare
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    return bool(first == second)

@@ -1,0 +1,129 @@
+"""`python -m atlas.niah` on a run folder, and training with probes against training without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atlas
+from atlas.build import build_model
+from atlas.composition import save_config
+from atlas.config import RunConfig
+from atlas.niah import main
+from atlas.training.checkpoint import CheckpointManager
+
+SMALL = [
+    "model.width=32",
+    "model.layers=1",
+    "model.window=8",
+    "model.feedforward=32",
+    "train.sequence=64",
+    "train.batch_size=2",
+    "chunk_size.local=[8]",
+    "chunk_size.shard=32",
+    "chunk_size.global_size=32",
+    "data=recall",
+    "data.recall.queries=3",
+    "data.recall.distance_min=8",
+    "data.recall.pairs=4",
+    "logger=none",
+    "device=cpu",
+]
+
+
+def small_config(*overrides: str) -> RunConfig:
+    return atlas.compose([*SMALL, *overrides])
+
+
+@pytest.fixture
+def untrained_run(tmp_path: Path) -> Path:
+    """A run folder with one checkpoint, of a model that has learnt nothing."""
+    config = small_config()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_config(config, folder / "config.yaml")
+    model = build_model(config)
+    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints.save(7, {"model": model.state_dict()}, {"loss": 1.0})
+    checkpoints.close()
+    return folder
+
+
+def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["niah=thorough", "niah.samples=2", "niah.depths=[0.0,0.8]", "niah.length_factors=[1,2]"]
+    assert main([str(untrained_run), *settings]) == 1  # an untrained model recalls nothing
+    record = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))
+    assert (record["checkpoint"], record["settings"]["samples"]) == ("step-00000007", 2)
+    assert [(result["level"], result["step"]) for result in record["results"]] == [
+        ("accumulator", 7),
+        ("memory", 7),
+        ("recall", 7),
+    ]
+    recall = record["results"][2]
+    assert recall["outcome"] == "failed"
+    lengths = {(cell["task"], cell["length"]) for cell in recall["cells"]}
+    assert lengths == {(task, n) for task in record["settings"]["tasks"] for n in (64, 128)}
+    assert (untrained_run / "niah.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    printed = capsys.readouterr().out
+    assert all(f"{result['level']}  {result['verdict']}" in printed for result in record["results"])
+
+
+def test_a_checkpoint_folder_works_as_well_as_its_run(untrained_run: Path) -> None:
+    checkpoint = untrained_run / "checkpoints" / "step-00000007"
+    assert main([str(checkpoint), "niah=quick", "niah.levels=[memory]"]) == 0
+    record = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))
+    assert [result["outcome"] for result in record["results"]] == ["passed"]
+    assert not (untrained_run / "niah.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["niah=deep"], "niah=deep: must be one of default, quick, thorough"),
+        (["niah=off"], "niah=off: must be one of default, quick, thorough"),
+        (["niah.sampels=3"], "niah.sampels=3: must be a key that exists"),
+        (["niah.samples=0"], "niah.samples=0: must be >= 1"),
+        (["niah.samples=few"], "niah.samples: Value 'few'"),
+        (["niah.depths=[2]"], "niah.depths=[2.0]: must be in [0, 1]"),
+        (["niah.lengths=[5]"], "niah.lengths=[5]: must be > 7 tokens, the reach of attention"),
+        (["seed=3"], "seed=3: must be niah or a key of it: all else is the run's own"),
+        (["other"], "RUN="),
+    ],
+)
+def test_a_bad_argument_is_refused(
+    overrides: list[str], message: str, untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(untrained_run), *overrides]) == 2
+    assert capsys.readouterr().err.startswith(f"atlas: {message}")
+    assert not (untrained_run / "niah.json").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err == (
+        f"atlas: path={tmp_path / 'nowhere'}: must be a run folder (with checkpoints/) or one of its checkpoints\n"
+    )
+
+
+def test_losses_are_bitwise_the_same_with_probes_at_every_step_and_without(tmp_path: Path) -> None:
+    series = []
+    for name, overrides in (
+        ("off", ["niah=off"]),
+        ("on", ["niah.every=1", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0]"]),
+    ):
+        summary = atlas.train(small_config("train.steps=3", "telemetry.every=1", *overrides), tmp_path / name)
+        assert summary.status == "completed"
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        series.append([(row["step"], row["loss"], row["grad_norm"]) for row in rows])
+        probes = [event for event in events(tmp_path / name) if event["kind"] == "probe"]
+        assert [event["level"] for event in probes] == (["accumulator", "memory", "recall"] * 3 if name == "on" else [])
+    assert series[0] == series[1]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,229 @@
+"""A run that is stopped and continued ends bitwise like one that never stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atlas
+from atlas.config import ConfigError, Rule
+from atlas.resuming import resumed_config
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.training.checkpoint import CheckpointManager
+
+FAULT = "debug.inject=nan_loss@23"
+
+
+def stop(config: Any, folder: Path, logger: dict[str, Any]) -> None:
+    """Run until the logger presses Ctrl-C."""
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train(replace(config, logger=logger), folder)
+
+
+def go_on(folder: Path, overrides: list[str] | None = None, resume: str | None = None) -> Any:
+    """Resume with nothing repeated."""
+    given = atlas.compose([f"resume={resume or folder}"])
+    config = resumed_config(given, [f"resume={resume or folder}", *(overrides or [])], folder)
+    return atlas.train(replace(config, logger={}), None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "carry", "parts"),
+    list(itertools.product(Rule, ["true", "false"], [1, 2])),
+    ids=lambda value: str(getattr(value, "value", value)),
+)
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(
+    rule: Rule, carry: str, parts: int, tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path
+) -> None:
+    draw = random.Random(f"{rule} {carry} {parts}")
+    settings = [f"model.memory.rule={rule}", f"train.carry_memory={carry}", f"train.accumulate={parts}"]
+    config = tiny(*settings, "train.steps=20", "checkpoint.every=4", "telemetry.every=1")
+    whole = left(Path(atlas.train(config, tmp_path / "whole").folder))
+    cut = left(tmp_path / "cut")
+    stop(config, cut.folder, interrupting(at=draw.randint(4, 10)))
+    stop(
+        replace(config, resume="auto"),
+        cut.folder,
+        interrupting(at=draw.randint(12, 19)),
+    )
+    assert go_on(cut.folder).status == "completed"
+    assert cut.rows == whole.rows
+    assert [row["step"] for row in cut.rows] == list(range(1, 21))
+    assert same_state(cut.state, whole.state)
+
+
+@pytest.mark.parametrize("carry", ["true", "false"])
+@pytest.mark.parametrize("retired", [True, False], ids=["at its end", "before anything was retired"])
+def test_a_rollback_that_is_killed_is_finished_by_the_resume(
+    carry: str, retired: bool, tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path
+) -> None:
+    # The perplexity is first read at step 20, so the rollback goes back behind the checkpoint of step 20.
+    config = tiny(f"train.carry_memory={carry}", FAULT, "checkpoint.every=4", "rollback.watch_every=19")
+    whole = left(Path(atlas.train(config, tmp_path / "whole").folder))
+    assert whole.events("rollback")[0]["step"] == 16
+    cut = left(tmp_path / "cut")
+    stop(config, cut.folder, interrupting(on="rollback"))
+    checkpoints = cut.folder / "checkpoints"
+    (undone,) = checkpoints.glob("retired-*")
+    if not retired:
+        undone.rename(checkpoints / "step-00000020")
+    run = go_on(cut.folder)
+    assert (run.status, run.segment, run.rollbacks) == ("completed", 1, 1)
+    assert same_state(cut.state, whole.state)
+    assert [row for row in cut.rows if row["segment"] == 1] == [row for row in whole.rows if row["segment"] == 1]
+
+
+def test_resume_needs_nothing_repeated_on_the_command_line(overrides: list[str], left: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "atlas.train"]
+    subprocess.run(
+        [*command, *overrides, "train.steps=20", "hydra.run.dir=run"], cwd=tmp_path, env=environment, check=True
+    )
+    run = left(tmp_path / "run")
+    before, state_file = run.rows, "checkpoints/step-00000020/state.pt"
+    written = (run.folder / state_file).read_bytes()
+    for path in ("run/checkpoints/step-00000010", "run"):
+        arguments = [f"resume={path}", "telemetry.every=5", "checkpoint=frequent"]
+        result = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"the run in {run.folder} is complete: nothing is left to do\n"
+    assert run.rows == before
+    assert (run.folder / state_file).read_bytes() == written
+    assert list((tmp_path / "outputs" / "runs").iterdir()) == []  # only the run's own folder was written
+    assert [event["message"] for event in run.events("notice")] == ["resumed from step-00000010"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=40", "train.steps=40 instead of 30: must be as in {folder}/config.yaml"),
+        ("seed=3", "seed=3 instead of 0: must be as in "),
+        ("optim.lr=1e-4", "optim.lr=0.0001 instead of 0.002: must be as in "),
+        ("rollback=off", "rollback.enabled=False instead of True: must be as in "),
+        ("model=small", "model.width=256 instead of 32, model.layers=4 instead of 1"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused(tiny: Any, tmp_path: Path, override: str, message: str) -> None:
+    atlas.composition.save_config(tiny(), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError) as refusal:
+        resumed_config(atlas.compose([override]), [override], tmp_path)
+    assert str(refusal.value).startswith(message.format(folder=tmp_path))
+
+
+def test_what_changes_no_number_is_taken_and_repeating_is_allowed(
+    tiny: Any, overrides: list[str], tmp_path: Path
+) -> None:
+    atlas.composition.save_config(tiny("telemetry.every=7"), tmp_path / "config.yaml")
+    more = [*overrides, "checkpoint.keep=9", "logger=wandb", "device.threads=2", f"resume={tmp_path}"]
+    more.remove("logger=none")
+    config = resumed_config(atlas.compose(more), more, tmp_path)
+    expected = tiny("telemetry.every=5", "checkpoint.keep=9", "logger=wandb", "device.threads=2", f"resume={tmp_path}")
+    assert config == expected
+    untouched = resumed_config(atlas.compose(["logger.project=x"]), ["logger.project=x"], tmp_path)
+    assert (untouched.telemetry.every, untouched.logger) == (7, {"project": "x"})
+
+
+def test_resume_auto_starts_a_run_where_there_is_none(tiny: Any, left: Any, tmp_path: Path) -> None:
+    atlas.train(tiny("train.steps=5"), tmp_path / "other")
+    run = left(Path(atlas.train(tiny("resume=auto", f"init_from={tmp_path / 'other'}"), tmp_path / "run").folder))
+    assert [event["message"] for event in run.events("notice")] == [
+        "nothing to resume here: starts at step 1",
+        f"starts from the weights of {tmp_path / 'other' / 'checkpoints' / 'step-00000005'}",
+    ]
+    assert run.rows[-1]["step"] == 30
+
+
+def flip_a_byte(folder: Path) -> None:
+    data = bytearray((folder / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "state.pt").write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "state.pt", 1000)
+
+
+def another_shape(folder: Path) -> None:
+    shutil.rmtree(folder)
+    manager = CheckpointManager(folder.parent, every=1, keep=9, config_hash="other")
+    manager.save(20, {"model": {}}, {})
+    manager.close()
+
+
+DAMAGES = [
+    (flip_a_byte, "step-00000020 was passed over: state.pt is damaged: its SHA-256 differs from the manifest's"),
+    (truncate, "step-00000020 was passed over: state.pt has 1000 bytes instead of "),
+    (another_shape, "step-00000020 was passed over: of a run of other settings, with config hash other"),
+    (shutil.rmtree, None),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_the_newest_sound_checkpoint_is_used_and_this_is_said(
+    tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path, damage: Any, message: str | None
+) -> None:
+    whole = left(Path(atlas.train(tiny(), tmp_path / "whole").folder))
+    cut = left(tmp_path / "cut")
+    stop(tiny(), cut.folder, interrupting(at=24))
+    damage(cut.folder / "checkpoints" / "step-00000020")
+    assert go_on(cut.folder).status == "completed"
+    said = [event["message"] for event in cut.events("notice")]
+    assert said[-1] == "resumed from step-00000010"
+    assert len(said) == 1 + (message is not None)
+    assert said[0].startswith(message or "resumed")
+    assert cut.rows == whole.rows
+    assert same_state(cut.state, whole.state)
+
+
+def test_no_sound_checkpoint_is_refused(tiny: Any, interrupting: Any, tmp_path: Path) -> None:
+    stop(tiny(), tmp_path / "run", interrupting(at=14))
+    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        truncate(folder)
+    with pytest.raises(ConfigError, match=r"must hold a sound checkpoint .*step-00000010: state\.pt has 1000 bytes"):
+        go_on(tmp_path / "run")
+
+
+def test_two_processes_on_one_folder_get_one_message(tiny: Any, interrupting: Any, left: Any, tmp_path: Path) -> None:
+    run = left(tmp_path / "run")
+    stop(tiny(), run.folder, interrupting(at=14))
+    before = (run.folder / "summary.json").read_text()
+    first = CheckpointManager(run.folder / "checkpoints", every=1, keep=2)
+    first.lock()
+    said = f"must be a folder that this run alone writes .*is being written by another run .process {os.getpid()} on "
+    with pytest.raises(ConfigError, match=said):
+        go_on(run.folder)
+    first.close()
+    assert (run.folder / "summary.json").read_text() == before
+    with pytest.raises(ConfigError, match="must be a folder without a run"):
+        atlas.train(tiny(), run.folder)
+
+
+def test_a_killed_run_is_seen_to_be_unfinished(tiny: Any, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, atlas\n"
+        "from atlas.composition import load_config\n"
+        "from atlas.telemetry.console import ConsoleSink\n"
+        "from pathlib import Path\n"
+        "row = ConsoleSink.row\n"
+        "ConsoleSink.row = lambda self, values: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "atlas.train(load_config(Path(sys.argv[1])), sys.argv[2])\n"
+    )
+    atlas.composition.save_config(tiny(), tmp_path / "given.yaml")
+    command = [sys.executable, "-c", program, str(tmp_path / "given.yaml"), str(tmp_path / "run")]
+    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert result.returncode == -9
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "running"
+    assert go_on(tmp_path / "run").status == "completed"
+    assert read_jsonl(tmp_path / "run" / "events.jsonl")[-1]["status"] == "completed"

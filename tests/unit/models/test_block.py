@@ -1,0 +1,82 @@
+"""The MAG block: a closed gate is exactly 0, and a gate can learn to close."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atlas.config import Fusion, MemoryConfig, ModelConfig
+from atlas.models.block import AtlasMAGBlock
+from atlas.models.plan import ChunkPlan, MemoryMode
+
+PLAN = ChunkPlan((4,), 8, 8)
+
+
+def make(fusion: Fusion = Fusion.multiplicative) -> AtlasMAGBlock:
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, heads=2, window=4, feedforward=8, fusion=fusion, memory=MemoryConfig(hidden=8))
+    return AtlasMAGBlock(config, 1)
+
+
+def branch_of(block: AtlasMAGBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the block adds to the stream before its feed-forward part, and the gates."""
+    seen: list[Tensor] = []
+    hook = block.out.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    _, _, gate = block(x, block.initial_state(x.shape[0], PLAN), 0, PLAN, MemoryMode.learn)
+    hook.remove()
+    assert gate is not None
+    return seen[0], gate
+
+
+def test_a_gate_of_0_makes_the_branch_exactly_0() -> None:
+    block, x = make(), torch.randn(2, 12, 16)
+    assert block.gate is not None
+    with torch.no_grad():
+        block.gate.linear.weight.zero_()
+        block.gate.linear.bias.fill_(float("-inf"))
+    branch, gate = branch_of(block, x)
+    assert torch.count_nonzero(gate) == torch.count_nonzero(branch) == 0
+
+
+def test_the_multiplicative_gate_scales_the_attention_branch() -> None:
+    block, x = make(), torch.randn(2, 12, 16)
+    assert block.gate is not None
+    with torch.no_grad():
+        block.gate.linear.weight.zero_()
+        block.gate.linear.bias.fill_(float("inf"))  # an open gate: attention alone
+    open_branch, _ = branch_of(block, x)
+    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), 0, block.persistent)
+    torch.testing.assert_close(open_branch, block.out(attended))
+    with torch.no_grad():
+        block.gate.linear.bias.zero_()
+    half, _ = branch_of(block, x)
+    torch.testing.assert_close(half, open_branch / 2)
+
+
+def test_the_gate_learns_to_suppress_a_noise_branch() -> None:
+    """AC-P1-1: the attention branch is noise, the target is no branch at all; the mean gate falls below 0.01."""
+    block, x = make(), torch.randn(2, 8, 16)
+    assert block.memory is not None
+    assert block.persistent is not None
+    assert block.gate is not None
+    state = block.memory.initial_state(2, block.persistent, PLAN)
+    recalled = block.memory(block.norm(x), state, 0, block.persistent, PLAN, MemoryMode.learn)[0].detach()
+    optimizer = torch.optim.Adam(block.gate.parameters(), lr=0.1)
+    for _ in range(400):
+        gate = block.gate(recalled)[1]
+        optimizer.zero_grad()
+        block.out(torch.randn_like(gate) * gate).square().mean().sqrt().backward()
+        optimizer.step()
+    assert gate.mean().item() < 0.01
+
+
+def test_additive_fusion_adds_the_gate_logits() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(2, 12, 16)
+    block = make(Fusion.additive)
+    assert block.gate is not None
+    with torch.no_grad():
+        block.gate.log_sharpness.zero_()
+    branch, gate = branch_of(block, x)
+    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), 0, block.persistent)
+    torch.testing.assert_close(branch, block.out(attended + torch.logit(gate)))

@@ -1,0 +1,202 @@
+"""The memory branch of a block against its slow form: every row and token on its own, inner gradients by autograd.
+
+Legend: B sequences, H heads, T tokens, D model width, d head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from atlas.config import ConfigError, MemoryConfig, Normalisation, ProjectionRange, QKProjectionConfig, Rule
+from atlas.models.memory import AtlasMemory
+from atlas.models.persistent import PersistentMemory
+from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.models.qk_projection import QKProjection
+from atlas.ops.reference import ReferenceMemory, Token, Weights
+from atlas.ops.rules.muon import FLOOR
+
+BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 11, 4
+PLAN = ChunkPlan(local=(2, 3), global_size=4, shard=6)
+BASE = MemoryConfig(hidden=3, momentum=0.5, retention=0.9, omega_window=2, omega_gate=0.5, weight_norm_max=1.0)
+CASES = {
+    "gd": BASE,
+    "gd, chunk range, per key": replace(
+        BASE, qk_projection=QKProjectionConfig(ProjectionRange.chunk, Normalisation.per_key, renormalise=False)
+    ),
+    "gd, no projection": replace(BASE, qk_projection=QKProjectionConfig(ProjectionRange.off)),
+    "gd, degree 2": replace(BASE, degree=2, feature_width=2),
+    "momentum": replace(BASE, rule=Rule.momentum),
+    "muon": replace(BASE, rule=Rule.muon),
+    "omega": replace(BASE, rule=Rule.omega),
+}
+
+
+def make(config: MemoryConfig) -> tuple[AtlasMemory, PersistentMemory, Tensor]:
+    torch.manual_seed(0)
+    width = HEADS * HEAD_WIDTH
+    memory = AtlasMemory(width, HEADS, len(PLAN.local), config).double()
+    persistent = PersistentMemory(HEADS, 5, HEAD_WIDTH).double()
+    with torch.no_grad():  # nothing may start at zero here: every parameter has to matter
+        for parameter in memory.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return memory, persistent, torch.randn(BATCH, TOKENS, width, dtype=torch.float64, requires_grad=True)
+
+
+def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> Tensor:
+    """[B, T, D]: the equations of memory.md section 5, one token at a time."""
+    tokens, _ = memory.inputs(x, memory.inputs.initial_state(BATCH))
+    rates, controls = memory.inputs.rates(x), memory.controls(x)
+    rows = []
+    for row in range(BATCH * HEADS):
+        head = row % HEADS
+        starts = [Weights(init.down[head], *init.up[head].chunk(2)) for init in (*memory.local, *memory.global_memory)]
+        settings = {"window": memory.config.omega_window, "floor": FLOOR}
+        if memory.config.rule is not Rule.omega:
+            settings["window"] = 1
+        outputs = []
+        for t in range(TOKENS):
+            query, key = tokens.query[row, t], tokens.key[row, t]
+            if t == 0:
+                top = ReferenceMemory(memory.config.rule, starts[-1], True, memory.config.weight_norm_max, **settings)
+            if t % PLAN.shard == 0:
+                local = [
+                    ReferenceMemory(memory.config.rule, start, False, memory.config.weight_norm_max, **settings)
+                    for start in starts[:-1]
+                ]
+            total = torch.zeros_like(query)
+            for index, one in enumerate((*local, top)):
+                chunk = (*PLAN.local, PLAN.global_size)[index]
+                asked = query if one is top else projected(memory, persistent, tokens.query, tokens.key, row, t, chunk)
+                token = Token(
+                    asked,
+                    key,
+                    tokens.value[row, t],
+                    features(memory, asked, head),
+                    features(memory, key, head),
+                    rates[index, row, t],
+                    controls[index, row, t],
+                )
+                total = total + one.recall(token, chunk)
+            outputs.append(total)
+        rows.append(torch.stack(outputs))
+    recalled = torch.stack(rows).unflatten(0, (BATCH, HEADS)).transpose(1, 2).flatten(2)
+    out: Tensor = memory.norm(recalled)
+    return out
+
+
+def projected(
+    memory: AtlasMemory, persistent: PersistentMemory, queries: Tensor, keys: Tensor, row: int, t: int, chunk: int
+) -> Tensor:
+    """q'_t of one row, from the sums begun anew."""
+    config = memory.config.qk_projection
+    if config.range is ProjectionRange.off:
+        return queries[row, t]
+    in_shard = t % PLAN.shard
+    first = t - (in_shard % chunk if config.range is ProjectionRange.chunk else in_shard)
+    steps = QKProjection(persistent, config.normalisation)
+    for i in range(first, t + 1):
+        steps.update(keys[row, i].expand(HEADS, -1))
+    out = steps.project(queries[row, t].expand(HEADS, -1))[row % HEADS]
+    return out / out.norm() if config.renormalise else out
+
+
+def features(memory: AtlasMemory, x: Tensor, head: int) -> Tensor:
+    if memory.features.projection is not None:
+        x = x @ memory.features.projection[head]
+    if memory.config.degree == 1:
+        return x
+    pairs = [x[i] * x[j] * (0.5**0.5 if i == j else 1) for i in range(len(x)) for j in range(i, len(x))]
+    return torch.cat((torch.ones(1, dtype=x.dtype), x, torch.stack(pairs)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_branch_equals_its_slow_form_and_all_gradients(name: str) -> None:
+    memory, persistent, x = make(CASES[name])
+    state = memory.initial_state(BATCH, persistent, PLAN)
+    fast, _ = memory(x, state, 0, persistent, PLAN, MemoryMode.learn)
+    slow = slow_form(memory, persistent, x)
+    torch.testing.assert_close(fast, slow, rtol=1e-8, atol=1e-9)
+    inputs = [x, persistent.keys, *memory.parameters()]
+    weight = torch.randn_like(fast)
+    found, expected = (torch.autograd.grad((out * weight).sum(), inputs, allow_unused=True) for out in (fast, slow))
+    names = ["x", "persistent keys", *(name for name, _ in memory.named_parameters())]
+    idle = {"persistent keys"} if CASES[name].qk_projection.range is ProjectionRange.off else set()
+    assert {name for name, grad in zip(names, found, strict=True) if grad is None} == idle
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", list(Rule))
+def test_a_frozen_memory_reads_its_initial_weights(rule: Rule) -> None:
+    memory, persistent, x = make(replace(BASE, rule=rule, weight_norm_max=8.0))
+    state = memory.initial_state(BATCH, persistent, PLAN)
+    _, after = memory(x, state, 0, persistent, PLAN, MemoryMode.frozen)
+    for before, end in zip((*state.local, *state.global_memory), (*after.local, *after.global_memory), strict=True):
+        torch.testing.assert_close(tuple(end.start), tuple(before.start))
+
+
+def test_a_memory_that_is_off_gives_zeros() -> None:
+    memory, persistent, x = make(BASE)
+    state = memory.initial_state(BATCH, persistent, PLAN)
+    out, after = memory(x, state, 0, persistent, PLAN, MemoryMode.off)
+    assert torch.count_nonzero(out) == 0
+    assert after is state
+
+
+def test_every_rule_starts_from_the_same_weights() -> None:
+    weights = {}
+    for rule in Rule:
+        torch.manual_seed(0)
+        memory = AtlasMemory(8, HEADS, 2, replace(BASE, rule=rule))
+        weights[rule] = {name: value for name, value in memory.state_dict().items() if not name.startswith("controls")}
+    for rule in Rule:
+        assert weights[rule].keys() == weights[Rule.gd].keys()
+        assert all(torch.equal(value, weights[Rule.gd][name]) for name, value in weights[rule].items())
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [(Rule.gd, []), (Rule.momentum, [0.5, 0.1]), (Rule.muon, [0.5, 0.1, 0.2]), (Rule.omega, [0.5])],
+)
+def test_controls_start_where_the_configuration_says(rule: Rule, expected: list[float]) -> None:
+    memory, _, x = make(replace(BASE, rule=rule, muon_rate_init=0.2, muon_rate_max=0.5))
+    with torch.no_grad():
+        for parameter in memory.controls.parameters():
+            parameter.zero_() if parameter.dim() == 2 else None
+    torch.manual_seed(0)
+    fresh = AtlasMemory(8, HEADS, 2, replace(BASE, rule=rule, muon_rate_init=0.2, muon_rate_max=0.5)).double()
+    controls = fresh.controls(x)
+    assert controls.shape == (3, BATCH * HEADS, TOKENS, len(expected))
+    torch.testing.assert_close(controls, torch.tensor(expected, dtype=x.dtype).expand_as(controls), rtol=0, atol=1e-6)
+
+
+def test_a_control_at_the_end_of_its_range_is_fixed_and_has_no_parameter() -> None:
+    memory, _, x = make(replace(BASE, rule=Rule.momentum, momentum=0.0, retention=1.0))
+    assert list(memory.controls.parameters()) == []
+    assert torch.count_nonzero(memory.controls(x)) == 0
+    memory, _, x = make(replace(BASE, rule=Rule.omega, omega_gate=1.0))
+    assert torch.equal(memory.controls(x), torch.ones(3, BATCH * HEADS, TOKENS, 1, dtype=x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("degree", 3, "1 or 2"),
+        ("feature_width", -1, ">= 0"),
+        ("momentum", 1.0, r"in \[0, 1\)"),
+        ("momentum", float("nan"), r"in \[0, 1\)"),
+        ("retention", 0.0, r"in \(0, 1\]"),
+        ("retention", 1.1, r"in \(0, 1\]"),
+        ("muon_rate_max", 5.0, r"in \(0, 4\]"),
+        ("muon_rate_init", 1.0, r"in \(0, model.memory.muon_rate_max=1.0\)"),
+        ("muon_iterations", 0, ">= 1"),
+        ("omega_window", 0, ">= 1"),
+        ("omega_gate", 0.0, r"in \(0, 1\]"),
+    ],
+)
+def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.memory.{setting}={value}: must be {allowed}"):
+        MemoryConfig(**{setting: value})  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+import torch
+from torch import Tensor
+
+from atlas.ops.dual_form import ChunkInputs, read_prefix, token_gradients, write_sum
+from atlas.ops.fast_weights import FastWeights
+from atlas.ops.fused_chunk import FusedChunk
+
+N, C, D, H, P = 3, 7, 6, 5, 8
+
+
+def inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(N, D, H), (N, 2 * H, P), (N, C, D), (N, C, D), (N, C, D), (N, C, P), (N, C, P), (N, C)]
+    values = [0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [value.requires_grad_() for value in values]
+
+
+def plain(down: Tensor, up: Tensor, *fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    start = FastWeights(down, up)
+    tokens = ChunkInputs(*fields, controls=fields[-1].new_zeros(N, C, 0))
+    writes = token_gradients(start, tokens.key, tokens.value, tokens.key_features, tokens.rate)
+    return read_prefix(start, writes, tokens), *write_sum(writes)
+
+
+def outputs_and_gradients(function: object, arguments: list[Tensor]) -> list[Tensor]:
+    out = function(*arguments)  # type: ignore[operator]
+    weights = [torch.linspace(-1, 1, part.numel(), dtype=part.dtype).view_as(part) for part in out]
+    loss = torch.stack([(part.sin() * weight).sum() for part, weight in zip(out, weights, strict=True)]).sum()
+    return [*out, *torch.autograd.grad(loss, arguments)]
+
+
+def test_the_fused_chunk_is_the_plain_one_in_outputs_and_every_gradient() -> None:
+    arguments = inputs()
+    fused, expected = (outputs_and_gradients(form, arguments) for form in (FusedChunk.apply, plain))
+    for ours, theirs in zip(fused, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_its_memory_is_freed_after_the_backward_pass() -> None:
+    """A function that keeps its own output alive would leak a chunk per training step."""
+    arguments = inputs()
+    out, _, _ = FusedChunk.apply(*arguments)
+    node = out.grad_fn
+    out.sum().backward()
+    try:
+        kept = node.saved_tensors
+    except RuntimeError:
+        kept = ()
+    assert kept == ()

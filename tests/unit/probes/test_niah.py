@@ -1,0 +1,107 @@
+"""The probe as training uses it: when it is due, and that it changes nothing."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import atlas
+from atlas.config import ChunkSizeConfig, ModelConfig, NIAHConfig
+from atlas.data.needles import NeedleFormat
+from atlas.models.language_model import AtlasModel
+from atlas.probes.niah import NIAHProbe
+
+
+def small_model() -> AtlasModel:
+    torch.manual_seed(0)
+    settings = ModelConfig(width=32, layers=2, heads=2, window=8, feedforward=32)
+    return AtlasModel(settings, ChunkSizeConfig([4, 8], 32, 32), 256)
+
+
+def probe(**settings: object) -> NIAHProbe:
+    config = NIAHConfig(samples=2, **settings)  # type: ignore[arg-type]
+    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64, last_step=25)
+
+
+@pytest.mark.parametrize(("every", "due"), [(10, [10, 20, 25]), (100, [25]), (25, [25])])
+def test_due_every_so_many_steps_and_at_the_last(every: int, due: list[int]) -> None:
+    assert [step for step in range(1, 26) if probe(every=every).due(step)] == due
+
+
+def test_switched_off_it_is_never_due() -> None:
+    assert not any(probe(enabled=False, every=1).due(step) for step in range(1, 26))
+
+
+def training_step(model: AtlasModel) -> torch.Tensor:
+    tokens = torch.randint(0, 256, (2, 65))  # from the global generator: a probe that draws from it would show
+    logits = F.dropout(model(tokens[:, :-1]).logits, 0.5)
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad if parameter.grad is not None else 0.0
+            parameter.grad = None
+    return loss.detach()
+
+
+def test_probing_changes_nothing_bitwise() -> None:
+    model = small_model().train()
+    model.blocks[1].eval()  # modes that differ must come back as they were
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    results = probe().run(model, 1)
+    assert [result.level for result in results] == ["accumulator", "memory", "recall"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_next_training_steps_are_the_same_with_and_without_probes() -> None:
+    losses = []
+    for probing in (False, True):
+        model = small_model().train()
+        torch.manual_seed(5)
+        series = []
+        for step in range(3):
+            series.append(training_step(model))
+            if probing:
+                probe(every=1).run(model, step)
+        losses.append(torch.stack(series))
+    assert torch.equal(*losses)
+
+
+def test_the_same_needles_every_time() -> None:
+    model = small_model()
+    first, second = probe().run(model, 1), probe().run(model, 2)
+    assert [result.cells for result in first] == [result.cells for result in second]
+    assert [result.details for result in first] == [result.details for result in second]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("niah.lengths=[1024,62]", "niah.lengths=[1024, 62]: must be > 62 tokens, the reach of attention"),
+        ("niah.levels=[]", "niah.levels=[]: must be at least one (niah=off switches the probes off)"),
+        ("niah.tasks=[multi_key]", "niah.tasks=['multi_key']: must be single and some of ['single', "),
+        ("niah.tasks=[single,luck]", "niah.tasks=['single', 'luck']: must be single and some of ['single', "),
+        ("niah.length_factors=[0]", "niah.length_factors=[0]: must be at least one, each >= 1"),
+        ("niah.accumulator_degree=3", "niah.accumulator_degree=3: must be 1 or 2"),
+        ("niah.depths=[-0.5]", "niah.depths=[-0.5]: must be in [0, 1]"),
+        ("niah.depths=[]", "niah.depths=[]: must be at least one"),
+        ("niah.samples=0", "niah.samples=0: must be >= 1"),
+        ("niah.every=-5", "niah.every=-5: must be >= 1 (niah=off switches the probes off)"),
+    ],
+)
+def test_a_bad_setting_is_refused(override: str, message: str) -> None:
+    with pytest.raises(atlas.ConfigError) as error:
+        atlas.compose([override])
+    assert str(error.value).startswith(message)

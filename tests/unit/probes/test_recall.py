@@ -1,0 +1,184 @@
+"""Level `recall`: fakes of known quality score what they must, leaks are caught, nothing passes unmeasured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, NIAHConfig
+from atlas.data.needles import KEY_ALPHABET, MARKER, VALUE_ALPHABET, NeedleFormat
+from atlas.models.language_model import AtlasModel, ModelOutput
+from atlas.models.plan import MemoryMode
+from atlas.ops.dual_form import ChunkInputs, Writes, write_sum
+from atlas.ops.fast_weights import FastWeights, read, subtract
+from atlas.probes.niah import NIAHProbe
+from atlas.probes.recall import attention_reach, control_margin
+from atlas.probes.result import NIAHResult, Outcome
+
+NEEDLES = NeedleFormat(key_bytes=2, value_bytes=2, value_alphabet=4)
+CHANCE = 1 / 16
+TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 40, dtype=np.uint8)
+SMALL = ModelConfig(width=16, layers=2, heads=1, window=8, feedforward=16)
+CHUNKS = ChunkSizeConfig([4], 32, 32)
+
+
+class Scripted(AtlasModel):
+    """Answers with the value that followed the same key before, in the given modes; else a random value byte."""
+
+    def __init__(self, knowing: tuple[MemoryMode, ...]) -> None:
+        super().__init__(SMALL, CHUNKS, 256)
+        self.knowing = knowing
+
+    def forward(self, tokens: Tensor, *_: Any, mode: MemoryMode = MemoryMode.learn, **__: Any) -> ModelOutput:
+        logits = torch.full((*tokens.shape, 256), -100.0)
+        values = torch.from_numpy(VALUE_ALPHABET[: NEEDLES.value_alphabet].astype(np.int64))
+        # Uniform over the value alphabet but for a hair, which depends on the tokens alone.
+        hair = torch.sin(tokens.cumsum(1)[..., None] * (1.0 + torch.arange(len(values)))) * 1e-4
+        logits[..., values] = hair
+        if mode in self.knowing:
+            for row in range(len(tokens)):
+                self._answer(tokens[row].tolist(), logits[row])
+        return ModelOutput(logits, self.initial_state(len(tokens)), ())
+
+    def _answer(self, tokens: list[int], logits: Tensor) -> None:
+        known: dict[tuple[int, ...], list[int]] = {}
+        for place, token in enumerate(tokens):
+            if token != MARKER:
+                continue
+            key = tuple(tokens[place + 1 : place + 3])
+            for byte, value in enumerate(known.get(key, [])):
+                if place + 2 + byte < len(tokens):
+                    logits[place + 2 + byte] = -100.0
+                    logits[place + 2 + byte, value] = 0.0
+            known.setdefault(key, tokens[place + 3 : place + 5])
+
+
+def probe(model: AtlasModel, *, sequence: int = 128, **settings: Any) -> NIAHResult:
+    config = NIAHConfig(levels=["recall"], **settings)
+    return NIAHProbe(config, NEEDLES, sequence=sequence, last_step=1, text=TEXT).run(model, 1)[0]
+
+
+def test_a_perfect_fake_finds_every_needle_of_every_task() -> None:
+    tasks = ["single", "multi_key", "multi_query", "text"]
+    result = probe(Scripted((MemoryMode.learn,)), tasks=tasks, all_depths=True, length_factors=[1, 2], samples=16)
+    assert (result.outcome, result.reason, result.accuracy) == (Outcome.passed, "", 1.0)
+    assert result.control == pytest.approx(CHANCE, abs=3 * (CHANCE * (1 - CHANCE) / 80) ** 0.5)
+    assert result.details["likelihood"] == pytest.approx(1.0)
+    assert {cell.accuracy for cell in result.cells if cell.samples} == {1.0}
+    assert {(cell.task, cell.length) for cell in result.cells} == {(task, n) for task in tasks for n in (128, 256)}
+
+
+def test_a_guess_scores_chance_and_fails() -> None:
+    result = probe(Scripted(()), samples=128, tasks=["single"])
+    assert (result.outcome, result.reason) == (Outcome.failed, "below the threshold")
+    assert result.accuracy == pytest.approx(CHANCE, abs=3 * (CHANCE * (1 - CHANCE) / 640) ** 0.5)
+    assert result.details["likelihood"] == pytest.approx(CHANCE, rel=1e-3)
+
+
+def test_metrics_verdict_and_description() -> None:
+    result = probe(Scripted((MemoryMode.learn,)), samples=4)
+    assert result.metrics == {
+        "niah/recall/accuracy": 1.0,
+        "niah/recall/control": result.control,
+        "niah/recall/chance": CHANCE,
+        "niah/accuracy": 1.0,
+    }
+    assert result.verdict.startswith("PASSED: 100.0% with memory, ")
+    assert (result.describe()["passed"], result.describe()["verdict"]) == (True, result.verdict)
+    assert "step" not in result.describe()  # an event brings its own
+
+
+def test_needles_of_the_same_shard_and_of_earlier_ones_are_told_apart() -> None:
+    result = probe(Scripted((MemoryMode.learn,)), samples=2, tasks=["single"], depths=[0.0, 0.4, 0.85, 1.0])
+    assert [cell.span for cell in result.cells] == ["3 shards back", "2 shards back", "same shard", ""]
+    assert result.cells[3].reason == "the needle lies within the 14 tokens that attention reaches"
+    assert (result.details["same_shard"], result.details["earlier_shards"]) == (1.0, 1.0)
+
+
+def test_a_control_that_finds_the_needle_is_a_leak() -> None:
+    result = probe(Scripted((MemoryMode.learn, MemoryMode.off)), samples=8)
+    assert (result.outcome, result.accuracy, result.control) == (Outcome.failed, 1.0, 1.0)
+    assert result.reason == "the control finds 100.0% without the memory, chance is 6.2%: a leak"
+
+
+def test_margin_of_the_control_is_five_points_or_three_standard_errors() -> None:
+    assert control_margin(CHANCE, 10_000) == 0.05
+    assert control_margin(CHANCE, 100) == pytest.approx(3 * (CHANCE * (1 - CHANCE) / 100) ** 0.5)
+
+
+def test_a_memory_that_reads_what_the_whole_chunk_wrote_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update_then_read(current: FastWeights, writes: Writes, tokens: ChunkInputs) -> Tensor:
+        after = subtract(current, write_sum(writes))
+        return read(after, tokens.query, tokens.query_features)
+
+    torch.manual_seed(0)
+    model = AtlasModel(SMALL, CHUNKS, 256)
+    assert probe(model, samples=1).details["causality_error"] < 1e-6
+    monkeypatch.setattr("atlas.ops.chunk_scan.read_prefix", update_then_read)
+    result = probe(model, samples=1)
+    assert result.outcome is Outcome.failed
+    assert "the future leaks" in result.reason
+
+
+class Broken(Scripted):
+    def forward(self, tokens: Tensor, *arguments: Any, **settings: Any) -> ModelOutput:
+        out = super().forward(tokens, *arguments, **settings)
+        return out._replace(logits=out.logits * float("nan"))
+
+
+def without_memory(window: int) -> AtlasModel:
+    settings = ModelConfig(
+        width=16, layers=2, heads=1, window=window, feedforward=16, memory=MemoryConfig(enabled=False)
+    )
+    return AtlasModel(settings, CHUNKS, 256)
+
+
+@pytest.mark.parametrize(
+    ("model", "sequence", "depths", "reason"),
+    [
+        (Broken((MemoryMode.learn,)), 128, [0.0], "the outputs are not finite"),
+        (without_memory(8), 128, [0.0], "the model has no memory; the control is its own recall"),
+        (AtlasModel(ModelConfig(width=16, heads=1, window=0), CHUNKS, 256), 128, [0.0], "attention sees the whole seq"),
+        (Scripted((MemoryMode.learn,)), 14, [0.0], "14 tokens are not more than the 14 that attention reaches"),
+        (Scripted((MemoryMode.learn,)), 128, [1.0], "the needle lies within the 14 tokens that attention reaches"),
+    ],
+)
+def test_what_cannot_be_measured_does_not_pass(
+    model: AtlasModel, sequence: int, depths: list[float], reason: str
+) -> None:
+    result = probe(model, sequence=sequence, depths=depths, samples=2, tasks=["single"])
+    assert (result.outcome, result.accuracy, result.failed) == (Outcome.not_measured, None, False)
+    assert result.reason.startswith(reason)
+    assert result.metrics["niah/accuracy"] is None
+
+
+def test_a_text_that_is_too_short_is_not_measured_and_the_rest_is() -> None:
+    result = probe(Scripted((MemoryMode.learn,)), sequence=2560, samples=1, depths=[0.5], tasks=["single", "text"])
+    assert [(cell.task, cell.accuracy, cell.reason) for cell in result.cells] == [
+        ("single", 1.0, ""),
+        ("text", None, "no text of more than 2560 bytes"),
+    ]
+
+
+def test_mqar_and_ruler_are_asked_beyond_the_reach_of_attention() -> None:
+    tasks = ["single", "mqar", "ruler"]
+    result = probe(Scripted(()), sequence=512, samples=4, depths=[0.0], tasks=tasks)
+    by_task = {cell.task: cell for cell in result.cells}
+    assert (by_task["mqar"].chance, by_task["ruler"].chance) == (1 / 128, 1e-7)
+    assert by_task["ruler"].samples == 4
+    assert 0 < by_task["mqar"].samples <= 32  # eight pairs a sequence, less those asked for at once
+
+
+def test_reach_of_attention() -> None:
+    assert attention_reach(AtlasModel(SMALL, CHUNKS, 256)) == 14
+    assert attention_reach(without_memory(0)) is None
+
+
+def test_keys_of_the_fake_are_those_of_the_needles() -> None:
+    events = NEEDLES.draw(np.random.default_rng(0), 1, 3)[0]
+    assert (events[:, 0] == MARKER).all()
+    assert np.isin(events[:, 1:3], KEY_ALPHABET).all()

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from atlas.config import GateConfig
+from atlas.data.batch import Batch
+from atlas.training.losses import gate_polarisation, language_loss, polarisation_weight
+
+
+def batch(recall: list[bool]) -> tuple[Batch, torch.Tensor]:
+    """4 tokens a row; a recall row has one answer, its last token."""
+    torch.manual_seed(0)
+    rows = len(recall)
+    targets = torch.randint(0, 8, (rows, 4))
+    weights = torch.ones(rows, 4)
+    weights[recall, :3] = 0.0
+    which = torch.tensor(recall)
+    return Batch(targets, targets, weights, which, ~which), torch.randn(rows, 4, 8)
+
+
+def test_each_kind_is_a_mean_over_its_own_targets() -> None:
+    rows, logits = batch([True, False, False, False])
+    text = F.cross_entropy(logits[1:].flatten(0, 1), rows.targets[1:].flatten())
+    answer = F.cross_entropy(logits[0, 3], rows.targets[0, 3])
+    loss = language_loss(logits, rows)
+    torch.testing.assert_close(loss.text, text)
+    torch.testing.assert_close(loss.recall, answer)
+    torch.testing.assert_close(loss.total, 0.75 * text + 0.25 * answer)
+
+
+@pytest.mark.parametrize(("recall", "kind", "missing"), [(False, "text", "recall"), (True, "recall", "text")])
+def test_a_batch_of_one_kind_has_its_loss_and_a_finite_gradient(recall: bool, kind: str, missing: str) -> None:
+    rows, logits = batch([recall] * 3)
+    logits.requires_grad_()
+    loss = language_loss(logits, rows)
+    assert torch.equal(loss.total, getattr(loss, kind))
+    assert getattr(loss, missing).isnan()
+    loss.total.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary() -> None:
+    rows, logits = batch([True, False])
+    loss = language_loss(torch.zeros_like(logits), rows)
+    assert [part.item() for part in loss] == pytest.approx([log(8)] * 3)
+
+
+def test_polarisation_is_0_for_decided_gates_and_1_for_undecided_ones() -> None:
+    gates = [torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.5, 0.5, 0.5])]
+    assert gate_polarisation(gates[:1]).item() == 0.0
+    assert gate_polarisation(gates[1:]).item() == 1.0
+    assert gate_polarisation(gates).item() == 0.5
+    assert gate_polarisation([torch.tensor([0.25, 0.9])]).item() == pytest.approx((0.5 + 0.2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "weight"),
+    [(1, 10.0), (100, 10.0), (101, 10 * 0.01**0.101), (500, 10 * 0.01**0.5), (1000, 0.1)],
+)
+def test_the_weight_holds_for_a_tenth_and_falls_to_a_hundredth(step: int, weight: float) -> None:
+    assert polarisation_weight(step, 1000, GateConfig()) == pytest.approx(weight)

@@ -1,0 +1,98 @@
+"""A table of histories and what is decided from each."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from atlas.config import RollbackConfig
+from atlas.training.history import Reading
+from atlas.training.rollback import Decision, Verdict, decide
+
+
+def perplexities(*bad: bool, every: int = 10) -> list[Reading]:
+    """A perplexity reading every `every` steps, each good or bad."""
+    return [
+        Reading("perplexity", every * number, is_bad, 10.0, 0.5 if is_bad else 0.0, "spike" if is_bad else "")
+        for number, is_bad in enumerate(bad, start=1)
+    ]
+
+
+NON_FINITE = Reading("non_finite", 35, True, reason="loss nan")
+COLLAPSED = Reading("gate", 33, True, reason="gate std 0")
+NOT_A_NUMBER = Reading("perplexity", 40, True, nan, inf, "perplexity nan")
+CALM = perplexities(False, False, False)
+
+TABLE: list[tuple[str, list[Reading], int, dict[str, Any], Decision | None]] = [
+    ("nothing was read", [], 0, {}, None),
+    ("calm", CALM, 0, {}, None),
+    ("one bad reading", perplexities(False, True), 0, {}, None),
+    ("two bad readings", perplexities(False, True, True), 0, {}, None),
+    ("a spike", perplexities(False, True, True, True), 0, {}, Decision(Verdict.restore, "perplexity", "spike", 11)),
+    ("a spike that is over", perplexities(False, True, True, True, False), 0, {}, None),
+    ("an interrupted streak", perplexities(False, True, True, False, True), 0, {}, None),
+    (
+        "patience 1",
+        perplexities(False, False, True),
+        0,
+        {"patience": 1},
+        Decision(Verdict.restore, "perplexity", "spike", 21),
+    ),
+    (
+        "never a good reading",
+        perplexities(True, True, True),
+        0,
+        {},
+        Decision(Verdict.restore, "perplexity", "spike", 1),
+    ),
+    (
+        "a non-finite perplexity needs no patience",
+        [*CALM, NOT_A_NUMBER],
+        0,
+        {},
+        Decision(Verdict.restore, "perplexity", "perplexity nan", 31),
+    ),
+    ("a non-finite step", [*CALM, NON_FINITE], 0, {}, Decision(Verdict.restore, "non_finite", "loss nan", 31)),
+    ("a non-finite first step", [NON_FINITE], 0, {}, Decision(Verdict.restore, "non_finite", "loss nan", 1)),
+    ("the last rollback allowed", [*CALM, NON_FINITE], 2, {}, Decision(Verdict.restore, "non_finite", "loss nan", 31)),
+    ("the limit", [*CALM, NON_FINITE], 3, {}, Decision(Verdict.abort, "non_finite", "loss nan", 31)),
+    ("limit 0", [*CALM, NON_FINITE], 0, {"limit": 0}, Decision(Verdict.abort, "non_finite", "loss nan", 31)),
+    ("off", [*CALM, NON_FINITE], 0, {"enabled": False}, Decision(Verdict.record, "non_finite", "loss nan", 31)),
+    (
+        "observing",
+        perplexities(False, True, True, True),
+        9,
+        {"observe": True},
+        Decision(Verdict.record, "perplexity", "spike", 11),
+    ),
+    ("gates are no trigger by default", [*CALM, COLLAPSED], 0, {}, Decision(Verdict.record, "gate", "gate std 0", 31)),
+    (
+        "gates as a trigger",
+        [*CALM, COLLAPSED],
+        0,
+        {"triggers": ["gate"]},
+        Decision(Verdict.restore, "gate", "gate std 0", 31),
+    ),
+    (
+        "perplexity switched off",
+        perplexities(False, True, True, True),
+        0,
+        {"triggers": ["niah"]},
+        Decision(Verdict.record, "perplexity", "spike", 11),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("history", "rollbacks", "settings", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_decisions(history: list[Reading], rollbacks: int, settings: dict[str, Any], expected: Decision | None) -> None:
+    assert decide(history, rollbacks, RollbackConfig(**settings)) == expected
+
+
+def test_a_niah_failure_is_judged_like_the_others() -> None:
+    failed = Reading("niah", 40, True, reason="recall 0.1")
+    wanted = Decision(Verdict.restore, "niah", "recall 0.1", 31)
+    assert decide([*CALM, failed], 0, RollbackConfig(triggers=["niah"])) == wanted
