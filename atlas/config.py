@@ -273,8 +273,8 @@ class NIAHConfig:
     threshold: float = 0.8
     lengths: list[int] = field(default_factory=list)  # tokens; empty: the trained length times `length_factors`
     length_factors: list[int] = field(default_factory=lambda: [1])
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 0.85])  # of the needle, 0 = the start
-    tasks: list[str] = field(default_factory=lambda: ["single", "multi_key", "multi_query", "text"])
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.85])  # of the needle, 0 = the start
+    tasks: list[str] = field(default_factory=lambda: ["single", "text"])
     all_depths: bool = False  # every task over all depths; otherwise only `single`, the rest at the first depth
     distractors: int = 3  # other needles of the tasks multi_key and multi_query
     frozen: bool = False  # a second control: a memory that reads and never writes
@@ -322,7 +322,7 @@ class RollbackConfig:
     triggers: list[str] = field(default_factory=lambda: ["perplexity", "non_finite"])
     # A spike: perplexity above (1 + threshold) * its moving average, and out of line with its own recent spread.
     threshold: float = 0.05
-    ema: float = 0.8  # smoothing of the moving average, per reading
+    ema: float = 0.6  # smoothing of the moving average, per reading; more lags behind a run that learns
     warmup: int = 100  # steps before the watch can trigger
     patience: int = 3  # consecutive readings above the threshold that make a spike
     watch_every: int = 20  # steps between readings of a calm run

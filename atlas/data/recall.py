@@ -27,7 +27,9 @@ class RecallTask:
     """What the needle sequences look like.
 
     Dense sequences give many answers for their length, which is what recall is learnt from; sparse ones have the long
-    distances and the much haystack of a needle probe. The distance from a query to the pair's latest earlier event is more than `distance_min` tokens. During the first
+    distances and the much haystack of a needle probe.
+
+    The distance from a query to the pair's latest earlier event is more than `distance_min` tokens. During the first
     `curriculum_steps` steps it is also at most `distance_max(step)`, which grows from about twice `distance_min` to
     the whole sequence: the haystack between needle and query grows, while sequences keep their length.
     """

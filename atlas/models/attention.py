@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.models.persistent import PersistentMemory
+from atlas.ops.banded_attention import Prefix, banded_attention, with_prefix
 
 ROPE_BASE = 10_000.0
 
@@ -60,53 +61,22 @@ class SlidingWindowAttention(nn.Module):
         keys = torch.cat((state.keys.to(key.dtype), key), dim=2)
         values = torch.cat((state.values.to(value.dtype), value), dim=2)
         valid = torch.cat((state.valid, state.valid.new_ones(x.shape[:2])), dim=1)
-        attend = self._banded if self.window else self._full
-        out = attend(query, keys, values, valid, persistent)
+        prefix = None if persistent is None else Prefix(persistent.keys, persistent.values)
+        if self.window:
+            out = banded_attention(query, keys, values, valid, self.window, prefix)
+        else:
+            out = _full_attention(query, keys, values, valid, prefix)
         keep = slice(keys.shape[2] - self.window + 1, None) if self.window else slice(None)
         return out.transpose(1, 2).flatten(2), AttentionState(keys[:, :, keep], values[:, :, keep], valid[:, keep])
 
-    def _full(
-        self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, persistent: PersistentMemory | None
-    ) -> Tensor:
-        if persistent is None and keys.shape[2] == query.shape[2]:
-            return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-        tokens, cached = query.shape[2], keys.shape[2] - query.shape[2]
-        mask = torch.ones(tokens, keys.shape[2], dtype=torch.bool, device=query.device).tril(cached)
-        mask = mask & valid[:, None, None]
-        if persistent is not None:
-            keys, values, mask = _with_prefix(keys, values, mask, persistent)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
-    def _banded(
-        self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, persistent: PersistentMemory | None
-    ) -> Tensor:
-        """Blocks of w queries against the 2w - 1 keys that any of them may see: cost T * (2w + P), not T^2."""
-        window, tokens = self.window, query.shape[2]
-        padding = -tokens % window
-        span = 2 * window - 1
-        query = F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window))  # [B, H, n, w, d]
-        keys = F.pad(keys, (0, 0, 0, padding)).unfold(2, span, window).mT  # [B, H, n, 2w - 1, d]
-        values = F.pad(values, (0, 0, 0, padding)).unfold(2, span, window).mT
-        seen = F.pad(valid, (0, padding), value=True).unfold(1, span, window)  # [B, n, 2w - 1]
-        band = torch.ones(window, span, dtype=torch.bool, device=query.device).tril(window - 1).triu()
-        mask = band & seen[:, None, :, None]  # [B, 1, n, w, 2w - 1]
-        if persistent is not None:
-            keys, values, mask = _with_prefix(keys, values, mask, persistent)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        return out.flatten(2, 3)[:, :, :tokens]
-
-
-def _with_prefix(
-    keys: Tensor, values: Tensor, mask: Tensor, persistent: PersistentMemory
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the persistent pairs before the keys and values, visible to every query. Dimension 1 holds the heads."""
-
-    def lead(prefix: Tensor, rest: Tensor) -> Tensor:
-        shape = [1, prefix.shape[0], *[1] * (rest.dim() - 4), *prefix.shape[1:]]
-        return torch.cat((prefix.to(rest.dtype).view(shape).expand(*rest.shape[:-2], -1, -1), rest), dim=-2)
-
-    return (
-        lead(persistent.keys, keys),
-        lead(persistent.values, values),
-        F.pad(mask, (persistent.keys.shape[1], 0), value=True),
-    )
+def _full_attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, prefix: Prefix | None) -> Tensor:
+    """Every query sees every valid key up to its own, and the prefix."""
+    if prefix is None and keys.shape[2] == query.shape[2]:
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    tokens, cached = query.shape[2], keys.shape[2] - query.shape[2]
+    mask = torch.ones(tokens, keys.shape[2], dtype=torch.bool, device=query.device).tril(cached)
+    mask = mask & valid[:, None, None]
+    if prefix is not None:
+        keys, values, mask = with_prefix(keys, values, mask, prefix)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

@@ -12,15 +12,15 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-# With z of unit variance, as at the start, 8 gates of 10 are below 0.1 or above 0.9 (AC-P1-2): P(|z| > ln(9) / 8.7) = 0.8.
+# z starts with unit variance, so that more than 8 gates of 10 start below 0.1 or above 0.9 (AC-P1-2).
 INITIAL_SHARPNESS = 10.0
 
 
 class Gate(nn.Module):
     """Sharp from the start: its pattern of open and closed channels is a code of what was recalled.
 
-    Polarisation can be had in two ways: a sharper sigmoid, or logits pushed away from 0. The second closes the memory: the
-    cheapest push is a constant one, and a gate that is constant tells nothing of the memory (experiments/LOG.md). So the
+    Polarisation can be had in two ways: a sharper sigmoid, or logits pushed away from 0. The second closes the memory:
+    the cheapest push is a constant one, and a constant gate tells nothing of the memory (experiments/LOG.md). So the
     gates handed to the polarisation loss let its gradient reach the sharpness and nothing else.
     """
 

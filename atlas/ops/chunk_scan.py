@@ -82,6 +82,8 @@ class Scan:
     def _advance(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """One chunk, or a part of one."""
         out, update = self._read_and_write(state, tokens)
+        # Sums of a long chunk keep the precision of the weights, under autocast too.
+        update = FastWeights(update.down.to(state.start.down.dtype), update.up.to(state.start.up.dtype))
         if state.tokens:
             update = add(state.update, update)
         kept = self.rule.keep(state.kept, tokens)
@@ -89,8 +91,9 @@ class Scan:
 
     def _read_and_write(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, FastWeights]:
         at_start = self.read_at_start or self.rule.reads_start
-        if self.rule.own_gradients and not at_start and not state.tokens:
-            out, down, up = FusedChunk.apply(*state.start, *tokens[:6])
+        plain = torch.is_autocast_enabled(tokens.query.device.type)  # the fused chunk wants one dtype
+        if self.rule.own_gradients and not (at_start or state.tokens or plain):
+            out, down, up = FusedChunk.apply(*state.start, *tokens[:6])  # type: ignore[no-untyped-call]
             return out, FastWeights(down, up)
         writes = self.rule.write(state.start, state.kept, tokens)
         if at_start:

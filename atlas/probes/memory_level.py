@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isnan
 
 import numpy as np
 import torch
@@ -186,8 +186,8 @@ def _result(settings: NIAHConfig, step: int, readings: Sequence[Reading], faults
         )
         cells.append(cell)
         details[f"plain {memory} {name}"] = float(torch.cat([reading.plain for reading in own]).mean())
-    judged = [cell for cell in cells if cell.haystack == "random keys" and cell.accuracy is not None]
-    worst = min(judged, key=lambda cell: cell.accuracy if cell.accuracy is not None else 0.0)
+    judged = [cell for cell in cells if cell.haystack == "random keys"]
+    worst = min(judged, key=lambda cell: -inf if cell.accuracy is None or isnan(cell.accuracy) else cell.accuracy)
     return judge(
         step=step,
         level=LEVEL,

@@ -19,7 +19,7 @@ from atlas.probes.keys import SeenTokens, memory_layers, seen_tokens, text_rows
 from atlas.probes.neutral import untouched
 from atlas.probes.result import NIAHResult, judge
 
-TEXT_ROWS = 4  # rows of text whose keys the key levels bury their needle under
+TEXT_ROWS = 2  # rows of text whose keys the key levels bury their needle under
 # Places in the random stream; the cells of the recall grid count from 0.
 _INDEX = {"accumulator": 1 << 32, "memory": 1 << 33, "text": 1 << 34}
 

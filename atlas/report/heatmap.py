@@ -35,7 +35,8 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
             picture = _draw(axis, cells, task, measure, lengths, rows_of[task])
             axis.set_title(f"{_name(*task)}: {name}", fontsize=9)
     if picture is not None:
-        figure.colorbar(picture, ax=axes, shrink=0.6, label="needles found")
+        bar = figure.colorbar(picture, ax=axes, shrink=0.6, label="needles found, %", ticks=[0, 0.25, 0.5, 0.75, 1])
+        bar.set_ticklabels(["0", "25", "50", "75", "100"])
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)

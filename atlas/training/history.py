@@ -23,6 +23,7 @@ class Reading:
     value: float = 0.0  # perplexity, or what the kind measures
     delta: float = 0.0  # of a perplexity: ratio above its moving average
     reason: str = ""
+    suspicious: bool = False  # the training loss of that step was out of line: good or not, it vouches for nothing
 
 
 class Suspicion:
@@ -69,6 +70,7 @@ class History:
         self.readings: list[Reading] = []
         self.deltas: list[float] = []  # with `observe`: of all perplexity readings after the warm-up
         self.suspicion = Suspicion()
+        self.suspicious = False  # of the training loss of the newest step
         self.tracker = PPLDeltaTracker(
             threshold=settings.threshold,
             ema=settings.ema,
@@ -84,8 +86,8 @@ class History:
 
     @property
     def healthy(self) -> bool:
-        """Whether the newest reading does not speak against the run."""
-        return not (self.readings and self.readings[-1].bad)
+        """Whether neither the newest reading nor the newest training loss speaks against the run."""
+        return not self.suspicious and not (self.readings and self.readings[-1].bad)
 
     def add(self, reading: Reading) -> None:
         self.readings = [*self.readings[-(READINGS - 1) :], reading]
@@ -100,7 +102,7 @@ class History:
         bad = spike or self.tracker.suspected > 0
         reason = f"perplexity {perplexity:.4g} is {delta:.1%} above its moving average {calm_average:.4g}"
         reason = f"{reason} (limit {limit:.1%})" if bad else ""
-        reading = Reading("perplexity", step, bad, perplexity, delta, reason)
+        reading = Reading("perplexity", step, bad, perplexity, delta, reason, self.suspicious)
         self.add(reading)
         if self.settings.observe and step > self.settings.warmup and isfinite(delta):
             self.deltas.append(delta)
@@ -122,13 +124,13 @@ class History:
 
     def needs_reading(self, step: int, loss: float) -> bool:
         """Whether to read the watched perplexity at this step; call it at every step with its training loss."""
-        suspicious = self.suspicion.update(loss)
+        self.suspicious = self.suspicion.update(loss)
         if step % self.settings.watch_every == 0:
             return True
         newest = self._newest_perplexity()
         if step <= self.settings.warmup or newest is None:  # the warm-up counts regular readings
             return False
-        return (suspicious or newest.bad) and step - newest.step >= self.settings.suspect_every
+        return (self.suspicious or newest.bad) and step - newest.step >= self.settings.suspect_every
 
     def _newest_perplexity(self) -> Reading | None:
         return next((reading for reading in reversed(self.readings) if reading.kind == "perplexity"), None)

@@ -49,6 +49,6 @@ def bad_streak(history: Sequence[Reading]) -> int:
 
 
 def last_good_step(history: Sequence[Reading]) -> int:
-    """Step of the newest good perplexity reading; 0 if there is none."""
-    good = (reading.step for reading in reversed(history) if reading.kind == "perplexity" and not reading.bad)
-    return next(good, 0)
+    """Step of the newest perplexity reading that is neither bad nor suspicious; 0 if there is none."""
+    perplexities = [reading for reading in history if reading.kind == "perplexity"]
+    return next((reading.step for reading in reversed(perplexities) if not (reading.bad or reading.suspicious)), 0)

@@ -80,6 +80,7 @@ def test_nothing_is_updated_with_a_loss_or_gradient_that_is_not_finite(tiny: Any
 
 def test_micro_batches_give_the_gradient_and_the_losses_of_the_whole_batch(tiny: Any) -> None:
     mixed = ["data=mixed", "data.recall.pairs=2", "data.recall.queries=4", "data.recall.distance_min=8"]
+    mixed += ["data.recall.sparse_pairs=1"]
     found = []
     for parts in (1, 2, 4):
         config = tiny("train.gradient_clip=0", f"train.accumulate={parts}")
@@ -106,7 +107,8 @@ def test_a_carried_segment_continues_and_a_fresh_row_starts_anew(tiny: Any) -> N
     wide = torch.from_numpy(tokens.astype(np.int64))
     with torch.no_grad():
         continued = state.model(wide[:1, :128]).logits[:, 64:]
-        alone = state.model(wide[1:, 64:128]).logits
+        # Rotary angles count on, since all rows share their position; nothing else is left of the row's past.
+        alone = state.model(wide[1:, 64:128], state.model.initial_state(1)._replace(position=64)).logits
     expected = F.cross_entropy(torch.cat((continued, alone)).flatten(0, 1), wide[:, 65:].flatten())
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     with torch.no_grad():

@@ -107,7 +107,7 @@ def test_later_tokens_change_nothing(rule: Rule, projection: QKProjectionConfig,
     model, tokens = make(rule, projection)
     model.train(training)
     whole, _ = run(model, tokens, [(TOKENS, PLAN)])
-    for t in range(0, TOKENS - 1, 3):
+    for t in (0, 3, 7, 12, 15):  # 7 and 15 end a shard
         changed = tokens.clone()
         changed[:, t + 1 :] = (changed[:, t + 1 :] + 1) % VOCABULARY
         out, _ = run(model, changed, [(TOKENS, PLAN)])
@@ -166,7 +166,7 @@ def test_extreme_rates_and_ten_times_the_length_stay_finite(rule: Rule, repeated
         for name, parameter in model.named_parameters():
             if ("inputs.rate" in name or "controls" in name) and name.endswith("bias"):
                 parameter.fill_(30.0)
-    tokens = torch.zeros(1, 320, dtype=torch.long) if repeated else torch.randint(0, VOCABULARY, (1, 320))
+    tokens = torch.zeros(1, 160, dtype=torch.long) if repeated else torch.randint(0, VOCABULARY, (1, 160))
     out = model(tokens)
     nn.functional.cross_entropy(out.logits.flatten(0, 1), tokens.flatten()).backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -174,6 +174,22 @@ def test_extreme_rates_and_ten_times_the_length_stay_finite(rule: Rule, repeated
         endless = model(tokens, plan=model.plan._replace(shard=None))
     for leaf in (out.logits, endless.logits, *tensors(out.state), *tensors(endless.state)):
         assert leaf.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("rule", list(Rule))
+def test_mixed_precision_keeps_what_is_summed_in_float32(rule: Rule) -> None:
+    model, tokens = make(rule)
+    expected, _ = run(model.float(), tokens, [(11, PLAN), (TOKENS - 11, PLAN)])
+    with torch.autocast("cpu", torch.bfloat16):
+        out, state = run(model, tokens, [(11, PLAN), (TOKENS - 11, PLAN)])
+    out.float().square().mean().backward()
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.2)
+    for block in state.blocks:
+        assert block.memory is not None
+        memories = (*block.memory.local, *block.memory.global_memory)
+        assert {leaf.dtype for leaf in pytree.tree_leaves(memories) if isinstance(leaf, Tensor)} == {torch.float32}
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_tokens_of_a_wrong_shape_are_refused() -> None:

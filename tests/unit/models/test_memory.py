@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas.config import ConfigError, MemoryConfig, Normalisation, ProjectionRange, QKProjectionConfig, Rule
+from atlas.config import (
+    ConfigError,
+    MemoryConfig,
+    ModelConfig,
+    Normalisation,
+    ProjectionRange,
+    QKProjectionConfig,
+    Rule,
+    RunConfig,
+)
 from atlas.models.memory import AtlasMemory
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
@@ -19,7 +28,7 @@ from atlas.models.qk_projection import QKProjection
 from atlas.ops.reference import ReferenceMemory, Token, Weights
 from atlas.ops.rules.muon import FLOOR
 
-BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 11, 4
+BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 9, 4
 PLAN = ChunkPlan(local=(2, 3), global_size=4, shard=6)
 BASE = MemoryConfig(hidden=3, momentum=0.5, retention=0.9, omega_window=2, omega_gate=0.5, weight_norm_max=1.0)
 CASES = {
@@ -200,3 +209,10 @@ def test_a_control_at_the_end_of_its_range_is_fixed_and_has_no_parameter() -> No
 def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> None:
     with pytest.raises(ConfigError, match=f"model.memory.{setting}={value}: must be {allowed}"):
         MemoryConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_a_window_longer_than_the_smallest_chunk_is_refused() -> None:
+    memory = MemoryConfig(rule=Rule.omega, omega_window=17)
+    expected = "model.memory.omega_window=17: must be <= 16, the smallest chunk of chunk_size"
+    with pytest.raises(ConfigError, match=expected):
+        RunConfig(model=ModelConfig(memory=memory))

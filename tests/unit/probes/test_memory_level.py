@@ -16,7 +16,6 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.memory_inputs import MemoryInputs
 from atlas.ops.chunk_scan import Scan, ScanState
 from atlas.ops.dual_form import ChunkInputs
-from atlas.ops.rules.gd import GradientDescent
 from atlas.probes.memory_level import stretch
 from atlas.probes.niah import NIAHProbe
 from atlas.probes.result import NIAHResult, Outcome
@@ -70,12 +69,12 @@ def no_reset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shuffled_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = GradientDescent.write
+    scan = Scan.__call__
 
-    def shuffled(self: GradientDescent, start: Any, kept: Any, tokens: ChunkInputs) -> Any:
-        return write(self, start, kept, tokens._replace(value=tokens.value.roll(1, dims=1)))
+    def shuffled(self: Scan, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+        return scan(self, state, tokens._replace(value=tokens.value.roll(1, dims=1)))
 
-    monkeypatch.setattr(GradientDescent, "write", shuffled)
+    monkeypatch.setattr(Scan, "__call__", shuffled)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +99,6 @@ def test_a_fault_is_caught(
 def test_outputs_that_are_not_finite_are_not_measured() -> None:
     model = sound_model()
     with torch.no_grad():
-        model.blocks[0].memory.local[0].up.fill_(float("nan"))  # type: ignore[union-attr, index, operator]
+        model.blocks[0].memory.local[1].up.fill_(float("nan"))  # type: ignore[union-attr, index, operator]
     result = probe(model)
     assert (result.outcome, result.accuracy) == (Outcome.not_measured, None)

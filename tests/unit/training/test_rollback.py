@@ -92,6 +92,11 @@ def test_decisions(history: list[Reading], rollbacks: int, settings: dict[str, A
     assert decide(history, rollbacks, RollbackConfig(**settings)) == expected
 
 
+def test_a_good_reading_of_a_suspicious_step_vouches_for_nothing() -> None:
+    readings = [*CALM, Reading("perplexity", 40, False, 10.0, suspicious=True), NON_FINITE]
+    assert decide(readings, 0, RollbackConfig()) == Decision(Verdict.restore, "non_finite", "loss nan", 31)
+
+
 def test_a_niah_failure_is_judged_like_the_others() -> None:
     failed = Reading("niah", 40, True, reason="recall 0.1")
     wanted = Decision(Verdict.restore, "niah", "recall 0.1", 31)
