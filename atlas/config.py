@@ -17,7 +17,7 @@ S_L = 2048  # shard of the local memories, tokens
 K = 5  # Newton-Schulz iterations (ATLAS section 5)
 PERSISTENT_KEYS = 64  # N_p
 VOCABULARY = 256  # bytes
-# Settings that may differ when a run is continued: they change where and how often something is written, not its numbers.
+# May differ when a run is continued: where and how often something is written, not its numbers.
 CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "debug", "resume")
 
 

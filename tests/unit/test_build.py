@@ -42,11 +42,11 @@ def test_sizes_of_the_models() -> None:
 def test_every_data_option_gives_batches_of_the_configured_shape(option: str, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("In the beginning there was text. " * 1000)
     paths = [f'data.paths=["{tmp_path}/*.txt"]'] if option == "text" else []
-    config = atlas.compose([f"data={option}", *paths, "train.batch_size=3", "train.sequence=256"])
+    config = atlas.compose([f"data={option}", *paths, "train.batch_size=3"])
     data = build_data(config)
     assert type(data).__name__ == CLASSES[option]
     batch = data.batch(1)
-    assert batch.inputs.shape == batch.targets.shape == (3, 256)
+    assert batch.inputs.shape == batch.targets.shape == (3, 512)
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
 
 

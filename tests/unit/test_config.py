@@ -102,7 +102,7 @@ def test_experiment_files_begin_with_their_command() -> None:
         ("checkpoint.keep=1", "checkpoint.keep=1: must be >= 2 (the newest may be damaged)"),
         ("telemetry.every=0", "telemetry.every=0: must be >= 1"),
         ("train.steps=0", "train.steps=0: must be >= 1"),
-        ("train.accumulate=3", "train.accumulate=3: must be a divisor of train.batch_size=16"),
+        ("train.accumulate=3", "train.accumulate=3: must be a divisor of train.batch_size=8"),
         ("train.gradient_clip=nan", "train.gradient_clip=nan: must be >= 0 (0 = off)"),
         ("train.gate.monitor=maybe", "train.gate.monitor=maybe: must be one of abort, warn, off"),
         ("device.kind=tpu", "device.kind=tpu: must be one of auto, cpu, cuda"),
