@@ -36,6 +36,8 @@ def describe_event(event: Mapping[str, Any]) -> str:
     """An event on one line: its message if it has one, else its fields."""
     if "message" in event:
         text = str(event["message"])
+    elif event["kind"] == "probe":
+        text = f"niah {event.get('level')} {event.get('verdict')}"
     else:
         hidden = ("kind", "step", "time")
         text = "  ".join(f"{key}={_short(value)}" for key, value in event.items() if key not in hidden)

@@ -5,8 +5,7 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import exp
+from math import exp, isfinite, nan
 from typing import NamedTuple
 
 import torch
@@ -52,29 +51,32 @@ class TrainStep:
         step = state.step + 1
         state.optimizer.zero_grad()
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
-        losses: list[LanguageLoss] = []
+        parts: list[LanguageLoss] = []
         gates: list[Tensor] = []
         carried: list[ModelState] = []
         polarisation = 0.0
-        for index, micro in enumerate(batch.to(self.device).split(self.config.accumulate)):
+        batch = batch.to(self.device)
+        for index, micro in enumerate(batch.split(self.config.accumulate)):
             output, loss = self._forward(state, index, micro)
-            total = loss.total
+            part = share_of_batch(loss, micro, batch)
+            total = part.total
             if output.gates and weight:
-                penalty = weight * gate_polarisation(output.gates)
+                penalty = weight * gate_polarisation(output.gates) / self.config.accumulate
                 total = total + penalty
-                polarisation += penalty.item() / self.config.accumulate
-            (total / self.config.accumulate).backward()
-            losses.append(LanguageLoss(*(part.detach() for part in loss)))
+                polarisation += penalty.item()
+            total.backward()
+            parts.append(LanguageLoss(*(number.detach() for number in part)))
             gates += [gate.detach() for gate in output.gates]
             carried.append(output.state.detach())
-        means = _means(losses, batch.recall)
+        loss, text, recall = (sum(numbers).item() for numbers in zip(*parts, strict=True))
         norm = self._gradient_norm(state.model)
-        finite = _finite(losses) and norm == norm and norm != float("inf")
+        finite = isfinite(loss) and isfinite(norm)
         lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
             state.step, state.tokens = step, state.tokens + batch.inputs.numel()
             state.carried = carried if self.config.carry_memory else []
-        return StepResult(*means, norm, polarisation, lr, finite, tuple(gates))
+        text, recall = (text if not batch.recall.all() else nan), (recall if batch.recall.any() else nan)
+        return StepResult(loss, text, recall, norm, polarisation, lr, finite, tuple(gates))
 
     def _forward(self, state: TrainState, index: int, micro: Batch) -> tuple[ModelOutput, LanguageLoss]:
         before = None
@@ -93,19 +95,20 @@ class TrainStep:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
 
 
-def _means(losses: Sequence[LanguageLoss], recall: Tensor) -> tuple[float, float, float]:
-    """The losses of the whole batch: a micro-batch counts by its rows of the kind. `recall` [B]."""
-    total, text, answers = torch.stack([torch.stack(loss) for loss in losses], dim=1).cpu()
-    answering = recall.cpu().view(len(losses), -1).float().mean(1)
+def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLoss:
+    """What a micro-batch adds to the losses of its batch: the sum over micro-batches is the loss of the whole.
 
-    def mean(values: Tensor, share: Tensor) -> float:
-        return ((values * share)[share > 0].sum() / share.sum()).item()
+    Each target counts by its weight among all of its kind in the batch. 0 for a kind of row that `micro` does not have.
+    """
+    nothing = torch.zeros_like(loss.total)
 
-    return total.mean().item(), mean(text, 1 - answering), mean(answers, answering)
+    def part(mean: Tensor, rows: Tensor, all_rows: Tensor) -> Tensor:
+        return mean * (micro.weights[rows].sum() / batch.weights[all_rows].sum()) if rows.any() else nothing
 
-
-def _finite(losses: Sequence[LanguageLoss]) -> bool:
-    return bool(torch.stack([loss.total for loss in losses]).isfinite().all())
+    text = part(loss.text, ~micro.recall, ~batch.recall)
+    recall = part(loss.recall, micro.recall, batch.recall)
+    share = batch.recall.float().mean()
+    return LanguageLoss((1 - share) * text + share * recall, text, recall)
 
 
 def restart_rows(state: ModelState, fresh: Tensor, model: AtlasModel) -> ModelState:

@@ -80,7 +80,7 @@ def test_nothing_is_updated_with_a_loss_or_gradient_that_is_not_finite(tiny: Any
 
 def test_micro_batches_give_the_gradient_and_the_losses_of_the_whole_batch(tiny: Any) -> None:
     mixed = ["data=mixed", "data.recall.pairs=2", "data.recall.queries=4", "data.recall.distance_min=8"]
-    mixed += ["data.recall.sparse_pairs=1"]
+    mixed += ["data.recall.sparse_pairs=1", "data.recall.sparse_queries=1"]  # rows of unequal weight
     found = []
     for parts in (1, 2, 4):
         config = tiny("train.gradient_clip=0", f"train.accumulate={parts}")
