@@ -245,7 +245,7 @@ class CheckpointManager:
                 manifest = read_manifest(folder)
                 if healthy and not manifest.healthy:
                     raise UnsoundError(f"not healthy: {manifest.health}")
-                if self.config_hash not in ("", manifest.config_hash):
+                if self.config_hash and manifest.config_hash not in ("", self.config_hash):
                     raise UnsoundError(f"of a run of other settings, with config hash {manifest.config_hash}")
                 payload = read_state(manifest)
             except UnsoundError as error:

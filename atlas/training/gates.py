@@ -13,6 +13,8 @@ from torch import Tensor
 
 from atlas.config import GateAction, GateConfig
 
+SAMPLE = 2**17  # gates looked at: the error of their mean is below 0.002, and the step takes no longer
+
 
 class GateStatistics(NamedTuple):
     mean: float
@@ -26,10 +28,11 @@ class GateStatistics(NamedTuple):
 
 @torch.no_grad()
 def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
-    """Over all gates [B, T, D] of all layers; None for a model without memory."""
+    """Over the gates [B, T, D] of all layers, every n-th token of a large batch; None for a model without memory."""
     if not gates:
         return None
-    values = torch.stack([gate.detach().float() for gate in gates])
+    stride = max(1, sum(gate.numel() for gate in gates) // SAMPLE)
+    values = torch.stack([gate.detach()[..., ::stride, :].float() for gate in gates])
     polarised = ((values - 0.5).abs() > 0.4).float().mean()
     mean, std, share = torch.stack((values.mean(), values.std(), polarised)).tolist()
     return GateStatistics(mean, std, share)

@@ -26,6 +26,7 @@ def adamw(
     lr_min_ratio: float,
 ) -> ScheduledOptimizer:
     """AdamW; weight decay on matrices of linear layers only."""
+    _check(lr, weight_decay, betas)
     matrices, rest = parameter_groups(model)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
@@ -43,12 +44,20 @@ def muon(
     lr_min_ratio: float,
 ) -> ScheduledOptimizer:
     """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
+    _check(lr, weight_decay, betas)
     matrices, rest = parameter_groups(model)
     optimizers = [
         torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0),
     ]
     return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio)
+
+
+def _check(lr: float, weight_decay: float, betas: Sequence[float]) -> None:
+    require(lr > 0, "optim.lr", lr, "> 0")
+    require(weight_decay >= 0, "optim.weight_decay", weight_decay, ">= 0")
+    allowed = "two numbers in [0, 1)"
+    require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "optim.betas", list(betas), allowed)
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -69,7 +78,6 @@ class ScheduledOptimizer:
         warmup: int,
         lr_min_ratio: float,
     ) -> None:
-        require(lr > 0, "optim.lr", lr, "> 0")
         require(warmup >= 0, "optim.warmup", warmup, ">= 0 steps")
         require(0 <= lr_min_ratio <= 1, "optim.lr_min_ratio", lr_min_ratio, "in [0, 1]")
         self.optimizers = list(optimizers)

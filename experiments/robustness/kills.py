@@ -97,7 +97,7 @@ def compare(folder: Path, whole: Path) -> dict[str, Any]:
 def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     torch.set_num_threads(1)
-    steps = 40 * kills
+    steps = 12 * kills
     settings = [
         f"train.steps={steps}",
         f"checkpoint.every={EVERY}",

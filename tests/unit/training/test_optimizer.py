@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import cos, pi
+from typing import Any
 
 import pytest
 import torch
@@ -61,12 +63,17 @@ def test_only_matrices_of_linear_layers_decay() -> None:
     ("change", "message"),
     [
         ({"lr": 0.0}, "optim.lr=0.0: must be > 0"),
+        ({"lr": -1.0}, "optim.lr=-1.0: must be > 0"),
+        ({"weight_decay": -0.1}, "optim.weight_decay=-0.1: must be >= 0"),
+        ({"betas": [0.9]}, "optim.betas=[0.9]: must be two numbers in [0, 1)"),
+        ({"betas": [0.9, 1.0]}, "optim.betas=[0.9, 1.0]: must be two numbers in [0, 1)"),
         ({"warmup": -1}, "optim.warmup=-1: must be >= 0 steps"),
         ({"lr_min_ratio": 2.0}, "optim.lr_min_ratio=2.0: must be in [0, 1]"),
     ],
 )
-def test_refused_settings(change: dict[str, float], message: str) -> None:
-    settings = {"optimizers": [], "lr": 1.0, "steps": 10, "warmup": 1, "lr_min_ratio": 0.1, **change}
+@pytest.mark.parametrize("optimiser", [adamw, muon])
+def test_refused_settings(optimiser: Callable[..., object], change: dict[str, Any], message: str) -> None:
+    usual = {"lr": 1.0, "weight_decay": 0.1, "betas": [0.9, 0.95], "steps": 10, "warmup": 1, "lr_min_ratio": 0.1}
     with pytest.raises(ConfigError) as refusal:
-        ScheduledOptimizer(**settings)  # type: ignore[arg-type]
+        optimiser(model=torch.nn.Linear(2, 2), **{**usual, **change})
     assert str(refusal.value) == message
