@@ -89,7 +89,7 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
     except AbortError as error:
         summary.status, summary.reason = "aborted", str(error)
     except KeyboardInterrupt:
-        summary.status, summary.reason = "aborted", "interrupted from the keyboard"
+        summary.status, summary.reason = "aborted", "interrupted (Ctrl-C or SIGTERM)"
         raise
     except BaseException as error:
         summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def main() -> int:
         print(help_text())
         return 0
     register()
+    signal.signal(signal.SIGTERM, _interrupt)  # a cluster that wants its node back: end in good order, as with Ctrl-C
     own_choice = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing its own report
     try:
@@ -83,6 +85,10 @@ def main() -> int:
         else:
             os.environ["HYDRA_FULL_ERROR"] = own_choice
     return 0
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class Check(Callback):

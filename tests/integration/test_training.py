@@ -42,7 +42,10 @@ def test_two_runs_of_one_seed_are_the_same(tiny: Any, tmp_path: Path, left: Any,
     assert first.rows[-1]["loss"] != other.rows[-1]["loss"]
 
 
-def test_ctrl_c_leaves_an_aborted_run_and_status_130(overrides: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_an_aborted_run_and_status_130(
+    overrides: list[str], stop: signal.Signals, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "atlas.train", *overrides, "train.steps=100000", "hydra.run.dir=run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -51,11 +54,11 @@ def test_ctrl_c_leaves_an_aborted_run_and_status_130(overrides: list[str], tmp_p
         assert process.stdout is not None
         while not process.stdout.readline().startswith("step     10/100000"):
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["reason"]) == ("aborted", "interrupted from the keyboard")
+    assert (summary["status"], summary["reason"]) == ("aborted", "interrupted (Ctrl-C or SIGTERM)")
     assert 10 <= summary["step"] < 100000
     assert json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])["status"] == "aborted"
 
