@@ -25,6 +25,7 @@ CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.paren
 GROUPS = {
     "model": "size and kind of the language model",
     "chunk_size": "chunks of the local memories, in tokens",
+    "ablation": "a part of the model left out, to see what it is worth",
     "data": "what the model reads",
     "optim": "optimiser and learning-rate schedule",
     "train": "length of the run, batch, validation, gate",

@@ -25,7 +25,6 @@ SMALL = [
     "chunk_size.global_size=32",
     "chunk_size.local=[8]",
     "train.batch_size=8",
-    "data=stdlib",
     "niah=off",
     "logger=none",
     "device=cpu",
@@ -33,8 +32,8 @@ SMALL = [
 ]
 
 
-def small(*overrides: str) -> RunConfig:
-    return atlas.compose([*SMALL, *overrides])
+def small(*overrides: str, data: str = "data=stdlib") -> RunConfig:
+    return atlas.compose([*SMALL, data, *overrides])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -23,6 +23,7 @@ import torch
 from common import small, table, write_result
 from torch.utils import _pytree as pytree
 
+import atlas
 from atlas.config import RunConfig
 from atlas.run import run
 from atlas.telemetry.jsonl import read_jsonl
@@ -30,7 +31,10 @@ from atlas.telemetry.rows import without_clock
 from atlas.training.checkpoint import CheckpointManager
 
 EVERY = 2
-PATIENCE_SECONDS = (0.05, 2.5)  # a start lives for a random time of this range
+TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # little text: a start takes less than a second
+LIFE_SECONDS = 1.0  # after its start event a run lives for a random time up to this
+STRUCK_EARLY = 0.1  # share of the kills that do not wait for the start event
+START_SECONDS = 60.0  # patience with a start
 
 
 def start(config: RunConfig, folder: Path) -> int:
@@ -57,19 +61,32 @@ def disturb(config: RunConfig, folder: Path, kills: int, draw: random.Random) ->
     """Kill and restart until `kills` have struck, then let it end."""
     tally: Counter[str] = Counter()
     while tally["killed"] < kills:
+        events = _size(folder / "events.jsonl")
         process = start(config, folder)
-        time.sleep(draw.uniform(*PATIENCE_SECONDS))
+        if draw.random() > STRUCK_EARLY:
+            _wait_for_growth(folder / "events.jsonl", events)
+        time.sleep(draw.uniform(0.0, LIFE_SECONDS))
         saved = newest_step(folder)
         os.kill(process, signal.SIGKILL)
         _, ended = os.waitpid(process, 0)
         if not os.WIFSIGNALED(ended):
-            tally[f"ended by itself with status {os.waitstatus_to_exitcode(ended)}"] += 1
-            break
+            status = os.waitstatus_to_exitcode(ended)
+            sys.exit(f"a start ended by itself with status {status} after {tally['killed']} kills")
         tally["killed"] += 1
-        tally["no checkpoint yet"] += saved < 0
+        tally["of these, before the first checkpoint"] += saved < 0
     _, ended = os.waitpid(start(config, folder), 0)
     tally[f"last start ended with status {os.waitstatus_to_exitcode(ended)}"] += 1
     return tally
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _wait_for_growth(path: Path, size: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while _size(path) <= size and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def compare(folder: Path, whole: Path) -> dict[str, Any]:
@@ -97,7 +114,7 @@ def compare(folder: Path, whole: Path) -> dict[str, Any]:
 def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     torch.set_num_threads(1)
-    steps = 12 * kills
+    steps = 30 * kills
     settings = [
         f"train.steps={steps}",
         f"checkpoint.every={EVERY}",
@@ -106,7 +123,7 @@ def main() -> None:
         "train.validation_batches=1",
         f"debug.inject=nan_loss@{steps // 2}",
     ]
-    config = small(*settings)
+    config = small(*settings, f'data.paths=["{TEXT}"]', data="data=text")
     with tempfile.TemporaryDirectory() as scratch:
         folder, whole = Path(scratch) / "disturbed", Path(scratch) / "whole"
         folder.mkdir()

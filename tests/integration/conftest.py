@@ -33,6 +33,7 @@ SHAPE = [
     "chunk_size.global_size=32",
     "chunk_size.local=[8]",
     "data=text",
+    "optim=adamw",
     "optim.warmup=5",
     "train.steps=30",
     "train.batch_size=4",
