@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,16 @@ def test_ctrl_c_leaves_an_aborted_run_and_status_130(
 ) -> None:
     command = [sys.executable, "-m", "atlas.train", *overrides, "train.steps=100000", "hydra.run.dir=run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,
     ) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("step     10/100000"):
