@@ -1,0 +1,74 @@
+"""The run configuration: every setting, its default, its range, and the checks across settings.
+
+This package imports no torch, so that `--help`, `--cfg job` and a refused value answer at once. A refused value raises
+`ConfigError`, whose message names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from atlas.config.errors import ConfigError, require
+from atlas.config.model import (
+    C_G,
+    C_L_OPTIONS,
+    PERSISTENT_KEYS,
+    S_L,
+    VOCABULARY,
+    ChunkSizeConfig,
+    Fusion,
+    K,
+    MemoryConfig,
+    ModelConfig,
+    NativeLengths,
+    Normalisation,
+    ProjectionRange,
+    QKProjectionConfig,
+    Rule,
+)
+from atlas.config.niah import NIAH_LEVELS, NIAH_TASKS, NIAHConfig
+from atlas.config.run import CHANGEABLE, DebugConfig, DeviceConfig, DeviceKind, Precision, RunConfig, TelemetryConfig
+from atlas.config.training import (
+    TRIGGERS,
+    CheckpointConfig,
+    GateAction,
+    GateConfig,
+    RollbackAction,
+    RollbackConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CHANGEABLE",
+    "C_G",
+    "C_L_OPTIONS",
+    "NIAH_LEVELS",
+    "NIAH_TASKS",
+    "PERSISTENT_KEYS",
+    "S_L",
+    "TRIGGERS",
+    "VOCABULARY",
+    "CheckpointConfig",
+    "ChunkSizeConfig",
+    "ConfigError",
+    "DebugConfig",
+    "DeviceConfig",
+    "DeviceKind",
+    "Fusion",
+    "GateAction",
+    "GateConfig",
+    "K",
+    "MemoryConfig",
+    "ModelConfig",
+    "NIAHConfig",
+    "NativeLengths",
+    "Normalisation",
+    "Precision",
+    "ProjectionRange",
+    "QKProjectionConfig",
+    "RollbackAction",
+    "RollbackConfig",
+    "Rule",
+    "RunConfig",
+    "TelemetryConfig",
+    "TrainConfig",
+    "require",
+]

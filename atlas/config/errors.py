@@ -1,0 +1,13 @@
+"""How a setting is refused: one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message is meant to be shown to the user as it is."""
+
+
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise `ConfigError` unless `holds`; the message names key, value and what is allowed."""
+    if not holds:
+        raise ConfigError(f"{key}={value}: must be {allowed}")

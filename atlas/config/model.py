@@ -1,0 +1,171 @@
+"""Settings of the language model and its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from atlas.config.errors import require
+
+# Constants of the papers, and the defaults of full-size models. A small model scales all of them down together.
+C_G = 2048  # chunk of the global memory, tokens (TNT section 5.1)
+C_L_OPTIONS = (8, 16, 32, 64)  # chunks of the local memories, tokens
+S_L = 2048  # shard of the local memories, tokens
+K = 5  # Newton-Schulz iterations (ATLAS section 5)
+PERSISTENT_KEYS = 64  # N_p
+VOCABULARY = 256  # bytes
+
+
+class Fusion(StrEnum):
+    multiplicative = "multiplicative"
+    additive = "additive"
+
+
+class Rule(StrEnum):
+    gd = "gd"  # gradient descent (TNT Eq 3)
+    momentum = "momentum"  # with momentum and retention (Titans)
+    muon = "muon"  # momentum, orthogonalised by Newton-Schulz (ATLAS Eq 32-33)
+    omega = "omega"  # gradients of the last c tokens (ATLAS Eq 8-10)
+
+
+class ProjectionRange(StrEnum):
+    chunk = "chunk"
+    shard = "shard"
+    off = "off"
+
+
+class Normalisation(StrEnum):
+    sum = "sum"
+    per_key = "per_key"
+
+
+@dataclass
+class ChunkSizeConfig:
+    """Chunks and shard of the memories, in tokens (TNT Eq 5-6). One local memory per entry of `local`."""
+
+    local: list[int] = field(default_factory=lambda: [16])
+    global_size: int = C_G
+    shard: int = S_L
+
+    def __post_init__(self) -> None:
+        require(len(self.local) > 0, "chunk_size.local", self.local, "a list of at least one chunk size")
+        require(self.shard >= 1, "chunk_size.shard", self.shard, ">= 1")
+        require(self.global_size >= 1, "chunk_size.global_size", self.global_size, ">= 1")
+        for size in self.local:
+            require(
+                size >= 1 and self.shard % size == 0,
+                "chunk_size.local",
+                self.local,
+                f"positive divisors of chunk_size.shard={self.shard}; {size} is not one",
+            )
+
+
+@dataclass
+class QKProjectionConfig:
+    """How local memories turn a query into `q'` (TNT Eq 7; the paper contradicts itself on range and normalisation)."""
+
+    range: ProjectionRange = ProjectionRange.shard
+    normalisation: Normalisation = Normalisation.sum
+    renormalise: bool = True  # q' is L2-normalised again before the memory reads it
+
+
+@dataclass
+class MemoryConfig:
+    """The neural memory of every block."""
+
+    enabled: bool = True
+    use_global: bool = True
+    rule: Rule = Rule.gd
+    hidden: int = 64  # h, hidden width of the gated MLP, per head
+    rate_max: float = 1.0  # upper bound of the inner rate eta
+    rate_init: float = 0.1  # inner rate of a token before training
+    weight_norm_max: float = 8.0  # Frobenius norm that each fast weight is scaled back to at chunk ends
+    convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v
+    activate_keys: bool = False  # SiLU on q and k as in Titans; collapses the Q-K projection
+    degree: int = 1  # of the polynomial features of keys and queries
+    feature_width: int = 0  # width of keys and queries before the polynomial, by a learnable projection; 0 = head width
+    momentum: float = 0.5  # rules momentum, muon: theta of a token before training; 0 = none, fixed
+    retention: float = 0.999  # rules momentum, muon: alpha of a token before training; 1 = keep all, fixed
+    muon_rate_max: float = 1.0  # rule muon: upper bound of the rate of an orthogonalised update
+    muon_rate_init: float = 0.1  # rule muon: that rate before training
+    muon_iterations: int = K  # rule muon: Newton-Schulz iterations
+    omega_window: int = 4  # rule omega: c, tokens
+    omega_gate: float = 0.25  # rule omega: gamma of a token before training; 1 = open, fixed
+    recompute: bool = False  # the backward pass computes chunks again instead of keeping them: less memory, more time
+    qk_projection: QKProjectionConfig = field(default_factory=QKProjectionConfig)
+
+    def __post_init__(self) -> None:
+        require(self.hidden >= 1, "model.memory.hidden", self.hidden, ">= 1")
+        require(0 < self.rate_max <= 4, "model.memory.rate_max", self.rate_max, "in (0, 4]")
+        require(
+            0 < self.rate_init < self.rate_max,
+            "model.memory.rate_init",
+            self.rate_init,
+            f"in (0, model.memory.rate_max={self.rate_max})",
+        )
+        require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
+        require(self.degree in (1, 2), "model.memory.degree", self.degree, "1 or 2")
+        require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        require(0 <= self.momentum < 1, "model.memory.momentum", self.momentum, "in [0, 1)")
+        require(0 < self.retention <= 1, "model.memory.retention", self.retention, "in (0, 1]")
+        require(0 < self.muon_rate_max <= 4, "model.memory.muon_rate_max", self.muon_rate_max, "in (0, 4]")
+        require(
+            0 < self.muon_rate_init < self.muon_rate_max,
+            "model.memory.muon_rate_init",
+            self.muon_rate_init,
+            f"in (0, model.memory.muon_rate_max={self.muon_rate_max})",
+        )
+        require(self.muon_iterations >= 1, "model.memory.muon_iterations", self.muon_iterations, ">= 1")
+        require(self.omega_window >= 1, "model.memory.omega_window", self.omega_window, ">= 1 token")
+        require(0 < self.omega_gate <= 1, "model.memory.omega_gate", self.omega_gate, "in (0, 1]")
+
+
+@dataclass
+class NativeLengths:
+    """Lengths, in tokens, that a model size is made for; other groups read them by interpolation."""
+
+    sequence: int = 512
+    shard: int = 128
+    global_size: int = 128
+    needle_distance: int = 64  # beyond the reach of attention: layers * (window - 1)
+
+
+@dataclass
+class ModelConfig:
+    """A language model of MAG blocks."""
+
+    width: int = 128  # D
+    layers: int = 2
+    heads: int = 2  # H; head width d = D / H
+    window: int = 32  # tokens that attention sees, itself included; 0 = all (full causal attention)
+    feedforward: int = 352  # hidden width of the SwiGLU
+    persistent_keys: int = PERSISTENT_KEYS  # learnable keys of the prefix and the Q-K projection; 0 = none
+    fusion: Fusion = Fusion.multiplicative
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    native: NativeLengths = field(default_factory=NativeLengths)
+
+    def __post_init__(self) -> None:
+        for key in ("width", "layers", "heads", "feedforward"):
+            require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), ">= 1")
+        require(
+            self.width % self.heads == 0,
+            "model.heads",
+            self.heads,
+            f"a divisor of model.width={self.width}",
+        )
+        require(
+            (self.width // self.heads) % 2 == 0,
+            "model.heads",
+            self.heads,
+            f"such that the head width model.width/model.heads={self.width / self.heads:g} is even (RoPE)",
+        )
+        require(
+            self.persistent_keys >= self.memory.enabled,
+            "model.persistent_keys",
+            self.persistent_keys,
+            ">= 1 with a memory, >= 0 without",
+        )
+        require(self.window >= 0, "model.window", self.window, ">= 0 (0 = full causal attention)")

@@ -1,0 +1,50 @@
+"""Settings of the needle-in-a-haystack probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from atlas.config.errors import require
+
+NIAH_LEVELS = ("accumulator", "memory", "recall")
+NIAH_TASKS = ("single", "multi_key", "multi_query", "text", "mqar", "ruler")
+
+
+@dataclass
+class NIAHConfig:
+    """Needle-in-a-haystack probes. `samples` is needles per cell of the recall grid, per layer at the key levels."""
+
+    enabled: bool = True
+    every: int = 1000  # steps; the last step is always probed
+    levels: list[str] = field(default_factory=lambda: list(NIAH_LEVELS))
+    haystack: int = 100  # keys (accumulator) or tokens (memory) written after the needle
+    accumulator_degree: int = 2  # of the features that accumulator keys pass or fail on; 1 = the keys themselves
+    threshold: float = 0.8
+    lengths: list[int] = field(default_factory=list)  # tokens; empty: the trained length times `length_factors`
+    length_factors: list[int] = field(default_factory=lambda: [1])
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.85])  # of the needle, 0 = the start
+    tasks: list[str] = field(default_factory=lambda: ["single", "text"])
+    all_depths: bool = False  # every task over all depths; otherwise only `single`, the rest at the first depth
+    distractors: int = 3  # other needles of the tasks multi_key and multi_query
+    frozen: bool = False  # a second control: a memory that reads and never writes
+    samples: int = 8
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "niah.every", self.every, ">= 1 (niah=off switches the probes off)")
+        require(len(self.levels) > 0, "niah.levels", self.levels, "at least one (niah=off switches the probes off)")
+        for level in self.levels:
+            require(level in NIAH_LEVELS, "niah.levels", self.levels, f"some of {list(NIAH_LEVELS)}")
+        require(self.haystack >= 1, "niah.haystack", self.haystack, ">= 1")
+        require(self.accumulator_degree in (1, 2), "niah.accumulator_degree", self.accumulator_degree, "1 or 2")
+        require(0 < self.threshold <= 1, "niah.threshold", self.threshold, "in (0, 1]")
+        require(all(length >= 1 for length in self.lengths), "niah.lengths", self.lengths, ">= 1")
+        factors = self.length_factors
+        require(len(factors) > 0 and min(factors) >= 1, "niah.length_factors", factors, "at least one, each >= 1")
+        require(len(self.depths) > 0, "niah.depths", self.depths, "at least one")
+        require(all(0 <= d <= 1 for d in self.depths), "niah.depths", self.depths, "in [0, 1]")
+        known = all(task in NIAH_TASKS for task in self.tasks)
+        require(known and "single" in self.tasks, "niah.tasks", self.tasks, f"single and some of {list(NIAH_TASKS)}")
+        require(1 <= self.distractors <= 100, "niah.distractors", self.distractors, "in [1, 100]")
+        require(self.samples >= 1, "niah.samples", self.samples, ">= 1")
+        require(0 <= self.seed < 2**63, "niah.seed", self.seed, "in [0, 2**63)")

@@ -1,0 +1,124 @@
+"""The configuration of one run, and the checks across settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from atlas.config.errors import require
+from atlas.config.model import ChunkSizeConfig, ModelConfig, Rule
+from atlas.config.niah import NIAHConfig
+from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
+
+# May differ when a run is continued: where and how often something is written, not its numbers.
+CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "debug", "resume")
+
+
+class DeviceKind(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    auto = "auto"  # bf16 on CUDA, fp32 elsewhere
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class DeviceConfig:
+    kind: DeviceKind = DeviceKind.auto
+    precision: Precision = Precision.auto
+    threads: int = 0  # CPU threads; 0 = torch's own choice
+    compile: bool = False  # compile the chunk step of the memory
+
+
+@dataclass
+class TelemetryConfig:
+    every: int = 100  # steps between rows of metrics.jsonl
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "telemetry.every", self.every, ">= 1")
+
+
+@dataclass
+class DebugConfig:
+    inject: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """One run. `data`, `optim` and `logger` are components: a `_target_` with its keyword arguments."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    chunk_size: ChunkSizeConfig = field(default_factory=ChunkSizeConfig)
+    data: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    niah: NIAHConfig = field(default_factory=NIAHConfig)
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    seed: int = 0
+    resume: str | None = None
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        if self.model.memory.enabled:
+            self._check_chunks()
+        if self.niah.enabled and "recall" in self.niah.levels:
+            self._check_needle_lengths()
+
+    def _check_needle_lengths(self) -> None:
+        """A needle that attention can see says nothing about the memory."""
+        reach = self.model.layers * (self.model.window - 1)
+        for length in self.niah.lengths:
+            allowed = f"> {reach} tokens, the reach of attention (model.layers * (model.window - 1)); {length} is not"
+            require(length > reach, "niah.lengths", self.niah.lengths, allowed)
+
+    def _check_chunks(self) -> None:
+        sequence, shard = self.train.sequence, self.chunk_size.shard
+        padded = self.train.pad_shards
+        smallest = min(*self.chunk_size.local, self.chunk_size.global_size)
+        window = self.model.memory.omega_window
+        require(
+            self.model.memory.rule is not Rule.omega or window <= smallest,
+            "model.memory.omega_window",
+            window,
+            f"<= {smallest}, the smallest chunk of chunk_size",
+        )
+        require(
+            shard <= sequence or padded,
+            "chunk_size.shard",
+            shard,
+            f"<= train.sequence={sequence} (or set train.pad_shards=true)",
+        )
+        require(
+            sequence % shard == 0 or padded,
+            "train.sequence",
+            sequence,
+            f"a multiple of chunk_size.shard={shard} (or set train.pad_shards=true)",
+        )
+        carried = self.train.carry_memory
+        if self.model.memory.use_global:
+            require(
+                self.chunk_size.global_size <= sequence or carried,
+                "chunk_size.global_size",
+                self.chunk_size.global_size,
+                f"<= train.sequence={sequence}, else the global memory is never written"
+                " (or set train.carry_memory=true)",
+            )
+        if carried:
+            grid_fits = sequence % shard == 0 and sequence % min(self.chunk_size.global_size, sequence) == 0
+            require(
+                grid_fits,
+                "train.carry_memory",
+                carried,
+                f"used with train.sequence={sequence} a multiple of chunk_size.shard and of chunk_size.global_size",
+            )

@@ -1,0 +1,120 @@
+"""Settings of the training loop, the gates, rollback and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from atlas.config.errors import require
+
+
+class GateAction(StrEnum):
+    abort = "abort"
+    warn = "warn"
+    off = "off"
+
+
+@dataclass
+class GateConfig:
+    """Gate polarisation loss (AC-P1-2) and the fast-fail monitor."""
+
+    polarisation_peak: float = 10.0  # lambda during the first `polarisation_hold` of the steps
+    polarisation_hold: float = 0.1
+    polarisation_decay: float = 0.01  # afterwards lambda = peak * decay ** progress
+    monitor: GateAction = GateAction.abort
+    monitor_start: int = 100
+    monitor_check: int = 500
+    variance_ratio_min: float = 1.5
+    nontrivial_std: float = 0.1  # gates of this std pass whatever their growth (AC-P1-5)
+    std_min: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.polarisation_peak >= 0, "train.gate.polarisation_peak", self.polarisation_peak, ">= 0")
+        require(0 <= self.polarisation_hold <= 1, "train.gate.polarisation_hold", self.polarisation_hold, "in [0, 1]")
+        require(0 < self.polarisation_decay <= 1, "train.gate.polarisation_decay", self.polarisation_decay, "in (0, 1]")
+        require(
+            1 <= self.monitor_start < self.monitor_check,
+            "train.gate.monitor_start",
+            self.monitor_start,
+            f">= 1 and < train.gate.monitor_check={self.monitor_check}",
+        )
+
+
+@dataclass
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 1000
+    batch_size: int = 8  # sequences per optimiser step, all accumulated micro-batches together
+    sequence: int = 512  # tokens per sequence
+    accumulate: int = 1  # micro-batches per optimiser step
+    gradient_clip: float = 1.0  # global norm; 0 = off
+    carry_memory: bool = False  # truncated back-propagation: a document's next segment starts from its memory
+    pad_shards: bool = False  # allow a sequence that is no multiple of the shard: its last shard is shorter
+    validation_every: int = 250  # steps between validations; the last step always validates
+    validation_batches: int = 4  # batches of the fixed validation set
+    gate: GateConfig = field(default_factory=GateConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "sequence", "accumulate", "validation_every", "validation_batches"):
+            require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), ">= 1")
+        require(self.gradient_clip >= 0, "train.gradient_clip", self.gradient_clip, ">= 0 (0 = off)")
+        require(
+            self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
+            f"a divisor of train.batch_size={self.batch_size}",
+        )
+
+
+class RollbackAction(StrEnum):
+    skip = "skip"  # leave out the batches between the checkpoint and the spike
+    lower_lr = "lower_lr"  # multiply the learning rate by `lr_factor` and read the same batches again
+
+
+TRIGGERS = ("perplexity", "non_finite", "gate", "niah")
+
+
+@dataclass
+class RollbackConfig:
+    """Spike watch and automatic rollback.
+
+    Watched is the perplexity of a few fixed validation rows: it is read every `watch_every` steps, and every
+    `suspect_every` steps while the training loss or the last reading is suspicious.
+    """
+
+    enabled: bool = True  # False: spikes are recorded and nothing is restored
+    observe: bool = False  # like False, and the distribution of ppl_delta is written at the end (protocol 4.3)
+    triggers: list[str] = field(default_factory=lambda: ["perplexity", "non_finite"])
+    # A spike: perplexity above (1 + threshold) * its moving average, and out of line with its own recent spread.
+    threshold: float = 0.05
+    ema: float = 0.6  # smoothing of the moving average, per reading; more lags behind a run that learns
+    warmup: int = 100  # steps before the watch can trigger
+    patience: int = 3  # consecutive readings above the threshold that make a spike
+    watch_every: int = 20  # steps between readings of a calm run
+    suspect_every: int = 4  # steps between readings while something is suspicious
+    watch_rows: int = 2  # sequences read
+    action: RollbackAction = RollbackAction.skip
+    lr_factor: float = 0.5
+    limit: int = 3  # rollbacks; the next trigger aborts the run
+
+    def __post_init__(self) -> None:
+        for trigger in self.triggers:
+            require(trigger in TRIGGERS, "rollback.triggers", self.triggers, f"some of {list(TRIGGERS)}")
+        require(self.threshold > 0, "rollback.threshold", self.threshold, "> 0")
+        require(0 <= self.ema < 1, "rollback.ema", self.ema, "in [0, 1)")
+        require(self.warmup >= 0, "rollback.warmup", self.warmup, ">= 0")
+        for key in ("patience", "watch_every", "suspect_every", "watch_rows"):
+            require(getattr(self, key) >= 1, f"rollback.{key}", getattr(self, key), ">= 1")
+        require(0 < self.lr_factor <= 1, "rollback.lr_factor", self.lr_factor, "in (0, 1]")
+        require(self.limit >= 0, "rollback.limit", self.limit, ">= 0")
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 250  # steps; the last step is always saved
+    keep: int = 3  # newest checkpoints kept, besides the best one
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, ">= 1")
+        require(self.keep >= 2, "checkpoint.keep", self.keep, ">= 2 (the newest may be damaged)")
