@@ -32,7 +32,6 @@ class DeviceConfig:
     kind: DeviceKind = DeviceKind.auto
     precision: Precision = Precision.auto
     threads: int = 0  # CPU threads; 0 = torch's own choice
-    compile: bool = False  # compile the chunk step of the memory
 
 
 @dataclass
