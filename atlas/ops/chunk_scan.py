@@ -5,6 +5,7 @@ Legend: N sequences x heads (x shards), T tokens, C chunk, d head width, p featu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, isqrt
 from typing import NamedTuple
@@ -70,13 +71,10 @@ class Scan:
         outputs: list[Tensor] = []
         nothing = zeros_like(state.start)
         state = self._close_if_full(state, nothing)
-        done, total = 0, tokens.rate.shape[1]
-        while done < total:
-            part = min(total - done, self.chunk - state.tokens)
-            out, state = self._advance(state, _slice(tokens, done, done + part))
+        for part in _split(tokens, self.chunk - state.tokens, self.chunk):
+            out, state = self._advance(state, part)
             state = self._close_if_full(state, nothing)
             outputs.append(out)
-            done += part
         return torch.cat(outputs, dim=1), state
 
     def _advance(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
@@ -92,8 +90,8 @@ class Scan:
     def _read_and_write(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, FastWeights]:
         at_start = self.read_at_start or self.rule.reads_start
         plain = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # the fused chunk wants one dtype
-        if self.rule.own_gradients and not (at_start or state.tokens or plain):
-            out, down, up = FusedChunk.apply(*state.start, *tokens[:6])  # type: ignore[no-untyped-call]
+        if self.rule.own_gradients and (at_start or not state.tokens) and not plain:
+            out, down, up = FusedChunk.apply(not at_start, *state.start, *tokens[:6])  # type: ignore[no-untyped-call]
             return out, FastWeights(down, up)
         writes = self.rule.write(state.start, state.kept, tokens)
         if at_start:
@@ -110,3 +108,13 @@ class Scan:
 
 def _slice(tokens: ChunkInputs, first: int, end: int) -> ChunkInputs:
     return ChunkInputs(*(field[:, first:end] for field in tokens))
+
+
+def _split(tokens: ChunkInputs, first: int, size: int) -> Iterator[ChunkInputs]:
+    """`first` tokens, then parts of `size`, the last one shorter; split at once, since a slice each would cost the
+    backward pass a zero-filled gradient of the whole stretch per part."""
+    total = tokens.rate.shape[1]
+    sizes = [min(first, total)]
+    sizes += [min(size, total - done) for done in range(sizes[0], total, size)]
+    for fields in zip(*(field.split(sizes, dim=1) for field in tokens), strict=True):
+        yield ChunkInputs(*fields)

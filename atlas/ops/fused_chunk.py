@@ -1,8 +1,9 @@
-"""One chunk of the dual form with a hand-derived backward pass: the fast path of rules that read a causal prefix.
+"""One chunk of the dual form with a hand-derived backward pass: the fast path of rules that write their own gradients.
 
-The same function as `token_gradients`, `read_prefix` and `write_sum` of `dual_form.py` in turn, for a chunk that
-starts fresh. The backward pass has the same matrix products as autograd's, but stacks those that share a factor,
-and keeps or writes far fewer temporaries. `tests/unit/ops/test_fused_chunk.py` compares both, gradients too.
+The same function as `token_gradients`, `read_prefix` (with `prefix`, for a chunk that starts fresh; else `read`) and
+`write_sum` of `dual_form.py` in turn. The backward pass has the same matrix products as autograd's, but stacks those
+that share a factor, and keeps or writes far fewer temporaries. `tests/unit/ops/test_fused_chunk.py` compares both,
+gradients too.
 
 Legend: N rows, C tokens, d head width, p feature width, h hidden width. A name with `d_` is the gradient of that name.
 
@@ -10,6 +11,8 @@ Legend: N rows, C tokens, d head width, p feature width, h hidden width. A name 
     B = E W1,   X = [B A3 silu'(A2), B silu(A2)]                     gradients at the chunk's start: E^T U and X^T K
     P = Q W^T - tril(Q K^T) X,  Z = silu(P2) P3                      the hidden layer that token t reads
     out = q + Z W1^T - tril(Z U^T) E
+
+Without `prefix` every token reads the chunk's start: the two terms with tril are left out.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from torch.autograd.function import once_differentiable
 
 
 class FusedChunk(torch.autograd.Function):
-    """(down, up, q, k, v, phi(q), phi(k), rate) -> (out [N, C, d], updates of down [N, d, h] and up [N, 2h, p])."""
+    """(prefix, down, up, q, k, v, phi(q), phi(k), rate) -> out [N, C, d], updates of down [N, d, h], up [N, 2h, p]."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        prefix: bool,
         down: Tensor,
         up: Tensor,
         query: Tensor,
@@ -51,14 +55,16 @@ class FusedChunk(torch.autograd.Function):
         signal = torch.empty_like(pre_key)
         torch.mul(back * linear, slope, out=signal[:, :, :hidden])
         torch.mul(back, silu, out=signal[:, :, hidden:])
-        gram = (query_features @ key_features.mT).tril_()
-        read = torch.baddbmm(pre_query, gram, signal, alpha=-1)
+        gram = (query_features @ key_features.mT).tril_() if prefix else None
+        read = pre_query if gram is None else torch.baddbmm(pre_query, gram, signal, alpha=-1)
         read_gate, read_linear = read.split(hidden, dim=2)
         read_sigmoid = torch.sigmoid(read_gate)
         read_silu = read_gate * read_sigmoid
         read_units = read_silu * read_linear
-        kernel = (read_units @ units.mT).tril_()
-        out = torch.baddbmm(query, read_units, down.mT).baddbmm_(kernel, error, alpha=-1)
+        out = torch.baddbmm(query, read_units, down.mT)
+        kernel = (read_units @ units.mT).tril_() if prefix else None
+        if kernel is not None:
+            out.baddbmm_(kernel, error, alpha=-1)
         ctx.save_for_backward(
             down, up, query_features, key_features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
@@ -67,7 +73,7 @@ class FusedChunk(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, d_update_down: Tensor, d_update_up: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_update_down: Tensor, d_update_up: Tensor) -> tuple[Tensor | None, ...]:
         (
             down, up, query_features, key_features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
@@ -77,18 +83,23 @@ class FusedChunk(torch.autograd.Function):
         read_linear = read[:, :, hidden:]
 
         # out = q + Z W1^T - kernel E, kernel = tril(Z U^T)
-        d_kernel = (d_out @ error.mT).tril_().neg_()
-        d_read_units = (d_out @ down).baddbmm_(d_kernel, units)
-        d_error = (units @ d_update_down.mT).baddbmm_(kernel.mT, d_out, alpha=-1)
-        d_units = (error @ d_update_down).baddbmm_(d_kernel.mT, read_units)
+        d_read_units = d_out @ down
+        d_error = units @ d_update_down.mT
+        d_units = error @ d_update_down
+        if kernel is not None:
+            d_kernel = (d_out @ error.mT).tril_().neg_()
+            d_read_units.baddbmm_(d_kernel, units)
+            d_error.baddbmm_(kernel.mT, d_out, alpha=-1)
+            d_units.baddbmm_(d_kernel.mT, read_units)
 
         # Z = silu(P2) P3, P = Q W^T - gram X
         d_read = torch.empty_like(read)
         read_slope = torch.addcmul(read_sigmoid, read_silu, 1 - read_sigmoid)
         torch.mul(d_read_units * read_linear, read_slope, out=d_read[:, :, :hidden])
         torch.mul(d_read_units, read_silu, out=d_read[:, :, hidden:])
-        d_signal = (key_features @ d_update_up.mT).baddbmm_(gram.mT, d_read, alpha=-1)
-        d_gram = (d_read @ signal.mT).tril_().neg_()
+        d_signal = key_features @ d_update_up.mT
+        if gram is not None:
+            d_signal.baddbmm_(gram.mT, d_read, alpha=-1)
 
         # X = [B A3 silu'(A2), B silu(A2)], B = E W1, E = eta r F
         d_signal_gate, d_signal_linear = d_signal.split(hidden, dim=2)
@@ -111,7 +122,11 @@ class FusedChunk(torch.autograd.Function):
         d_both = torch.cat((d_pre, d_read), dim=1)
         d_up = d_both.mT @ torch.cat((key_features, query_features), dim=1)
         d_features = d_both @ up
-        d_key_features = d_features[:, :count].baddbmm(d_gram.mT, query_features).baddbmm_(signal, d_update_up)
-        d_query_features = d_features[:, count:].baddbmm(d_gram, key_features)
+        d_key_features = d_features[:, :count].baddbmm(signal, d_update_up)
+        d_query_features = d_features[:, count:]
+        if gram is not None:
+            d_gram = (d_read @ signal.mT).tril_().neg_()
+            d_key_features.baddbmm_(d_gram.mT, query_features)
+            d_query_features = d_query_features.baddbmm(d_gram, key_features)
         d_rate = (bound * along).squeeze(2)
-        return d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
+        return None, d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
