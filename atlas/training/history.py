@@ -24,6 +24,7 @@ class Reading:
     delta: float = 0.0  # of a perplexity: ratio above its moving average
     reason: str = ""
     suspicious: bool = False  # the training loss of that step was out of line: good or not, it vouches for nothing
+    passed_step: int | None = None  # of a NIAH level that has collapsed: when it last passed
 
 
 class Suspicion:
@@ -71,6 +72,7 @@ class History:
         self.deltas: list[float] = []  # with `observe`: of all perplexity readings after the warm-up
         self.suspicion = Suspicion()
         self.suspicious = False  # of the training loss of the newest step
+        self.passed: dict[str, int] = {}  # step at which each NIAH level last passed
         self.tracker = PPLDeltaTracker(
             threshold=settings.threshold,
             ema=settings.ema,
@@ -108,6 +110,18 @@ class History:
             self.deltas.append(delta)
         return reading
 
+    def add_probe(self, step: int, level: str, passed: bool | None, reason: str) -> None:
+        """Record the outcome of a NIAH level; None: not measured. One that passed before and fails now has collapsed.
+
+        One that never passed says that the run has not learned to recall yet: nothing to go back to.
+        """
+        if passed:
+            self.passed[level] = step
+        elif passed is False and level in self.passed:
+            since = self.passed[level]
+            text = f"niah {level} has collapsed: passed at step {since}, now {reason}"
+            self.add(Reading("niah", step, True, reason=text, passed_step=since))
+
     def spread(self) -> float:
         """Of the newest good deltas: 1.4826 * median absolute deviation, the standard deviation of a normal series."""
         good = [reading.delta for reading in self.readings if reading.kind == "perplexity" and not reading.bad]
@@ -142,6 +156,7 @@ class History:
             "deltas": list(self.deltas),
             "suspicion": [suspicion.count, suspicion.mean, suspicion.variance],
             "tracker": self.tracker.state_dict(),
+            "passed": dict(self.passed),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,3 +164,4 @@ class History:
         self.deltas = list(state["deltas"])
         self.suspicion.count, self.suspicion.mean, self.suspicion.variance = state["suspicion"]
         self.tracker.load_state_dict(state["tracker"])
+        self.passed = dict(state.get("passed", {}))  # checkpoints of version 0.1 have none

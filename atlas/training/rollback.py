@@ -35,7 +35,8 @@ def decide(history: Sequence[Reading], rollbacks: int, settings: RollbackConfig)
     verdict = Verdict.abort if rollbacks >= settings.limit else Verdict.restore
     if not settings.enabled or settings.observe or newest.kind not in settings.triggers:
         verdict = Verdict.record
-    return Decision(verdict, newest.kind, newest.reason, last_good_step(history) + 1)
+    good = last_good_step(history) if newest.passed_step is None else newest.passed_step
+    return Decision(verdict, newest.kind, newest.reason, good + 1)
 
 
 def bad_streak(history: Sequence[Reading]) -> int:

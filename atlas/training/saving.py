@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from atlas.telemetry.logger import TelemetryLogger
@@ -41,8 +42,12 @@ class Saver:
         )
 
     def _protect_rollback_target(self) -> None:
-        """Frequent saving may not push out the checkpoint before the last good reading: a rollback would need it."""
-        good = last_good_step(self.state.history.readings)
+        """Frequent saving may not push out the checkpoint that a rollback would need.
+
+        That is the one before the last good reading, or before the last passing of a NIAH level that is a trigger.
+        """
+        history = self.state.history
+        good = min(last_good_step(history.readings), *history.passed.values(), sys.maxsize)
         steps = [manifest.step for manifest in self.checkpoints.list() if manifest.healthy and manifest.step <= good]
         self.checkpoints.protect(max(steps, default=None))
 

@@ -166,8 +166,9 @@ class Trainer:
             self.telemetry.log_step(state.step, result.metrics)
         for result in self.probe_results:  # an event writes the row, which is to be complete
             self.telemetry.event("probe", state.step, **result.describe())
-            if result.failed and "niah" in self.config.rollback.triggers:
-                state.history.add(Reading("niah", state.step, True, reason=f"niah {result.describe()}"))
+            if "niah" in self.config.rollback.triggers:
+                outcome = result.describe()
+                state.history.add_probe(state.step, result.level, outcome["passed"], outcome["verdict"])
 
     def _save(self) -> None:
         state = self.state

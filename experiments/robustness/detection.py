@@ -1,5 +1,9 @@
 """Which injected faults are noticed, after how many steps, and what becomes of the run.
 
+A bad batch does its damage over steps, so two delays are given: from the fault's first step, and from the first reading
+of the watched perplexity that is over the limit. The second one is what `rollback.patience` bounds: that many readings,
+`rollback.suspect_every` steps apart.
+
 python experiments/robustness/detection.py
 """
 
@@ -12,9 +16,13 @@ from typing import Any
 from common import small, table, write_result
 
 import atlas
+from atlas.config import RollbackConfig
 from atlas.telemetry.jsonl import read_jsonl
 
 STEPS, FAULT_AT = 500, 255
+SETTINGS = RollbackConfig()
+LIMIT = SETTINGS.threshold  # of ppl_delta; the watch's own limit is never lower
+WITHIN = (SETTINGS.patience - 1) * SETTINGS.suspect_every  # steps from the first bad reading to the last one needed
 FAULTS = [
     *[f"bad_batch@{FAULT_AT}:{size}" for size in (1, 5, 20)],
     *[f"lr_burst@{FAULT_AT}:{size}" for size in (3, 10, 30, 100)],
@@ -31,11 +39,13 @@ def strike(fault: str, folder: Path) -> dict[str, Any]:
     spikes = [event["step"] for event in events if event["kind"] == "spike"]
     first = [row for row in rows if row["segment"] == 0]
     struck = [row["ppl_delta"] or 0.0 for row in first if row["step"] >= FAULT_AT]
+    over = [row["step"] for row in first if row["step"] >= FAULT_AT and (row["ppl_delta"] or 0.0) > LIMIT]
     before = [row["loss"] for row in first if FAULT_AT - 50 <= row["step"] < FAULT_AT]
     return {
         "fault": fault,
         "damage": max(struck, default=None),
         "delay_steps": spikes[0] - FAULT_AT + 1 if spikes else None,
+        "delay_after_first_bad_reading_steps": spikes[0] - over[0] if spikes and over else None,
         "back_to": next((event["step"] for event in events if event["kind"] == "rollback"), None),
         "rollbacks": summary.rollbacks,
         "status": summary.status,
@@ -45,6 +55,10 @@ def strike(fault: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def _steps(count: int | None) -> str:
+    return "-" if count is None else str(count)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = [strike(fault, Path(scratch) / str(number)) for number, fault in enumerate(FAULTS)]
@@ -52,6 +66,7 @@ def main() -> None:
         "fault",
         "perplexity above its average",
         "noticed after, steps",
+        f"after its first reading over the limit ({WITHIN} allowed)",
         "back to step",
         "loss before",
         "at the end",
@@ -61,6 +76,7 @@ def main() -> None:
             f"`{one['fault']}`",
             "-" if one["damage"] is None else f"{one['damage']:+.1%}",
             "not noticed" if one["delay_steps"] is None else one["delay_steps"],
+            _steps(one["delay_after_first_bad_reading_steps"]),
             "-" if one["back_to"] is None else one["back_to"],
             f"{one['loss_before']:.3f}",
             f"{one['loss_end']:.3f}" + ("" if one["status"] == "completed" else f" ({one['status']})"),

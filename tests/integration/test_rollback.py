@@ -89,6 +89,26 @@ def test_dead_gates_are_a_trigger_where_configured(tiny: Any, tmp_path: Path) ->
     assert (summary.status, len(summary.warnings)) == ("completed", 1)
 
 
+def test_a_memory_that_stops_to_work_is_a_trigger_where_configured(tiny: Any, left: Any, tmp_path: Path) -> None:
+    probing = ["niah=default", "niah.enabled=true", "niah.levels=[memory]", "niah.every=5", "niah.samples=4"]
+    broken = [*probing, "niah.threshold=0.5", "rollback.triggers=[niah]", "debug.inject=weights@18:3"]
+    summary = atlas.train(tiny(*broken, "checkpoint.keep=2", "checkpoint.every=2"), tmp_path / "run")
+    assert (summary.status, summary.rollbacks, summary.niah["memory"]["outcome"]) == ("completed", 1, "passed")
+    run = left(tmp_path / "run")
+    (rollback,) = run.events("rollback")
+    # Passed at step 15, failed at 20: the checkpoint of step 14 was kept although newer ones had been good.
+    assert (rollback["trigger"], rollback["step"], rollback["from_step"]) == ("niah", 14, 20)
+    assert "niah memory has collapsed: passed at step 15, now FAILED: cosine -0." in rollback["reason"]
+    passed = [event["passed"] for event in run.events("probe")]
+    assert passed == [True, True, True, False, True, True, True, True]
+
+
+def test_a_memory_that_never_worked_has_not_collapsed(tiny: Any, tmp_path: Path) -> None:
+    never = ["niah=default", "niah.enabled=true", "niah.levels=[memory]", "niah.every=10", "niah.threshold=1"]
+    summary = atlas.train(tiny(*never, "rollback.triggers=[niah]"), tmp_path / "run")
+    assert (summary.status, summary.rollbacks, summary.niah["memory"]["outcome"]) == ("completed", 0, "failed")
+
+
 @pytest.mark.parametrize("choice", ["rollback=off", "rollback=observe"])
 def test_without_rollback_a_spike_is_told_and_nothing_is_restored(
     choice: str, tiny: Any, left: Any, tmp_path: Path

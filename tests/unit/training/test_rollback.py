@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from atlas.config import RollbackConfig
-from atlas.training.history import Reading
+from atlas.training.history import History, Reading
 from atlas.training.rollback import Decision, Verdict, decide
 
 
@@ -97,7 +97,16 @@ def test_a_good_reading_of_a_suspicious_step_vouches_for_nothing() -> None:
     assert decide(readings, 0, RollbackConfig()) == Decision(Verdict.restore, "non_finite", "loss nan", 31)
 
 
-def test_a_niah_failure_is_judged_like_the_others() -> None:
-    failed = Reading("niah", 40, True, reason="recall 0.1")
-    wanted = Decision(Verdict.restore, "niah", "recall 0.1", 31)
-    assert decide([*CALM, failed], 0, RollbackConfig(triggers=["niah"])) == wanted
+def test_a_collapsed_niah_level_goes_back_to_where_it_passed() -> None:
+    history = History(RollbackConfig(triggers=["niah"]))
+    history.readings = list(CALM)
+    history.add_probe(10, "recall", False, "recall 10 %")  # not learnt yet
+    assert decide(history.readings, 0, history.settings) is None
+    history.add_probe(20, "recall", True, "recall 90 %")
+    history.add_probe(25, "memory", False, "cosine 0.1")
+    history.add_probe(30, "recall", None, "not measured")
+    restored = History(history.settings)
+    restored.load_state_dict(history.state_dict())
+    restored.add_probe(40, "recall", False, "recall 10 %")
+    reason = "niah recall has collapsed: passed at step 20, now recall 10 %"
+    assert decide(restored.readings, 0, history.settings) == Decision(Verdict.restore, "niah", reason, 21)
