@@ -32,6 +32,11 @@ class NeedleFormat:
     def slot(self) -> int:
         return 1 + self.key_bytes + self.value_bytes
 
+    @property
+    def values(self) -> NDArray[np.uint8]:
+        """The bytes that a value byte can be."""
+        return VALUE_ALPHABET[: self.value_alphabet]
+
     def draw(self, rng: np.random.Generator, count: int, pairs: int) -> NDArray[np.uint8]:
         """Bytes of the pairs, [N, P, slot]: keys distinct within a sequence, values independent and uniform."""
         keys = distinct(rng, count, pairs, len(KEY_ALPHABET) ** self.key_bytes)

@@ -35,6 +35,7 @@ class Questions:
     place: NDArray[np.int64]  # [N, Q, V]: position whose logits give each answer byte
     answer: NDArray[np.int64]  # [N, Q, V]
     distance: NDArray[np.int64]  # [N, Q]: tokens from a question back to its needle
+    candidates: NDArray[np.int64]  # tokens that an answer byte can be: a guess among them is right by chance
     missing: str = ""
 
 
@@ -75,7 +76,8 @@ def build_questions(
         if task == "ruler":
             hay = build_haystacks(rng, settings.samples, length + 1, {"text": 1.0}, text)
             sequences = ruler_sequences(rng, hay, length=length, depth=depth)
-            return _from_sequences(task, haystack, length, depth, chance, sequences, DIGITS)
+            digits = np.arange(ord("0"), ord("9") + 1)
+            return _from_sequences(task, haystack, length, depth, chance, sequences, DIGITS, digits)
         pairs = 1 + (settings.distractors if task in ("multi_key", "multi_query") else 0)
         queries = pairs if task == "multi_query" else 1
         starts, shown = depth_layout(
@@ -86,11 +88,19 @@ def build_questions(
     events = needles.draw(rng, settings.samples, pairs)
     hay = build_haystacks(rng, settings.samples, length + 1, {haystack: 1.0}, text)
     sequences = write_needles(events, starts, shown, hay, needles.value_bytes)
-    return _from_sequences(task, haystack, length, depth, chance, sequences, needles.value_bytes)
+    values = needles.values.astype(np.int64)
+    return _from_sequences(task, haystack, length, depth, chance, sequences, needles.value_bytes, values)
 
 
 def _from_sequences(
-    task: str, haystack: str, length: int, depth: float, chance: float, sequences: RecallSequences, answer_bytes: int
+    task: str,
+    haystack: str,
+    length: int,
+    depth: float,
+    chance: float,
+    sequences: RecallSequences,
+    answer_bytes: int,
+    candidates: NDArray[np.int64],
 ) -> Questions:
     """The bytes of an answer are neighbours, so that the marked targets of a row fall into groups in order."""
     count = len(sequences.tokens)
@@ -99,7 +109,7 @@ def _from_sequences(
     tokens = sequences.tokens.astype(np.int64)
     return Questions(
         task, haystack, length, depth, chance,
-        tokens[:, :-1], place, tokens[row, place + 1], sequences.distance[row, place][..., 0],
+        tokens[:, :-1], place, tokens[row, place + 1], sequences.distance[row, place][..., 0], candidates,
     )  # fmt: skip
 
 
@@ -111,10 +121,11 @@ def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Q
     values = sequences.inputs[:, 1 : 2 * MQAR_PAIRS : 2]
     needle = 2 * (values[:, None, :] == answer[:, :, None]).argmax(axis=2)  # place of the key of the pair
     return Questions(
-        "mqar", "none", length, None, chance, sequences.inputs, place[..., None], answer[..., None], place - needle
-    )
+        "mqar", "none", length, None, chance,
+        sequences.inputs, place[..., None], answer[..., None], place - needle, np.arange(VOCABULARY // 2, VOCABULARY),
+    )  # fmt: skip
 
 
 def _missing(task: str, haystack: str, length: int, depth: float | None, chance: float, reason: str) -> Questions:
     none, flat = np.zeros((0, 0, 0), dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
-    return Questions(task, haystack, length, depth, chance, flat, none, none, flat, reason)
+    return Questions(task, haystack, length, depth, chance, flat, none, none, flat, flat.reshape(-1), reason)

@@ -5,7 +5,8 @@ Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
 A question counts as answered when every byte of its answer is the likeliest one, the bytes before it being given
 (teacher forcing): the same as an exact match of greedy decoding. The control reads the same sequences with the memory
 branch off; without a leak it cannot know more than chance, since every needle that counts lies beyond the reach of
-attention, layers * (window - 1) tokens.
+attention, layers * (window - 1) tokens. A control answers with the likeliest byte among those that an answer can be,
+so that a model which only knows what answers look like is at chance, not below it.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def _cell(model: AtlasModel, settings: NIAHConfig, questions: Questions, reach: 
     counted = questions.distance - 1 > reach
     if not counted.any():
         return replace(cell, reason=f"the needle lies within the {reach} tokens that attention reaches")
-    off = answer(model, questions, counted, MemoryMode.off)
+    off = answer(model, questions, counted, MemoryMode.off, guess=True)
     cell = replace(
         cell, span=span(questions, counted, model.plan.shard), samples=int(counted.sum()), control=_finite_mean(off)
     )
@@ -155,9 +156,13 @@ def _cell(model: AtlasModel, settings: NIAHConfig, questions: Questions, reach: 
         cell,
         accuracy=_finite_mean(learn),
         likelihood=float(learn.likelihood.mean()) if finite else None,
-        frozen=_finite_mean(answer(model, questions, counted, MemoryMode.frozen)) if settings.frozen else None,
+        frozen=_frozen(model, questions, counted) if settings.frozen else None,
         reason="" if finite else "the outputs are not finite",
     )
+
+
+def _frozen(model: AtlasModel, questions: Questions, counted: NDArray[np.bool_]) -> float | None:
+    return _finite_mean(answer(model, questions, counted, MemoryMode.frozen, guess=True))
 
 
 def _finite_mean(answers: Answers) -> float | None:
@@ -175,9 +180,15 @@ def span(questions: Questions, counted: NDArray[np.bool_], shard: int | None) ->
     return "same shard" if back[0] == 0 else f"{back[0]} shard{'s' if back[0] > 1 else ''} back"
 
 
-def answer(model: AtlasModel, questions: Questions, counted: NDArray[np.bool_], mode: MemoryMode) -> Answers:
-    """The model's answers to the questions that count, in forward passes of at most `TOKENS_AT_ONCE` tokens."""
+def answer(
+    model: AtlasModel, questions: Questions, counted: NDArray[np.bool_], mode: MemoryMode, *, guess: bool = False
+) -> Answers:
+    """The model's answers to the questions that count, in forward passes of at most `TOKENS_AT_ONCE` tokens.
+
+    `guess`: the likeliest of the question's candidates is taken, not of the whole vocabulary.
+    """
     device = model.embedding.weight.device
+    candidates = torch.from_numpy(questions.candidates).to(device)
     rows = max(1, TOKENS_AT_ONCE // questions.length)
     right, likelihood = [], []
     for first in range(0, len(questions.inputs), rows):
@@ -189,7 +200,8 @@ def answer(model: AtlasModel, questions: Questions, counted: NDArray[np.bool_], 
         logits = model(inputs, mode=mode).logits
         at = logits[torch.arange(len(inputs), device=device)[:, None, None], place].float()  # [N, Q, V, vocabulary]
         chosen = at.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
-        right.append((at.argmax(-1) == wanted).all(-1).cpu().numpy())
+        chose = candidates[at[..., candidates].argmax(-1)] if guess else at.argmax(-1)
+        right.append((chose == wanted).all(-1).cpu().numpy())
         likelihood.append(chosen.sum(-1).double().exp().cpu().numpy())
     return Answers(np.concatenate(right)[counted], np.concatenate(likelihood)[counted])
 

@@ -80,6 +80,21 @@ def test_a_guess_scores_chance_and_fails() -> None:
     assert result.details["likelihood"] == pytest.approx(CHANCE, rel=1e-3)
 
 
+class Blank(Scripted):
+    """Likes a blank best everywhere, and is a guess among the values below it."""
+
+    def forward(self, tokens: Tensor, *_: Any, **__: Any) -> ModelOutput:
+        out = super().forward(tokens)
+        out.logits[..., ord(" ")] = 5.0
+        return out
+
+
+def test_a_control_guesses_among_the_values_the_model_itself_may_say_anything() -> None:
+    result = probe(Blank(()), samples=128, tasks=["single"])
+    assert (result.outcome, result.accuracy) == (Outcome.failed, 0.0)
+    assert result.control == pytest.approx(CHANCE, abs=3 * (CHANCE * (1 - CHANCE) / 384) ** 0.5)
+
+
 def test_metrics_verdict_and_description() -> None:
     result = probe(Scripted((MemoryMode.learn,)), samples=4)
     assert result.metrics == {
