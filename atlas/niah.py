@@ -1,7 +1,8 @@
-"""Probe a trained model: `python -m atlas.niah RUN [niah=thorough] [niah.samples=32 ...]`.
+"""Probe a trained model: `python -m atlas.niah RUN [control=RUN] [niah=thorough] [niah.samples=32 ...]`.
 
-RUN is a run folder (its newest checkpoint) or a checkpoint folder. Writes niah.json and niah.png into the run folder
-and prints a table. Exit status: 0 every level passed; 1 one failed or was not measured; 2 refused.
+RUN is a run folder (its newest checkpoint) or a checkpoint folder; `control` names a run that was trained without a
+memory (`model=attention_only`), which then answers the same questions. Writes niah.json and niah.png into the run
+folder and prints a table. Exit status: 0 every level passed; 1 one failed or was not measured; 2 refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 JSON_FILE = "niah.json"
 PICTURE_FILE = "niah.png"
-USAGE = "python -m atlas.niah RUN [niah=OPTION] [niah.KEY=VALUE ...]"
+USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +48,21 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     paths = [argument for argument in arguments if "=" not in argument]
     require(len(paths) == 1, "RUN", " ".join(paths), f"one run or checkpoint folder: {USAGE}")
     from atlas.build import build_data, build_probe, load_checkpointed, resolve_device
+    from atlas.probes.trained_control import with_trained_control
 
+    settings = [argument for argument in arguments if "=" in argument]
+    controls = [setting.partition("=")[2] for setting in settings if setting.startswith("control=")]
+    require(len(controls) <= 1, "control", " ".join(controls), "one run or checkpoint folder")
     model, trained, manifest = load_checkpointed(paths[0])
-    config = with_overrides(trained, [argument for argument in arguments if "=" in argument])
+    config = with_overrides(trained, [setting for setting in settings if not setting.startswith("control=")])
+    loaded = [load_checkpointed(path) for path in controls]
+    for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
+        require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
     device, _ = resolve_device(DeviceConfig())
-    results = build_probe(config, build_data(config)).run(model.to(device), manifest.step)
+    probe = build_probe(config, build_data(config))
+    results = probe.run(model.to(device), manifest.step)
+    for control, _, control_manifest in loaded:
+        results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
     write_json(folder / JSON_FILE, manifest.path.name, config.niah, results)
     cells = [asdict(cell) for result in results if result.level == "recall" for cell in result.cells]
@@ -98,7 +109,7 @@ def table(results: Sequence[NIAHResult]) -> list[str]:
     lines = []
     for result in results:
         lines += ["", f"{result.level}  {result.verdict}  [{result.seconds:.1f} s]"]
-        head = ("memory", "off", "frozen", "chance" if result.level == "recall" else "algebra")
+        head = ("memory", "off", "frozen", "without", "chance" if result.level == "recall" else "algebra")
         columns = f"  {'task':<12} {'haystack':<13} {'length':>6} {'depth':>6}  {'needle':<14} "
         lines.append(f"{columns}{' '.join(f'{name:>7}' for name in head)} {'prob.':>6} {'n':>4}")
         lines += [_row(cell, share=result.level == "recall") for cell in result.cells]
@@ -108,7 +119,7 @@ def table(results: Sequence[NIAHResult]) -> list[str]:
 def _row(cell: Cell, *, share: bool) -> str:
     depth = "" if cell.depth is None else f"{100 * cell.depth:.1f}%"
     chance = cell.chance if share else cell.expected
-    numbers = [_number(value, share) for value in (cell.accuracy, cell.control, cell.frozen, chance)]
+    numbers = [_number(value, share) for value in (cell.accuracy, cell.control, cell.frozen, cell.without, chance)]
     probability = "" if cell.likelihood is None else f"{cell.likelihood:.3f}"
     row = f"  {cell.task:<12} {cell.haystack:<13} {cell.length:>6} {depth:>6}  {cell.span:<14} "
     row += " ".join(f"{number:>7}" for number in numbers)

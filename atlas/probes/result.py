@@ -27,6 +27,7 @@ class Cell:
     accuracy: float | None = None
     control: float | None = None  # the same with the memory off
     frozen: float | None = None  # the same with a memory that only reads
+    without: float | None = None  # recall: the same by a model trained without a memory
     likelihood: float | None = None  # mean probability of the whole answer
     chance: float = 0.0
     expected: float | None = None  # accumulator: what the algebra predicts

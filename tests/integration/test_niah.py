@@ -43,8 +43,10 @@ def small_config(*overrides: str) -> RunConfig:
 @pytest.fixture
 def untrained_run(tmp_path: Path) -> Path:
     """A run folder with one checkpoint, of a model that has learnt nothing."""
-    config = small_config()
-    folder = tmp_path / "run"
+    return make_run(small_config(), tmp_path / "run")
+
+
+def make_run(config: RunConfig, folder: Path) -> Path:
     folder.mkdir()
     save_config(config, folder / "config.yaml")
     model = build_model(config)
@@ -73,6 +75,24 @@ def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
     assert (untrained_run / "niah.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     printed = capsys.readouterr().out
     assert all(f"{result['level']}  {result['verdict']}" in printed for result in record["results"])
+
+
+def test_a_model_trained_without_memory_answers_the_same_questions(untrained_run: Path, tmp_path: Path) -> None:
+    other = make_run(small_config("model.memory.enabled=false"), tmp_path / "other")
+    assert main([str(untrained_run), f"control={other}", "niah.samples=32"]) == 1
+    (recall,) = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))["results"][2:]
+    assert main([str(other), "niah.levels=[recall]", "niah.samples=32"]) == 1
+    (own,) = json.loads((other / "niah.json").read_text(encoding="utf-8"))["results"]
+    measured = [cell for cell in recall["cells"] if cell["samples"]]
+    assert [cell["without"] for cell in recall["cells"]] == [cell["control"] for cell in own["cells"]]
+    assert any(cell["without"] != cell["control"] for cell in measured)  # two different models
+
+
+def test_a_trained_control_with_a_memory_is_refused(untrained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(untrained_run), f"control={untrained_run}", "niah=quick"]) == 2
+    refusal = f"atlas: control={untrained_run}: must be a run trained without a memory\n"
+    assert capsys.readouterr().err == refusal
+    assert not (untrained_run / "niah.json").exists()
 
 
 def test_a_checkpoint_folder_works_as_well_as_its_run(untrained_run: Path) -> None:

@@ -1,0 +1,38 @@
+"""A second control of the level `recall`: a model that was trained without a memory answers the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from atlas.models.language_model import AtlasModel
+from atlas.probes.keys import memory_layers
+from atlas.probes.niah import NIAHProbe
+from atlas.probes.result import NIAHResult
+
+
+def with_trained_control(
+    results: Sequence[NIAHResult], probe: NIAHProbe, control: AtlasModel, step: int
+) -> list[NIAHResult]:
+    """`results` of a model whose recall cells also tell what `control`, of `step` training steps, answers.
+
+    Both see the same needles. Raises `ValueError` for a model with a memory.
+    """
+    if memory_layers(control):
+        raise ValueError("the control has a memory")
+    recall = NIAHProbe(
+        replace(probe.config, levels=["recall"], frozen=False),
+        probe.needles,
+        sequence=probe.sequence,
+        last_step=probe.last_step,
+        text=probe.text,
+    )
+    answers = recall.run(control, step)[0].cells  # a model without a memory has its own recall in the control
+    return [_merged(result, [cell.control for cell in answers]) for result in results]
+
+
+def _merged(result: NIAHResult, without: Sequence[float | None]) -> NIAHResult:
+    if result.level != "recall":
+        return result
+    cells = [replace(cell, without=value) for cell, value in zip(result.cells, without, strict=True)]
+    return replace(result, cells=tuple(cells))
