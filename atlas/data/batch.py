@@ -40,6 +40,11 @@ class Batch:
             fresh=torch.from_numpy(fresh),
         )
 
+    @property
+    def answers(self) -> bool:
+        """Whether a target of a recall row counts: into a short sequence no question may fit."""
+        return bool((self.weights[self.recall] > 0).any())
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 

@@ -24,9 +24,10 @@ def _number(values: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def describe_values(values: Mapping[str, Any]) -> str:
-    """Loss, perplexity, gate and speed on one line; "-" for what was not measured."""
+    """Loss, perplexity (and ppl_delta), gate and speed on one line; "-" for what was not measured."""
     return (
         f"loss {_number(values, 'loss', '.3f')}  ppl {_number(values, 'perplexity', '.2f')}"
+        f" ({_number(values, 'ppl_delta', '+.1%')})"
         f"  gate {_number(values, 'gate/mean', '.2f')} std {_number(values, 'gate/std', '.2f')}"
         f"  {_number(values, 'tokens_per_second', ',.0f')} tok/s"
     )

@@ -25,16 +25,25 @@ class LanguageLoss(NamedTuple):
 
 
 def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
-    """logits [B, T, V] -> the two means, each over its own targets, so that few answers count as much as many bytes."""
+    """logits [B, T, V] -> the two means, each over its own targets, so that few answers count as much as many bytes.
+
+    Rows in which no target has weight, such as short recall sequences into which no question fitted, add nothing.
+    """
     losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
     weighted = losses.view_as(batch.weights) * batch.weights
     share = batch.recall.float().mean()
-    text, recall = (weighted[rows].sum() / batch.weights[rows].sum() for rows in (~batch.recall, batch.recall))
+    text, recall = (_mean(weighted, batch.weights, rows) for rows in (~batch.recall, batch.recall))
     if not batch.recall.any():
         return LanguageLoss(text, text, recall)
     if batch.recall.all():
         return LanguageLoss(recall, text, recall)
     return LanguageLoss((1 - share) * text + share * recall, text, recall)
+
+
+def _mean(weighted: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    """Mean over the targets of `rows` [B]; NaN without rows, 0 where they have no target that counts."""
+    total = weights[rows].sum()
+    return weighted[rows].sum() / (total.clamp(min=torch.finfo(total.dtype).tiny) if rows.any() else total)
 
 
 def gate_polarisation(gates: Sequence[Tensor]) -> Tensor:

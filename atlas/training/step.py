@@ -24,7 +24,7 @@ PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 class StepResult(NamedTuple):
     loss: float  # nats: text and recall by their shares of the rows, without polarisation
     text: float  # nats per byte; NaN in a batch without text
-    recall: float  # nats per answer byte; NaN in a batch without recall
+    recall: float  # nats per answer byte; NaN in a batch without answers
     gradient_norm: float  # before clipping
     polarisation: float
     lr: float
@@ -75,7 +75,7 @@ class TrainStep:
         if finite:
             state.step, state.tokens = step, state.tokens + batch.inputs.numel()
             state.carried = carried if self.config.carry_memory else []
-        text, recall = (text if not batch.recall.all() else nan), (recall if batch.recall.any() else nan)
+        text, recall = (text if not batch.recall.all() else nan), (recall if batch.answers else nan)
         return StepResult(loss, text, recall, norm, polarisation, lr, finite, tuple(gates))
 
     def _forward(self, state: TrainState, index: int, micro: Batch) -> tuple[ModelOutput, LanguageLoss]:
@@ -103,7 +103,8 @@ def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLo
     nothing = torch.zeros_like(loss.total)
 
     def part(mean: Tensor, rows: Tensor, all_rows: Tensor) -> Tensor:
-        return mean * (micro.weights[rows].sum() / batch.weights[all_rows].sum()) if rows.any() else nothing
+        whole = batch.weights[all_rows].sum()
+        return mean * (micro.weights[rows].sum() / whole) if rows.any() and whole > 0 else nothing
 
     text = part(loss.text, ~micro.recall, ~batch.recall)
     recall = part(loss.recall, micro.recall, batch.recall)

@@ -11,7 +11,14 @@ import pytest
 from atlas.telemetry.console import ConsoleSink, describe_duration, describe_event, describe_values
 from atlas.telemetry.sinks import RunInfo
 
-VALUES = {"loss": 2.3456, "perplexity": 10.4444, "gate/mean": 0.5, "gate/std": 0.125, "tokens_per_second": 12345.6}
+VALUES = {
+    "loss": 2.3456,
+    "perplexity": 10.4444,
+    "ppl_delta": 0.0123,
+    "gate/mean": 0.5,
+    "gate/std": 0.125,
+    "tokens_per_second": 12345.6,
+}
 TABLE = [("loss", "2.346"), ("validation loss", "2.5")]
 
 
@@ -26,8 +33,8 @@ def read_all(terminal: int) -> str:
 
 
 def test_values_and_gaps_are_shown() -> None:
-    assert describe_values(VALUES) == "loss 2.346  ppl 10.44  gate 0.50 std 0.12  12,346 tok/s"
-    assert describe_values({"loss": 1, "gate/mean": None}) == "loss 1.000  ppl -  gate - std -  - tok/s"
+    assert describe_values(VALUES) == "loss 2.346  ppl 10.44 (+1.2%)  gate 0.50 std 0.12  12,346 tok/s"
+    assert describe_values({"loss": 1, "gate/mean": None}) == "loss 1.000  ppl - (-)  gate - std -  - tok/s"
 
 
 def test_an_event_shows_its_message_or_its_fields() -> None:
@@ -51,7 +58,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     sink.event({"kind": "warning", "step": 100, "time": 1.0, "message": "the gate is flat"})
     sink.close("completed", {}, TABLE)
     assert stream.getvalue().splitlines() == [
-        "step 1000/1000  loss 2.346  ppl 10.44  gate 0.50 std 0.12  12,346 tok/s  00:00 left",
+        "step 1000/1000  loss 2.346  ppl 10.44 (+1.2%)  gate 0.50 std 0.12  12,346 tok/s  00:00 left",
         "step 100  warning: the gate is flat",
         "  status           completed",
         "  loss             2.346",
@@ -85,7 +92,7 @@ def test_a_terminal_gets_a_bar_with_lines_above_it(
     shown = read_all(master)
     assert "4/4" in shown
     assert "00:00 left" in shown
-    assert "loss 2.346  ppl 10.44  gate 0.50 std 0.12  12,346 tok/s" in shown
+    assert "loss 2.346  ppl 10.44 (+1.2%)  gate 0.50 std 0.12  12,346 tok/s" in shown
     assert "step 4  rollback: [back] to 2" in shown
     assert "  validation loss  2.5" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is given back

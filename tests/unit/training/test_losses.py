@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
 from atlas.training.losses import gate_polarisation, language_loss, polarisation_weight
+from atlas.training.step import share_of_batch
 
 
 def batch(recall: list[bool]) -> tuple[Batch, torch.Tensor]:
@@ -42,6 +43,22 @@ def test_a_batch_of_one_kind_has_its_loss_and_a_finite_gradient(recall: bool, ki
     loss.total.backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_recall_rows_without_a_question_add_nothing() -> None:
+    rows, logits = batch([True, False, False, False])
+    rows.weights[0] = 0.0
+    logits.requires_grad_()
+    text = F.cross_entropy(logits[1:].flatten(0, 1), rows.targets[1:].flatten())
+    loss = language_loss(logits, rows)
+    torch.testing.assert_close(loss.total, 0.75 * text)
+    halves = zip(logits.split(2), rows.split(2), strict=True)
+    parts = [share_of_batch(language_loss(piece, micro), micro, rows) for piece, micro in halves]
+    torch.testing.assert_close(parts[0].total + parts[1].total, loss.total)
+    loss.total.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (rows.answers, batch([True])[0].answers) == (False, True)
 
 
 def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary() -> None:
