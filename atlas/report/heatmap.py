@@ -22,7 +22,7 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
 
     tasks = list(dict.fromkeys((cell["task"], cell["haystack"]) for cell in cells))
     lengths = sorted({cell["length"] for cell in cells})
-    rows_of = {task: _depths(cells, task) for task in tasks}
+    rows_of = {task: depths_of(cells, task) for task in tasks}
     height = sum(0.9 + CELL[1] * len(depths) for depths in rows_of.values()) + 1.2
     figure, axes = plt.subplots(
         len(tasks), 2, squeeze=False, layout="constrained", figsize=(2 * (1.4 + CELL[0] * len(lengths)) + 1.2, height),
@@ -33,7 +33,7 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
         for column, (measure, name) in enumerate((("accuracy", "memory on"), ("control", "memory off"))):
             axis = axes[row][column]
             picture = _draw(axis, cells, task, measure, lengths, rows_of[task])
-            axis.set_title(f"{_name(*task)}: {name}", fontsize=9)
+            axis.set_title(f"{task_name(*task)}: {name}", fontsize=9)
     if picture is not None:
         bar = figure.colorbar(picture, ax=axes, shrink=0.6, label="needles found, %", ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.set_ticklabels(["0", "25", "50", "75", "100"])
@@ -42,11 +42,11 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _name(task: str, haystack: str) -> str:
+def task_name(task: str, haystack: str) -> str:
     return "MQAR" if task == "mqar" else f"{'single' if task == haystack else task.replace('_', ' ')} in {haystack}"
 
 
-def _depths(cells: Sequence[CellRecord], task: tuple[str, str]) -> list[float | None]:
+def depths_of(cells: Sequence[CellRecord], task: tuple[str, str]) -> list[float | None]:
     found = {cell["depth"] for cell in cells if (cell["task"], cell["haystack"]) == task}
     return sorted(found, key=lambda depth: -1 if depth is None else depth)
 

@@ -1,0 +1,97 @@
+"""Several runs side by side: the best one, the table, what failed, and the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atlas.report.comparison_charts import Field, comparison_charts
+from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
+from atlas.report.record import RunRecord
+from atlas.report.run_section import OVERVIEW, overview_cells
+from atlas.report.settings import Difference
+from atlas.report.wording import brief, finite, setting_cell, status_cell, value_text
+
+
+def best_run(records: Sequence[RunRecord]) -> int | None:
+    """Index of the completed run with the lowest validation loss; None if no such run measured one."""
+    losses = {
+        index: loss
+        for index, record in enumerate(records)
+        if record.status == "completed" and (loss := finite(record.summary.get("validation_loss"))) is not None
+    }
+    return min(losses, key=lambda index: losses[index]) if losses else None
+
+
+def label(name: str, index: int, differing: Sequence[Difference]) -> str:
+    """A run's name with the settings that tell it from the others."""
+    return " ".join([name, *(f"{d.name}={brief(value_text(d.values[index]))}" for d in differing)])
+
+
+def comparison_section(
+    records: Sequence[RunRecord], differing: Sequence[Difference], labels: Sequence[str], anchors: Sequence[str],
+    limit: int,
+) -> Section:  # fmt: skip
+    best = best_run(records)
+    blocks: list[Block] = [_standing(records, labels, best), _table(records, differing, anchors, best)]
+    blocks += [*_failed(records, labels, anchors), *comparison_charts(Field(records, labels, best), differing, limit)]
+    blocks += _together(differing)
+    return Section("Comparison", "comparison", blocks)
+
+
+def counts(records: Sequence[RunRecord]) -> str:
+    found = Counter(record.status for record in records)
+    return ", ".join(f"{number} {status}" for status, number in found.most_common())
+
+
+def _standing(records: Sequence[RunRecord], labels: Sequence[str], best: int | None) -> Text:
+    if best is None:
+        return Text("Best run: none yet, since no completed run has a validation loss.")
+    loss = finite(records[best].summary.get("validation_loss"))
+    recall = finite(records[best].probe("recall").get("accuracy"))
+    found = "not measured" if recall is None else f"{recall:.1%}"
+    return Text(f"Best run: {labels[best]}, validation loss {loss:.4f}, NIAH recall {found}.", tone="good")
+
+
+def _table(
+    records: Sequence[RunRecord], differing: Sequence[Difference], anchors: Sequence[str], best: int | None
+) -> Table:
+    results = [overview_cells(record) for record in records]
+    measured = [at for at in range(len(OVERVIEW)) if any(cells[at].order is not None for cells in results)]
+    head = ["run", "status", *(difference.name for difference in differing), *(OVERVIEW[at] for at in measured)]
+    rows = []
+    for index, record in enumerate(records):
+        order = float(record.name) if record.name.isdigit() else None
+        name = Cell(record.name + (" (best)" if index == best else ""), order=order, link=anchors[index])
+        chosen = [setting_cell(difference.values[index]) for difference in differing]
+        rows.append([name, status_cell(record.status), *chosen, *(results[index][at] for at in measured)])
+    note = "" if differing else "The runs do not differ in any setting."
+    return Table("Runs", head, rows, note, sortable=True)
+
+
+def _failed(records: Sequence[RunRecord], labels: Sequence[str], anchors: Sequence[str]) -> list[Block]:
+    rows = [
+        [
+            Cell(labels[index], link=anchors[index]),
+            status_cell(record.standing),
+            Cell(str(record.summary.get("reason") or MISSING)),
+        ]
+        for index, record in enumerate(records)
+        if record.status != "completed"
+    ]
+    return [Table("Not completed", ("run", "status", "error"), rows)] if rows else []
+
+
+def _together(differing: Sequence[Difference]) -> list[Block]:
+    rows = [[Cell(d.key), Cell(", ".join(d.along))] for d in differing if d.along]
+    return [Table("Settings that change together", ("setting", "changes with it"), rows)] if rows else []
+
+
+def decision_blocks(found: Mapping[str, Any], document: str) -> list[Block]:
+    """What `python -m atlas.decide` wrote into the sweep: `found` is its decision.json, `document` its decision.md."""
+    outcome = str(found.get("outcome") or MISSING)
+    said = [str(found[key]) for key in ("headline", "reason") if found.get(key)]
+    passed = found.get("passed", outcome != "STOP")
+    blocks: list[Block] = [Text(": ".join([outcome, *said]), tone="good" if passed else "bad")]
+    return [*blocks, Markdown(document)] if document else blocks

@@ -1,0 +1,162 @@
+"""Charts over several runs: their losses in one picture, and parallel coordinates from settings to results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import Any
+
+from atlas.report.document import MISSING, Chart
+from atlas.report.lines import COLOURS, Lines, Trace
+from atlas.report.marks import common_range
+from atlas.report.record import RunRecord
+from atlas.report.settings import Difference
+from atlas.report.wording import finite, number, value_text
+
+HOVER = "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>"
+SMOOTH = "Moving means over 2 % of the rows."
+LEGEND = "The orange line is the best run; the others stand out the more, the lower their validation loss."
+OVERLAYS = (
+    ("validation/loss", "Validation loss of all runs", "nats per byte"),
+    ("loss", "Training loss of all runs", "nats per byte"),
+    ("niah/recall/accuracy", "NIAH recall of all runs", "share found"),
+    ("tokens_per_second", "Throughput of all runs", "tokens per second"),
+)
+TICKS = 6  # values of a setting that an axis names; above that its ends
+
+
+@dataclass(frozen=True)
+class Field:
+    """The runs that are compared, each with its label; `best` is the index of the best one."""
+
+    records: Sequence[RunRecord]
+    labels: Sequence[str]
+    best: int | None
+
+    @property
+    def order(self) -> list[int]:
+        """The best one last, so that it is drawn on top."""
+        return sorted(range(len(self.records)), key=lambda index: index == self.best)
+
+    @cached_property
+    def losses(self) -> list[float | None]:
+        return [record.result("validation_loss", "validation/loss") for record in self.records]
+
+    def colour(self, index: int) -> str:
+        """By the rank of its validation loss; the best one stands out."""
+        known, loss = sorted(loss for loss in self.losses if loss is not None), self.losses[index]
+        if index == self.best:
+            return "@vermillion"
+        return "@muted" if loss is None else f"@scale{known.index(loss) / max(1, len(known) - 1):.2f}"
+
+
+def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Chart]:
+    charts = [_parallel(field, differing)]
+    charts += [_overlay(field, key, title, axis, limit) for key, title, axis in OVERLAYS]
+    return [chart for chart in charts if chart is not None]
+
+
+def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart | None:
+    """Few runs have a colour each; of many the best one stands out, and a touch names each of the others."""
+    many = len(field.records) > len(COLOURS)
+    traces: list[Trace] = []
+    smoothed = False
+    for index in field.order:
+        colour = field.colour(index) if many else COLOURS[index]
+        lines, width = Lines(field.records[index], limit), 2.6 if index == field.best else 1.4
+        mean = lines.mean(key, "", colour, width=width)
+        smoothed |= bool(mean)
+        drawn = mean or lines.of(key, "", colour, width=width)
+        named = {"name": escape(field.labels[index]), "hovertemplate": HOVER, "showlegend": not many}
+        traces += [trace | named for trace in drawn if trace.get("meta") != "undone"]
+    if not traces:
+        return None
+    limits, note = common_range(traces)
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": axis}}}
+    layout |= {"hovermode": "closest"}
+    if limits:
+        layout["yaxis"]["range"] = limits
+    told = [SMOOTH if smoothed else "", LEGEND if many else "", note]
+    return Chart(title, traces, layout, " ".join(filter(None, told)))
+
+
+class _Axis:
+    """One upright axis: where a value lies on it between 0 and 1, and what is written beside it."""
+
+    def __init__(self, title: str, values: Sequence[Any], form: str = "") -> None:
+        self.title, self.values = title, values
+        numbers = [finite(value) for value in values]
+        known = sorted({value for value in numbers if value is not None})
+        self.texts = [value_text(value) if not form else number(value, form) for value in values]
+        self.distinct = len(set(self.texts) - {MISSING})
+        if form or (known and None not in numbers):
+            low, span = (known[0], (known[-1] - known[0]) or 1.0) if known else (0.0, 1.0)
+            self.places = [None if value is None else (value - low) / span for value in numbers]
+        else:
+            names = sorted(set(self.texts) - {MISSING})
+            at = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
+            self.places = [at.get(text) for text in self.texts]
+
+    @property
+    def ticks(self) -> dict[float, str]:
+        """Place -> text: all values of a setting with few, else both ends."""
+        found = {place: text for place, text in zip(self.places, self.texts, strict=True) if place is not None}
+        ordered = dict(sorted(found.items()))
+        if len(ordered) <= TICKS and all(b - a >= 0.07 for a, b in zip(list(ordered), list(ordered)[1:], strict=False)):
+            return ordered
+        ends = (min(ordered), max(ordered))
+        return {place: ordered[place] for place in ends}
+
+
+def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
+    records = field.records
+    axes = [_Axis(difference.name, difference.values) for difference in differing]
+    axes += [
+        _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
+        _Axis("NIAH memory", [finite(record.probe("memory").get("accuracy")) for record in records], ".3f"),
+        _Axis("NIAH recall", [finite(record.probe("recall").get("accuracy")) for record in records], ".1%"),
+        _Axis("validation loss", field.losses, ".4f"),
+    ]
+    axes = [axis for axis in axes if axis.distinct > 1]
+    if len(axes) < 2:
+        return None
+    traces = [_coordinate(field, index, axes) for index in field.order]
+    note = f"A line is a run, from its settings to its results. {LEGEND}"
+    return Chart("Parallel coordinates", traces, _upright(axes), note, wide=True)
+
+
+def _coordinate(field: Field, index: int, axes: Sequence[_Axis]) -> Trace:
+    colour, best = field.colour(index), index == field.best
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": escape(field.labels[index]), "showlegend": False,
+        "x": list(range(len(axes))), "y": [axis.places[index] for axis in axes],
+        "customdata": [[escape(axis.title), escape(axis.texts[index])] for axis in axes],
+        "hovertemplate": "%{fullData.name}<br>%{customdata[0]}: %{customdata[1]}<extra></extra>",
+        "line": {"color": colour, "width": 3 if best else 1.4},
+        "marker": {"color": colour, "size": 7 if best else 5},
+    }  # fmt: skip
+
+
+def _upright(axes: Sequence[_Axis]) -> dict[str, Any]:
+    last = len(axes) - 1
+    lines = [
+        {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "layer": "below", "line": {"color": "@axis", "width": 1.5}}
+        for x in range(len(axes))
+    ]
+    ticks = [
+        {
+            "x": x, "y": place, "text": escape(text), "showarrow": False, "xshift": -8 if x == last else 8,
+            "xanchor": "right" if x == last else "left", "font": {"size": 11, "color": "@text"}, "bgcolor": "@veil",
+        }
+        for x, axis in enumerate(axes)
+        for place, text in axis.ticks.items()
+    ]  # fmt: skip
+    titles = {"tickvals": list(range(len(axes))), "ticktext": [escape(axis.title) for axis in axes], "side": "top"}
+    plain = {"showgrid": False, "zeroline": False, "showline": False, "fixedrange": True}
+    return {
+        "xaxis": {**titles, **plain, "range": [-0.35, last + 0.35]},
+        "yaxis": {**plain, "range": [-0.06, 1.06], "showticklabels": False},
+        "shapes": lines, "annotations": ticks, "hovermode": "closest", "hoverdistance": 30,
+    }  # fmt: skip

@@ -1,0 +1,65 @@
+"""Which runs the named folders hold: a run's own folder, or a sweep's with a folder for each job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas.config import require
+
+RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
+SWEEP_FILE = "multirun.yaml"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The runs to report. `sweeps` holds those of the named folders that are sweeps."""
+
+    given: Sequence[Path]
+    sweeps: Sequence[Path]
+    runs: Sequence[Path]
+
+    @property
+    def title(self) -> str:
+        if len(self.given) > 1:
+            return f"{len(self.runs)} runs"
+        return f"{'sweep' if self.sweeps else 'run'} {self.given[0].name}"
+
+
+def select_runs(folders: Sequence[Path]) -> Selection:
+    """The runs in `folders`, each once. Raises `ConfigError` for a folder that holds none."""
+    require(bool(folders), "DIR", "", "at least one folder of a run or a sweep")
+    given = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    sweeps, runs = [], []
+    for folder in given:
+        require(folder.is_dir(), "DIR", folder, "a folder that exists")
+        if is_run(folder):
+            runs.append(folder)
+            continue
+        jobs = sorted(filter(is_run, folder.iterdir()), key=_natural)
+        empty = "a sweep with at least one job; this one has none yet" if (folder / SWEEP_FILE).exists() else ""
+        require(bool(jobs), "DIR", folder, empty or "the folder of a run (config.yaml, summary.json) or of a sweep")
+        sweeps.append(folder)
+        runs += jobs
+    return Selection(given, sweeps, list(dict.fromkeys(runs)))
+
+
+def is_run(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in RUN_FILES)
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as tell them apart."""
+    longest = max(len(path.parts) for path in runs)
+    for parts in range(1, longest + 1):
+        names = ["/".join(path.parts[-parts:]) for path in runs]
+        if len(set(names)) == len(runs):
+            break
+    return names
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Job 10 comes after job 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,85 @@
+"""Where a chart over steps says that something happened, and what part of the values it shows at first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from atlas.report.lines import Trace
+from atlas.report.record import RunRecord
+
+Layout = dict[str, Any]
+ROOM = 1.0  # a value further out than so many times the common spread is left to zooming
+MARGIN = 0.06
+
+
+def step_layout(record: RunRecord) -> Layout:
+    """Axis of steps; rollbacks as shaded stretches from where the run was to where it went back to, spikes as lines."""
+    shapes, labels = [], []
+    for restored, events in _by_target(record).items():
+        reached = max(event.get("from_step") or restored for event in events)
+        shapes.append(_band(restored, reached))
+        times = f" ×{len(events)}" if len(events) > 1 else ""
+        segments = ", ".join(str(event.get("segment", "?")) for event in events)
+        labels.append(_label(reached, f"rollback{times} to {restored:,}, segment {segments}"))
+    went_back = {event.get("from_step") for event in record.kind("rollback")}
+    for step in sorted({event["step"] for event in record.kind("spike")} - went_back):
+        shapes.append(_line(step))
+        labels.append(_label(step, "spike"))
+    return {"xaxis": {"title": {"text": "step"}}, "shapes": shapes, "annotations": labels, "hovermode": "x unified"}
+
+
+def _by_target(record: RunRecord) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for event in record.kind("rollback"):
+        found.setdefault(event["step"], []).append(event)
+    return found
+
+
+def _band(start: int, end: int) -> Layout:
+    return {
+        "type": "rect", "x0": start, "x1": end, "y0": 0, "y1": 1, "yref": "paper", "layer": "below",
+        "fillcolor": "@shade", "line": {"width": 0},
+    }  # fmt: skip
+
+
+def _line(step: int) -> Layout:
+    line = {"color": "@vermillion", "width": 1.2, "dash": "dot"}
+    return {"type": "line", "x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _label(step: int, text: str) -> Layout:
+    return {
+        "x": step, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False,
+        "font": {"size": 11, "color": "@vermillion"},
+    }  # fmt: skip
+
+
+def common_range(traces: Sequence[Trace]) -> tuple[list[float] | None, str]:
+    """The part of the y axis that shows the values without the rare extreme ones, and a note that says so.
+
+    (None, "") where everything fits.
+    """
+    drawn = [trace for trace in traces if trace.get("meta") != "undone"]
+    if not drawn:
+        return None, ""
+    common = np.concatenate([np.array(trace["y"], dtype=np.float64) for trace in drawn])
+    low, high = (float(found) for found in np.quantile(common, [0.01, 0.99]))
+    spread = max(high - low, 1e-3 * abs(high), 1e-9)
+    lowest, highest = low - ROOM * spread, high + ROOM * spread
+    outside = [
+        (value, step)
+        for trace in traces
+        for step, value in zip(trace["x"], trace["y"], strict=True)
+        if not lowest <= value <= highest
+    ]
+    if not outside:
+        return None, ""
+    inside = common[(common >= lowest) & (common <= highest)]
+    bottom, top = float(inside.min()), float(inside.max())
+    room = MARGIN * max(top - bottom, spread)
+    value, step = max(outside, key=lambda found: abs(found[0]))
+    note = f"Not all values fit: {value:,.4g} at step {step:,} lies outside. A double click shows everything."
+    return [bottom - room, top + room], note

@@ -1,0 +1,152 @@
+"""The recall grid of `python -m atlas.niah`: depth x length, memory on beside memory off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, Text
+from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
+from atlas.report.record import RunRecord
+from atlas.report.wording import finite, number_cell, share_cell
+
+PLACE = ("task", "haystack", "length", "depth")
+MEASURES = (("accuracy", "memory on"), ("control", "memory off"))
+
+
+def needle_blocks(record: RunRecord) -> list[Block]:
+    """Verdicts, heat maps and the grid as tables; [] for a run that `python -m atlas.niah` did not probe."""
+    found = record.niah.get("results")
+    results = [result for result in found if isinstance(result, dict)] if isinstance(found, list) else []
+    if not results:
+        return []
+    source = f"python -m atlas.niah on {record.niah.get('checkpoint', 'a checkpoint')}"
+    blocks: list[Block] = [_verdicts(results, source)]
+    cells = [cell for result in results if result.get("level") == "recall" for cell in _sound_cells(result)]
+    picture = record.folder / "niah.png"
+    if picture.is_file():
+        blocks.append(Picture(picture, f"niah-{record.name.replace('/', '-')}.png", f"needles found, {record.name}"))
+    for task in dict.fromkeys((cell["task"], cell["haystack"]) for cell in cells):
+        blocks.append(_heatmap(cells, task))
+    return blocks
+
+
+def _sound_cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cells that have a place in a grid; a share that is no number was not measured."""
+    found = result.get("cells")
+    cells = [cell for cell in found if isinstance(cell, dict)] if isinstance(found, list) else []
+    return [
+        {**{key: cell.get(key) for key in PLACE}, **{measure: finite(cell.get(measure)) for measure, _ in MEASURES}}
+        for cell in cells
+        if isinstance(cell.get("task"), str)
+        and isinstance(cell.get("haystack"), str)
+        and type(cell.get("length")) is int
+        and (cell.get("depth") is None or finite(cell["depth"]) is not None)
+    ]
+
+
+def _verdicts(results: Sequence[Mapping[str, Any]], source: str) -> Table:
+    rows = [
+        [Cell(str(result.get("level"))), Cell(str(result.get("verdict")), tone=_tone(result))] for result in results
+    ]
+    return Table("Probe of the checkpoint", ("level", "verdict"), rows, note=source)
+
+
+def _tone(result: Mapping[str, Any]) -> str:
+    return {"passed": "good", "failed": "bad"}.get(str(result.get("outcome")), "")
+
+
+def _axes(cells: Sequence[CellRecord], task: tuple[str, str]) -> tuple[list[int], list[float | None]]:
+    lengths = sorted({cell["length"] for cell in cells if (cell["task"], cell["haystack"]) == task})
+    return lengths, depths_of(cells, task)
+
+
+def _values(cells: Sequence[CellRecord], task: tuple[str, str], measure: str) -> list[list[float | None]]:
+    """A row per depth, a column per length."""
+    found = {(c["depth"], c["length"]): c.get(measure) for c in cells if (c["task"], c["haystack"]) == task}
+    lengths, depths = _axes(cells, task)
+    return [[found.get((depth, length)) for length in lengths] for depth in depths]
+
+
+def _depth(depth: float | None) -> str:
+    return "any" if depth is None else f"{depth:.0%}"
+
+
+def _heatmap(cells: Sequence[CellRecord], task: tuple[str, str]) -> Chart:
+    lengths, depths = _axes(cells, task)
+    layout: dict[str, Any] = {"annotations": [], "showlegend": False, "hovermode": "closest", "plot_bgcolor": "@grid"}
+    traces = []
+    for index, (measure, name) in enumerate(MEASURES):
+        suffix = "" if index == 0 else "2"
+        values = _values(cells, task, measure)
+        traces.append(_map(values, lengths, depths, suffix))
+        start = 0.53 * index
+        layout |= {f"xaxis{suffix}": _axis("length, tokens", domain=[start, start + 0.47])}
+        layout |= {f"yaxis{suffix}": _axis("depth" if index == 0 else "", autorange="reversed")}
+        layout[f"yaxis{suffix}"] |= {"anchor": f"x{suffix}", "showticklabels": index == 0}
+        layout["annotations"] += [_heading(name, start + 0.235), *_numbers(values, suffix)]
+    title, note = f"Needles found: {task_name(*task)}", "Share of needles found, in percent."
+    return Chart(title, traces, layout, note, table=_grid(title, cells, task))
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    return {"type": "category", "title": {"text": title}, "showgrid": False, "zeroline": False, **more}
+
+
+def _map(
+    values: list[list[float | None]], lengths: Sequence[int], depths: Sequence[float | None], suffix: str
+) -> dict[str, Any]:
+    return {
+        "type": "heatmap", "z": values, "x": [str(length) for length in lengths], "y": [_depth(d) for d in depths],
+        "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "zmin": 0, "zmax": 1, "colorscale": "Cividis",
+        "showscale": False, "xgap": 2, "ygap": 2,
+        "hovertemplate": "length %{x}, depth %{y}: %{z:.1%}<extra></extra>",
+    }  # fmt: skip
+
+
+def _heading(name: str, x: float) -> dict[str, Any]:
+    place = {"xref": "paper", "yref": "paper", "x": x, "y": 1, "xanchor": "center", "yanchor": "bottom"}
+    return {**place, "text": name, "showarrow": False}
+
+
+def _numbers(values: list[list[float | None]], suffix: str) -> list[dict[str, Any]]:
+    """The share written into each cell, dark on light and light on dark; a dash where nothing was measured."""
+    return [
+        {
+            "x": column, "y": line, "xref": f"x{suffix}", "yref": f"y{suffix}", "showarrow": False,
+            "text": MISSING if value is None else f"{100 * value:.0f}",
+            "font": {"color": "@text" if value is None else "#000" if value > DARK else "#fff"},
+        }
+        for line, row in enumerate(values)
+        for column, value in enumerate(row)
+    ]  # fmt: skip
+
+
+def _grid(title: str, cells: Sequence[CellRecord], task: tuple[str, str]) -> Table:
+    lengths, depths = _axes(cells, task)
+    both = [_values(cells, task, measure) for measure, _ in MEASURES]
+    head = ["depth", *(f"{length} tokens, {name}" for _, name in MEASURES for length in lengths)]
+    rows = [
+        [Cell(_depth(depth)), *(share_cell(value) for values in both for value in values[index])]
+        for index, depth in enumerate(depths)
+    ]
+    return Table(title, head, rows)
+
+
+def probe_history(record: RunRecord) -> Table | Text:
+    """What the probes during training found."""
+    probes = record.kind("probe")
+    if not probes:
+        return Text("NIAH was not measured during this run.")
+    head = ("step", "level", "outcome", "found", "memory off", "wanted")
+    rows = [
+        [
+            number_cell(event["step"], ",.0f"),
+            Cell(str(event.get("level"))),
+            Cell(str(event.get("outcome", MISSING)).replace("_", " "), tone=_tone(event)),
+            *(number_cell(event.get(key), ".3f") for key in ("accuracy", "control", "threshold")),
+        ]
+        for event in probes
+    ]
+    note = "Found: cosine with the value for accumulator and memory, share of needles for recall."
+    return Table("NIAH during training", head, rows, note, sortable=True)

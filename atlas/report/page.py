@@ -1,0 +1,129 @@
+"""A report as one page of HTML: works from a file, without a network; its charts are drawn when they come into view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from atlas.report.document import Block, Cell, Chart, Document, Facts, Markdown, Section, Table, Text
+
+SCRIPT = "plotly.min.js"  # beside the page, see `writing`
+_ASSETS = files("atlas.report") / "assets"
+
+
+def to_page(document: Document) -> str:
+    asset = {name: (_ASSETS / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
+    return Template(asset["page.html"]).substitute(
+        title=escape(document.title),
+        lead=escape(document.lead),
+        style=asset["page.css"],
+        behaviour=asset["page.js"],
+        script=SCRIPT,
+        contents=_contents(document),
+        sections="\n".join(_section(section) for section in document.sections),
+        notes="\n".join(f"<p>{escape(note)}</p>" for note in document.notes),
+    )
+
+
+def _contents(document: Document) -> str:
+    """Links to the sections; a list of one would say nothing."""
+    if len(document.sections) < 2:
+        return ""
+    links = (f'<li><a href="#{escape(s.anchor)}">{escape(s.title)}</a></li>' for s in document.sections)
+    return f'<nav aria-label="Sections"><details><summary>Sections</summary><ul>{"".join(links)}</ul></details></nav>'
+
+
+def _section(section: Section) -> str:
+    body = "\n".join(_blocks(section))
+    anchor, title = escape(section.anchor), escape(section.title)
+    if section.folded:
+        summary = f"<summary><h2>{title}</h2></summary>"
+        return f'<section id="{anchor}"><details class="fold">{summary}{body}</details></section>'
+    return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>'
+
+
+def _blocks(section: Section) -> Iterator[str]:
+    """The section's blocks; charts that follow each other share a grid."""
+    open_grid = False
+    for number, block in enumerate(section.blocks):
+        if isinstance(block, Chart) is not open_grid:
+            open_grid = not open_grid
+            yield '<div class="charts">' if open_grid else "</div>"
+        yield _block(block, f"{section.anchor}-{number}")
+    if open_grid:
+        yield "</div>"
+
+
+def _block(block: Block, name: str) -> str:
+    if isinstance(block, Chart):
+        return _chart(block, escape(name))
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Facts):
+        return f'<dl class="facts">{"".join(_fact(name, cell) for name, cell in block.pairs)}</dl>'
+    if isinstance(block, Text):
+        return f'<p class="{escape(block.tone) or "plain"}">{escape(block.text)}</p>'
+    if isinstance(block, Markdown):
+        return f'<div class="document">{_render(block.source)}</div>'
+    return ""  # a picture: the page has the chart
+
+
+def _render(source: str) -> str:
+    """Markup in the text stays text, and an image of it is never fetched."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return str(reader.render(source))
+
+
+def _chart(chart: Chart, name: str) -> str:
+    classes = "chart wide" if chart.wide else "chart"
+    note = f"<p>{escape(chart.note)}</p>" if chart.note else ""
+    return (
+        f'<figure class="{classes}"><figcaption><h3>{escape(chart.title)}</h3>{note}</figcaption>'
+        f'<div class="plot" id="{name}" role="img" aria-label="{escape(chart.title)}"></div>'
+        f'<script type="application/json">{_data({"data": chart.traces, "layout": chart.layout})}</script></figure>'
+    )
+
+
+def _data(value: Any) -> str:
+    """JSON that cannot end the element that holds it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _table(table: Table) -> str:
+    numeric = [any(row[column].numeric for row in table.rows) for column in range(len(table.head))]
+    title = f"<h3>{escape(table.title)}</h3>"
+    note = f"<p>{escape(table.note)}</p>" if table.note else ""
+    head = "".join(_head(text, right, table.sortable) for text, right in zip(table.head, numeric, strict=True))
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    kind = "sortable" if table.sortable else "fixed"
+    return (
+        f'{title}<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
+        f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
+    )
+
+
+def _fact(name: str, cell: Cell) -> str:
+    return f"<div><dt>{escape(name)}</dt><dd{_class(cell.tone)}>{escape(cell.text)}</dd></div>"
+
+
+def _head(text: str, right: bool, sortable: bool) -> str:
+    shown = f'<button type="button">{escape(text)}</button>' if sortable else escape(text)
+    return f'<th scope="col"{_class("number" if right else "")}>{shown}</th>'
+
+
+def _cell(cell: Cell) -> str:
+    classes = " ".join(filter(None, ["number" if cell.numeric else "", cell.tone]))
+    order = "" if cell.order is None else f' data-order="{cell.order!r}"'
+    text = f'<a href="#{escape(cell.link)}">{escape(cell.text)}</a>' if cell.link else escape(cell.text)
+    return f"<td{_class(classes)}{order}>{text}</td>"
+
+
+def _class(names: str) -> str:
+    return f' class="{escape(names)}"' if names else ""

@@ -1,0 +1,109 @@
+"""What one run left behind, read so that nothing missing, torn or damaged stops the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas.report.rows import Row, Rows, read_lines, to_columns
+from atlas.report.settings import read_settings
+from atlas.report.wording import finite, moment
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`config` is flat, with dotted keys. `problems` says in words what could not be read."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rows: Rows
+    events: Sequence[Row]
+    niah: Mapping[str, Any]
+    last_time: float | None  # of the newest row or event, seconds since 1970
+    problems: Sequence[str]
+
+    @property
+    def status(self) -> str:
+        return str(self.summary.get("status") or "unknown")
+
+    @property
+    def step(self) -> int | None:
+        """The newest step that is known of."""
+        steps = [int(self.rows.step[-1])] if len(self.rows) else []
+        found = finite(self.summary.get("step"))
+        if self.status != "running" and found is not None:
+            return int(found)
+        return steps[0] if steps else None
+
+    @property
+    def standing(self) -> str:
+        """The status in words. A run that is killed cannot say so: its status stays `running`."""
+        if self.status == "running":
+            return f"running or killed (last row at {moment(self.last_time)})"
+        if self.status == "unknown":
+            return "unknown (no summary.json)"
+        return self.status
+
+    def result(self, key: str, column: str) -> float | None:
+        """A number of the summary; while the run goes on, the newest of its rows."""
+        found = finite(self.summary.get(key))
+        return self.rows.last(column) if found is None else found
+
+    def probe(self, level: str) -> Mapping[str, Any]:
+        """The last result of a NIAH level, as the summary tells it; {} if there is none."""
+        found = _mapping(_mapping(self.summary.get("niah")).get(level))
+        if found:
+            return found
+        events = [event for event in self.kind("probe") if event.get("level") == level]
+        return events[-1] if events else {}
+
+    def kind(self, *kinds: str) -> list[Row]:
+        return [event for event in self.events if event.get("kind") in kinds]
+
+
+def read_run(folder: Path, name: str) -> RunRecord:
+    problems: list[str] = []
+    rows, row_problem = read_lines(folder / "metrics.jsonl")
+    events, event_problem = read_lines(folder / "events.jsonl")
+    summary = _read_json(folder / "summary.json", problems)
+    started = bool(rows or events)
+    problems += [text for text in (row_problem, event_problem) if text and (started or "missing" not in text)]
+    times = [time for time in (finite(line.get("time")) for line in [*rows[-1:], *events[-1:]]) if time is not None]
+    sound = [_sound(event) for event in events if type(event.get("step")) is int]
+    rollbacks = [event for event in sound if event.get("kind") == "rollback" and "segment" in event]
+    return RunRecord(
+        folder=folder,
+        name=name,
+        config=read_settings(folder / "config.yaml", problems),
+        summary=summary,
+        rows=to_columns(rows, rollbacks),
+        events=sound,
+        niah=_read_json(folder / "niah.json", problems, needed=False),
+        last_time=max(times, default=None),
+        problems=problems,
+    )
+
+
+def _sound(event: Row) -> Row:
+    """The event without what is no number where there must be one."""
+    numbers = ("segment", "from_step")
+    return {key: value for key, value in event.items() if key not in numbers or type(value) is int}
+
+
+def _read_json(path: Path, problems: list[str], *, needed: bool = True) -> Mapping[str, Any]:
+    try:
+        return _mapping(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        problems += [f"{path.name} is missing"] if needed else []
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
+    return {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

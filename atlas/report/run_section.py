@@ -1,0 +1,156 @@
+"""The part of the report that is about one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+import numpy as np
+
+from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
+from atlas.report.needles import needle_blocks, probe_history
+from atlas.report.record import RunRecord
+from atlas.report.rows import Row
+from atlas.report.run_charts import run_charts
+from atlas.report.wording import (
+    TONES,
+    count,
+    finite,
+    moment,
+    number,
+    number_cell,
+    share_cell,
+    size_cell,
+    status_cell,
+)
+
+TOLD = ("spike", "rollback", "warning", "error", "notice", "end")
+MOST_EVENTS = 200  # in the table; a run that warns at every step would bury the rest
+
+
+def run_section(record: RunRecord, label: str, anchor: str, limit: int, *, folded: bool) -> Section:
+    """`limit`: most points of a line."""
+    blocks: list[Block] = [*(Text(problem, tone="bad") for problem in record.problems)]
+    reason = str(record.summary.get("reason") or "")
+    if reason:
+        blocks.append(Text(f"{record.status}: {reason}", tone=TONES.get(record.status, "")))
+    blocks.append(_facts(record))
+    if len(record.rows):
+        blocks += [*run_charts(record, limit), _series(record)]
+    else:
+        blocks.append(Text("No step was recorded yet."))
+    blocks += [*_events(record), probe_history(record), *needle_blocks(record)]
+    return Section(label, anchor, blocks, folded)
+
+
+def _facts(record: RunRecord) -> Facts:
+    summary = record.summary
+    steps = f"{number(record.step, ',.0f')} of {number(summary.get('steps') or None, ',.0f')}"
+    validation = record.result("validation_loss", "validation/loss")
+    perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
+    facts = [
+        ("status", status_cell(record.standing)),
+        ("steps", Cell(steps)),
+        ("tokens", Cell(number(record.result("tokens", "tokens"), ",.0f"))),
+        ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {_segment(record)}")),
+        ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
+        ("validation loss", Cell(perplexity)),
+        ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
+        *((f"NIAH {level}", Cell(str(found.get("verdict", MISSING)))) for level, found in _probes(record)),
+        ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),
+        ("peak memory", size_cell(summary.get("peak_memory_bytes"))),
+        ("overhead", Cell(_overhead(record))),
+        ("parameters", Cell(number(summary.get("parameters") or None, ",.0f"))),
+        ("device", Cell(str(summary.get("device") or MISSING))),
+        ("last row", Cell(moment(record.last_time))),
+        ("revision", Cell(str(summary.get("git") or MISSING))),
+        ("versions", Cell(_pairs(summary.get("versions")))),
+        ("folder", Cell(record.folder.name)),
+    ]
+    return Facts(facts)
+
+
+def _segment(record: RunRecord) -> int:
+    return int(record.rows.segment.max()) if len(record.rows) else 0
+
+
+def _probes(record: RunRecord) -> list[tuple[str, Mapping[str, Any]]]:
+    found = [(level, record.probe(level)) for level in ("accumulator", "memory", "recall")]
+    return [(level, probe) for level, probe in found if probe]
+
+
+def _overhead(record: RunRecord) -> str:
+    shares = record.summary.get("overhead")
+    found = {name: finite(share) for name, share in shares.items()} if isinstance(shares, dict) else {}
+    return ", ".join(f"{name} {share:.2%}" for name, share in found.items() if share) or MISSING
+
+
+def _pairs(versions: object) -> str:
+    found = versions.items() if isinstance(versions, dict) else ()
+    return ", ".join(f"{name} {version}" for name, version in found) or MISSING
+
+
+def _series(record: RunRecord) -> Table:
+    """The charts in numbers: of the rows that no rollback undid."""
+    rows = record.rows
+    table = []
+    for name, values in rows.values.items():
+        known = np.isfinite(values) & ~rows.undone
+        if name in ("time", "tokens") or not known.any():
+            continue
+        found, steps = values[known], rows.step[known]
+        low, high = int(found.argmin()), int(found.argmax())
+        numbers = [found[0], found[-1], found[low], steps[low], found[high], steps[high]]
+        cells = [number_cell(float(n), ",.0f" if at in (3, 5) else ",.4g") for at, n in enumerate(numbers)]
+        table.append([Cell(name), number_cell(int(known.sum()), ",.0f"), *cells])
+    head = ("series", "values", "first", "last", "lowest", "at step", "highest", "at step")
+    undone = int(rows.undone.sum())
+    note = f"Without {count(undone, 'row')} that a rollback undid." if undone else ""
+    return Table("Series in numbers", head, table, note, sortable=True)
+
+
+def _events(record: RunRecord) -> list[Block]:
+    told = record.kind(*TOLD)
+    if not told:
+        return []
+    shown = told if len(told) <= MOST_EVENTS else [*told[: MOST_EVENTS // 2], *told[-MOST_EVENTS // 2 :]]
+    note = f"{len(told) - len(shown)} events in the middle are left out." if len(shown) < len(told) else ""
+    rows = [
+        [number_cell(event["step"], ",.0f"), Cell(event["kind"], tone=_event_tone(event)), Cell(_told(event))]
+        for event in shown
+    ]
+    return [Table("What happened", ("step", "event", ""), rows, note)]
+
+
+def _event_tone(event: Row) -> str:
+    return "bad" if event["kind"] in ("error", "spike", "rollback") else ""
+
+
+def _told(event: Row) -> str:
+    if event["kind"] == "rollback":
+        back = f"back from step {event.get('from_step', MISSING)} to {event['step']}: {event.get('reason', '')}"
+        return f"{back}; {event.get('change', '')}; segment {event.get('segment', MISSING)}"
+    parts: Sequence[object] = (event.get("status"), event.get("message"), event.get("reason"))
+    return ": ".join(str(part) for part in parts if part)
+
+
+def overview_cells(record: RunRecord) -> list[Cell]:
+    """The results that a comparison shows, in the order of `OVERVIEW`."""
+    return [
+        number_cell(record.result("validation_loss", "validation/loss"), ".4f"),
+        number_cell(record.result("loss", "loss"), ".4f"),
+        share_cell(record.probe("recall").get("accuracy")),
+        number_cell(record.probe("memory").get("accuracy"), ".3f"),
+        number_cell(record.probe("accumulator").get("accuracy"), ".3f"),
+        number_cell(record.result("tokens_per_second", "tokens_per_second"), ",.0f"),
+        size_cell(record.summary.get("peak_memory_bytes")),
+        number_cell(len(record.kind("rollback")) if record.events else None, ".0f"),
+        number_cell(record.step, ",.0f"),
+    ]
+
+
+OVERVIEW = (
+    "validation loss", "training loss", "NIAH recall", "NIAH memory", "NIAH accumulator", "tokens/s",
+    "peak memory", "rollbacks", "steps",
+)  # fmt: skip

@@ -1,0 +1,32 @@
+"""Fewer points for the page: what the eye would see of the whole line, extremes and events included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.report.rows import Floats
+
+
+def thin(values: Floats, limit: int, kept: Sequence[int] = ()) -> NDArray[np.int64]:
+    """Indices of at most `limit` of the N finite values, and of `kept`.
+
+    The lowest and the highest value of each stretch stay, and so do the first and the last.
+    """
+    if len(values) <= limit:
+        return np.arange(len(values))
+    stretches = np.array_split(np.arange(len(values)), max(1, (limit - 2) // 2))
+    ends = (stretch[index] for stretch in stretches for index in _extremes(values[stretch]))
+    return np.unique([0, len(values) - 1, *ends, *kept]).astype(np.int64)
+
+
+def _extremes(values: Floats) -> tuple[int, int]:
+    return int(values.argmin()), int(values.argmax())
+
+
+def moving_mean(values: Floats, width: int) -> Floats:
+    """Mean of each value and the `width` - 1 before it: N - width + 1 of them, the first at the value `width` - 1."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return np.asarray((sums[width:] - sums[:-width]) / width)

@@ -1,0 +1,113 @@
+"""`write_report`: from folders of runs to a folder with index.html and report.md."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from atlas.config import ConfigError
+from atlas.report.comparison import comparison_section, counts, decision_blocks, label
+from atlas.report.document import Block, Document, Picture, Section, Text
+from atlas.report.folders import Selection, names_of, select_runs
+from atlas.report.markdown import to_markdown
+from atlas.report.page import SCRIPT, to_page
+from atlas.report.record import RunRecord, read_run
+from atlas.report.run_section import run_section
+from atlas.report.settings import differences, swept_names
+from atlas.report.wording import count, moment
+
+POINTS = 1000  # most points of a line on the page of few runs
+POINTS_OF_MANY = 300  # and of many
+MANY = 8  # runs
+
+
+def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
+    """Report the runs and sweeps in `folders`; returns the folder with index.html and report.md.
+
+    By default that is `report/` in the one folder given, or outputs/reports/<time> for several. Raises `ConfigError`
+    for folders that hold no run and for a target that cannot be written.
+    """
+    selection = select_runs(folders)
+    target = _target(selection, target)
+    records = [read_run(run, name) for run, name in zip(selection.runs, names_of(selection.runs), strict=True)]
+    document = compose_document(selection, records)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target / "report.md", to_markdown(document))
+        _copy_script(target)
+        for block in (block for section in document.sections for block in section.blocks):
+            if isinstance(block, Picture):
+                shutil.copyfile(block.source, target / block.file)
+        _write(target / "index.html", to_page(document))
+    except OSError as error:
+        raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error
+    return target
+
+
+def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Document:
+    limit = POINTS if len(records) <= MANY else POINTS_OF_MANY
+    swept = [name for sweep in selection.sweeps for name in swept_names(sweep)]
+    differing = differences([record.config for record in records], swept)
+    labels = [label(record.name, index, differing) for index, record in enumerate(records)]
+    anchors = [f"run-{index}" for index in range(len(records))]
+    several = len(records) > 1
+    sections = _decisions(selection)
+    if several:
+        sections.append(comparison_section(records, differing, labels, anchors, limit))
+    for record, name, anchor in zip(records, labels, anchors, strict=True):
+        sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
+    newest = max((record.last_time for record in records if record.last_time is not None), default=None)
+    lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {moment(newest)}."
+    return Document(selection.title, lead, sections, [_thinned(records, limit)])
+
+
+def _thinned(records: Sequence[RunRecord], limit: int) -> str:
+    longest = max(len(record.rows) for record in records)
+    if longest <= limit:
+        return f"Charts show every recorded row, {longest:,} at most."
+    return (
+        f"Charts show about {limit:,} points of a line's up to {longest:,} rows: the lowest and the highest value of "
+        "each stretch, and every spike and rollback, are kept. All rows are in metrics.jsonl of each run."
+    )
+
+
+def _decisions(selection: Selection) -> list[Section]:
+    blocks: list[Block] = []
+    for sweep in selection.sweeps:
+        try:
+            outcome = json.loads((sweep / "decision.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            blocks.append(Text(f"decision.json of {sweep.name} cannot be read ({type(error).__name__})", tone="bad"))
+            continue
+        document = sweep / "decision.md"
+        written = document.read_text(encoding="utf-8") if document.is_file() else ""
+        blocks += decision_blocks(outcome if isinstance(outcome, dict) else {}, written)
+    return [Section("Decision", "decision", blocks)] if blocks else []
+
+
+def _target(selection: Selection, target: Path | None) -> Path:
+    if target is not None:
+        return Path(target).resolve()
+    if len(selection.given) == 1:
+        return selection.given[0] / "report"
+    return Path("outputs/reports").resolve() / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file as a whole: a page that is open while a run goes on is never half written."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _copy_script(target: Path) -> None:
+    script = files("plotly") / "package_data" / SCRIPT
+    there, content = target / SCRIPT, script.read_bytes()
+    if not there.exists() or there.stat().st_size != len(content):
+        there.write_bytes(content)

@@ -1,0 +1,117 @@
+"""How long the report of a large sweep takes to write and to open: `python experiments/report_speed/speed.py`.
+
+40 runs of 10,000 rows. Writes RESULTS.md and speed.json beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from synthetic import write_sweep
+
+from atlas.environment import git_revision
+from atlas.report import write_report
+from atlas.report.browser import Browser, find_browser
+
+HERE = Path(__file__).parent
+RUNS, ROWS = 40, 10_000
+LIMITS = {"write": 20.0, "work": 20.0, "open": 3.0, "draw": 3.0}  # seconds, wanted
+NAMES = {
+    "write": "write the report", "work": "the same, time on a processor", "open": "open the page",
+    "draw": "draw the charts that compare the runs",
+}  # fmt: skip
+CHARTS = "[...document.querySelectorAll('#comparison .plot')]"
+PACKAGES = ("atlas-memory", "numpy", "omegaconf", "plotly")
+
+
+def main(repeats: int = 5) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Path(folder) / "sweep"
+        write_sweep(sweep, RUNS, ROWS)
+        written = [time_writing(sweep) for _ in range(repeats)]
+        page = sweep / "report" / "index.html"
+        seen = [time_opening(page) for _ in range(repeats)] if find_browser() else []
+        sizes = {"rows": sum(p.stat().st_size for p in sweep.glob("*/metrics.jsonl")), "page": page.stat().st_size}
+    record = {
+        "runs": RUNS, "rows": ROWS, "bytes": sizes, "limits": LIMITS,
+        "seconds": {
+            "write": [wall for wall, _ in written], "work": [work for _, work in written],
+            "open": [opened for opened, _ in seen], "draw": [drawn for _, drawn in seen],
+        },
+        "load": os.getloadavg()[1],
+        "git": git_revision(), "browser": browser_version(), "cores": os.cpu_count(), "machine": platform.machine(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }  # fmt: skip
+    (HERE / "speed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (HERE / "RESULTS.md").write_text(results(record), encoding="utf-8")
+    print(results(record))
+    return 0 if all(median(found) <= LIMITS[name] for name, found in record["seconds"].items() if found) else 1
+
+
+def time_writing(sweep: Path) -> tuple[float, float]:
+    """Seconds of the clock on the wall, and of this process on a processor: they part where others use it too."""
+    began, worked = time.perf_counter(), time.process_time()
+    write_report([sweep])
+    return time.perf_counter() - began, time.process_time() - worked
+
+
+def time_opening(page: Path) -> tuple[float, float]:
+    """Seconds of the page's own clock: until it was loaded, and from then on to draw the comparison's charts."""
+    with Browser() as browser:
+        loaded = browser.open(page)
+        began = browser.run("performance.now()")
+        for index in range(browser.run(f"{CHARTS}.length")):
+            browser.run(f"{CHARTS}[{index}].scrollIntoView()")
+            browser.wait(f"{CHARTS}[{index}].classList.contains('js-plotly-plot')")
+        drawn = (browser.run("Number(document.documentElement.dataset.shown)") - began) / 1000
+        if browser.errors:
+            raise RuntimeError(f"script errors: {browser.errors}")
+    return loaded, drawn
+
+
+def browser_version() -> str:
+    if not find_browser():
+        return ""
+    with Browser() as browser:
+        return str(browser.call("Browser.getVersion")["product"])
+
+
+def results(record: dict[str, Any]) -> str:
+    taken, limits = record["seconds"], record["limits"]
+    rows = [f"| {name} | {_seconds(taken[key])} | {limits[key]:g} s |" for key, name in NAMES.items()]
+    versions = ", ".join(f"{name} {found}" for name, found in record["versions"].items())
+    return "\n".join([
+        "# Report of a large sweep: time to write and to open",
+        "",
+        "Written by `python experiments/report_speed/speed.py`; do not edit. The rows are made up (`synthetic.py`).",
+        "",
+        f"{record['runs']} runs of {record['rows']:,} rows, {record['bytes']['rows'] / 1e6:,.0f} MB; "
+        f"page {record['bytes']['page'] / 1e6:.1f} MB beside plotly's script.",
+        "",
+        "| | median (lowest to highest) | wanted below |",
+        "| --- | --: | --: |",
+        *rows,
+        "",
+        f"{len(taken['write'])} repeats on {record['cores']} cores ({record['machine']}) "
+        f"at a load of {record['load']:.1f} (mean of 5 minutes, this command included), "
+        f"{record['browser'] or 'no browser'} headless with an empty profile; {versions}; "
+        f"revision {record['git'] or 'unknown'}.",
+        "",
+    ])  # fmt: skip
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{median(values):.2f} s ({min(values):.2f} to {max(values):.2f})" if values else "not measured"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))

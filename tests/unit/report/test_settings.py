@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from atlas.report.settings import Difference, differences, read_settings, swept_names
+
+
+def test_only_what_differs_is_found_with_its_short_name() -> None:
+    first = {"optim.lr": 0.1, "niah.every": 5, "telemetry.every": 1, "seed": 0}
+    second = first | {"optim.lr": 0.2, "niah.every": 6}
+    third = first | {"optim.lr": 0.2}
+    assert differences([first, second, third]) == [
+        Difference("optim.lr", "lr", [0.1, 0.2, 0.2]),
+        Difference("niah.every", "niah.every", [5, 6, 5]),  # telemetry has an `every` too
+    ]
+
+
+def test_settings_that_change_together_share_a_column() -> None:
+    configs = [{"model.width": 8, "model.heads": 1, "seed": 0}, {"model.width": 16, "model.heads": 2, "seed": 0}]
+    assert differences(configs) == [Difference("model.width", "width", [8, 16], ("model.heads",))]
+    assert differences(configs, swept=["model.heads"])[0].key == "model.heads"
+
+
+def test_the_logger_is_no_difference_and_an_unreadable_config_neither() -> None:
+    configs = [{"seed": 0, "logger.name": "a"}, {}, {"seed": 0, "logger.name": "b", "new": 1}]
+    assert differences(configs) == [Difference("new", "new", ["(absent)", "-", 1])]
+
+
+def test_settings_are_read_flat_and_references_resolved(tmp_path: Path) -> None:
+    path, problems = tmp_path / "config.yaml", []
+    path.write_text("a: {b: 1, c: [1, 2], d: {}}\ne: ${a.b}\n")
+    assert read_settings(path, problems) == {"a.b": 1, "a.c": [1, 2], "a.d": {}, "e": 1}
+    path.write_text("a: ${nothing}\n")
+    assert read_settings(path, problems) == {"a": "${nothing}"}
+    assert problems == []
+    path.write_text("a: [1\n")
+    assert read_settings(path, problems) == {}
+    assert read_settings(tmp_path / "none.yaml", problems) == {}
+    assert problems == ["config.yaml cannot be read (ValueError)", "none.yaml is missing"]
+
+
+def test_the_keys_of_a_sweep_come_from_its_record(tmp_path: Path) -> None:
+    assert swept_names(tmp_path) == []
+    (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=0,1', '+x=1', 'chunk_size=c8,c16']}}\n")
+    assert swept_names(tmp_path) == ["seed", "x", "chunk_size"]

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from atlas.config import ConfigError
+from atlas.report.__main__ import main
+from atlas.report.writing import write_report
+
+GOLDEN = Path(__file__).parent / "golden_report.md"
+
+
+def test_the_report_of_recorded_runs_is_the_golden_one(sweep: Path) -> None:
+    """Change golden_report.md only if you mean to change what reports say."""
+    assert write_report([sweep]) == sweep / "report"
+    assert (sweep / "report" / "report.md").read_text() == GOLDEN.read_text()
+
+
+def test_the_page_stands_alone(sweep: Path) -> None:
+    folder = write_report([sweep])
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "plotly.min.js", "report.md"]
+    page = (folder / "index.html").read_text()
+    assert "Best run: 0 lr=0.002 source=stdlib, validation loss 2.1000, NIAH recall 25.0%." in page
+    assert "ValueError: no &lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>alert(1)" not in page
+    assert "running or killed (last row at 2027-01-15 08:00:01 UTC)" in page
+
+
+def test_one_run_is_reported_beside_its_files(rolled_back: Path) -> None:
+    shutil.copyfile(GOLDEN, rolled_back / "niah.png")
+    folder = write_report([rolled_back])
+    assert folder == rolled_back / "report"
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# run 0\n\n1 run: 1 completed. Newest row: 2027-01-15 08:00:10 UTC.\n")
+    assert "## Comparison" not in text
+    assert "niah.png" not in text  # without niah.json nothing says what it shows
+
+
+def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> None:
+    cell = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
+    recall = {"level": "recall", "outcome": "passed", "verdict": "PASSED", "cells": [cell, cell | {"length": 128}]}
+    (rolled_back / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [recall]}))
+    (rolled_back / "niah.png").write_bytes(b"picture")
+    folder = write_report([rolled_back])
+    text = (folder / "report.md").read_text()
+    assert "| recall | PASSED |\n\npython -m atlas.niah on step-00000010\n\n![needles found, 0](niah-0.png)" in text
+    assert "| 50% | 75.0% | 75.0% | - | - |" in text
+    assert (folder / "niah-0.png").read_bytes() == b"picture"
+
+
+def test_a_decision_comes_first(sweep: Path) -> None:
+    (sweep / "decision.json").write_text('{"outcome": "STOP", "reason": "too slow", "passed": false}')
+    (sweep / "decision.md").write_text("# Chunk sizes\n\n| set | speed |\n|---|--:|\n| A | 1 |\n")
+    folder = write_report([sweep])
+    assert (
+        "\n\n## Decision\n\nSTOP: too slow\n\n### Chunk sizes\n\n| set | speed |" in (folder / "report.md").read_text()
+    )
+    page = (folder / "index.html").read_text()
+    assert '<p class="bad">STOP: too slow</p>' in page
+    assert page.index("<td>A</td>") < page.index("Best run")
+
+
+def test_a_second_report_replaces_the_first(rolled_back: Path) -> None:
+    folder = write_report([rolled_back])
+    before = (folder / "index.html").read_text()
+    write_report([rolled_back])
+    assert (folder / "index.html").read_text() == before
+
+
+def test_a_target_that_is_no_folder_is_refused(rolled_back: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^target=.*/file: must be a folder that can be written \(.*\)$"):
+        write_report([rolled_back], tmp_path / "file")
+
+
+def test_the_command_line(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([str(sweep / "0"), str(sweep / "1"), f"target={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        str(tmp_path / "out" / name) for name in ("index.html", "report.md")
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep/0", "sweep/1"]) == 0
+    (reports,) = (tmp_path / "outputs" / "reports").iterdir()
+    assert (reports / "index.html").is_file()
+    assert main(["-h"]) == 0
+    assert "python -m atlas.report DIR... [target=PATH]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "DIR=: must be at least one folder of a run or a sweep"),
+        (["nowhere"], "/nowhere: must be a folder that exists"),
+        (["sweep", "title=x"], "title=x: must be left out: python -m atlas.report DIR... [target=PATH]"),
+        (["sweep", "target="], "target=: must be one folder"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_2(
+    arguments: list[str], message: str, sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweep.parent)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert (told.count("\n"), told.startswith("atlas: ")) == (1, True)
+    assert told.endswith(f"{message}\n")
