@@ -7,10 +7,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from math import exp, isfinite, log
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from atlas.environment import peak_memory_bytes
+from atlas.environment import PeakMemory
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.sinks import TelemetryError
 from atlas.training.calibration import write_calibration
@@ -20,10 +19,10 @@ from atlas.training.trainer import Trainer
 
 LAST_LOSSES = ("loss", "perplexity", "loss/recall")
 GATES = ("mean", "std", "polarised")
-OVERHEADS = ("probe", "watch", "gates", "telemetry", "checkpoint", "validation", "rollback")
+OVERHEADS = ("probe", "watch", "gates", "norms", "telemetry", "checkpoint", "validation", "rollback", "calibration")
 
 
-def finish(summary: RunSummary, trainer: Trainer, device: torch.device) -> None:
+def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     """Fill in what the run came to. Clocks and speed are of this start only, where the run was resumed."""
     state, clocks = trainer.state, trainer.clocks
     summary.step, summary.tokens = state.step, state.tokens
@@ -32,13 +31,15 @@ def finish(summary: RunSummary, trainer: Trainer, device: torch.device) -> None:
     summary.overhead = {name: clocks.share(name) for name in OVERHEADS}
     if trainer.trained_tokens:
         summary.tokens_per_second = trainer.trained_tokens / clocks.seconds["train"]
-    summary.peak_memory_bytes = peak_memory_bytes(device)
+    summary.peak_memory_bytes = peak.read()
     summary.niah = {result.level: result.describe() for result in trainer.probe_results}
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)
     folder = Path(summary.folder)
     with suppress(OSError):
         _take_record(summary, folder)
+    if summary.calibration:
+        summary.calibration["seconds"] = round(clocks.seconds.get("calibration", 0.0), 3)
     if trainer.config.rollback.observe and state.step > 0:
         trainer.telemetry.event("notice", state.step, message=write_calibration(folder, state.history.deltas))
 
@@ -54,6 +55,10 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
     """What the run's files tell of all its starts: warnings, rollbacks; the last row, if this start took no step."""
     events = read_jsonl(folder / "events.jsonl")
     summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    for event in events:  # calibrated at the start, measured again at the end
+        if event["kind"] == "calibration":
+            told = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
+            summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | told
     summary.history = [
         {key: value for key, value in event.items() if key != "time"}
         for event in events
@@ -98,6 +103,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("bigram baseline", _nats(summary.baseline_loss)),
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(result)) for level, result in summary.niah.items()],
+        ("reset shock", _reset_shock(summary.calibration)),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
         ("peak memory", f"{summary.peak_memory_bytes / 2**30:.2f} GiB" if summary.peak_memory_bytes else None),
         ("overhead", _overhead(summary.overhead)),
@@ -119,6 +125,13 @@ def _gates(summary: RunSummary) -> str | None:
 
 def _niah(result: dict[str, object]) -> str:
     return str(result["verdict"])
+
+
+def _reset_shock(found: dict[str, Any]) -> str | None:
+    if found.get("reset_shock") is None:
+        return None
+    change, tokens = found["reset_shock"], found["horizon_tokens"]
+    return f"loss {change:+.2%} in the {tokens} tokens after a reset of the local memories"
 
 
 def _overhead(shares: dict[str, float]) -> str:

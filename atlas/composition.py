@@ -32,6 +32,7 @@ GROUPS = {
     "niah": "needle-in-a-haystack probes of the memory",
     "rollback": "what happens when the perplexity spikes",
     "checkpoint": "how often the run is saved",
+    "calibration": "what the local memories are reset to, and what a reset costs",
     "device": "where it runs",
     "logger": "where metrics go besides the run folder",
     "experiment": "several choices under one name",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import platform
+import re
 import resource
 import subprocess
 from dataclasses import asdict
@@ -57,12 +60,66 @@ def git_revision() -> str:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory in use so far: of the device's allocator on CUDA, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def _processor() -> str:
+    """Model of the processor where the system tells it, else its architecture."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+class PeakMemory:
+    """Highest memory in use since this object was made: of the device's allocator on CUDA, else of the process.
+
+    The system remembers the highest of the whole process, in which a sweep runs many jobs. Linux lets a process start
+    the record anew; where it cannot, the peak is known if it is higher than any before.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        gc.collect()  # what an earlier run left behind is none of this one's
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        _return_free_memory()
+        self._restarted = _restart_record()
+        self._before = _highest_bytes()
+
+    def read(self) -> int | None:
+        """In bytes; None where it cannot be told from that of an earlier run."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        highest = _highest_bytes()
+        return highest if self._restarted or highest > self._before else None
+
+
+def _return_free_memory() -> None:
+    """Give freed memory back to the system, where the C library (glibc) can: it would count as in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _restart_record() -> bool:
+    """Start the kernel's record of the process's highest memory anew; False where that is not possible."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _highest_bytes() -> int:
+    """The system's record of the process's highest resident memory."""
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024  # bytes there, KiB elsewhere

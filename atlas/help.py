@@ -29,6 +29,10 @@ resume=PATH continues the run in that folder, resume=auto the one in hydra.run.d
 init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
 {faults}.
 
+A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it;
+sweep.fail_fast=true starts no job after one that failed. hydra/launcher=joblib runs jobs at the same time
+(hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of jobs that ran beside others are no evidence.
+
 --cfg job prints the configuration with every key, -m runs a sweep, --hydra-help shows Hydra's own flags.
 A run writes outputs/runs/<time>/, a sweep outputs/sweeps/<time>/<job>/; hydra.run.dir=PATH chooses the folder."""
 

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from atlas.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, resolve_device
 from atlas.closing import close, finish
 from atlas.config import RunConfig
-from atlas.environment import config_hash, device_name, git_revision, versions
+from atlas.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.models.language_model import AtlasModel
 from atlas.resuming import CHECKPOINTS
 from atlas.starting import starting_point
-from atlas.telemetry.sinks import RunInfo
+from atlas.telemetry.sinks import RunInfo, SweepJob
 from atlas.training.checkpoint import CheckpointManager
 from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError
@@ -31,8 +31,8 @@ from atlas.training.trainer import Trainer
 log = logging.getLogger("atlas")
 
 
-def run(config: RunConfig, folder: Path) -> RunSummary:
-    """Train in `folder` and leave there what architecture.md section 4 lists.
+def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
+    """Train in `folder` and leave there what architecture.md section 4 lists; `job` says of which sweep it is a part.
 
     Raises `ConfigError` before anything is written; later errors leave a summary of status `failed` and are raised
     again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`. A run
@@ -59,7 +59,7 @@ def run(config: RunConfig, folder: Path) -> RunSummary:
         if state.step >= config.train.steps and finished is not None and finished.status == "completed":
             print(f"the run in {folder} is complete: nothing is left to do")
             return finished
-        return _train(config, folder, trainer, notices)
+        return _train(config, folder, trainer, notices, job)
     finally:
         checkpoints.close()
 
@@ -73,13 +73,15 @@ def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkp
     return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
 
 
-def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]) -> RunSummary:
+def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str], job: SweepJob | None) -> RunSummary:
     state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
+    peak = PeakMemory(device)
     summary = _new_summary(config, folder, state.model, device)
+    summary.launcher = job.launcher if job else ""
     summary.write()  # a killed run is seen to be unfinished
     try:
         summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
-        telemetry.open(_run_info(config, folder, state))
+        telemetry.open(_run_info(config, folder, state, job))
         describe = trainer.data.describe()
         telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
         for notice in notices:
@@ -96,7 +98,7 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
         log.exception("the run failed")
         raise
     finally:
-        finish(summary, trainer, device)
+        finish(summary, trainer, peak)
         close(summary, trainer)
     return summary
 
@@ -113,7 +115,7 @@ def _new_summary(config: RunConfig, folder: Path, model: AtlasModel, device: tor
     )
 
 
-def _run_info(config: RunConfig, folder: Path, state: TrainState) -> RunInfo:
+def _run_info(config: RunConfig, folder: Path, state: TrainState, job: SweepJob | None) -> RunInfo:
     return RunInfo(
         folder,
         config.train.steps,
@@ -121,4 +123,5 @@ def _run_info(config: RunConfig, folder: Path, state: TrainState) -> RunInfo:
         versions=versions(),
         start_step=state.step,
         segment=state.segment,
+        job=job,
     )

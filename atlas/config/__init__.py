@@ -6,6 +6,7 @@ This package imports no torch, so that `--help`, `--cfg job` and a refused value
 
 from __future__ import annotations
 
+from atlas.config.calibration import CalibrationConfig
 from atlas.config.errors import ConfigError, require
 from atlas.config.model import (
     C_G,
@@ -26,6 +27,7 @@ from atlas.config.model import (
 )
 from atlas.config.niah import NIAH_LEVELS, NIAH_TASKS, NIAHConfig
 from atlas.config.run import CHANGEABLE, DebugConfig, DeviceConfig, DeviceKind, Precision, RunConfig, TelemetryConfig
+from atlas.config.sweep import SweepConfig
 from atlas.config.training import (
     TRIGGERS,
     CheckpointConfig,
@@ -46,6 +48,7 @@ __all__ = [
     "S_L",
     "TRIGGERS",
     "VOCABULARY",
+    "CalibrationConfig",
     "CheckpointConfig",
     "ChunkSizeConfig",
     "ConfigError",
@@ -68,6 +71,7 @@ __all__ = [
     "RollbackConfig",
     "Rule",
     "RunConfig",
+    "SweepConfig",
     "TelemetryConfig",
     "TrainConfig",
     "require",

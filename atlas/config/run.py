@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from atlas.config.calibration import CalibrationConfig
 from atlas.config.errors import require
 from atlas.config.model import ChunkSizeConfig, ModelConfig, Rule
 from atlas.config.niah import NIAHConfig
+from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
 # May differ when a run is continued: where and how often something is written, not its numbers.
-CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "debug", "resume")
+CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "debug", "resume", "sweep")
 
 
 class DeviceKind(StrEnum):
@@ -60,9 +62,11 @@ class RunConfig:
     niah: NIAHConfig = field(default_factory=NIAHConfig)
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     resume: str | None = None
     init_from: str | None = None

@@ -39,6 +39,10 @@ class TelemetryLogger:
         for notice in notices:
             self._send_event(make_event("notice", info.start_step, {"message": notice}))
 
+    def due(self, step: int) -> bool:
+        """Whether the row of `step` is written, even if no event asks for it."""
+        return step % self._every == 0 or step == self._last_step
+
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add values of `step`. The row of the step before, if it is due, is written now."""
         if step != self._step:
@@ -55,8 +59,7 @@ class TelemetryLogger:
 
     def flush(self, *, now: bool = False) -> None:
         """Write the present step's row if it is due, or in any case with `now`. Call it before saving a checkpoint."""
-        due = now or self._step % self._every == 0 or self._step == self._last_step
-        if not (self._unwritten and due):
+        if not (self._unwritten and (now or self.due(self._step))):
             return
         self._unwritten = False
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})

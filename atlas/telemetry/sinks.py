@@ -17,6 +17,19 @@ class TelemetryError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class SweepJob:
+    """Which job of a sweep a run is."""
+
+    sweep: str  # name of the sweep's folder
+    launcher: str  # basic: one job after the other
+    swept: Mapping[str, str] = field(default_factory=dict)  # the overrides in which its jobs differ
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.swept.items())
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What a sink needs to know of the run that begins."""
 
@@ -26,6 +39,7 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     start_step: int = 0  # step of the checkpoint that the run continues from; 0 = a new run
     segment: int = 0  # of that checkpoint
+    job: SweepJob | None = None  # None = a single run
 
 
 class Sink:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from atlas.config import require
-from atlas.telemetry.sinks import RunInfo, Sink
+from atlas.telemetry.sinks import RunInfo, Sink, SweepJob
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
@@ -20,6 +20,7 @@ MODES = ("auto", "online", "offline", "disabled")
 DEFAULT_HOST = "https://api.wandb.ai"
 INIT_SECONDS = 20.0  # patience with a network that does not answer, at the start
 FINISH_SECONDS = 60.0  # and at the end
+LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 OFFLINE_HINT = "upload later with `wandb sync`"
 
 
@@ -61,10 +62,31 @@ def decision_numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, 
     return flat
 
 
+def job_tags(job: SweepJob) -> list[str]:
+    """What the job has of its own, each a tag: the only place where the table of runs says `chunk_size=c8`."""
+    return [tag for key, value in job.swept.items() if len(tag := f"{key}={value}") <= LONGEST_TAG]
+
+
+def short(text: str, longest: int) -> str | None:
+    """`text` if it is not too long, else its beginning; None if there is none."""
+    return (text if len(text) <= longest else text[: longest - 1] + "…") or None
+
+
+def number_or_text(value: str) -> float | str:
+    """W&B puts numbers on an axis, and texts side by side."""
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
 class WandbSink(Sink):
     """A W&B run. `mode`: auto (online with a login, else offline), online, offline or disabled.
 
-    The environment's WANDB_MODE decides for `auto`. Keys come from the environment or the netrc file only.
+    The environment's WANDB_MODE decides for `auto`. Keys come from the environment or the netrc file only. A job of a
+    sweep is named by what it has of its own, and grouped with the others; what the settings say goes first.
     """
 
     def __init__(
@@ -113,18 +135,23 @@ class WandbSink(Sink):
     def _start(self, info: RunInfo, identity: str, *, online: bool) -> None:
         import wandb
 
+        job = info.job
         wandb.setup(settings=wandb.Settings(silent=True))
         self._run = wandb.init(
             mode="online" if online else "offline",
             project=self._project,
-            group=self._group,
-            name=self._name,
-            job_type=self._job_type,
-            tags=self._tags,
+            group=self._group or (job.sweep if job else None),
+            name=self._name or (short(job.name, LONGEST_NAME) if job else None),
+            job_type=self._job_type or ("sweep" if job else "train"),
+            tags=[*self._tags, *(job_tags(job) if job else [])],
             id=identity,
             resume="allow" if online else None,  # offline files ignore it
             dir=info.folder,
-            config={**info.config, "versions": dict(info.versions)},
+            config={
+                **info.config,
+                "versions": dict(info.versions),
+                **({"swept": {key: number_or_text(value) for key, value in job.swept.items()}} if job else {}),
+            },
             reinit="create_new",  # a sweep's jobs share a process: never take over the run of a job that died
             settings=_settings(),
         )

@@ -40,12 +40,14 @@ class RunSummary:
     seconds: dict[str, float] = field(default_factory=dict)
     overhead: dict[str, float] = field(default_factory=dict)  # share of training time, per activity
     niah: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)  # of W_init; the loss jump at a reset
     warnings: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)  # spikes and rollbacks, in their order
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     config_hash: str = ""
+    launcher: str = ""  # of the sweep: basic (one job after the other), joblib, submitit_...; "" = a single run
 
     def write(self) -> None:
         """Replace the file as a whole; numbers that are not finite become null."""

@@ -13,16 +13,17 @@ PACKAGE = Path(atlas.__file__).parent
 # A module may import from lower layers and from its own name, never from another name of its layer.
 LAYERS = (
     ("config",),
-    ("refusals", "components", "environment"),
+    ("refusals", "components", "environment", "arguments"),
     ("composition",),
     ("help", "resuming"),
     ("ops",),
     ("models", "data", "telemetry"),
-    ("probes", "training", "report"),
-    ("starting", "closing"),
+    ("probes", "training", "report", "decisions"),
+    ("starting", "closing", "folders"),
     ("build",),
     ("run",),
-    ("train", "gate", "niah", "decide"),
+    ("sweeping", "acceptance"),
+    ("train", "gate", "niah", "decide", "generate"),
     ("__init__",),
 )
 LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}
@@ -45,7 +46,7 @@ def test_imports_go_downward(path: Path) -> None:
 
 def test_settings_and_report_import_no_torch() -> None:
     light = [PACKAGE / f"{name}.py" for name in ("__init__", "refusals", "components", "composition", "help")]
-    packages = [path for name in ("config", "report") for path in (PACKAGE / name).rglob("*.py")]
+    packages = [path for name in ("config", "report", "decisions") for path in (PACKAGE / name).rglob("*.py")]
     with_torch = {
         path.name for path in [*light, *packages] if any(module.split(".")[0] == "torch" for module in imports(path))
     }

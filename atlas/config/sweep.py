@@ -1,0 +1,17 @@
+"""Settings of a sweep, `-m`: what happens when a job fails, and how a sweep goes on that did not come to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atlas.config.errors import require
+
+
+@dataclass
+class SweepConfig:
+    resume: str | None = None  # folder of a sweep: its jobs that did not complete are run
+    fail_fast: bool = False  # after the first job that fails no other is started
+    round: int = 0  # number of a repeat; does nothing, so that a sweep can repeat its jobs in turn and compare timings
+
+    def __post_init__(self) -> None:
+        require(self.round >= 0, "sweep.round", self.round, ">= 0")
