@@ -35,13 +35,13 @@ def test_every_chunk_option_fits_every_model(model: str, chunk_size: str) -> Non
     native = config.model.native
     assert (config.train.sequence, config.chunk_size.shard, config.chunk_size.global_size) == (
         native.sequence,
-        native.shard,
+        native.sequence if chunk_size == "baseline" else native.shard,
         native.global_size,
     )
 
 
 def test_options_of_the_groups_that_scripts_rely_on() -> None:
-    assert options("chunk_size") == ["c8", "c16", "c32", "c64", "set_a", "set_b", "set_c"]
+    assert options("chunk_size") == ["baseline", "c8", "c16", "c32", "c64", "set_a", "set_b", "set_c"]
     assert {"default", "quick", "thorough", "off"} <= set(options("niah"))
     assert {"default", "observe", "off"} <= set(options("rollback"))
     assert options("device") == ["auto", "cpu", "cuda"]
@@ -63,6 +63,12 @@ def test_options_of_the_groups_that_scripts_rely_on() -> None:
 )
 def test_chunk_sizes(option: str, local: list[int]) -> None:
     assert atlas.compose([f"chunk_size={option}"]).chunk_size.local == local
+
+
+def test_the_baseline_is_one_memory_in_sequence_whatever_the_context() -> None:
+    config = atlas.compose(["chunk_size=baseline", "train.sequence=1000"])
+    assert (config.chunk_size.local, config.chunk_size.shard) == ([8], 1000)
+    assert (config.model.memory.use_global, config.model.memory.qk_projection.range.value) == (False, "off")
 
 
 def test_constants_of_the_papers() -> None:

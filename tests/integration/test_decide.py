@@ -1,0 +1,121 @@
+"""Both decisions from the sweep to the document, with a model of a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas.decide import main
+from atlas.decisions.chunk_runs import SETS
+
+SMALL = [
+    "model.width=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.feedforward=32",
+    "model.memory.hidden=8",
+    "model.persistent_keys=4",
+    "model.window=8",
+    "model.native.sequence=128",
+    "model.native.needle_distance=32",
+    "data.recall.pairs=4",
+    "data.recall.queries=4",
+    "data.recall.sparse_queries=4",
+    "device=cpu",
+    "device.threads=1",
+]
+
+
+def measure(experiment: str, folder: Path, text: Path, *overrides: str) -> None:
+    settings = [*SMALL, f"data.paths=[{text}]", *overrides, "hydra.sweep.dir=sweep"]
+    subprocess.run(
+        [sys.executable, "-m", "atlas.train", f"experiment={experiment}", *settings],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def chunk_sweep(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    folder = tmp_path_factory.mktemp("chunk_sizes")
+    measure("chunk_size_lock", folder, text, "train={sequence:128,batch_size:2,steps:50}")
+    return folder / "sweep"
+
+
+@pytest.fixture(scope="module")
+def probe_sweep(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    folder = tmp_path_factory.mktemp("probe_frequency")
+    measure("niah_frequency", folder, text, "sweep.round=0,1", "train.steps=40")
+    return folder / "sweep"
+
+
+def decision(sweep: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((sweep / "decision.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.slow
+def test_the_chunk_sizes_are_decided_from_the_sweep_alone(chunk_sweep: Path) -> None:
+    status = main([str(chunk_sweep)])
+    found = decision(chunk_sweep)
+    assert found["protocol"] == "chunk_sizes"
+    assert (status, found["outcome"]) == ((0, "DECIDED") if found["passed"] else (1, "STOP"))
+    assert [(run["round"], run["context"], run["candidate"]) for run in found["evidence"]] == [
+        (number, 128, name) for number in (0, 1) for name in ("baseline", *SETS)
+    ]
+    assert [len(run["speeds"]) for run in found["evidence"]] == 8 * [50]
+    assert all(run["fits"] and run["recall"] is not None and run["loss"] > 0 for run in found["evidence"])
+
+
+@pytest.mark.slow
+def test_the_probe_frequency_is_locked_from_the_sweep_alone(probe_sweep: Path) -> None:
+    status = main([str(probe_sweep)])
+    found = decision(probe_sweep)
+    assert (found["protocol"], found["outcome"]) == ("probe_frequency", "LOCKED")
+    assert status == (not found["passed"])
+    assert [(run["every"], run["probes"]) for run in found["evidence"]] == [(20, 2), (None, 0)] * 2
+    assert all((run["probe_seconds"] > 0) == (run["every"] is not None) for run in found["evidence"])
+
+
+@pytest.mark.slow
+def test_both_make_the_document(chunk_sweep: Path, probe_sweep: Path, tmp_path: Path) -> None:
+    path = tmp_path / "DECISIONS.md"
+    main([str(probe_sweep), f"document={path}"])
+    main([str(chunk_sweep), f"document={path}"])
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("## ")]
+    assert lines == [
+        f"## {title}: {found['outcome']} ({found['headline']})"
+        for title, found in (
+            ("Chunk sizes (P2-T1)", decision(chunk_sweep)),
+            ("NIAH probe frequency (P2-T2)", decision(probe_sweep)),
+        )
+    ]
+    copied = tmp_path / "decisions" / "data" / "chunk_sizes.json"
+    assert copied.read_bytes() == (chunk_sweep / "decision.json").read_bytes()
+
+
+def test_bad_arguments_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ([], "atlas: SWEEP=: must be at least one folder of a sweep: python -m atlas.decide SWEEP ..."),
+        ([str(tmp_path)], f"atlas: SWEEP={tmp_path}: must be the folder of a sweep (sweep.json is not in it)"),
+        ([str(tmp_path), "protocl=x"], "atlas: protocl=x: must be one of the keys protocol, document"),
+        ([str(tmp_path), "document=nowhere/x.md"], "atlas: document=nowhere/x.md: must be a file in a folder that"),
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert printed.err.startswith(message)
+
+
+def test_help_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("python -m atlas.decide SWEEP ... [protocol=NAME] [document=FILE]\n")

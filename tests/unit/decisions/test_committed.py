@@ -1,0 +1,28 @@
+"""The committed decisions are those of the committed evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atlas.decisions.document import DATA, document
+from atlas.decisions.protocols import PROTOCOLS
+from atlas.decisions.record import read_record, record_text
+
+DOCUMENT = Path(__file__).parents[3] / "experiments" / "PHASE2_DECISIONS.md"
+EVIDENCE = DOCUMENT.parent / DATA
+COMMITTED = sorted(path.stem for path in EVIDENCE.glob("*.json"))
+
+
+@pytest.mark.skipif(not COMMITTED and not DOCUMENT.exists(), reason="no decision was made yet: make decisions")
+def test_the_document_shows_the_figures_of_the_evidence() -> None:
+    assert sorted(PROTOCOLS) == COMMITTED
+    assert DOCUMENT.read_text(encoding="utf-8") == document(EVIDENCE)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_recorded_outcome_is_that_of_the_rule(name: str) -> None:
+    path = EVIDENCE / f"{name}.json"
+    assert json.loads(record_text(read_record(path))) == json.loads(path.read_text(encoding="utf-8"))
