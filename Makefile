@@ -5,17 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+DECISIONS ?= experiments/PHASE2_DECISIONS.md
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types fast slow format clean
+.PHONY: help setup train decisions gate test lint types fast slow format speed clean
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the tested set of packages
 
 train: $(STAMP)  ## train the default model; make train ARGS="model=small train.steps=2000"
 	$(BIN)/python -m atlas.train $(ARGS)
+
+decisions: $(STAMP)  ## measure chunk sizes and probe frequency anew: experiments/PHASE2_DECISIONS.md
+	@folder=outputs/decisions/$$(date +%Y%m%d-%H%M%S); \
+	for experiment in chunk_size_lock niah_frequency; do \
+		$(BIN)/python -m atlas.train experiment=$$experiment hydra.sweep.dir=$$folder/$$experiment $(ARGS) \
+			|| [ $$? -eq 1 ] || exit 1; \
+	done; \
+	$(BIN)/python -m atlas.decide $$folder/chunk_size_lock $$folder/niah_frequency document=$(DECISIONS)
+
+gate: $(STAMP)  ## the exit gate of Phase 2 on a quiet machine; make gate ARGS="only=G2-3,G2-6"
+	$(BIN)/python -m atlas.gate $(ARGS)
 
 test: lint types fast slow  ## everything that continuous integration runs
 
@@ -35,6 +47,10 @@ slow: $(STAMP)  ## the slow tests
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+speed: $(STAMP)  ## the speed comparison on a quiet machine; make speed ARGS="quick=true"
+	@$(BIN)/python -m pip show --quiet titans-pytorch || $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m experiments.speed $(ARGS)
 
 clean:  ## remove .venv and caches; keeps outputs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
