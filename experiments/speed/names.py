@@ -1,0 +1,60 @@
+"""The contestants' names, and which of them a part races unless told otherwise. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+RULES = ("gd", "momentum", "muon", "omega")
+CHUNKS = ("c8", "c16", "c64", "set_a")  # options of conf/chunk_size
+PLAIN = ("transformer", "transformer_atlas")
+TITANS = ("titans_64", "titans_16")  # the quicker one first
+UNSHARDED, LOCAL = "_unsharded", "_local"
+
+
+class Memory(NamedTuple):
+    """What a name like `muon_c64_unsharded` or `branch_c8_local` says."""
+
+    rule: str
+    chunk: str
+    sharded: bool
+    use_global: bool
+
+
+MODELS = {
+    f"{rule}_{chunk}{UNSHARDED * (not sharded)}": Memory(rule, chunk, sharded, True)
+    for sharded in (True, False)
+    for rule in RULES
+    for chunk in CHUNKS
+}
+BRANCHES = {f"branch_{chunk}": Memory("gd", chunk, True, True) for chunk in CHUNKS}
+BRANCHES |= {f"branch_{chunk}{LOCAL}": Memory("gd", chunk, True, False) for chunk in CHUNKS}
+BRANCHES |= {f"branch_{chunk}{UNSHARDED}": Memory("gd", chunk, False, False) for chunk in CHUNKS}
+
+ALL_NAMES = (*PLAIN, "attention", *MODELS, *BRANCHES, *TITANS)
+NAME_GRAMMAR = (
+    f"{', '.join(PLAIN)}, attention, {', '.join(TITANS)}, RULE_CHUNK, RULE_CHUNK{UNSHARDED}, or branch_CHUNK with"
+    f" nothing, {LOCAL} or {UNSHARDED} after it; RULE one of {', '.join(RULES)}, CHUNK one of {', '.join(CHUNKS)}"
+)
+
+WHOLE = (*PLAIN, "attention", *(name for name, memory in MODELS.items() if memory.sharded or memory.rule == "gd"))
+CONTEXTS = ("transformer", "gd_c16", "gd_set_a")
+BRANCH = ("branch_c64", "branch_c64_local", "branch_c8", "branch_c64_unsharded", "branch_c8_unsharded")
+DECODE = ("gd_c16", "transformer_atlas")
+
+
+def label(name: str) -> str:
+    """How tables and charts call a contestant."""
+    if name in MODELS:
+        memory = MODELS[name]
+        return f"atlas {memory.rule}, {memory.chunk.replace('_a', ' A')}{', unsharded' * (not memory.sharded)}"
+    if name in BRANCHES:
+        memory = BRANCHES[name]
+        kind = "global + local" if memory.use_global else "local only" if memory.sharded else "one memory, unsharded"
+        return f"{kind}, {memory.chunk.replace('_a', ' A')}"
+    return {
+        "transformer": "plain Transformer, minimal",
+        "transformer_atlas": "plain Transformer, atlas model=transformer",
+        "attention": "atlas without memory (window attention)",
+        "titans_16": "titans-pytorch, memory chunk 16",
+        "titans_64": "titans-pytorch, memory chunk 64",
+    }[name]
