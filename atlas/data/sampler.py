@@ -18,6 +18,7 @@ class Stream(IntEnum):
     carry_offset = 3
     validation = 4
     probe = 5
+    calibration = 6
 
 
 VALIDATION_SEED = 0  # validation batches are the same for every seed of a run

@@ -25,7 +25,7 @@ class ModelState(NamedTuple):
 
     def detach(self) -> ModelState:
         """The same values, cut from the graph: truncated back-propagation."""
-        detached: ModelState = pytree.tree_map_only(Tensor, Tensor.detach, self)
+        detached: ModelState = pytree.tree_map_only(Tensor, lambda leaf: _own_storage(leaf.detach()), self)
         return detached
 
 
@@ -77,8 +77,14 @@ class AtlasModel(nn.Module):
         x = self.embedding(tokens)
         blocks, gates = [], []
         for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, after, gate = block(x, before, state.position, plan, mode)
-            blocks.append(after)
+            x, block_state, gate = block(x, before, state.position, plan, mode)
+            blocks.append(block_state)
             gates += [] if gate is None else [gate]
         logits = F.linear(self.norm(x), self.embedding.weight)
-        return ModelOutput(logits, ModelState(state.position + tokens.shape[1], tuple(blocks)), tuple(gates))
+        after = ModelState(state.position + tokens.shape[1], tuple(blocks))
+        return ModelOutput(logits, after if torch.is_grad_enabled() else after.detach(), tuple(gates))
+
+
+def _own_storage(leaf: Tensor) -> Tensor:
+    """A copy of what is a small part of a large tensor: a state may not keep the tensors of a long prefill alive."""
+    return leaf.clone() if leaf.untyped_storage().nbytes() > 2 * leaf.numel() * leaf.element_size() else leaf

@@ -104,7 +104,8 @@ def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLo
 
     def part(mean: Tensor, rows: Tensor, all_rows: Tensor) -> Tensor:
         whole = batch.weights[all_rows].sum()
-        return mean * (micro.weights[rows].sum() / whole) if rows.any() and whole > 0 else nothing
+        counts = rows.any() and whole != 0  # NaN counts: the step must see that its loss is not finite
+        return mean * (micro.weights[rows].sum() / whole) if counts else nothing
 
     text = part(loss.text, ~micro.recall, ~batch.recall)
     recall = part(loss.recall, micro.recall, batch.recall)

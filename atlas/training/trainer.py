@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from math import isfinite
 from typing import Any, Protocol
 
@@ -18,11 +19,13 @@ from atlas.training.evaluation import Evaluator
 from atlas.training.faults import FaultInjector
 from atlas.training.gates import GateStatistics, gate_statistics
 from atlas.training.history import Reading
+from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.recovery import Recovery
 from atlas.training.rollback import decide
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
+from atlas.training.w_init import Calibrator
 
 
 class Probe(Protocol):
@@ -70,8 +73,10 @@ class Trainer:
         )
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
+        self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
         self.last: StepResult | None = None
         self.gates: GateStatistics | None = None  # of the last step
+        self.norms: dict[str, float | None] = {}  # of the last step, where its row is due
         self.validation: tuple[int, float] | None = None  # step and loss of the last one
         self.probe_results: list[ProbeResult] = []
         self.speed = 0.0  # of the last step, tokens/s
@@ -81,6 +86,7 @@ class Trainer:
         """Train to the last step. Raises `AbortError` where a safeguard stops the run."""
         state = self.state
         if state.step == 0 and not self.checkpoints.list():
+            self._calibrate()
             self._save()  # a rollback may be needed before the first regular checkpoint
         while state.step < self.config.train.steps:
             result = self._train_step()
@@ -95,16 +101,20 @@ class Trainer:
                 continue
             if self.checkpoints.due(state.step):
                 self._save()
+        self._measure_reset()
 
     def _train_step(self) -> StepResult:
         state = self.state
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
-        with self.clocks.measure("train"):
+        logged = self.telemetry.due(state.step + 1)
+        with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
             began = time.perf_counter()
             batch = self.data.batch(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch))
             self.speed = batch.inputs.numel() / (time.perf_counter() - began)
+        with self.clocks.measure("norms"):
+            self.norms = memory_norms(state.model, catch) if catch else {}
         with self.clocks.measure("gates"):
             self.gates = gate_statistics(result.gates)
         self.last = result._replace(gates=())
@@ -137,6 +147,7 @@ class Trainer:
     def _log(self, result: StepResult) -> None:
         with self.clocks.measure("telemetry"):
             values = {**step_metrics(self.state, result, self.gates), "tokens_per_second": round(self.speed, 1)}
+            values |= self.norms
             self.telemetry.log_step(self.state.step + (not result.finite), values)
 
     def _goes_on(self, result: StepResult) -> bool:
@@ -169,6 +180,27 @@ class Trainer:
             if "niah" in self.config.rollback.triggers:
                 outcome = result.describe()
                 state.history.add_probe(state.step, result.level, outcome["passed"], outcome["verdict"])
+
+    def _calibrate(self) -> None:
+        """Give the local memories the W_init that the configuration asks for, before the first step."""
+        if not self.config.calibration.enabled:
+            return
+        with self.clocks.measure("calibration"):
+            found = self.calibrator.calibrate(self.state.model, self.config.train.sequence)
+        self._tell_reset(found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): ")
+
+    def _measure_reset(self) -> None:
+        if not self.config.calibration.measure:
+            return
+        with self.clocks.measure("calibration"):
+            found = self.calibrator.measure(self.state.model)
+        self._tell_reset(found, "")
+
+    def _tell_reset(self, found: dict[str, Any], lead: str) -> None:
+        message = lead + found.pop("message")
+        self.telemetry.event("calibration", self.state.step, **found, message=message)
+        if found["passed"] is False:
+            self.telemetry.event("warning", self.state.step, message=message)
 
     def _save(self) -> None:
         state = self.state

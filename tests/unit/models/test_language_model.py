@@ -197,3 +197,13 @@ def test_tokens_of_a_wrong_shape_are_refused() -> None:
     for bad in (tokens[0], tokens[:, :0]):
         with pytest.raises(ValueError, match=r"must be \[batch, tokens >= 1\]"):
             model(bad)
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_a_state_keeps_no_more_than_its_own_numbers_alive(rule: Rule) -> None:
+    model, tokens = make(rule)
+    with torch.no_grad():
+        prefilled = model(tokens.repeat(1, 15)).state
+    carried = model(tokens.repeat(1, 15)).state.detach()
+    for leaf in tensors(prefilled) + tensors(carried):
+        assert leaf.untyped_storage().nbytes() <= 2 * leaf.numel() * leaf.element_size()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import log
+from math import log, nan
 
 import pytest
 import torch
@@ -59,6 +59,14 @@ def test_recall_rows_without_a_question_add_nothing() -> None:
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert (rows.answers, batch([True])[0].answers) == (False, True)
+
+
+def test_a_weight_that_is_not_a_number_is_never_lost() -> None:
+    rows, logits = batch([True, False])
+    rows.weights[:] = nan
+    loss = language_loss(logits, rows)
+    assert loss.total.isnan()
+    assert share_of_batch(loss, rows, rows).total.isnan()
 
 
 def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary() -> None:

@@ -1,0 +1,181 @@
+"""Continue a prompt with a trained model: `python -m atlas.generate RUN prompt="def main(" [KEY=VALUE ...]`.
+
+RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the continuation as it comes.
+
+  prompt=TEXT | prompt_file=PATH   what to continue; "-" reads standard input
+  tokens=256                       how many bytes to add
+  temperature=0.7                  0 takes the likeliest byte every time
+  top_k=0  top_p=1.0               draw from the k likeliest bytes; from the likeliest ones of probability p
+  seed=0                           of the draws: the same seed gives the same text
+  chunk=trained | 1                after the prompt the local memories learn in chunks as in training, or at every byte
+  resets=trained | off             local memories start anew at every shard as in training, or never
+  memory=on | off | frozen         frozen reads its initial weights and writes nothing
+  device=auto | cpu | cuda
+  threads=1                        of the CPU; more do not help a small model, 0 is torch's own choice
+
+Exit status: 0 done, 2 refused, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from atlas.arguments import read_settings, split_arguments
+from atlas.config import ConfigError, DeviceConfig, DeviceKind, require
+
+if TYPE_CHECKING:
+    from atlas.models.plan import ChunkPlan
+
+USAGE = 'python -m atlas.generate RUN prompt="..." [KEY=VALUE ...]'
+
+
+class Chunk(StrEnum):
+    trained = "trained"
+    one = "1"
+
+
+class Resets(StrEnum):
+    trained = "trained"
+    off = "off"
+
+
+class Memory(StrEnum):
+    on = "on"
+    off = "off"
+    frozen = "frozen"
+
+
+@dataclass
+class GenerationSettings:
+    """What the command line may set; see the module's docstring."""
+
+    prompt: str = ""
+    prompt_file: str = ""
+    tokens: int = 256
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    chunk: Chunk = Chunk.trained
+    resets: Resets = Resets.trained
+    memory: Memory = Memory.on
+    device: DeviceKind = DeviceKind.auto
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        both = bool(self.prompt) and bool(self.prompt_file)
+        require(not both, "prompt_file", self.prompt_file, "left out where prompt is given")
+        require(bool(self.prompt or self.prompt_file), "prompt", self.prompt, "a text that is not empty")
+        require(self.tokens >= 1, "tokens", self.tokens, ">= 1")
+        warm = isfinite(self.temperature) and self.temperature >= 0
+        require(warm, "temperature", self.temperature, ">= 0 (0 = the likeliest byte)")
+        require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0 = all)")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        require(self.threads >= 0, "threads", self.threads, ">= 0 (0 = torch's own choice)")
+
+    def prompt_bytes(self) -> bytes:
+        """The prompt as the model reads it. Raises `ConfigError` for a file that cannot be read or is empty."""
+        if not self.prompt_file:
+            return os.fsencode(self.prompt)  # an argument that is not UTF-8 comes through as it was typed
+        try:
+            piped = self.prompt_file == "-"
+            content = sys.stdin.buffer.read() if piped else Path(self.prompt_file).read_bytes()
+        except OSError as error:
+            allowed = f"a file that can be read ({error.strerror})"
+            raise ConfigError(f"prompt_file={self.prompt_file}: must be {allowed}") from error
+        require(len(content) > 0, "prompt_file", self.prompt_file, "a file that is not empty")
+        return content
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not {"-h", "--help"}.isdisjoint(given):
+        print(f"{USAGE}\n\n{__doc__}")
+        return 0
+    try:
+        folder, overrides = split_arguments(given, USAGE)
+        settings = read_settings(GenerationSettings, overrides)
+        print_stream(continuation(folder, settings), sys.stdout)
+    except ConfigError as error:
+        print(f"atlas: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 130
+    return 0
+
+
+def continuation(folder: str, settings: GenerationSettings) -> Iterator[bytes]:
+    """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
+    prompt = settings.prompt_bytes()
+    import torch
+
+    from atlas.build import load, resolve_device
+    from atlas.models.decoding import Sampling, decode
+    from atlas.models.plan import MemoryMode
+
+    device, _ = resolve_device(DeviceConfig(kind=settings.device))
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model, _ = load(folder)
+    mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
+    prefill, plan = plans(model.plan, settings)
+    tokens = decode(
+        model.to(device),
+        torch.tensor([list(prompt)], device=device),
+        Sampling(settings.temperature, settings.top_k, settings.top_p),
+        generator=torch.Generator().manual_seed(settings.seed),
+        prefill=prefill,
+        plan=plan,
+        mode=mode[settings.memory],
+    )
+    return (bytes(token.tolist()) for token in islice(tokens, settings.tokens))
+
+
+def plans(trained: ChunkPlan, settings: GenerationSettings) -> tuple[ChunkPlan, ChunkPlan]:
+    """On which chunks the prompt is read and the continuation decoded; the global memory keeps its own."""
+    prefill = trained if settings.resets is Resets.trained else trained._replace(shard=None)
+    if settings.chunk is Chunk.trained:
+        return prefill, prefill
+    return prefill, prefill._replace(local=(1,) * len(trained.local))
+
+
+def print_stream(pieces: Iterator[bytes], stream: TextIO) -> None:
+    """Write UTF-8 as it comes; a character waits for its last byte. A reader that goes away ends it in silence."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    last = ""
+    try:
+        for piece in pieces:
+            last = _write(decoder.decode(piece), stream) or last
+        last = _write(decoder.decode(b"", final=True), stream) or last
+        if last != "\n":
+            _write("\n", stream)
+    except BrokenPipeError:  # spare the interpreter a second failure when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _write(text: str, stream: TextIO) -> str:
+    """Write `text`, without what the stream's encoding lacks and what would steer a terminal; returns the last one."""
+    if not text:
+        return ""
+    if stream.isatty():
+        text = "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+    return text[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What telemetry tells of the memories: norms of weights, momentum and queries, as a training step left them.
+
+Taken from the step's own forward pass by hooks that keep references and change nothing, so the losses of a run are
+bitwise the same however often they are logged.
+
+Legend: B sequences, T tokens, H heads, N = B * H rows, d head width, n queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlas.models.block import AtlasMAGBlock
+from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
+from atlas.models.memory import AtlasMemory, MemoryState
+from atlas.ops.chunk_scan import written
+from atlas.ops.fast_weights import FastWeights, subtract
+from atlas.ops.qk_projection import EPSILON, Accumulator
+from atlas.ops.rules.momentum import MomentumState
+
+QUERIES = 64  # of a row, the last ones: enough for a mean cosine, and the step takes no longer
+SAME = 0.99  # queries of a higher cosine are one query: runs of blanks give many
+
+
+class Starts(NamedTuple):
+    """Weights that the memories of a layer started from, copied: the optimiser changes W_init in place."""
+
+    global_memory: list[FastWeights]  # [N or H, ...] where the pass began
+    local: list[FastWeights]  # [H, ...] W_init
+
+
+@dataclass
+class Catch:
+    """What the first forward pass of a step shows."""
+
+    starts: list[Starts] = field(default_factory=list)  # per layer with a memory
+    queries: list[Tensor] = field(default_factory=list)  # [N, n, d] per layer with a memory, unit norm
+    after: ModelState | None = None
+
+
+@contextmanager
+def catching(model: AtlasModel) -> Iterator[Catch]:
+    """Catch the first forward pass inside. Nothing is kept of the graph."""
+    catch = Catch()
+    memories = [block.memory for block in _blocks(model) if block.memory is not None]
+
+    def take_state(_: nn.Module, arguments: tuple[Any, ...], output: ModelOutput) -> None:
+        if catch.after is None:
+            given = arguments[1] if len(arguments) > 1 else None
+            catch.starts = _starts(model, given)
+            catch.after = output.state.detach()
+
+    def take_queries(_: nn.Module, __: Any, output: Any) -> None:
+        if len(catch.queries) < len(memories):
+            catch.queries.append(output[0].query[:, -QUERIES:].detach().float().clone())
+
+    handles = [memory.inputs.register_forward_hook(take_queries) for memory in memories]
+    handles.append(model.register_forward_hook(take_state))
+    try:
+        yield catch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
+    """Metrics `memory/layer<i>/...`, each a mean over rows at the end of the pass; None for what is not finite.
+
+    <which> is `global` or `local<j>`; weight norms are Frobenius norms of W1, W2 and W3 together.
+
+        <which>/weight_norm      of the weights with all that was written
+        <which>/update_norm      of what was written since they started: a shard, for the global memory the sequence
+        <which>/momentum_norm    of S, where the rule has one
+        local<j>/query_norm      ||q'|| before it is normalised again, of the last queries under the last sums
+        query_cosine             mean cosine between the projections of different queries: near 1 they have collapsed
+        query_cosine_raw         the same of the queries themselves, to compare with
+    """
+    if catch.after is None:
+        return {}
+    found: dict[str, Tensor] = {}
+    caught = iter(zip(catch.starts, catch.queries, strict=True))
+    for index, (block, after) in enumerate(zip(_blocks(model), catch.after.blocks, strict=True)):
+        if block.memory is None or after.memory is None:
+            continue
+        start, query = next(caught)
+        values = _weights(block.memory, start, after.memory) | _queries(block.memory, query, after.memory)
+        found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
+    if not found:
+        return {}
+    numbers = torch.stack([value.float() for value in found.values()]).tolist()  # one wait for the device
+    return {name: number if isfinite(number) else None for name, number in zip(found, numbers, strict=True)}
+
+
+def _blocks(model: AtlasModel) -> list[AtlasMAGBlock]:
+    return [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
+
+
+@torch.no_grad()
+def _starts(model: AtlasModel, given: ModelState | None) -> list[Starts]:
+    state = model.initial_state(1) if given is None else given
+    return [
+        Starts(
+            [_copy(written(block.memory.rule, scan)) for scan in before.memory.global_memory],
+            [_copy(init(1, block.memory.heads).start) for init in block.memory.local],
+        )
+        for block, before in zip(_blocks(model), state.blocks, strict=True)
+        if block.memory is not None and before.memory is not None
+    ]
+
+
+def _copy(weights: FastWeights) -> FastWeights:
+    return FastWeights(weights.down.detach().clone(), weights.up.detach().clone())
+
+
+def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState) -> dict[str, Tensor]:
+    names = ["global"] * len(after.global_memory) + [f"local{index}" for index in range(len(after.local))]
+    scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
+    found: dict[str, Tensor] = {}
+    for name, scan, start in zip(names, scans, origins, strict=True):
+        weights = written(memory.rule, scan)
+        heads = [
+            matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)
+        ]
+        found[f"{name}/weight_norm"] = _norm(weights)
+        found[f"{name}/update_norm"] = _norm(subtract(weights, FastWeights(*heads)))
+        if isinstance(scan.kept, MomentumState):
+            found[f"{name}/momentum_norm"] = _norm(scan.kept.momentum)
+    return found
+
+
+def _norm(weights: FastWeights) -> Tensor:
+    """Mean over rows of the Frobenius norm of both matrices together."""
+    squares = [matrix.float().square().sum((-2, -1)) for matrix in weights]
+    return torch.stack(squares).sum(0).sqrt().mean()
+
+
+def _queries(memory: AtlasMemory, query: Tensor, after: MemoryState) -> dict[str, Tensor]:
+    """Of queries [N, n, d] under the sums at the end of the pass: one q' for all local memories, or one each."""
+    found = {"query_cosine_raw": _cosine(query, query)}
+    if not after.sums:
+        return found
+    projected = [_project(sums, query, per_key=memory.projector.per_key) for sums in after.sums]
+    for index in range(len(after.local)):
+        found[f"local{index}/query_norm"] = projected[index % len(projected)].norm(dim=-1).mean()
+    found["query_cosine"] = torch.stack([_cosine(one, query) for one in projected]).mean()
+    return found
+
+
+def _project(sums: Accumulator, query: Tensor, *, per_key: bool) -> Tensor:
+    """q' = M q / norm, or M q."""
+    projected = query @ sums.matrix.float()  # M is symmetric
+    return projected if per_key else projected / sums.norm.float().clamp(min=EPSILON)[:, None, None]
+
+
+def _cosine(vectors: Tensor, queries: Tensor) -> Tensor:
+    """Mean cosine between vectors [N, n, d] of a row whose queries differ; NaN where all are one query."""
+    unit = F.normalize(vectors, dim=-1)
+    different = queries @ queries.mT < SAME
+    return (unit @ unit.mT)[different].mean()

@@ -1,0 +1,57 @@
+"""What a reset of the local memories costs: the loss right after the first one, against no reset at all (AC-P0-1).
+
+Legend: R rows, S shard, n horizon, T tokens, V vocabulary.
+
+    shock = (loss with the reset - loss without) / loss without,     over tokens S .. S + n - 1 of the same rows
+
+Both passes are the same up to token S, so nothing but the reset can make the difference. It takes the sums of the Q-K
+projection back to the persistent ones as well. Below 0 the reset helps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atlas.models.language_model import AtlasModel
+from atlas.models.plan import ChunkPlan
+
+TOKENS_AT_ONCE = 16_384  # of one forward pass
+
+
+@dataclass(frozen=True)
+class ResetShock:
+    """Losses in nats per token, over the tokens after the reset."""
+
+    with_reset: float
+    without: float
+    horizon: int  # tokens
+
+    @property
+    def relative(self) -> float:
+        return self.with_reset / self.without - 1
+
+    def describe(self) -> str:
+        return (
+            f"a reset of the local memories changes the loss of the next {self.horizon} tokens by {self.relative:+.2%}"
+        )
+
+
+def reset_shock(model: AtlasModel, rows: Tensor, horizon: int) -> ResetShock:
+    """Measure on token rows [R, S + n + 1] of a model whose plan has a shard of S. No gradients are kept."""
+    plan = model.plan
+    with_reset = _loss_after(model, rows, plan, horizon)
+    return ResetShock(with_reset, _loss_after(model, rows, plan._replace(shard=None), horizon), horizon)
+
+
+@torch.no_grad()
+def _loss_after(model: AtlasModel, rows: Tensor, plan: ChunkPlan, horizon: int) -> float:
+    """Mean loss of the last `horizon` targets."""
+    losses = []
+    for part in rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])):
+        logits = model(part[:, :-1], plan=plan).logits[:, -horizon:]  # [R, n, V]
+        losses.append(F.cross_entropy(logits.float().flatten(0, 1), part[:, -horizon:].flatten(), reduction="none"))
+    return torch.cat(losses).double().mean().item()

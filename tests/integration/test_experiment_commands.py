@@ -1,0 +1,100 @@
+"""The commands of experiments/lengths and experiments/decoding, on models of no time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import atlas
+from atlas.build import build_model
+from atlas.config import RunConfig
+from atlas.models.plan import MemoryMode
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = spec_from_file_location(f"experiment_{name}", EXPERIMENTS / name / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def lengths(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    return load("lengths", monkeypatch)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    return load("decoding", monkeypatch)  # type: ignore[return-value]
+
+
+def test_lengths_of_a_run(
+    lengths: ModuleType, tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atlas.train(tiny("train.steps=2", "checkpoint.every=2"), tmp_path / "run")
+    assert lengths.main([str(tmp_path / "run"), "rows=2"], tmp_path) == 0
+    record = json.loads((tmp_path / "lengths.json").read_text())
+    trained = record["lengths"]["as trained"]
+    assert [one["factor"] for one in trained] == [1, 2, 4, 10]
+    assert (trained[0]["change"], record["trained_length"]) == (0, 64)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert f"| as trained | {trained[0]['perplexity']:.3f} (+0.0%) |" in text
+    assert f"The rule holds: {trained[-1]['change']:+.1%} at 10 times" in text
+    for arguments, message in (
+        (["rows=0"], "RUN=: must be one run"),
+        ([str(tmp_path / "run"), "rows=0"], "rows=0: must be >= 1"),
+        ([str(tmp_path / "run"), "lines=1"], "lines=1: must be one of the keys rows, seed"),
+    ):
+        assert lengths.main(arguments, tmp_path) == 2
+        assert capsys.readouterr().err.startswith(f"atlas: {message}")
+
+
+@pytest.mark.parametrize(("last", "expected"), [(5.49, True), (5.51, False), (float("inf"), False)])
+def test_the_rule_of_lengths(lengths: ModuleType, last: float, expected: bool) -> None:
+    one = lengths.Length
+    assert lengths.holds({"as trained": [one(1, 5.0, 5.0), one(10, last, 5.0)]}) is expected
+
+
+def test_a_round_of_decoding_is_the_continuation_of_its_context(
+    decoding: ModuleType, tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "TOKENS", 8)
+    model = build_model(tiny())
+    sizes = set()
+    for context in (16, 70):
+        before, tokens = decoding.text_tokens(context)
+        state = decoding.prefilled(model, before, model.plan, MemoryMode.learn)
+        seconds, after = decoding.decode_round(model, state, model.plan, tokens)
+        assert (seconds > 0, after.position) == (True, context + 8)
+        sizes |= {decoding.state_bytes(state), decoding.state_bytes(after)}
+    assert len(sizes) == 1
+    scan = state.blocks[0].memory.local[0]
+    assert next(iter(sizes)) > 4 * sum(matrix.numel() for matrix in (*scan.start, *scan.update))
+    assert all(isinstance(one, torch.Tensor) for one in state.blocks[0].attention)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "state", "peak", "expected"),
+    [(5.4, 100, 1000, True), (5.6, 100, 1000, False), (5.0, 101, 1000, False), (5.0, 100, 1200, False)],
+)
+def test_the_rule_of_decoding(
+    decoding: ModuleType, milliseconds: float, state: int, peak: int, expected: bool, tmp_path: Path
+) -> None:
+    costs = [decoding.Cost(c, g, 5.0, 0.1, 100, 1000) for g in ("trained", "chunk 1") for c in (1024, 16_384)]
+    costs[-1] = decoding.Cost(16_384, "chunk 1", milliseconds, 0.1, state, peak)
+    assert decoding.holds(costs) is expected
+    verdict = decoding.write(costs, [], tmp_path)
+    assert f"chunk 1: time x{milliseconds / 5:.3f}, peak x{peak / 1000:.3f}" in verdict
+    assert f"| chunk 1 | 16384 | {milliseconds:.2f} | 10.0% | {state} bytes |" in (tmp_path / "RESULTS.md").read_text()
