@@ -24,7 +24,8 @@ decisions: $(STAMP)  ## measure chunk sizes and probe frequency anew: experiment
 		$(BIN)/python -m atlas.train experiment=$$experiment hydra.sweep.dir=$$folder/$$experiment $(ARGS) \
 			|| [ $$? -eq 1 ] || exit 1; \
 	done; \
-	$(BIN)/python -m atlas.decide $$folder/chunk_size_lock $$folder/niah_frequency document=$(DECISIONS)
+	$(BIN)/python -m atlas.decide $$folder/chunk_size_lock $$folder/niah_frequency document=$(DECISIONS) \
+		|| [ $$? -eq 1 ]  # STOP is a decision too
 
 gate: $(STAMP)  ## the exit gate of Phase 2 on a quiet machine; make gate ARGS="only=G2-3,G2-6"
 	$(BIN)/python -m atlas.gate $(ARGS)
