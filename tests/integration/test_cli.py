@@ -128,6 +128,7 @@ def test_hydras_own_traceback_can_be_had(tmp_path: Path) -> None:
     assert "Traceback (most recent call last)" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_in_the_folder_of_the_environment(tmp_path: Path) -> None:
     result = start(*SHORT, folder=tmp_path, ATLAS_RUN_DIR="chosen")
     assert (result.returncode, result.stderr) == (0, "")
@@ -136,6 +137,7 @@ def test_a_run_in_the_folder_of_the_environment(tmp_path: Path) -> None:
     assert status(tmp_path / "chosen" / "summary.json") == "completed"
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_take_the_sweep_with_it(tmp_path: Path) -> None:
     result = start("-m", *SHORT, "checkpoint.keep=1,2", "hydra.sweep.dir=sweep", folder=tmp_path)
     assert result.returncode == 1

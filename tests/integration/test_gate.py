@@ -94,6 +94,7 @@ def test_an_untrained_memory_does_not_recall(recorded: Recorded) -> None:
     assert without.detail.startswith("recall not measured at the last step; memory not measured")
 
 
+@pytest.mark.slow
 def test_a_rollback_that_is_switched_off_and_a_false_alarm_are_seen(recorded: Recorded) -> None:
     settings = ["train.steps=60", "optim.lr=1e-2"]
     spike = "debug.inject=weights@21:3"

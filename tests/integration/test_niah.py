@@ -56,6 +56,7 @@ def make_run(config: RunConfig, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
     untrained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     assert same_state(cut.state, whole.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carry", ["true", "false"])
 @pytest.mark.parametrize("retired", [True, False], ids=["at its end", "before anything was retired"])
 def test_a_rollback_that_is_killed_is_finished_by_the_resume(
@@ -88,6 +89,7 @@ def test_a_rollback_that_is_killed_is_finished_by_the_resume(
     assert [row for row in cut.rows if row["segment"] == 1] == [row for row in whole.rows if row["segment"] == 1]
 
 
+@pytest.mark.slow
 def test_resume_needs_nothing_repeated_on_the_command_line(overrides: list[str], left: Any, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "atlas.train"]
@@ -216,6 +218,7 @@ def test_two_processes_on_one_folder_get_one_message(tiny: Any, interrupting: An
         atlas.train(tiny(), run.folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_seen_to_be_unfinished(tiny: Any, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, atlas\n"

@@ -43,6 +43,7 @@ def test_two_runs_of_one_seed_are_the_same(tiny: Any, tmp_path: Path, left: Any,
     assert first.rows[-1]["loss"] != other.rows[-1]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_an_aborted_run_and_status_130(
     overrides: list[str], stop: signal.Signals, tmp_path: Path

@@ -21,6 +21,7 @@ def end_the_service() -> Iterator[None]:
         sys.modules["wandb"].teardown()
 
 
+@pytest.mark.slow
 def test_both_segments_are_there_and_the_rollback_is_an_alert(tiny: Any, left: Any, tmp_path: Path) -> None:
     config = tiny("logger=wandb", "logger.mode=offline", "debug.inject=nan_loss@18", "telemetry.every=1")
     summary = atlas.train(config, tmp_path / "run")

@@ -172,6 +172,7 @@ def test_tables_are_made_from_the_measurements() -> None:
     assert "`c`, revision g; m; " in lines
 
 
+@pytest.mark.slow
 def test_one_command_measures_and_writes(tmp_path: Path) -> None:
     toy = ["model=tiny", "threads=1", "rounds=1", "contexts=128", f"folder={tmp_path}"]
     assert main([*toy, "contestants=gd_c16,branch_c64", "parts=contexts,branch,decode"]) == 0

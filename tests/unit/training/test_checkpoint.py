@@ -371,6 +371,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_at_most_the_checkpoint_it_was_writing(root: Path) -> None:
     reported = 0
     for round_number in range(4):
