@@ -53,8 +53,11 @@ def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> 
 def unknown_key(override: str, conf_dir: Path) -> ConfigError:
     """The refusal of a key that does not exist, with the nearest one that does."""
     key = override.partition("=")[0]
-    near = get_close_matches(key, known_keys(conf_dir), n=1)
+    known = known_keys(conf_dir)
+    near = get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if key in known:
+        hint = f"; another option of {key.partition('.')[0]} has it"
     listing = "hydra" if key.startswith("hydra.") else "job"
     return ConfigError(f"{override}: must be a key that exists (--cfg {listing} lists them){hint}")
 

@@ -187,3 +187,11 @@ def test_an_override_that_cannot_be_read_is_refused(override: str, message: str)
 )
 def test_a_component_that_does_not_fit_its_target_is_refused(override: str, message: str) -> None:
     assert refusal(override).startswith(message)
+
+
+def test_a_key_of_another_option_is_not_suggested_as_itself() -> None:
+    with pytest.raises(atlas.ConfigError) as refusal:
+        atlas.compose(["data=stdlib", "data.paths=[]"])
+    assert str(refusal.value) == (
+        "data.paths=[]: must be a key that exists (--cfg job lists them); another option of data has it"
+    )
