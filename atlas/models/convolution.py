@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from atlas.ops import causal_convolution as ops
+
 CONVOLUTION = 4  # tokens, the current one included
 
 
@@ -29,9 +31,5 @@ class CausalConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 3 + T, 3D], led by the three inputs before the stretch -> [B, T, 3D]."""
-        tokens = x.shape[1] - (CONVOLUTION - 1)
-        out = x[:, CONVOLUTION - 1 :] * self.weight[0]
-        for lag in range(1, CONVOLUTION):  # on a CPU faster than a depthwise convolution of the library
-            first = CONVOLUTION - 1 - lag
-            out = torch.addcmul(out, x[:, first : first + tokens], self.weight[lag])
+        out: Tensor = ops.CausalConvolution.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return out

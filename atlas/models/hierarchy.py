@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from atlas.ops.periods import split_periods
+from atlas.ops.periods import cut_fields, split_periods
 
 State = TypeVar("State")
 # Runs tensors [rows, T, ...] from a state with as many rows, to outputs [rows, T, d] and the next state.
@@ -38,15 +38,16 @@ def run_periods(
     head, whole, tail = split_periods(tokens[0].shape[1], offset, period)
     outputs: list[Tensor] = []
     if head:
-        out, state = run(state, tuple(field[:, :head] for field in tokens))
+        out, state = run(state, cut_fields(tokens, lambda field: field[:, :head]))
         outputs.append(out)
     if whole:
-        folded = tuple(field[:, head : head + whole].unflatten(1, (-1, period)).flatten(0, 1) for field in tokens)
+        middle = cut_fields(tokens, lambda field: field[:, head : head + whole])
+        folded = cut_fields(middle, lambda field: field.unflatten(1, (-1, period)).flatten(0, 1))
         out, folded_state = run(initial(folded[0].shape[0]), folded)
         outputs.append(out.unflatten(0, (rows, -1)).flatten(1, 2))
         state = _last_period(folded_state, whole // period)
     if tail:
-        out, state = run(initial(rows), tuple(field[:, head + whole :] for field in tokens))
+        out, state = run(initial(rows), cut_fields(tokens, lambda field: field[:, head + whole :]))
         outputs.append(out)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from atlas.config import MemoryConfig
 from atlas.models.convolution import CONVOLUTION, CausalConvolution
+from atlas.ops.unit_rows import unit_rows
 
 
 class MemoryTokens(NamedTuple):
@@ -53,7 +54,7 @@ class MemoryInputs(nn.Module):
         query, key, value = mixed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
         if self.activate_keys:
             query, key = F.silu(query), F.silu(key)
-        tokens = MemoryTokens(F.normalize(query, dim=-1), F.normalize(key, dim=-1), F.silu(value))
+        tokens = MemoryTokens(unit_rows(query), unit_rows(key), F.silu(value))
         return tokens, led[:, -(CONVOLUTION - 1) :]
 
     def rates(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import partial
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from atlas.config import Normalisation, ProjectionRange, QKProjectionConfig
 from atlas.models.hierarchy import Run, per_row, run_periods
@@ -16,6 +15,7 @@ from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan
 from atlas.ops.features import homogeneous_features
 from atlas.ops.qk_projection import EPSILON, Accumulator, project
+from atlas.ops.unit_rows import unit_rows
 
 
 class QKProjection:
@@ -113,7 +113,7 @@ class QueryProjector:
             run = self._chunks(persistent, batch, period) if per_chunk else self._project
             initial = partial(self._start, persistent, batch)
             out, end = run_periods(run, initial, sums, (query, key), offset, plan.shard)
-            projected.append(F.normalize(out, dim=-1) if self.config.renormalise else out)
+            projected.append(unit_rows(out) if self.config.renormalise else out)
             after.append(end)
         return projected, tuple(after)
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from atlas.ops.dual_form import ChunkInputs, read_prefix, write_sum
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
 from atlas.ops.fused_chunk import FusedChunk
+from atlas.ops.periods import cut_fields
 from atlas.ops.rules.rule import Kept, LearningRule
 
 
@@ -107,7 +108,7 @@ class Scan:
 
 
 def _slice(tokens: ChunkInputs, first: int, end: int) -> ChunkInputs:
-    return ChunkInputs(*(field[:, first:end] for field in tokens))
+    return ChunkInputs(*cut_fields(tokens, lambda field: field[:, first:end]))
 
 
 def _split(tokens: ChunkInputs, first: int, size: int) -> Iterator[ChunkInputs]:
@@ -116,5 +117,5 @@ def _split(tokens: ChunkInputs, first: int, size: int) -> Iterator[ChunkInputs]:
     total = tokens.rate.shape[1]
     sizes = [min(first, total)]
     sizes += [min(size, total - done) for done in range(sizes[0], total, size)]
-    for fields in zip(*(field.split(sizes, dim=1) for field in tokens), strict=True):
+    for fields in zip(*cut_fields(tokens, lambda field: field.split(sizes, dim=1)), strict=True):
         yield ChunkInputs(*fields)

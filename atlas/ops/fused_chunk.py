@@ -41,12 +41,13 @@ class FusedChunk(torch.autograd.Function):
         rate: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, hidden = query.shape[1], down.shape[2]
-        pre = torch.cat((key_features, query_features), dim=1) @ up.mT
+        features = torch.cat((key_features, query_features), dim=1)
+        pre = features @ up.mT
         pre_key, pre_query = pre[:, :count], pre[:, count:]
         gate, linear = pre_key.split(hidden, dim=2)
         sigmoid = torch.sigmoid(gate)
         silu = gate * sigmoid
-        slope = torch.addcmul(sigmoid, silu, 1 - sigmoid)
+        slope = _slope(sigmoid, silu)
         units = silu * linear
         residual = torch.baddbmm(key, units, down.mT).sub_(value)
         bound = torch.rsqrt(residual.square().sum(2, keepdim=True).add_(1))
@@ -66,7 +67,7 @@ class FusedChunk(torch.autograd.Function):
         if kernel is not None:
             out.baddbmm_(kernel, error, alpha=-1)
         ctx.save_for_backward(
-            down, up, query_features, key_features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
+            down, up, features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
         )  # fmt: skip
         return out, error.mT @ units, signal.mT @ key_features
@@ -75,26 +76,27 @@ class FusedChunk(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_update_down: Tensor, d_update_up: Tensor) -> tuple[Tensor | None, ...]:
         (
-            down, up, query_features, key_features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
+            down, up, features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
         ) = ctx.saved_tensors  # fmt: skip
         count, hidden = d_out.shape[1], down.shape[2]
-        gate, linear = pre_key.split(hidden, dim=2)
-        read_linear = read[:, :, hidden:]
+        key_features, query_features = features[:, :count], features[:, count:]
+        linear, read_linear = pre_key[:, :, hidden:], read[:, :, hidden:]
 
         # out = q + Z W1^T - kernel E, kernel = tril(Z U^T)
         d_read_units = d_out @ down
         d_error = units @ d_update_down.mT
         d_units = error @ d_update_down
         if kernel is not None:
-            d_kernel = (d_out @ error.mT).tril_().neg_()
-            d_read_units.baddbmm_(d_kernel, units)
+            d_kernel = (d_out @ error.mT).tril_()  # its negative, as for d_gram below
+            d_read_units.baddbmm_(d_kernel, units, alpha=-1)
             d_error.baddbmm_(kernel.mT, d_out, alpha=-1)
-            d_units.baddbmm_(d_kernel.mT, read_units)
+            d_units.baddbmm_(d_kernel.mT, read_units, alpha=-1)
 
         # Z = silu(P2) P3, P = Q W^T - gram X
-        d_read = torch.empty_like(read)
-        read_slope = torch.addcmul(read_sigmoid, read_silu, 1 - read_sigmoid)
+        d_both = read.new_empty(features.shape[0], 2 * count, 2 * hidden)  # of keys over queries
+        d_pre, d_read = d_both[:, :count], d_both[:, count:]
+        read_slope = _slope(read_sigmoid, read_silu)
         torch.mul(d_read_units * read_linear, read_slope, out=d_read[:, :, :hidden])
         torch.mul(d_read_units, read_silu, out=d_read[:, :, hidden:])
         d_signal = key_features @ d_update_up.mT
@@ -106,27 +108,31 @@ class FusedChunk(torch.autograd.Function):
         d_back = torch.addcmul(d_signal_gate * linear * slope, d_signal_linear, silu)
         d_error.baddbmm_(d_back, down.mT)
         along = (residual * d_error).sum(2, keepdim=True)
-        d_residual = (d_error * bound - residual * (bound.pow(3) * along)) * rate.unsqueeze(2)
+        scale = bound * rate.unsqueeze(2)
+        d_residual = torch.addcmul(d_error * scale, residual, scale * bound.square() * along, value=-1)
         d_units.baddbmm_(d_residual, down)
 
         # U = silu(A2) A3, A = K W^T
-        d_pre = torch.empty_like(pre_key)
         d_back_slope = d_signal_gate * back
         torch.addcmul(d_units * silu, d_back_slope, slope, out=d_pre[:, :, hidden:])
         d_silu = torch.addcmul(d_units * linear, d_signal_linear, back)
-        curvature = sigmoid * (1 - sigmoid) * (2 + gate * (1 - 2 * sigmoid))  # silu''
+        curvature = torch.addcmul(sigmoid + slope, sigmoid, slope, value=-2)  # silu''
         torch.addcmul(d_silu * slope, d_back_slope * linear, curvature, out=d_pre[:, :, :hidden])
 
         # Stacked: three products with W1's gradient, two each with W's and the features'.
         d_down = torch.cat((d_out, error, d_residual), dim=1).mT @ torch.cat((read_units, d_back, units), dim=1)
-        d_both = torch.cat((d_pre, d_read), dim=1)
-        d_up = d_both.mT @ torch.cat((key_features, query_features), dim=1)
+        d_up = d_both.mT @ features
         d_features = d_both @ up
         d_key_features = d_features[:, :count].baddbmm(signal, d_update_up)
         d_query_features = d_features[:, count:]
         if gram is not None:
-            d_gram = (d_read @ signal.mT).tril_().neg_()
-            d_key_features.baddbmm_(d_gram.mT, query_features)
-            d_query_features = d_query_features.baddbmm(d_gram, key_features)
+            d_gram = (d_read @ signal.mT).tril_()
+            d_key_features.baddbmm_(d_gram.mT, query_features, alpha=-1)
+            d_query_features = d_query_features.baddbmm(d_gram, key_features, alpha=-1)
         d_rate = (bound * along).squeeze(2)
         return None, d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
+
+
+def _slope(sigmoid: Tensor, silu: Tensor) -> Tensor:
+    """silu'(x) = sigmoid(x) + silu(x) (1 - sigmoid(x))"""
+    return torch.addcmul(sigmoid + silu, silu, sigmoid, value=-1)

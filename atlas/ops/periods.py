@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
+
+Cut = TypeVar("Cut")
 
 
 class Periods(NamedTuple):
@@ -18,3 +23,11 @@ def split_periods(tokens: int, offset: int, period: int) -> Periods:
     head = min(tokens, period - offset) if offset else 0
     tail = (tokens - head) % period
     return Periods(head, tokens - head - tail, tail)
+
+
+def cut_fields(fields: Iterable[Tensor], cut: Callable[[Tensor], Cut]) -> tuple[Cut, ...]:
+    """`cut` of every field; a field that occurs twice (features of degree 1 are the keys) is cut once, so that the
+    backward pass joins the gradients of its pieces once."""
+    fields = tuple(fields)
+    done = {id(field): cut(field) for field in {id(field): field for field in fields}.values()}
+    return tuple(done[id(field)] for field in fields)

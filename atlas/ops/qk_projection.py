@@ -7,14 +7,21 @@ Legend: N sequences x heads (x periods), T tokens, d head width, b block.
     q'_t     = M_t q_t / max(norm_t, eps)
 
 With `per_key` every outer product is divided by its own ||k||^2 and nothing else is.
+
+Blocks of b tokens, for block i with queries Q, keys K and gradient D of M_t q_t; M is symmetric but for its start:
+
+    before_i = start + sum_{j < i} K_j^T K_j        M_t q_t = Q before + tril(Q K^T) K
+    after_i = d_total + sum_{j > i} Q_j^T D_j       dQ = D before^T + tril(D K^T) K
+    d_start = after_{-1}                            dK = K (after + after^T) + tril(Q K^T)^T D + tril(D K^T)^T Q
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 EPSILON = 1e-8
@@ -31,19 +38,56 @@ class Accumulator(NamedTuple):
 
 def project(start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool) -> tuple[Tensor, Accumulator]:
     """q' for every token of a stretch inside one period [N, T, d], and the sums after it."""
-    tokens = key.shape[1]
     square = key.square().sum(-1)  # [N, T]
     if per_key:
         key = key * torch.rsqrt(square.clamp(min=EPSILON)).unsqueeze(-1)
     norm = start.norm.unsqueeze(1) + square.cumsum(1)
-    block = min(BLOCK, tokens)
-    padding = -tokens % block
-    queries = F.pad(query, (0, 0, 0, padding)).unflatten(1, (-1, block))  # [N, T/b, b, d]
-    keys = F.pad(key, (0, 0, 0, padding)).unflatten(1, (-1, block))
-    totals = start.matrix.unsqueeze(1) + (keys.mT @ keys).cumsum(1)  # sums at the block ends
-    before = torch.cat((start.matrix.unsqueeze(1), totals[:, :-1]), dim=1)
-    projected = queries @ before + torch.tril(queries @ keys.mT) @ keys  # M is symmetric
-    projected = projected.flatten(1, 2)[:, :tokens]
+    projected, matrix = CausalProducts.apply(start.matrix, query, key)  # type: ignore[no-untyped-call]
     if not per_key:
         projected = projected / norm.clamp(min=EPSILON).unsqueeze(-1)
-    return projected, Accumulator(totals[:, -1], norm[:, -1], start.tokens + tokens)
+    return projected, Accumulator(matrix, norm[:, -1], start.tokens + key.shape[1])
+
+
+class CausalProducts(torch.autograd.Function):
+    """(start [N, d, d], q [N, T, d], k [N, T, d]) -> M_t q_t [N, T, d] and the matrix after the last token [N, d, d].
+
+    The backward pass is two more such products where autograd would keep and add up twice as many matrices. Computed in
+    the tensors' own precision, under autocast too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(key.device.type, enabled=False):
+            queries, keys = _blocks(query), _blocks(key)
+            sums = torch.cat((start.unsqueeze(1), keys.mT @ keys), dim=1).cumsum(1)
+            before = sums[:, :-1].contiguous()
+            gram = (queries @ keys.mT).tril_()
+            projected = _joined(queries @ before + gram @ keys, key.shape[1])
+        ctx.save_for_backward(queries, keys, before, gram)
+        return projected, sums[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_projected: Tensor, d_total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, before, gram = ctx.saved_tensors
+        tokens, gradients = d_projected.shape[1], _blocks(d_projected)
+        own = queries.mT @ gradients
+        after = torch.cat((own, d_total.unsqueeze(1)), dim=1).flip(1).cumsum(1).flip(1)
+        d_start, after = after[:, 0], after[:, 1:]
+        d_gram = (gradients @ keys.mT).tril_()
+        d_query = gradients @ before.mT + d_gram @ keys
+        d_key = keys @ (after + after.mT) + gram.mT @ gradients + d_gram.mT @ queries
+        return d_start, _joined(d_query, tokens), _joined(d_key, tokens)
+
+
+def _blocks(tokens: Tensor) -> Tensor:
+    """[N, T, d] -> [N, n, b, d], filled up with zeros: a token of zeros adds nothing."""
+    block = min(BLOCK, tokens.shape[1])
+    padding = -tokens.shape[1] % block
+    blocks: Tensor = (F.pad(tokens, (0, 0, 0, padding)) if padding else tokens).unflatten(1, (-1, block))
+    return blocks
+
+
+def _joined(blocks: Tensor, tokens: int) -> Tensor:
+    joined: Tensor = blocks.flatten(1, 2)[:, :tokens]
+    return joined

@@ -1,0 +1,71 @@
+"""Causal depthwise convolution of a few lags, in blocks of tokens that stay in the cache, with its own backward pass.
+
+    y_t = sum_lag w[lag] * x_{t - lag}
+
+Autograd of the plain sum writes a zero-filled gradient of the whole stretch per lag, and every pass over a long stretch
+goes to main memory. The same sums here, block by block: `tests/unit/ops/test_causal_convolution.py` compares both.
+
+Legend: B sequences, T tokens, L lags, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK_ELEMENTS = 2**18  # of a block, on a CPU: a few blocks of 1 MiB fit its cache
+
+
+class CausalConvolution(torch.autograd.Function):
+    """(x [B, L - 1 + T, D] led by the inputs before the stretch, w [L, D]) -> y [B, T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        lags = len(weight)
+        out = x.new_empty(batch, length - lags + 1, width)
+        for first, end in _blocks(out):
+            part = out[:, first:end]
+            for lag in range(lags):
+                _add_product(part, _at_lag(x, lag, lags, first, end), weight[lag], fresh=lag == 0)
+        ctx.save_for_backward(x, weight)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        lags = len(weight)
+        d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
+        d_x[:, : lags - 1] = 0
+        for first, end in _blocks(d_out):
+            part = d_out[:, first:end]
+            for lag in range(lags):  # the newest inputs get their first gradient at lag 0, older ones add to theirs
+                _add_product(_at_lag(d_x, lag, lags, first, end), part, weight[lag], fresh=lag == 0)
+                d_weight[lag] += (part * _at_lag(x, lag, lags, first, end)).sum((0, 1))
+        return d_x, d_weight
+
+
+def _blocks(out: Tensor) -> Iterator[tuple[int, int]]:
+    """First token and end of every block of [B, T, D]; a GPU takes the stretch as one."""
+    tokens = out.shape[1]
+    size = tokens if out.is_cuda else max(1, BLOCK_ELEMENTS // (out.shape[0] * out.shape[2]))
+    for first in range(0, tokens, size):
+        yield first, min(first + size, tokens)
+
+
+def _at_lag(x: Tensor, lag: int, lags: int, first: int, end: int) -> Tensor:
+    """The inputs that the tokens `first` to `end` take at a lag."""
+    shift = lags - 1 - lag
+    return x[:, first + shift : end + shift]
+
+
+def _add_product(target: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
+    if fresh:
+        torch.mul(left, right, out=target)
+    else:
+        target.addcmul_(left, right)
