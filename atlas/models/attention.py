@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from atlas.models.persistent import PersistentMemory
 from atlas.ops.banded_attention import Prefix, banded_attention, with_prefix
-
-ROPE_BASE = 10_000.0
+from atlas.ops.rotary import rotate
 
 
 class AttentionState(NamedTuple):
@@ -23,17 +22,6 @@ class AttentionState(NamedTuple):
     keys: Tensor  # [B, H, cached, d]
     values: Tensor  # [B, H, cached, d]
     valid: Tensor  # [B, cached] bool; False before the sequence's first token
-
-
-def rotate(x: Tensor, first: int) -> Tensor:
-    """Rotary position embedding of [B, H, T, d] whose first token is number `first` of its sequence."""
-    half = x.shape[-1] // 2
-    # Angles in float64: at position 10^6 float32 would be off by 0.06 rad.
-    frequency = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
-    angle = torch.arange(first, first + x.shape[-2], dtype=torch.float64, device=x.device).unsqueeze(-1) * frequency
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
 
 
 class SlidingWindowAttention(nn.Module):

@@ -1,0 +1,48 @@
+"""Rotary position embedding (RoFormer), whose backward pass is the rotation back.
+
+Legend: T tokens, d head width; component i of the left half turns with component i of the right half.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROPE_BASE = 10_000.0
+
+
+def rotate(x: Tensor, first: int) -> Tensor:
+    """[..., T, d] whose first token is number `first` of its sequence, each token turned by its position."""
+    half = x.shape[-1] // 2
+    # Angles in float64: at position 10^6 float32 would be off by 0.06 rad.
+    frequency = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angle = torch.arange(first, first + x.shape[-2], dtype=torch.float64, device=x.device).unsqueeze(-1) * frequency
+    turned: Tensor = Rotation.apply(x, angle.cos().to(x.dtype), angle.sin().to(x.dtype))  # type: ignore[no-untyped-call]
+    return turned
+
+
+class Rotation(torch.autograd.Function):
+    """(x [..., T, d], cos [T, d/2], sin [T, d/2]) -> [left cos - right sin, left sin + right cos]"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_turned: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(d_turned, cos, sin, -1), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    out = x.new_empty(x.shape)
+    left, right = x.chunk(2, dim=-1)
+    new_left, new_right = out.chunk(2, dim=-1)
+    torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-direction)
+    torch.mul(right, cos, out=new_right).addcmul_(left, sin, value=direction)
+    return out
