@@ -1,4 +1,4 @@
-"""The commands of experiments/lengths and experiments/decoding, on models of no time."""
+"""The commands of experiments/lengths, experiments/decoding and experiments/ablations, on models of no time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import atlas
 from atlas.build import build_model
 from atlas.config import RunConfig
 from atlas.models.plan import MemoryMode
+from experiments.ablations.__main__ import main as ablations
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -98,3 +99,40 @@ def test_the_rule_of_decoding(
     verdict = decoding.write(costs, [], tmp_path)
     assert f"chunk 1: time x{milliseconds / 5:.3f}, peak x{peak / 1000:.3f}" in verdict
     assert f"| chunk 1 | 16384 | {milliseconds:.2f} | 10.0% | {state} bytes |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_ablations_compare_runs_of_a_seed(
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: tuple[tuple[str, ...], ...] = (
+        (),
+        ("seed=1",),
+        ("model.memory.enabled=false",),
+        ("model.fusion=additive",),
+    )
+    losses = []
+    for job, overrides in enumerate(settings):
+        folder = tmp_path / "sweep" / str(job)
+        atlas.train(tiny("train.steps=2", "checkpoint.every=2", *overrides), folder)
+        losses.append(json.loads((folder / "summary.json").read_text())["validation_loss"])
+    assert ablations([str(tmp_path / "sweep"), "samples=2", f"folder={tmp_path}"]) == 0
+    runs = json.loads((tmp_path / "ablations.json").read_text())["runs"]
+    assert [run["setting"] for run in runs] == [
+        "reference",
+        "reference",
+        "model.memory.enabled=False",
+        "model.fusion=additive",
+    ]
+    assert [run["without"] is None for run in runs] == [False, True, True, False]  # a control of the same seed only
+    rows = [line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("|")][2:]
+    mean = (losses[0] + losses[1]) / 2
+    assert f"| {mean:.4f} ({min(losses[:2]):.4f} to {max(losses[:2]):.4f}) | - |" in rows[0]
+    assert f"| {losses[3]:.4f} | {losses[3] - losses[0]:+.4f} |" in rows[2]
+    capsys.readouterr()
+    for arguments, message in (
+        ([], "SWEEP=: must be one or more folders"),
+        ([str(tmp_path)], "must be the folder of a sweep of which a job has ended"),
+        ([str(tmp_path / "sweep"), "samples=0"], "samples=0: must be >= 1"),
+    ):
+        assert ablations(arguments) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""What each part of the memory is worth: a table over sweeps, with every run probed anew on many needles.
+
+python -m experiments.ablations SWEEP [SWEEP ...] [samples=64] [folder=experiments/ablations]
+
+The settings of the first job are the reference; every other row names what it changes. Runs of one seed are compared
+with each other: the same data, the same needles, and the run trained without a memory as second control.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from atlas.arguments import read_settings
+from atlas.config import ConfigError, require
+from atlas.environment import git_revision, versions
+from atlas.niah import probe_run
+from experiments.ablations.table import Run, document
+
+HERE = Path(__file__).parent
+IGNORED = ("seed", "logger.", "device.", "checkpoint.")  # no part of what is compared
+
+
+@dataclass
+class Settings:
+    samples: int = 64  # needles at each depth
+    folder: str = str(HERE)  # of ablations.json and RESULTS.md
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, "samples", self.samples, ">= 1")
+        require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
+
+
+def jobs(sweeps: Sequence[str]) -> list[Path]:
+    """Folders of all jobs that have ended, in the order of the sweeps. Raises `ConfigError` where there are none."""
+    found: list[Path] = []
+    for sweep in sweeps:
+        ended = sorted(Path(sweep).glob("*/summary.json"), key=lambda path: int(path.parent.name))
+        require(bool(ended), "SWEEP", sweep, "the folder of a sweep of which a job has ended")
+        found += [path.parent for path in ended]
+    return found
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings that matter, and the summary."""
+    settings = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return settings, summary
+
+
+def recall_of(folder: Path, samples: int, control: Path | None) -> dict[str, Any]:
+    """Accuracy on `samples` needles at each depth: with the memory, with it off, and by the run trained without one."""
+    arguments = [str(folder), "niah.levels=[recall]", f"niah.samples={samples}"]
+    (result,) = probe_run(arguments + ([f"control={control}"] if control else []))
+    without = [cell.without for cell in result.cells if cell.without is not None]
+    return {
+        "recall": result.accuracy,
+        "control": result.control,
+        "without": sum(without) / len(without) if without else None,
+        "chance": result.chance,
+        "needles": sum(cell.samples for cell in result.cells),
+        "reason": result.reason,
+    }
+
+
+def collect(folders: Sequence[Path], samples: int) -> list[Run]:
+    read = {folder: read_run(folder) for folder in folders}
+    reference = next(iter(read.values()))[0]
+    memory_free = {
+        settings["seed"]: folder for folder, (settings, _) in read.items() if not settings["model.memory.enabled"]
+    }
+    runs = []
+    for folder, (settings, summary) in read.items():
+        changed = {key: value for key, value in settings.items() if value != reference.get(key)}
+        changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
+        has_memory = settings["model.memory.enabled"]
+        recall = recall_of(folder, samples, memory_free.get(settings["seed"])) if has_memory else {}
+        runs.append(Run.of(changed, settings["seed"], summary, recall))
+    return runs
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        sweeps = [argument for argument in arguments if "=" not in argument]
+        require(bool(sweeps), "SWEEP", "", "one or more folders of sweeps")
+        settings = read_settings(Settings, [argument for argument in arguments if "=" in argument])
+        runs = collect(jobs(sweeps), settings.samples)
+    except ConfigError as error:
+        print(f"atlas: {error}", file=sys.stderr)
+        return 2
+    record = {"runs": [asdict(run) for run in runs], "git": git_revision(), "versions": versions()}
+    folder = Path(settings.folder)
+    (folder / "ablations.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "RESULTS.md").write_text(document(runs, record), encoding="utf-8")
+    print(f"\nwritten to {folder / 'RESULTS.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
