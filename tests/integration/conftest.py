@@ -19,37 +19,8 @@ from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
 from atlas.telemetry.sinks import Sink
 from atlas.training.checkpoint import CheckpointManager
+from tests.integration.small_runs import JOB, RUN
 
-SHAPE = [
-    "model.width=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.feedforward=32",
-    "model.memory.hidden=8",
-    "model.persistent_keys=4",
-    "model.window=8",
-    "train.sequence=64",
-    "chunk_size.shard=32",
-    "chunk_size.global_size=32",
-    "chunk_size.local=[8]",
-    "data=text",
-    "optim=adamw",
-    "optim.warmup=5",
-    "train.steps=30",
-    "train.batch_size=4",
-    "train.validation_every=10",
-    "train.validation_batches=1",
-    "train.gate.monitor=off",
-    "checkpoint.every=10",
-    "telemetry.every=5",
-    "rollback.warmup=10",
-    "rollback.watch_every=5",
-    "rollback.suspect_every=1",
-    "niah=off",
-    "logger=none",
-    "device=cpu",
-    "device.threads=1",
-]
 Tiny = Callable[..., RunConfig]
 
 
@@ -63,10 +34,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small(text: Path) -> list[str]:
+    """A job of a sweep as a command line."""
+    return [*JOB, f"data.paths=[{text}]"]
+
+
 @pytest.fixture
 def overrides(text: Path) -> list[str]:
     """The tiny run as a command line."""
-    return [*SHAPE, f"data.paths=[{text}]"]
+    return [*RUN, f"data.paths=[{text}]"]
 
 
 @pytest.fixture

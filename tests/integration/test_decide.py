@@ -13,15 +13,10 @@ import pytest
 
 from atlas.decide import main
 from atlas.decisions.chunk_runs import SETS
+from tests.integration.small_runs import MODEL
 
 SMALL = [
-    "model.width=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.feedforward=32",
-    "model.memory.hidden=8",
-    "model.persistent_keys=4",
-    "model.window=8",
+    *MODEL,
     "model.native.sequence=128",
     "model.native.needle_distance=32",
     "data.recall.pairs=4",

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,114 +13,17 @@ import pytest
 import atlas
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
-from atlas.train import main
-
-SMALL = [
-    "model.width=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.feedforward=32",
-    "model.memory.hidden=8",
-    "model.persistent_keys=4",
-    "model.window=8",
-    "train.sequence=64",
-    "chunk_size.shard=32",
-    "chunk_size.global_size=32",
-    "chunk_size.local=[8]",
-    "data=text",
-    "optim=adamw",
-    "train.steps=4",
-    "train.batch_size=2",
-    "train.validation_every=2",
-    "train.validation_batches=1",
-    "train.gate.monitor=off",
-    "checkpoint.every=2",
-    "telemetry.every=1",
-    "niah=off",
-    "calibration=off",
-    "logger=none",
-    "device=cpu",
-    "device.threads=1",
-]
-# Six jobs, of which one cannot be: 96 tokens are no multiple of a shard of 64.
-SIX = ["train.sequence=64,96", "chunk_size.shard=16,32,64"]
-REFUSED = "train.sequence=96: must be a multiple of chunk_size.shard=64 (or set train.pad_shards=true)"
-
-
-@dataclass(frozen=True)
-class Ended:
-    status: int
-    out: str
-    err: list[str]
-
-
-@pytest.fixture(scope="session")
-def small(text: Path) -> list[str]:
-    return [*SMALL, f"data.paths=[{text}]"]
-
-
-def command(*arguments: str) -> Ended:
-    """The command line, in this process."""
-    out, err, handler, before = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM), sys.argv
-    sys.argv = ["atlas-train", *arguments]
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            status = main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv = before
-        signal.signal(signal.SIGTERM, handler)
-    return Ended(status, out.getvalue(), err.getvalue().splitlines())
-
-
-def process(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "atlas.train", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def finished(running: subprocess.Popen[str]) -> Ended:
-    out, err = running.communicate(timeout=120)
-    return Ended(running.returncode, out, err.splitlines())
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return found
-
-
-def statuses(sweep: Path, jobs: int) -> list[str | None]:
-    folders = [sweep / str(number) for number in range(jobs)]
-    return [summary(folder)["status"] if (folder / "summary.json").exists() else None for folder in folders]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def table(ended: Ended) -> list[list[str]]:
-    """The jobs as the closing table shows them, a list of cells each."""
-    lines = ended.out.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("job  settings"))
-    return [re.split(r"  +", line) for line in lines[start + 1 : lines.index(report_line(ended))]]
-
-
-def report_line(ended: Ended) -> str:
-    return next(line for line in ended.out.splitlines() if line.startswith("report: "))
-
-
-def wait_for(path: Path) -> None:
-    """Until the file has a line; the process that writes it is watched by `finished`."""
-    deadline = time.monotonic() + 90
-    while not (path.exists() and path.read_bytes().count(b"\n")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+from tests.integration.sweep_commands import (
+    REFUSED,
+    SIX,
+    Ended,
+    command,
+    contents,
+    report_line,
+    statuses,
+    summary,
+    table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -338,75 +232,3 @@ def test_an_experiment_may_make_itself_a_sweep(small: list[str], tmp_path: Path)
 
 def _kill_after_start(folder: Path) -> None:
     (folder / "summary.json").write_text(json.dumps({**summary(folder), "status": "running"}), encoding="utf-8")
-
-
-@pytest.fixture
-def no_threads_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_threads_of_ours")
-def test_joblib_runs_jobs_beside_each_other_and_resumes(small: list[str], tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    arguments = [*small, *SIX, "device.threads=0", "logger=wandb", "logger.mode=offline"]
-    given = [text for text in arguments if text != "logger=none"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={sweep}"]
-    ended = finished(process("-m", *given, *launcher))
-    assert (ended.status, statuses(sweep, 6)) == (1, [*["completed"] * 5, "failed"])
-    assert ended.err[0] == "atlas: jobs run at the same time: their timings are no evidence"
-    assert ended.err[-1] == f"atlas: 5 of 6 jobs completed; see {sweep}"
-    assert [row[2] for row in table(ended)] == [*["completed"] * 5, "failed"]
-    assert REFUSED in (sweep / "report" / "report.md").read_text(encoding="utf-8")
-    assert {summary(sweep / str(number))["launcher"] for number in range(6)} == {"joblib"}
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    devices = [summary(sweep / str(number))["device"] for number in range(5)]
-    assert {device.rpartition(", ")[2] for device in devices} == {f"{threads} threads)"}
-    identities = {(sweep / str(number) / "wandb_id").read_text(encoding="utf-8") for number in range(5)}
-    assert len(identities) == 5
-    before = {number: contents(sweep / str(number)) for number in range(5)}
-    resumed = command("-m", f"sweep.resume={sweep}", "hydra/launcher=basic")
-    assert (resumed.status, resumed.err[0]) == (1, "atlas: 5 of 6 jobs are complete, 1 are left")
-    assert {number: contents(sweep / str(number)) for number in range(5)} == before
-
-
-@pytest.mark.slow
-def test_joblib_stops_in_good_order(small: list[str], tmp_path: Path) -> None:
-    """By Ctrl-C in a terminal, which reaches every process of the sweep, and by SIGTERM, which reaches the first."""
-    for number, stop in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):
-        sweep = tmp_path / number.name
-        launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={sweep}"]
-        running = process("-m", *small, *launcher, "train.steps=100000", "telemetry.every=1", "seed=0,1,2,3")
-        for job in ("0", "1"):
-            wait_for(sweep / job / "metrics.jsonl")
-        stop(running.pid, number)
-        ended = finished(running)
-        assert (ended.status, statuses(sweep, 4)) == (130, ["aborted", "aborted", None, None])
-        assert "atlas: 2 of the jobs not started: the sweep was interrupted" in ended.err
-        assert (sweep / "report" / "report.md").is_file()
-
-
-@pytest.mark.slow
-def test_joblib_goes_on_after_a_worker_was_killed(small: list[str], tmp_path: Path) -> None:
-    """joblib gives up the job beside the one that was killed as well; those after them are run."""
-    sweep = tmp_path / "sweep"
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={sweep}"]
-    running = process("-m", *small, *launcher, "train.steps=100000,100001,4,5")
-    for job in ("0", "1"):
-        wait_for(sweep / job / "metrics.jsonl")
-    worker = int((sweep / ".workers" / "0").read_text(encoding="utf-8").split()[0])
-    os.kill(worker, signal.SIGKILL)
-    ended = finished(running)
-    assert (ended.status, statuses(sweep, 4)) == (1, ["running", "running", "completed", "completed"])
-    assert [row[2] for row in table(ended)] == ["killed", "killed", "completed", "completed"]
-    assert f"atlas: job 1 killed: its process ended without a word; see {sweep}/1" in ended.err
-
-
-@pytest.mark.slow
-def test_submitit_runs_each_job_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    arguments = [*small, "checkpoint.keep=1,2", "hydra/launcher=submitit_local", f"hydra.sweep.dir={sweep}"]
-    ended = finished(process("-m", *arguments))
-    assert (ended.status, statuses(sweep, 2)) == (1, ["failed", "completed"])
-    assert {summary(sweep / str(number))["launcher"] for number in (0, 1)} == {"submitit_local"}
-    assert [row[2] for row in table(ended)] == ["failed", "completed"]
