@@ -1,10 +1,11 @@
-"""`KEY=VALUE` arguments of a command -> the dataclass of its settings.
+"""`KEY=VALUE` arguments of a command -> the dataclass of its settings; help and refusals of a command line.
 
 For commands whose values are plain text: unlike Hydra's, a value may hold any character and needs no second quoting.
 """
 
 from __future__ import annotations
 
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -16,6 +17,22 @@ from atlas.config import ConfigError, require
 
 Settings = TypeVar("Settings")
 WORDS = {int: "an integer, such as 100", float: "a number, such as 0.5"}
+
+
+def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
+    """Exit status of `work` on the arguments, by default those of the process.
+
+    0 where they ask for help; 2, with one line on stderr, where `work` raises `ConfigError`.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not {"-h", "--help"}.isdisjoint(given):
+        print(help_text)
+        return 0
+    try:
+        return work(given)
+    except ConfigError as error:
+        print(f"atlas: {error}", file=sys.stderr)
+        return 2
 
 
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:

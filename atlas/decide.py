@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas.arguments import read_settings
-from atlas.config import ConfigError, require
+from atlas.arguments import read_settings, run_command
+from atlas.config import require
 from atlas.decisions.document import section, write_document
 from atlas.decisions.protocols import protocol_of
 from atlas.decisions.record import DECISION_FILE, Record, make_record, record_text
@@ -37,16 +37,11 @@ class Choices:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not {"-h", "--help"}.isdisjoint(given):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    try:
-        records = decide_sweeps(given)
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(record.decision.passed for record in records) else 1
+    return run_command(_decide, arguments, f"{USAGE}\n\n{__doc__}")
+
+
+def _decide(arguments: Sequence[str]) -> int:
+    return 0 if all(record.decision.passed for record in decide_sweeps(arguments)) else 1
 
 
 def decide_sweeps(arguments: Sequence[str]) -> list[Record]:

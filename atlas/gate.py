@@ -35,6 +35,7 @@ from atlas.acceptance.perplexity import judge_ppl_delta, last_readings
 from atlas.acceptance.rehearsal import judge_rollback
 from atlas.acceptance.training import judge_needles, judge_stability
 from atlas.acceptance.verdict import MARKDOWN_FILE, Verdict
+from atlas.arguments import run_command
 from atlas.config import ConfigError
 from atlas.resuming import flat
 
@@ -44,15 +45,7 @@ ORDER = ("G2-4", "G2-5", "G2-7", "G2-3", "G2-6", "G2-2", "G2-1")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not {"-h", "--help"}.isdisjoint(given):
-        print(__doc__)
-        return 0
-    try:
-        return pass_gate(given)
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
+    return run_command(pass_gate, arguments, __doc__ or "")
 
 
 def pass_gate(given: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from atlas.arguments import read_settings, split_arguments
+from atlas.arguments import read_settings, run_command, split_arguments
 from atlas.config import ConfigError, DeviceConfig, DeviceKind, require
 
 if TYPE_CHECKING:
@@ -99,20 +99,17 @@ class GenerationSettings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not {"-h", "--help"}.isdisjoint(given):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
     try:
-        folder, overrides = split_arguments(given, USAGE)
-        settings = read_settings(GenerationSettings, overrides)
-        print_stream(continuation(folder, settings), sys.stdout)
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
+        return run_command(_print_continuation, arguments, f"{USAGE}\n\n{__doc__}")
     except KeyboardInterrupt:
         print(flush=True)
         return 130
+
+
+def _print_continuation(arguments: Sequence[str]) -> int:
+    folder, overrides = split_arguments(arguments, USAGE)
+    settings = read_settings(GenerationSettings, overrides)
+    print_stream(continuation(folder, settings), sys.stdout)
     return 0
 
 

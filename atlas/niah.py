@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from atlas.arguments import run_command
 from atlas.composition import CONF_DIR, options
-from atlas.config import ConfigError, DeviceConfig, NIAHConfig, RunConfig, require
+from atlas.config import DeviceConfig, NIAHConfig, RunConfig, require
 from atlas.refusals import refuse, unknown_key
 
 if TYPE_CHECKING:
@@ -31,16 +32,11 @@ USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ..
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not {"-h", "--help"}.isdisjoint(given):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    try:
-        results = probe_run(given)
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(result.outcome.value == "passed" for result in results) else 1
+    return run_command(_probe, arguments, f"{USAGE}\n\n{__doc__}")
+
+
+def _probe(arguments: Sequence[str]) -> int:
+    return 0 if all(result.outcome.value == "passed" for result in probe_run(arguments)) else 1
 
 
 def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlas.config import ConfigError, require
+from atlas.arguments import run_command
+from atlas.config import require
 from atlas.report.writing import write_report
 
 USAGE = "python -m atlas.report DIR... [target=PATH]"
@@ -19,15 +20,11 @@ USAGE = "python -m atlas.report DIR... [target=PATH]"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not {"-h", "--help"}.isdisjoint(given):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    try:
-        folder = write_report(*parse(given))
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
+    return run_command(_write, arguments, f"{USAGE}\n\n{__doc__}")
+
+
+def _write(arguments: Sequence[str]) -> int:
+    folder = write_report(*parse(arguments))
     print(f"{folder / 'index.html'}\n{folder / 'report.md'}")
     return 0
 

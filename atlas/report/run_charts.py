@@ -82,7 +82,8 @@ def _delta(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     found = [value for trace in traces for value in trace["y"]]
     shown = [max(min(found), -NEAR * threshold), min(max(*found, 1.5 * threshold), NEAR * threshold)]
     traces.append(level_line(_ends(record), threshold, f"threshold {threshold:.1%}", "@vermillion"))
-    note = f"Readings go from {min(found):,.1%} to {max(found):,.1%}; a double click shows all of them."
+    reach = f"go from {min(found):,.1%} to {max(found):,.1%}" if len(found) > 1 else f"are {found[0]:,.1%}"
+    note = f"Readings {reach}; a double click shows all of them."
     clipped = shown[0] > min(found) or shown[1] < max(found)
     margin = 0.05 * (shown[1] - shown[0])
     limits = [shown[0] - margin, shown[1] + margin]

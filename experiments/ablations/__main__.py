@@ -17,14 +17,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from atlas.arguments import read_settings
-from atlas.config import ConfigError, require
+from atlas.arguments import read_settings, run_command
+from atlas.config import require
 from atlas.environment import git_revision, versions
 from atlas.niah import probe_run
 from experiments.ablations.table import Run, document
 
 HERE = Path(__file__).parent
-IGNORED = ("seed", "logger.", "device.", "checkpoint.")  # no part of what is compared
+IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.")  # what a run learns does not depend on it
 
 
 @dataclass
@@ -91,15 +91,17 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
     return runs
 
 
-def main(arguments: Sequence[str]) -> int:
-    try:
-        sweeps = [argument for argument in arguments if "=" not in argument]
-        require(bool(sweeps), "SWEEP", "", "one or more folders of sweeps")
-        settings = read_settings(Settings, [argument for argument in arguments if "=" in argument])
-        runs = collect(jobs(sweeps), settings.samples)
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(measure, arguments, __doc__ or "")
+
+
+def measure(arguments: Sequence[str]) -> int:
+    """Probe, and write the table. Raises `ConfigError` for arguments that cannot be used."""
+    sweeps = [argument for argument in arguments if "=" not in argument]
+    require(bool(sweeps), "SWEEP", "", "one or more folders of sweeps")
+    settings = read_settings(Settings, [argument for argument in arguments if "=" in argument])
+    runs = collect(jobs(sweeps), settings.samples)
     record = {"runs": [asdict(run) for run in runs], "git": git_revision(), "versions": versions()}
     folder = Path(settings.folder)
     (folder / "ablations.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -109,4 +111,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
