@@ -52,6 +52,14 @@ def speed_ratio(row: Row | None, other: Row | None) -> Ratio | None:
     return Ratio(tokens_per_second(row) / tokens_per_second(other), min(rounds), max(rounds))
 
 
+def highest_ratio(row: Row | None, other: Row | None, peak_flops: float | None) -> float | None:
+    """What `speed_ratio` would be if `row` did nothing but its matrix products, all at the machine's peak rate."""
+    if row is None or other is None or peak_flops is None or "flops" not in row:
+        return None
+    tokens: int = row["batch"] * row["sequence"]
+    return tokens * peak_flops / row["flops"] / tokens_per_second(other)
+
+
 def time_ratio(row: Row | None, other: Row | None) -> Ratio | None:
     """How many times as long `row` takes as `other`; both of one race."""
     if row is None or other is None:

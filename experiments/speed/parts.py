@@ -38,7 +38,8 @@ def contexts(options: Options, device: torch.device) -> dict[str, Any]:
 
 def branch(options: Options, device: torch.device) -> dict[str, Any]:
     """The memory of one block alone, over context lengths: what shards are worth."""
-    return {"rows": _raced(entries("branch", options), options.rounds, device)}
+    rows = _raced(entries("branch", options), options.rounds, device, with_flops=True)
+    return {"rows": rows, "peak_flops": peak_flops(device)}
 
 
 def decode(options: Options, device: torch.device) -> dict[str, Any]:
@@ -62,13 +63,12 @@ def _raced(
     device: torch.device,
     *,
     with_peaks: bool = False,
+    with_flops: bool = False,
     with_products: bool = False,
 ) -> list[Row]:
     rows: list[Row] = []
-    for (
-        name,
-        shape,
-    ) in contestants:  # first of all: this process holds little yet, and leaves the memory to its children
+    # Memory first of all: this process holds little yet, and leaves the rest to its children.
+    for name, shape in contestants:
         row: Row = {"name": name, "model": shape.model, "batch": shape.batch, "sequence": shape.sequence}
         rows.append(row | _memory(name, shape, device, with_peaks))
     steps: dict[str, TrainingStep] = {}
@@ -78,7 +78,9 @@ def _raced(
             row["reason"] = prepared
             continue
         steps[_key(row)] = prepared
-        row |= {"parameters": prepared.parameters} | (_products(prepared, device) if with_products else {})
+        row |= {"parameters": prepared.parameters}
+        if with_flops or with_products:
+            row |= _products(prepared, device, replayed=with_products)
     seconds = race(steps, rounds, device)
     for row in filter(measured, rows):
         row["seconds"] = seconds[_key(row)]
@@ -129,8 +131,8 @@ def _short(shape: Shape) -> Shape:
     return Shape(shape.model, 1, min(shape.sequence, shortest))
 
 
-def _products(step: TrainingStep, device: torch.device) -> Row:
+def _products(step: TrainingStep, device: torch.device, *, replayed: bool) -> Row:
     with Recorder() as seen:
         step()
-    found: Row = {"flops": seen.flops, "products_seconds": seen.replay_seconds(device)}
+    found: Row = {"flops": seen.flops} | ({"products_seconds": seen.replay_seconds(device)} if replayed else {})
     return found | ({"not_counted": sorted(seen.foreign)} if seen.foreign else {})

@@ -157,6 +157,8 @@ def test_targets_are_judged_from_the_measurements() -> None:
     verdicts = [(target.verdict, target.found) for target in targets(measurements())]
     # The anchor is the Transformer with the lower median; a row without a measurement reaches nothing.
     assert verdicts[0] == ("reached", (0.5, 0.4, 4.0))
+    # 10^9 operations at 2 * 10^10 a second take 0.05 s, half of the anchor's step.
+    assert [target.highest for target in targets(measurements())][:2] == [2.0, None]
     assert [verdict for verdict, _ in verdicts[1:4]] == ["not measured"] * 3
     assert verdicts[4] == ("MISSED", (40.0, 40.0, 40.0))
     assert verdicts[5] == ("reached", 0.05)
