@@ -13,17 +13,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from atlas.arguments import read_settings, run_command
+from atlas.build import build_data, load_checkpointed
 from atlas.config import require
+from atlas.data.batch import Batch
 from atlas.environment import git_revision, versions
 from atlas.niah import probe_run
+from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
 
 HERE = Path(__file__).parent
+ANSWER_BATCHES = 32
 IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.")  # what a run learns does not depend on it
 
 
@@ -75,6 +81,19 @@ def recall_of(folder: Path, samples: int, control: Path | None) -> dict[str, Any
     }
 
 
+@torch.no_grad()
+def answer_loss(folder: Path) -> float:
+    """Nats per answer byte of recall rows of the run's own kind that it has not seen."""
+    model, config, _ = load_checkpointed(folder)
+    data = build_data(config)
+    losses = []
+    for step in range(config.train.steps + 1, config.train.steps + 1 + ANSWER_BATCHES):
+        batch = data.batch(step)
+        rows = Batch(*(column[batch.recall] for column in vars(batch).values()))
+        losses.append(language_loss(model(rows.inputs).logits, rows).recall.item())
+    return mean(losses)
+
+
 def collect(folders: Sequence[Path], samples: int) -> list[Run]:
     read = {folder: read_run(folder) for folder in folders}
     reference = next(iter(read.values()))[0]
@@ -86,8 +105,10 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
         changed = {key: value for key, value in settings.items() if value != reference.get(key)}
         changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
         has_memory = settings["model.memory.enabled"]
-        recall = recall_of(folder, samples, memory_free.get(settings["seed"])) if has_memory else {}
-        runs.append(Run.of(changed, settings["seed"], summary, recall))
+        found = recall_of(folder, samples, memory_free.get(settings["seed"])) if has_memory else {}
+        if share := settings.get("data.recall_share_end"):
+            found |= {"answer_loss": answer_loss(folder), "recall_share": share}
+        runs.append(Run.of(changed, settings["seed"], summary, found))
     return runs
 
 

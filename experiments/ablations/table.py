@@ -15,7 +15,10 @@ COLUMNS = (
     "recall",
     "memory off",
     "trained without memory",
-    "validation loss",
+    "loss of answers",
+    "loss of text",
+    "against the reference",
+    "loss of both",
     "against the reference",
 )
 
@@ -26,7 +29,9 @@ class Run:
     seed: int
     status: str
     parameters: int
-    validation_loss: float | None  # nats per byte
+    validation_loss: float | None  # of text, nats per byte
+    answer_loss: float | None  # of recall rows that the run has not seen, nats per answer byte; None: has none
+    recall_share: float | None  # of the rows, at the end of the run
     recall: float | None  # share of needles found; None = not measured
     control: float | None  # the same with the memory off
     without: float | None  # the same needles, by the run of this seed that was trained without a memory
@@ -34,19 +39,28 @@ class Run:
     needles: int
     tokens_per_second: float | None
 
+    @property
+    def mixed_loss(self) -> float | None:
+        """What training minimises, on rows that it has not seen."""
+        if self.validation_loss is None or self.answer_loss is None or self.recall_share is None:
+            return None
+        return (1 - self.recall_share) * self.validation_loss + self.recall_share * self.answer_loss
+
     @classmethod
-    def of(cls, changed: dict[str, Any], seed: int, summary: dict[str, Any], recall: dict[str, Any]) -> Run:
+    def of(cls, changed: dict[str, Any], seed: int, summary: dict[str, Any], found: dict[str, Any]) -> Run:
         return cls(
             setting=", ".join(f"{key}={value}" for key, value in sorted(changed.items())) or REFERENCE,
             seed=seed,
             status=summary["status"],
             parameters=summary["parameters"],
             validation_loss=summary["validation_loss"],
-            recall=recall.get("recall"),
-            control=recall.get("control"),
-            without=recall.get("without"),
-            chance=recall.get("chance"),
-            needles=recall.get("needles", 0),
+            answer_loss=found.get("answer_loss"),
+            recall_share=found.get("recall_share"),
+            recall=found.get("recall"),
+            control=found.get("control"),
+            without=found.get("without"),
+            chance=found.get("chance"),
+            needles=found.get("needles", 0),
             tokens_per_second=summary["tokens_per_second"],
         )
 
@@ -56,7 +70,7 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.setting, []).append(run)
-    reference = {run.seed: run.validation_loss for run in groups.get(REFERENCE, [])}
+    reference = {run.seed: run for run in groups.get(REFERENCE, [])}
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [_row(setting, group, reference) for setting, group in groups.items()]
     needles = sorted({run.needles for run in runs if run.needles})
@@ -66,16 +80,20 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
         "",
         "Written by `python -m experiments.ablations`; do not edit. A cell is the mean over the seeds, and the range.",
         f"Recall: share of needles found in a noise haystack beyond the attention window, {_joined(needles)} needles a",
-        f"run, chance {_joined([f'{value:.1%}' for value in chance])}. Validation loss: nats per byte of real text;",
-        "against the reference: the difference to the reference run of the same seed, negative = better.",
+        f"run, chance {_joined([f'{value:.1%}' for value in chance])}. Losses: nats per byte, on rows that the run has",
+        "not seen: answers of recall rows, validation text, and both by their shares of the rows at the end, which is",
+        "what training minimises. Against the reference: minus its run of the same seed, negative = better.",
         "",
     ]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return "\n".join([*about, *lines, "", f"Probed at revision {record['git'] or 'unknown'}; {versions}.", ""])
 
 
-def _row(setting: str, runs: Sequence[Run], reference: dict[int, float | None]) -> str:
-    differences = [_difference(run.validation_loss, reference.get(run.seed)) for run in runs]
+def _row(setting: str, runs: Sequence[Run], reference: dict[int, Run]) -> str:
+    def against(name: str) -> str:
+        differences = [_difference(getattr(run, name), getattr(reference.get(run.seed), name, None)) for run in runs]
+        return "-" if setting == REFERENCE else _spread(differences, "+.4f")
+
     cells = [
         setting,
         ", ".join(str(run.seed) for run in runs),
@@ -83,8 +101,11 @@ def _row(setting: str, runs: Sequence[Run], reference: dict[int, float | None]) 
         _spread([run.recall for run in runs], ".1%"),
         _spread([run.control for run in runs], ".1%"),
         _spread([run.without for run in runs], ".1%"),
+        _spread([run.answer_loss for run in runs], ".4f"),
         _spread([run.validation_loss for run in runs], ".4f"),
-        "-" if setting == REFERENCE else _spread(differences, "+.4f"),
+        against("validation_loss"),
+        _spread([run.mixed_loss for run in runs], ".4f"),
+        against("mixed_loss"),
     ]
     return f"| {' | '.join(cells)} |"
 

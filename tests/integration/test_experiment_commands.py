@@ -17,6 +17,7 @@ from atlas.build import build_model
 from atlas.config import RunConfig
 from atlas.models.plan import MemoryMode
 from experiments.ablations.__main__ import main as ablations
+from tests.integration.small_runs import RUN
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -101,9 +102,10 @@ def test_the_rule_of_decoding(
     assert f"| chunk 1 | 16384 | {milliseconds:.2f} | 10.0% | {state} bytes |" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_ablations_compare_runs_of_a_seed(
-    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recall = ["pairs=4", "queries=3", "sparse_queries=3", "sparse_share=0", "distance_min=8"]
+    mixed = ["data=mixed", f"data.paths=[{text}]", *(f"data.recall.{setting}" for setting in recall)]
+    common = [*(setting for setting in RUN if setting != "data=text"), *mixed, "train.steps=2", "checkpoint.every=2"]
     settings: tuple[tuple[str, ...], ...] = (
         (),
         ("seed=1",),
@@ -113,7 +115,7 @@ def test_ablations_compare_runs_of_a_seed(
     losses = []
     for job, overrides in enumerate(settings):
         folder = tmp_path / "sweep" / str(job)
-        atlas.train(tiny("train.steps=2", "checkpoint.every=2", *overrides), folder)
+        atlas.train(atlas.compose([*common, *overrides]), folder)
         losses.append(json.loads((folder / "summary.json").read_text())["validation_loss"])
     assert ablations([str(tmp_path / "sweep"), "samples=2", f"folder={tmp_path}"]) == 0
     runs = json.loads((tmp_path / "ablations.json").read_text())["runs"]
@@ -127,7 +129,10 @@ def test_ablations_compare_runs_of_a_seed(
     rows = [line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("|")][2:]
     mean = (losses[0] + losses[1]) / 2
     assert f"| {mean:.4f} ({min(losses[:2]):.4f} to {max(losses[:2]):.4f}) | - |" in rows[0]
-    assert f"| {losses[3]:.4f} | {losses[3] - losses[0]:+.4f} |" in rows[2]
+    share, answers = runs[3]["recall_share"], [run["answer_loss"] for run in runs]
+    both = [(1 - share) * loss + share * answer for loss, answer in zip(losses, answers, strict=True)]
+    text_cells, both_cells = (f"| {x[3]:.4f} | {x[3] - x[0]:+.4f} |" for x in (losses, both))
+    assert rows[2].endswith(text_cells.removesuffix(" |") + " " + both_cells)
     capsys.readouterr()
     for arguments, message in (
         ([], "SWEEP=: must be one or more folders"),
