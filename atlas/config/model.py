@@ -79,6 +79,7 @@ class MemoryConfig:
     hidden: int = 64  # h, hidden width of the gated MLP, per head
     rate_max: float = 1.0  # upper bound of the inner rate eta
     rate_init: float = 0.1  # inner rate of a token before training
+    rate_threshold: float = 0.0  # tau in [0, 1): a token whose gate is below it writes nothing; 0 = every token writes
     weight_norm_max: float = 8.0  # Frobenius norm that each fast weight is scaled back to at chunk ends
     convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v
     activate_keys: bool = False  # SiLU on q and k as in Titans; collapses the Q-K projection
@@ -103,6 +104,7 @@ class MemoryConfig:
             self.rate_init,
             f"in (0, model.memory.rate_max={self.rate_max})",
         )
+        require(0 <= self.rate_threshold < 1, "model.memory.rate_threshold", self.rate_threshold, "in [0, 1)")
         require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
         require(self.degree in (1, 2), "model.memory.degree", self.degree, "1 or 2")
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")

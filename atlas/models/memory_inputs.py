@@ -31,17 +31,18 @@ class MemoryInputs(nn.Module):
 
     def __init__(self, width: int, heads: int, memories: int, config: MemoryConfig) -> None:
         super().__init__()
-        self.heads, self.activate_keys, self.rate_max = heads, config.activate_keys, config.rate_max
+        self.heads, self.activate_keys = heads, config.activate_keys
+        self.rate_max, self.threshold = config.rate_max, config.rate_threshold
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.convolution = CausalConvolution(width) if config.convolution else None
         self.rate = nn.Linear(width, heads * memories)
-        share = config.rate_init / config.rate_max
+        gate = self.threshold + (1 - self.threshold) * config.rate_init / config.rate_max
         with torch.no_grad():
             query, key, value = self.qkv.weight.chunk(3)
             key.copy_(query)  # the same content gives the same key and query from the first step
             value.normal_(std=2 * (width // heads * width) ** -0.5)  # ||v|| is about 1 behind the SiLU
             self.rate.weight.zero_()
-            self.rate.bias.fill_(log(share / (1 - share)))
+            self.rate.bias.fill_(log(gate / (1 - gate)))
 
     def initial_state(self, batch: int) -> Tensor:
         """Inputs of the convolution before the first token: [B, 3, 3D]."""
@@ -58,9 +59,17 @@ class MemoryInputs(nn.Module):
         return tokens, led[:, -(CONVOLUTION - 1) :]
 
     def rates(self, x: Tensor) -> Tensor:
-        """Inner rate eta in (0, rate_max) of every memory, row and token: [memories, N, T]."""
+        """Inner rate eta of every memory, row and token: [memories, N, T].
+
+        eta = rate_max * relu(sigmoid(linear(x)) - tau) / (1 - tau): with a threshold tau > 0 a token may write nothing
+        at all, as in the hard concrete gate (Louizos et al. 2018). A sigmoid never gets to 0, and over thousands of
+        tokens of noise small writes add up to more than the needle (experiments/LOG.md).
+        """
         logits = self.rate(x)
         wide = torch.promote_types(logits.dtype, torch.float32)  # under autocast the rates stay exact
-        rate = self.rate_max * torch.sigmoid(logits.to(wide))
+        gate = torch.sigmoid(logits.to(wide))
+        if self.threshold:
+            gate = torch.relu(gate - self.threshold) / (1 - self.threshold)
+        rate = self.rate_max * gate
         rows: Tensor = rate.unflatten(-1, (-1, self.heads)).permute(2, 0, 3, 1).flatten(1, 2)
         return rows
