@@ -190,11 +190,28 @@ def test_a_control_at_the_end_of_its_range_is_fixed_and_has_no_parameter() -> No
     assert torch.equal(memory.controls(x), torch.ones(3, BATCH * HEADS, TOKENS, 1, dtype=x.dtype))
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
+def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_threshold(threshold: float) -> None:
+    torch.manual_seed(0)
+    config = replace(BASE, rate_max=2.0, rate_init=0.3, rate_threshold=threshold)
+    inputs = AtlasMemory(8, HEADS, 2, config).double().inputs
+    x = torch.randn(BATCH, TOKENS, 8, dtype=torch.float64)
+    torch.testing.assert_close(inputs.rates(x), torch.full_like(inputs.rates(x), 0.3), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        inputs.rate.weight.normal_()
+    gates = torch.sigmoid(inputs.rate(x)).unflatten(-1, (-1, HEADS)).permute(2, 0, 3, 1).flatten(1, 2)
+    rates = inputs.rates(x)
+    assert rates[gates <= threshold].eq(0).all()
+    above = gates > threshold
+    torch.testing.assert_close(rates[above], 2.0 * (gates[above] - threshold) / (1 - threshold))
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
         ("degree", 3, "1 or 2"),
         ("feature_width", -1, ">= 0"),
+        ("rate_threshold", 1.0, r"in \[0, 1\)"),
         ("momentum", 1.0, r"in \[0, 1\)"),
         ("momentum", float("nan"), r"in \[0, 1\)"),
         ("retention", 0.0, r"in \(0, 1\]"),
