@@ -17,6 +17,7 @@ Blocks of b tokens, for block i with queries Q, keys K and gradient D of M_t q_t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ class CausalProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(key.device.type, enabled=False):
+        with _own_precision(key.device.type):
             queries, keys = _blocks(query), _blocks(key)
             sums = torch.cat((start.unsqueeze(1), keys.mT @ keys), dim=1).cumsum(1)
             before = sums[:, :-1].contiguous()
@@ -78,6 +79,11 @@ class CausalProducts(torch.autograd.Function):
         d_query = gradients @ before.mT + d_gram @ keys
         d_key = keys @ (after + after.mT) + gram.mT @ gradients + d_gram.mT @ queries
         return d_start, _joined(d_query, tokens), _joined(d_key, tokens)
+
+
+def _own_precision(device: str) -> AbstractContextManager[None]:
+    """No autocast, on devices that have it."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _blocks(tokens: Tensor) -> Tensor:
