@@ -50,12 +50,15 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def jobs(sweeps: Sequence[str]) -> list[Path]:
-    """Folders of all jobs that have ended, in the order of the sweeps. Raises `ConfigError` where there are none."""
+    """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
     found: list[Path] = []
     for sweep in sweeps:
-        ended = sorted(Path(sweep).glob("*/summary.json"), key=lambda path: int(path.parent.name))
-        require(bool(ended), "SWEEP", sweep, "the folder of a sweep of which a job has ended")
-        found += [path.parent for path in ended]
+        folders = [path.parent for path in Path(sweep).glob("*/summary.json")]
+        completed = [folder for folder in folders if read_run(folder)[1]["status"] == "completed"]
+        require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")
+        for left_out in sorted(set(folders) - set(completed)):
+            print(f"left out, it did not complete: {left_out}")
+        found += sorted(completed, key=lambda folder: int(folder.name))
     return found
 
 
@@ -68,7 +71,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def recall_of(folder: Path, samples: int, control: Path | None) -> dict[str, Any]:
     """Accuracy on `samples` needles at each depth: with the memory, with it off, and by the run trained without one."""
-    arguments = [str(folder), "niah.levels=[recall]", f"niah.samples={samples}"]
+    arguments = [str(folder), "niah.levels=[recall]", "niah.tasks=[single]", f"niah.samples={samples}"]
     (result,) = probe_run(arguments + ([f"control={control}"] if control else []))
     without = [cell.without for cell in result.cells if cell.without is not None]
     return {

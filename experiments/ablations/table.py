@@ -11,7 +11,6 @@ REFERENCE = "reference"
 COLUMNS = (
     "setting",
     "seeds",
-    "ended",
     "recall",
     "memory off",
     "trained without memory",
@@ -27,7 +26,6 @@ COLUMNS = (
 class Run:
     setting: str  # what differs from the reference
     seed: int
-    status: str
     parameters: int
     validation_loss: float | None  # of text, nats per byte
     answer_loss: float | None  # of recall rows that the run has not seen, nats per answer byte; None: has none
@@ -51,7 +49,6 @@ class Run:
         return cls(
             setting=", ".join(f"{key}={value}" for key, value in sorted(changed.items())) or REFERENCE,
             seed=seed,
-            status=summary["status"],
             parameters=summary["parameters"],
             validation_loss=summary["validation_loss"],
             answer_loss=found.get("answer_loss"),
@@ -79,10 +76,10 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
         "# Ablations: results",
         "",
         "Written by `python -m experiments.ablations`; do not edit. A cell is the mean over the seeds, and the range.",
-        f"Recall: share of needles found in a noise haystack beyond the attention window, {_joined(needles)} needles a",
-        f"run, chance {_joined([f'{value:.1%}' for value in chance])}. Losses: nats per byte, on rows that the run has",
-        "not seen: answers of recall rows, validation text, and both by their shares of the rows at the end, which is",
-        "what training minimises. Against the reference: minus its run of the same seed, negative = better.",
+        f"Recall: share of needles found in noise, beyond the attention window; {_joined(needles)} needles a run,",
+        f"chance {_joined([f'{value:.1%}' for value in chance])}. Losses: nats per byte, on rows that the run has not",
+        "seen: answers of recall rows, validation text, and both by their shares of the rows at the end, which is what",
+        "training minimises. Against the reference: minus the loss of its run of the same seed, negative = better.",
         "",
     ]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -97,7 +94,6 @@ def _row(setting: str, runs: Sequence[Run], reference: dict[int, Run]) -> str:
     cells = [
         setting,
         ", ".join(str(run.seed) for run in runs),
-        ", ".join(sorted({run.status for run in runs})),
         _spread([run.recall for run in runs], ".1%"),
         _spread([run.control for run in runs], ".1%"),
         _spread([run.without for run in runs], ".1%"),
