@@ -30,6 +30,7 @@ from experiments.ablations.table import Run, document
 
 HERE = Path(__file__).parent
 ANSWER_BATCHES = 32
+KEPT_FILE = "ablation.json"
 IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.")  # what a run learns does not depend on it
 
 
@@ -97,6 +98,21 @@ def answer_loss(folder: Path) -> float:
     return mean(losses)
 
 
+def measured(folder: Path, settings: dict[str, Any], samples: int, control: Path | None) -> dict[str, Any]:
+    """What the run's checkpoint shows; kept in the run folder, so that a run is probed once."""
+    kept, question = folder / KEPT_FILE, {"samples": samples, "control": str(control or "")}
+    if kept.is_file():
+        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if known["question"] == question:
+            found: dict[str, Any] = known["found"]
+            return found
+    found = recall_of(folder, samples, control) if settings["model.memory.enabled"] else {}
+    if share := settings.get("data.recall_share_end"):
+        found |= {"answer_loss": answer_loss(folder), "recall_share": share}
+    kept.write_text(json.dumps({"question": question, "found": found}), encoding="utf-8")
+    return found
+
+
 def collect(folders: Sequence[Path], samples: int) -> list[Run]:
     read = {folder: read_run(folder) for folder in folders}
     reference = next(iter(read.values()))[0]
@@ -107,10 +123,8 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
     for folder, (settings, summary) in read.items():
         changed = {key: value for key, value in settings.items() if value != reference.get(key)}
         changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
-        has_memory = settings["model.memory.enabled"]
-        found = recall_of(folder, samples, memory_free.get(settings["seed"])) if has_memory else {}
-        if share := settings.get("data.recall_share_end"):
-            found |= {"answer_loss": answer_loss(folder), "recall_share": share}
+        control = memory_free.get(settings["seed"]) if settings["model.memory.enabled"] else None
+        found = measured(folder, settings, samples, control)
         runs.append(Run.of(changed, settings["seed"], summary, found))
     return runs
 
