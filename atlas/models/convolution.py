@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atlas.ops import causal_convolution as ops
+from atlas.ops.causal_convolution import causal_convolution
 
 CONVOLUTION = 4  # tokens, the current one included
 
@@ -31,5 +31,4 @@ class CausalConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 3 + T, 3D], led by the three inputs before the stretch -> [B, T, 3D]."""
-        out: Tensor = ops.CausalConvolution.apply(x, self.weight)  # type: ignore[no-untyped-call]
-        return out
+        return causal_convolution(x, self.weight)

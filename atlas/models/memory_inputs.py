@@ -68,8 +68,6 @@ class MemoryInputs(nn.Module):
         logits = self.rate(x)
         wide = torch.promote_types(logits.dtype, torch.float32)  # under autocast the rates stay exact
         gate = torch.sigmoid(logits.to(wide))
-        if self.threshold:
-            gate = torch.relu(gate - self.threshold) / (1 - self.threshold)
-        rate = self.rate_max * gate
+        rate = self.rate_max * torch.relu(gate - self.threshold) / (1 - self.threshold)
         rows: Tensor = rate.unflatten(-1, (-1, self.heads)).permute(2, 0, 3, 1).flatten(1, 2)
         return rows

@@ -20,8 +20,14 @@ from torch.autograd.function import once_differentiable
 BLOCK_ELEMENTS = 2**18  # of a block, on a CPU: a few blocks of 1 MiB fit its cache
 
 
-class CausalConvolution(torch.autograd.Function):
-    """(x [B, L - 1 + T, D] led by the inputs before the stretch, w [L, D]) -> y [B, T, D]."""
+def causal_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, L - 1 + T, D] led by the inputs before the stretch, w [L, D] -> y [B, T, D]."""
+    out: Tensor = BlockwiseConvolution.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
+class BlockwiseConvolution(torch.autograd.Function):
+    """`causal_convolution` and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

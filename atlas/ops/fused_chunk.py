@@ -88,10 +88,10 @@ class FusedChunk(torch.autograd.Function):
         d_error = units @ d_update_down.mT
         d_units = error @ d_update_down
         if kernel is not None:
-            d_kernel = (d_out @ error.mT).tril_()  # its negative, as for d_gram below
-            d_read_units.baddbmm_(d_kernel, units, alpha=-1)
+            minus_d_kernel = (d_out @ error.mT).tril_()
+            d_read_units.baddbmm_(minus_d_kernel, units, alpha=-1)
             d_error.baddbmm_(kernel.mT, d_out, alpha=-1)
-            d_units.baddbmm_(d_kernel.mT, read_units, alpha=-1)
+            d_units.baddbmm_(minus_d_kernel.mT, read_units, alpha=-1)
 
         # Z = silu(P2) P3, P = Q W^T - gram X
         d_both = read.new_empty(features.shape[0], 2 * count, 2 * hidden)  # of keys over queries
@@ -126,9 +126,9 @@ class FusedChunk(torch.autograd.Function):
         d_key_features = d_features[:, :count].baddbmm(signal, d_update_up)
         d_query_features = d_features[:, count:]
         if gram is not None:
-            d_gram = (d_read @ signal.mT).tril_()
-            d_key_features.baddbmm_(d_gram.mT, query_features, alpha=-1)
-            d_query_features = d_query_features.baddbmm(d_gram, key_features, alpha=-1)
+            minus_d_gram = (d_read @ signal.mT).tril_()
+            d_key_features.baddbmm_(minus_d_gram.mT, query_features, alpha=-1)
+            d_query_features = d_query_features.baddbmm(minus_d_gram, key_features, alpha=-1)
         d_rate = (bound * along).squeeze(2)
         return None, d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
 

@@ -52,8 +52,8 @@ def project(start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool) ->
 class CausalProducts(torch.autograd.Function):
     """(start [N, d, d], q [N, T, d], k [N, T, d]) -> M_t q_t [N, T, d] and the matrix after the last token [N, d, d].
 
-    The backward pass is two more such products where autograd would keep and add up twice as many matrices. Computed in
-    the tensors' own precision, under autocast too.
+    The gradients of queries and keys are causal products too, see above. Computed in the tensors' own precision, under
+    autocast too.
     """
 
     @staticmethod
@@ -71,13 +71,14 @@ class CausalProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_projected: Tensor, d_total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, before, gram = ctx.saved_tensors
-        tokens, gradients = d_projected.shape[1], _blocks(d_projected)
-        own = queries.mT @ gradients
-        after = torch.cat((own, d_total.unsqueeze(1)), dim=1).flip(1).cumsum(1).flip(1)
-        d_start, after = after[:, 0], after[:, 1:]
-        d_gram = (gradients @ keys.mT).tril_()
-        d_query = gradients @ before.mT + d_gram @ keys
-        d_key = keys @ (after + after.mT) + gram.mT @ gradients + d_gram.mT @ queries
+        with _own_precision(d_projected.device.type):
+            tokens, gradients = d_projected.shape[1], _blocks(d_projected)
+            own = queries.mT @ gradients
+            after = torch.cat((own, d_total.unsqueeze(1)), dim=1).flip(1).cumsum(1).flip(1)
+            d_start, after = after[:, 0], after[:, 1:]
+            d_gram = (gradients @ keys.mT).tril_()
+            d_query = gradients @ before.mT + d_gram @ keys
+            d_key = keys @ (after + after.mT) + gram.mT @ gradients + d_gram.mT @ queries
         return d_start, _joined(d_query, tokens), _joined(d_key, tokens)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -25,12 +25,12 @@ from atlas.config import require
 from atlas.data.batch import Batch
 from atlas.environment import git_revision, versions
 from atlas.niah import probe_run
+from atlas.resuming import flat
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
 
 HERE = Path(__file__).parent
 ANSWER_BATCHES = 32
-KEPT_FILE = "ablation.json"
 IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.")  # what a run learns does not depend on it
 
 
@@ -44,12 +44,6 @@ class Settings:
         require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
-
-
 def jobs(sweeps: Sequence[str]) -> list[Path]:
     """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
     found: list[Path] = []
@@ -59,13 +53,13 @@ def jobs(sweeps: Sequence[str]) -> list[Path]:
         require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")
         for left_out in sorted(set(folders) - set(completed)):
             print(f"left out, it did not complete: {left_out}")
-        found += sorted(completed, key=lambda folder: int(folder.name))
+        found += sorted(completed, key=lambda folder: (len(folder.name), folder.name))  # 2 before 10
     return found
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings that matter, and the summary."""
-    settings = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    """Settings by their flat keys, and the summary."""
+    settings = flat(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return settings, summary
 
@@ -98,21 +92,6 @@ def answer_loss(folder: Path) -> float:
     return mean(losses)
 
 
-def measured(folder: Path, settings: dict[str, Any], samples: int, control: Path | None) -> dict[str, Any]:
-    """What the run's checkpoint shows; kept in the run folder, so that a run is probed once."""
-    kept, question = folder / KEPT_FILE, {"samples": samples, "control": str(control or "")}
-    if kept.is_file():
-        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if known["question"] == question:
-            found: dict[str, Any] = known["found"]
-            return found
-    found = recall_of(folder, samples, control) if settings["model.memory.enabled"] else {}
-    if share := settings.get("data.recall_share_end"):
-        found |= {"answer_loss": answer_loss(folder), "recall_share": share}
-    kept.write_text(json.dumps({"question": question, "found": found}), encoding="utf-8")
-    return found
-
-
 def collect(folders: Sequence[Path], samples: int) -> list[Run]:
     read = {folder: read_run(folder) for folder in folders}
     reference = next(iter(read.values()))[0]
@@ -124,7 +103,9 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
         changed = {key: value for key, value in settings.items() if value != reference.get(key)}
         changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
         control = memory_free.get(settings["seed"]) if settings["model.memory.enabled"] else None
-        found = measured(folder, settings, samples, control)
+        found = recall_of(folder, samples, control) if settings["model.memory.enabled"] else {}
+        if share := settings.get("data.recall_share_end"):
+            found |= {"answer_loss": answer_loss(folder), "recall_share": share}
         runs.append(Run.of(changed, settings["seed"], summary, found))
     return runs
 

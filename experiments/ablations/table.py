@@ -10,6 +10,7 @@ from typing import Any
 REFERENCE = "reference"
 COLUMNS = (
     "setting",
+    "parameters",
     "seeds",
     "recall",
     "memory off",
@@ -35,7 +36,7 @@ class Run:
     without: float | None  # the same needles, by the run of this seed that was trained without a memory
     chance: float | None
     needles: int
-    tokens_per_second: float | None
+    trained_at: str  # revision
 
     @property
     def mixed_loss(self) -> float | None:
@@ -58,7 +59,7 @@ class Run:
             without=found.get("without"),
             chance=found.get("chance"),
             needles=found.get("needles", 0),
-            tokens_per_second=summary["tokens_per_second"],
+            trained_at=summary["git"] or "unknown",
         )
 
 
@@ -83,7 +84,9 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
         "",
     ]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return "\n".join([*about, *lines, "", f"Probed at revision {record['git'] or 'unknown'}; {versions}.", ""])
+    trained = _joined(sorted({run.trained_at for run in runs}))
+    origin = f"Trained at revision {trained}, probed at {record['git'] or 'unknown'}; {versions}."
+    return "\n".join([*about, *lines, "", origin, ""])
 
 
 def _row(setting: str, runs: Sequence[Run], reference: dict[int, Run]) -> str:
@@ -93,6 +96,7 @@ def _row(setting: str, runs: Sequence[Run], reference: dict[int, Run]) -> str:
 
     cells = [
         setting,
+        _joined(sorted({f"{run.parameters:,}" for run in runs})),
         ", ".join(str(run.seed) for run in runs),
         _spread([run.recall for run in runs], ".1%"),
         _spread([run.control for run in runs], ".1%"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas.ops.qk_projection import BLOCK, Accumulator, project
+from atlas.ops.qk_projection import BLOCK, Accumulator, CausalProducts, project
 from atlas.ops.reference import projected_queries
 
 ROWS, TOKENS, WIDTH = 2, 2 * BLOCK + 9, 3
@@ -38,3 +38,19 @@ def test_the_parallel_form_equals_the_steps(per_key: bool, first: int) -> None:
     found, expected = (torch.autograd.grad((out * weight).sum(), inputs, retain_graph=True) for out in (fast, slow))
     torch.testing.assert_close(found, expected)
     assert sums.tokens == TOKENS
+
+
+def test_autocast_does_not_round_the_sums() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(ROWS, size, WIDTH, requires_grad=True) for size in (WIDTH, TOKENS, TOKENS)]
+    weight = torch.randn(ROWS, TOKENS, WIDTH)
+
+    def outputs_and_gradients() -> list[Tensor]:
+        products, total = CausalProducts.apply(*inputs)
+        return [products, total, *torch.autograd.grad((products * weight).sum() + total.sum(), inputs)]
+
+    expected = outputs_and_gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outputs_and_gradients()
+    assert {tensor.dtype for tensor in found} == {torch.float32}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
