@@ -48,11 +48,13 @@ class BlockwiseConvolution(torch.autograd.Function):
         lags = len(weight)
         d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
         d_x[:, : lags - 1] = 0
+        product = d_out.new_empty(0)
         for first, end in _blocks(d_out):
             part = d_out[:, first:end]
+            product = product if product.shape == part.shape else torch.empty_like(part)
             for lag in range(lags):  # the newest inputs get their first gradient at lag 0, older ones add to theirs
                 _add_product(_at_lag(d_x, lag, lags, first, end), part, weight[lag], fresh=lag == 0)
-                d_weight[lag] += (part * _at_lag(x, lag, lags, first, end)).sum((0, 1))
+                d_weight[lag] += torch.mul(part, _at_lag(x, lag, lags, first, end), out=product).sum((0, 1))
         return d_x, d_weight
 
 

@@ -73,32 +73,46 @@ class Scan:
         nothing = zeros_like(state.start)
         state = self._close_if_full(state, nothing)
         for part in _split(tokens, self.chunk - state.tokens, self.chunk):
-            out, state = self._advance(state, part)
-            state = self._close_if_full(state, nothing)
+            out, state = self._advance(state, part, nothing)
             outputs.append(out)
         return torch.cat(outputs, dim=1), state
 
-    def _advance(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
-        """One chunk, or a part of one."""
+    def _advance(self, state: ScanState, tokens: ChunkInputs, nothing: FastWeights) -> tuple[Tensor, ScanState]:
+        """One chunk, or a part of one; a chunk that is full is closed."""
+        whole = not state.tokens and tokens.rate.shape[1] == self.chunk
+        if whole and self.rule.plain_step and self._may_fuse(state):
+            out, weights = self._fused(state, tokens, step=True)
+            return out, ScanState(bound_norm(weights, self.norm_max), nothing, state.kept, 0)
         out, update = self._read_and_write(state, tokens)
         # Sums of a long chunk keep the precision of the weights, under autocast too.
         update = FastWeights(update.down.to(state.start.down.dtype), update.up.to(state.start.up.dtype))
         if state.tokens:
             update = add(state.update, update)
         kept = self.rule.keep(state.kept, tokens)
-        return out, ScanState(state.start, update, kept, state.tokens + tokens.rate.shape[1])
+        after = ScanState(state.start, update, kept, state.tokens + tokens.rate.shape[1])
+        return out, self._close_if_full(after, nothing)
 
     def _read_and_write(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, FastWeights]:
-        at_start = self.read_at_start or self.rule.reads_start
-        plain = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # the fused chunk wants one dtype
-        if self.rule.own_gradients and (at_start or not state.tokens) and not plain:
-            out, down, up = FusedChunk.apply(not at_start, *state.start, *tokens[:6])  # type: ignore[no-untyped-call]
-            return out, FastWeights(down, up)
+        if self._may_fuse(state):
+            return self._fused(state, tokens, step=False)
         writes = self.rule.write(state.start, state.kept, tokens)
-        if at_start:
+        if self._at_start:
             return read(state.start, tokens.query, tokens.query_features), write_sum(writes)
         current = subtract(state.start, state.update) if state.tokens else state.start
         return read_prefix(current, writes, tokens), write_sum(writes)
+
+    @property
+    def _at_start(self) -> bool:
+        return self.read_at_start or self.rule.reads_start
+
+    def _may_fuse(self, state: ScanState) -> bool:
+        autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # the fused chunk wants one dtype
+        return self.rule.own_gradients and (self._at_start or not state.tokens) and not autocast
+
+    def _fused(self, state: ScanState, tokens: ChunkInputs, *, step: bool) -> tuple[Tensor, FastWeights]:
+        flags = not self._at_start, step
+        out, down, up = FusedChunk.apply(*flags, *state.start, *tokens[:6])  # type: ignore[no-untyped-call]
+        return out, FastWeights(down, up)
 
     def _close_if_full(self, state: ScanState, nothing: FastWeights) -> ScanState:
         if state.tokens < self.chunk:

@@ -12,7 +12,8 @@ Legend: N rows, C tokens, d head width, p feature width, h hidden width. A name 
     P = Q W^T - tril(Q K^T) X,  Z = silu(P2) P3                      the hidden layer that token t reads
     out = q + Z W1^T - tril(Z U^T) E
 
-Without `prefix` every token reads the chunk's start: the two terms with tril are left out.
+Without `prefix` every token reads the chunk's start: the two terms with tril are left out. With `step` the chunk is
+closed as well: its updates come subtracted from its start weights, in the same pass as they are summed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from torch.autograd.function import once_differentiable
 
 
 class FusedChunk(torch.autograd.Function):
-    """(prefix, down, up, q, k, v, phi(q), phi(k), rate) -> out [N, C, d], updates of down [N, d, h], up [N, 2h, p]."""
+    """(prefix, step, down, up, q, k, v, phi(q), phi(k), rate) -> out [N, C, d], and down [N, d, h] and up [N, 2h, p]:
+    their updates, or with `step` the weights after them."""
 
     @staticmethod
     def forward(
         ctx: Any,
         prefix: bool,
+        step: bool,
         down: Tensor,
         up: Tensor,
         query: Tensor,
@@ -70,16 +73,21 @@ class FusedChunk(torch.autograd.Function):
             down, up, features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
         )  # fmt: skip
+        ctx.step = step
+        if step:
+            after_down = torch.baddbmm(down, error.mT, units, alpha=-1)
+            return out, after_down, torch.baddbmm(up, signal.mT, key_features, alpha=-1)
         return out, error.mT @ units, signal.mT @ key_features
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, d_update_down: Tensor, d_update_up: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_after_down: Tensor, d_after_up: Tensor) -> tuple[Tensor | None, ...]:
         (
             down, up, features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
         ) = ctx.saved_tensors  # fmt: skip
         count, hidden = d_out.shape[1], down.shape[2]
+        d_update_down, d_update_up = (-d_after_down, -d_after_up) if ctx.step else (d_after_down, d_after_up)
         key_features, query_features = features[:, :count], features[:, count:]
         linear, read_linear = pre_key[:, :, hidden:], read[:, :, hidden:]
 
@@ -119,9 +127,10 @@ class FusedChunk(torch.autograd.Function):
         curvature = torch.addcmul(sigmoid + slope, sigmoid, slope, value=-2)  # silu''
         torch.addcmul(d_silu * slope, d_back_slope * linear, curvature, out=d_pre[:, :, :hidden])
 
-        # Stacked: three products with W1's gradient, two each with W's and the features'.
-        d_down = torch.cat((d_out, error, d_residual), dim=1).mT @ torch.cat((read_units, d_back, units), dim=1)
-        d_up = d_both.mT @ features
+        d_down = torch.baddbmm(d_after_down, d_out.mT, read_units, beta=int(ctx.step))
+        d_down.baddbmm_(error.mT, d_back).baddbmm_(d_residual.mT, units)
+        # Stacked: keys and queries in one product.
+        d_up = torch.baddbmm(d_after_up, d_both.mT, features, beta=int(ctx.step))
         d_features = d_both @ up
         d_key_features = d_features[:, :count].baddbmm(signal, d_update_up)
         d_query_features = d_features[:, count:]
@@ -130,7 +139,7 @@ class FusedChunk(torch.autograd.Function):
             d_key_features.baddbmm_(minus_d_gram.mT, query_features, alpha=-1)
             d_query_features = d_query_features.baddbmm(minus_d_gram, key_features, alpha=-1)
         d_rate = (bound * along).squeeze(2)
-        return None, d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
+        return None, None, d_down, d_up, d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
 
 
 def _slope(sigmoid: Tensor, silu: Tensor) -> Tensor:

@@ -58,28 +58,32 @@ class CausalProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        rows, tokens = key.shape[:2]
         with _own_precision(key.device.type):
             queries, keys = _blocks(query), _blocks(key)
-            sums = torch.cat((start.unsqueeze(1), keys.mT @ keys), dim=1).cumsum(1)
-            before = sums[:, :-1].contiguous()
+            own = (keys.mT @ keys).unflatten(0, (rows, -1))
+            sums = torch.cat((start.unsqueeze(1), own), dim=1).cumsum(1)
+            before = sums[:, :-1].flatten(0, 1)
             gram = (queries @ keys.mT).tril_()
-            projected = _joined(queries @ before + gram @ keys, key.shape[1])
+            projected = torch.bmm(queries, before).baddbmm_(gram, keys)
         ctx.save_for_backward(queries, keys, before, gram)
-        return projected, sums[:, -1].clone()
+        return _joined(projected, rows, tokens), sums[:, -1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_projected: Tensor, d_total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, before, gram = ctx.saved_tensors
+        rows, tokens = d_projected.shape[:2]
         with _own_precision(d_projected.device.type):
-            tokens, gradients = d_projected.shape[1], _blocks(d_projected)
-            own = queries.mT @ gradients
-            after = torch.cat((own, d_total.unsqueeze(1)), dim=1).flip(1).cumsum(1).flip(1)
-            d_start, after = after[:, 0], after[:, 1:]
+            gradients = _blocks(d_projected)
+            own = (queries.mT @ gradients).unflatten(0, (rows, -1))
+            later = torch.cat((own, d_total.unsqueeze(1)), dim=1).flip(1).cumsum(1).flip(1)
+            after = later[:, 1:].flatten(0, 1)
             d_gram = (gradients @ keys.mT).tril_()
-            d_query = gradients @ before.mT + d_gram @ keys
-            d_key = keys @ (after + after.mT) + gram.mT @ gradients + d_gram.mT @ queries
-        return d_start, _joined(d_query, tokens), _joined(d_key, tokens)
+            d_query = torch.bmm(gradients, before.mT).baddbmm_(d_gram, keys)
+            d_key = torch.bmm(keys, after + after.mT)
+            d_key.baddbmm_(gram.mT, gradients).baddbmm_(d_gram.mT, queries)
+        return later[:, 0], _joined(d_query, rows, tokens), _joined(d_key, rows, tokens)
 
 
 def _own_precision(device: str) -> AbstractContextManager[None]:
@@ -88,13 +92,13 @@ def _own_precision(device: str) -> AbstractContextManager[None]:
 
 
 def _blocks(tokens: Tensor) -> Tensor:
-    """[N, T, d] -> [N, n, b, d], filled up with zeros: a token of zeros adds nothing."""
+    """[N, T, d] -> [N * n, b, d], filled up with zeros: a token of zeros adds nothing."""
     block = min(BLOCK, tokens.shape[1])
     padding = -tokens.shape[1] % block
-    blocks: Tensor = (F.pad(tokens, (0, 0, 0, padding)) if padding else tokens).unflatten(1, (-1, block))
-    return blocks
+    filled = F.pad(tokens, (0, 0, 0, padding)) if padding else tokens
+    return filled.reshape(-1, block, tokens.shape[2])
 
 
-def _joined(blocks: Tensor, tokens: int) -> Tensor:
-    joined: Tensor = blocks.flatten(1, 2)[:, :tokens]
+def _joined(blocks: Tensor, rows: int, tokens: int) -> Tensor:
+    joined: Tensor = blocks.view(rows, -1, blocks.shape[2])[:, :tokens]
     return joined

@@ -18,6 +18,7 @@ class GradientDescent:
     controls: ClassVar[tuple[Control, ...]] = ()
     reads_start: ClassVar[bool] = False
     own_gradients: ClassVar[bool] = True
+    plain_step: ClassVar[bool] = True
 
     def initial(self, weights: FastWeights) -> Kept:
         return ()

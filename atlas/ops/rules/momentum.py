@@ -48,6 +48,7 @@ class Momentum:
     alpha: float  # of a token before training, in (0, 1]
 
     own_gradients: ClassVar[bool] = True
+    plain_step: ClassVar[bool] = False
     reads_start: ClassVar[bool] = False
 
     @property

@@ -29,6 +29,7 @@ class Muon:
     iterations: int  # K
 
     own_gradients: ClassVar[bool] = True
+    plain_step: ClassVar[bool] = False
     reads_start: ClassVar[bool] = True
 
     @property

@@ -37,6 +37,7 @@ class Omega:
 
     reads_start: ClassVar[bool] = False
     own_gradients: ClassVar[bool] = False
+    plain_step: ClassVar[bool] = False
 
     @property
     def controls(self) -> tuple[Control, ...]:

@@ -41,6 +41,11 @@ class LearningRule(Protocol):
         """True: `write` gives the gradients of the chunk's own tokens, as `gd` does: the fused chunk may be used."""
         ...
 
+    @property
+    def plain_step(self) -> bool:
+        """True: `close` subtracts the update and keeps nothing, as `gd` does: the fused chunk may do it on the way."""
+        ...
+
     def initial(self, weights: FastWeights) -> Kept:
         """What the rule keeps before the first token of a memory with these weights."""
         ...
