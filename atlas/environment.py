@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from atlas import __version__
+from atlas.allocator import return_freed_memory
 from atlas.config import CHANGEABLE, RunConfig
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb")
@@ -85,7 +85,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        _return_free_memory()
+        return_freed_memory()
         self._restarted = _restart_record()
         self._before = _highest_bytes()
 
@@ -95,13 +95,6 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self.device)
         highest = _highest_bytes()
         return highest if self._restarted or highest > self._before else None
-
-
-def _return_free_memory() -> None:
-    """Give freed memory back to the system, where the C library (glibc) can: it would count as in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _restart_record() -> bool:

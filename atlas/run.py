@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from atlas.allocator import keep_freed_memory
 from atlas.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, resolve_device
 from atlas.closing import close, finish
 from atlas.config import RunConfig
@@ -38,6 +39,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`. A run
     that is complete already is left as it is.
     """
+    keep_freed_memory()
     device, precision = resolve_device(config.device)
     if config.device.threads:
         torch.set_num_threads(config.device.threads)

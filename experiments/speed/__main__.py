@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from atlas.allocator import keep_freed_memory
 from atlas.config import ConfigError, require
 from experiments.speed.chart import draw
 from experiments.speed.entries import check_entries
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def usable_device(options: Options) -> torch.device:
     """The device, with its threads set. Raises `ConfigError` for `cuda` without a GPU."""
+    keep_freed_memory()  # as a run does: contestants of different sizes would disturb each other
     available = torch.cuda.is_available()
     require(options.device != "cuda" or available, "device", options.device, "cpu: no GPU was found")
     if options.threads:

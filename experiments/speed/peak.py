@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from atlas.allocator import keep_freed_memory
 from atlas.environment import PeakMemory
 from experiments.speed.contestants import Shape, TrainingStep
 
@@ -82,6 +83,7 @@ def _offer_to_be_killed_first() -> None:
 def main(words: list[str]) -> None:
     name, model, batch, sequence, kind, threads = words
     device = torch.device(kind)
+    keep_freed_memory()
     torch.set_num_threads(int(threads))
     _offer_to_be_killed_first()
     memory = PeakMemory(device)

@@ -12,7 +12,7 @@ import atlas
 PACKAGE = Path(atlas.__file__).parent
 # A module may import from lower layers and from its own name, never from another name of its layer.
 LAYERS = (
-    ("config",),
+    ("config", "allocator"),
     ("refusals", "components", "environment", "arguments"),
     ("composition",),
     ("help", "resuming"),
