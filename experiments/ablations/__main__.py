@@ -106,7 +106,7 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
         found = recall_of(folder, samples, control) if settings["model.memory.enabled"] else {}
         if share := settings.get("data.recall_share_end"):
             found |= {"answer_loss": answer_loss(folder), "recall_share": share}
-        runs.append(Run.of(changed, settings["seed"], summary, found))
+        runs.append(Run.of(changed, settings, summary, found))
     return runs
 
 

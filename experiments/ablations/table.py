@@ -23,11 +23,15 @@ COLUMNS = (
 )
 
 
+BESIDE_ATTENTION = ("setting", "seeds", "loss of text", "lower in", "loss of both", "lower in")
+
+
 @dataclass(frozen=True)
 class Run:
     setting: str  # what differs from the reference
     seed: int
     parameters: int
+    memory: bool
     validation_loss: float | None  # of text, nats per byte
     answer_loss: float | None  # of recall rows that the run has not seen, nats per answer byte; None: has none
     recall_share: float | None  # of the rows, at the end of the run
@@ -46,11 +50,14 @@ class Run:
         return (1 - self.recall_share) * self.validation_loss + self.recall_share * self.answer_loss
 
     @classmethod
-    def of(cls, changed: dict[str, Any], seed: int, summary: dict[str, Any], found: dict[str, Any]) -> Run:
+    def of(
+        cls, changed: dict[str, Any], settings: dict[str, Any], summary: dict[str, Any], found: dict[str, Any]
+    ) -> Run:
         return cls(
             setting=", ".join(f"{key}={value}" for key, value in sorted(changed.items())) or REFERENCE,
-            seed=seed,
+            seed=settings["seed"],
             parameters=summary["parameters"],
+            memory=settings["model.memory.enabled"],
             validation_loss=summary["validation_loss"],
             answer_loss=found.get("answer_loss"),
             recall_share=found.get("recall_share"),
@@ -69,8 +76,7 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
     for run in runs:
         groups.setdefault(run.setting, []).append(run)
     reference = {run.seed: run for run in groups.get(REFERENCE, [])}
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [_row(setting, group, reference) for setting, group in groups.items()]
+    lines = [*_head(COLUMNS), *(_row(setting, group, reference) for setting, group in groups.items())]
     needles = sorted({run.needles for run in runs if run.needles})
     chance = sorted({run.chance for run in runs if run.chance is not None})
     about = [
@@ -86,7 +92,27 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     trained = _joined(sorted({run.trained_at for run in runs}))
     origin = f"Trained at revision {trained}, probed at {record['git'] or 'unknown'}; {versions}."
-    return "\n".join([*about, *lines, "", origin, ""])
+    return "\n".join([*about, *lines, "", *_beside_attention(groups), "", origin, ""])
+
+
+def _beside_attention(groups: dict[str, list[Run]]) -> list[str]:
+    """Every setting with a memory against the runs of the same seeds that were trained without one."""
+    alone = {run.seed: run for runs in groups.values() for run in runs if not run.memory}
+    lines = ["Minus the loss of the run of the same seed that was trained without a memory, negative = better:", ""]
+    lines += _head(BESIDE_ATTENTION)
+    for setting, runs in groups.items():
+        pairs = [(run, alone[run.seed]) for run in runs if run.memory and run.seed in alone]
+        cells = [setting, ", ".join(str(run.seed) for run, _ in pairs)]
+        for name in ("validation_loss", "mixed_loss"):
+            differences = [_difference(getattr(run, name), getattr(other, name)) for run, other in pairs]
+            lower = sum(difference is not None and difference < 0 for difference in differences)
+            cells += [_spread(differences, "+.4f"), f"{lower} of {len(pairs)}"]
+        lines += [f"| {' | '.join(cells)} |"] if pairs else []
+    return lines
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def _row(setting: str, runs: Sequence[Run], reference: dict[int, Run]) -> str:

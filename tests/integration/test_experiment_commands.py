@@ -133,6 +133,9 @@ def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: py
     both = [(1 - share) * loss + share * answer for loss, answer in zip(losses, answers, strict=True)]
     text_cells, both_cells = (f"| {x[3]:.4f} | {x[3] - x[0]:+.4f} |" for x in (losses, both))
     assert rows[2].endswith(text_cells.removesuffix(" |") + " " + both_cells)
+    beside = [f"{x[3] - x[2]:+.4f} | {int(x[3] < x[2])} of 1" for x in (losses, both)]  # attention alone
+    assert rows[-1] == f"| model.fusion=additive | 0 | {beside[0]} | {beside[1]} |"
+    assert rows[-2].startswith("| reference | 0 |")  # seed 1 has no run without a memory to be beside
     capsys.readouterr()
     for arguments, message in (
         ([], "SWEEP=: must be one or more folders"),
