@@ -73,7 +73,7 @@ class Run:
 def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
     """RESULTS.md."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.seed):
         groups.setdefault(run.setting, []).append(run)
     reference = {run.seed: run for run in groups.get(REFERENCE, [])}
     lines = [*_head(COLUMNS), *(_row(setting, group, reference) for setting, group in groups.items())]
