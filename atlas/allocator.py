@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt, see malloc.h
 NEVER = -1
-LARGEST_IN_HEAP = (
-    2**25
-)  # bytes; what glibc itself goes up to. Above, its aligned blocks leave gaps that are not used again
+# Bytes; what glibc itself goes up to. Larger aligned blocks would leave gaps in the heap that are not used again.
+LARGEST_IN_HEAP = 2**25
 
 
 def keep_freed_memory() -> None:
-    """What one training step frees stays for the next. By default it goes back to the system, to be taken again a page
-    at a time: the same tensors, 10,000 page faults and more in every step.
+    """What one training step frees stays for the next. By default it goes back to the system, to be taken again for the
+    same tensors, a page fault at a time.
     """
     mallopt = _function("mallopt")
     if mallopt is not None:
