@@ -51,7 +51,7 @@ def _block_products(
     if prefix is not None:
         scores.append((scaled @ prefix.keys.to(scaled.dtype).mT).unflatten(2, (-1, window)))
     weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1).split([part.shape[-1] for part in scores], dim=-1)
-    out = (weights[0] @ values[:, :, :-1] + weights[1] @ values[:, :, 1:]).flatten(2, 3)
+    out: Tensor = (weights[0] @ values[:, :, :-1] + weights[1] @ values[:, :, 1:]).flatten(2, 3)
     if prefix is not None:
         out = out + weights[2].flatten(2, 3) @ prefix.values.to(out.dtype)
     return out[:, :, :tokens]
