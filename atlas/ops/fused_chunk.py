@@ -81,13 +81,13 @@ class FusedChunk(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, d_after_down: Tensor, d_after_up: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_result_down: Tensor, d_result_up: Tensor) -> tuple[Tensor | None, ...]:
         (
             down, up, features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,
             back, signal, gram, read, read_sigmoid, read_silu, read_units, kernel,
         ) = ctx.saved_tensors  # fmt: skip
         count, hidden = d_out.shape[1], down.shape[2]
-        d_update_down, d_update_up = (-d_after_down, -d_after_up) if ctx.step else (d_after_down, d_after_up)
+        d_update_down, d_update_up = (-d_result_down, -d_result_up) if ctx.step else (d_result_down, d_result_up)
         key_features, query_features = features[:, :count], features[:, count:]
         linear, read_linear = pre_key[:, :, hidden:], read[:, :, hidden:]
 
@@ -127,10 +127,10 @@ class FusedChunk(torch.autograd.Function):
         curvature = torch.addcmul(sigmoid + slope, sigmoid, slope, value=-2)  # silu''
         torch.addcmul(d_silu * slope, d_back_slope * linear, curvature, out=d_pre[:, :, :hidden])
 
-        d_down = torch.baddbmm(d_after_down, d_out.mT, read_units, beta=int(ctx.step))
+        d_down = torch.baddbmm(d_result_down, d_out.mT, read_units, beta=int(ctx.step))
         d_down.baddbmm_(error.mT, d_back).baddbmm_(d_residual.mT, units)
         # Stacked: keys and queries in one product.
-        d_up = torch.baddbmm(d_after_up, d_both.mT, features, beta=int(ctx.step))
+        d_up = torch.baddbmm(d_result_up, d_both.mT, features, beta=int(ctx.step))
         d_features = d_both @ up
         d_key_features = d_features[:, :count].baddbmm(signal, d_update_up)
         d_query_features = d_features[:, count:]

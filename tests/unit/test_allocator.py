@@ -10,6 +10,7 @@ from atlas.allocator import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of 4 KiB on every machine
 SIZE, COUNT = 2**24, 8
 
 def step():
