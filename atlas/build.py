@@ -11,10 +11,11 @@ import torch
 from hydra.utils import instantiate
 
 from atlas.composition import load_config
-from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Precision, RunConfig, require
+from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Kernels, Precision, RunConfig, require
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
+from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
 from atlas.probes.niah import NIAHProbe
 from atlas.resuming import CONFIG_FILE
@@ -55,13 +56,22 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> ScheduledOptim
     return optimizer
 
 
-def resolve_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
-    """The device, and the precision of matrix products on it. Raises `ConfigError` for `cuda` without a GPU."""
+def prepare_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
+    """The device, and the precision of matrix products on it; threads and kernels are as `settings` say from now on.
+
+    Raises `ConfigError` for `cuda` without a GPU, and for compiled kernels where there can be none.
+    """
     available = torch.cuda.is_available()
     wanted = settings.kind
     require(wanted is not DeviceKind.cuda or available, "device.kind", wanted.value, "auto or cpu: no GPU was found")
     on_gpu = available and wanted is not DeviceKind.cpu
     device = torch.device("cuda" if on_gpu else "cpu")
+    require(
+        settings.kernels is not Kernels.compiled or not on_gpu, "device.kernels", "compiled", "auto or torch on a GPU"
+    )
+    use(settings.kernels if not on_gpu else Kernels.torch)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
     return device, torch.bfloat16 if half else torch.float32
 

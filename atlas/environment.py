@@ -18,6 +18,7 @@ import torch
 from atlas import __version__
 from atlas.allocator import return_freed_memory
 from atlas.config import CHANGEABLE, RunConfig
+from atlas.kernels.library import description
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb")
 
@@ -60,7 +61,7 @@ def git_revision() -> str:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({_processor()}, {torch.get_num_threads()} threads, {description()})"
 
 
 def _processor() -> str:

@@ -109,15 +109,12 @@ def _judge_projection(evidence: Evidence) -> Finding:
 
 def _origin(arguments: GateArguments, given: Sequence[str]) -> dict[str, Any]:
     """What the numbers come from. Raises `ConfigError` for a device that is missing, or evidence of another origin."""
-    import torch
 
-    from atlas.build import resolve_device
+    from atlas.build import prepare_device
     from atlas.environment import config_hash, device_name, git_revision, versions
 
     config = arguments.config
-    device, _ = resolve_device(config.device)
-    if config.device.threads:
-        torch.set_num_threads(config.device.threads)
+    device, _ = prepare_device(config.device)
     origin = {
         "command": shlex.join(["python", "-m", "atlas.gate", *given]),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -118,13 +118,11 @@ def continuation(folder: str, settings: GenerationSettings) -> Iterator[bytes]:
     prompt = settings.prompt_bytes()
     import torch
 
-    from atlas.build import load, resolve_device
+    from atlas.build import load, prepare_device
     from atlas.models.decoding import Sampling, decode
     from atlas.models.plan import MemoryMode
 
-    device, _ = resolve_device(DeviceConfig(kind=settings.device))
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    device, _ = prepare_device(DeviceConfig(kind=settings.device, threads=settings.threads))
     model, _ = load(folder)
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
     prefill, plan = plans(model.plan, settings)

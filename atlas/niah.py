@@ -43,7 +43,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     """Probe as the command line says. Raises `ConfigError` for arguments that cannot be used."""
     paths = [argument for argument in arguments if "=" not in argument]
     require(len(paths) == 1, "RUN", " ".join(paths), f"one run or checkpoint folder: {USAGE}")
-    from atlas.build import build_data, build_probe, load_checkpointed, resolve_device
+    from atlas.build import build_data, build_probe, load_checkpointed, prepare_device
     from atlas.probes.trained_control import with_trained_control
 
     settings = [argument for argument in arguments if "=" in argument]
@@ -54,7 +54,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     loaded = [load_checkpointed(path) for path in controls]
     for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
-    device, _ = resolve_device(DeviceConfig())
+    device, _ = prepare_device(DeviceConfig())
     probe = build_probe(config, build_data(config))
     results = probe.run(model.to(device), manifest.step)
     for control, _, control_manifest in loaded:

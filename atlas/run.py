@@ -9,10 +9,11 @@ import torch
 from omegaconf import OmegaConf
 
 from atlas.allocator import keep_freed_memory
-from atlas.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, resolve_device
+from atlas.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
 from atlas.closing import close, finish
 from atlas.config import RunConfig
 from atlas.environment import PeakMemory, config_hash, device_name, git_revision, versions
+from atlas.kernels.library import missing
 from atlas.models.language_model import AtlasModel
 from atlas.resuming import CHECKPOINTS
 from atlas.starting import starting_point
@@ -40,9 +41,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     that is complete already is left as it is.
     """
     keep_freed_memory()
-    device, precision = resolve_device(config.device)
-    if config.device.threads:
-        torch.set_num_threads(config.device.threads)
+    device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
@@ -56,7 +55,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     step = TrainStep(config.train, device, precision)
     try:
         trainer = _build_trainer(config, state, step, checkpoints)
-        notices = starting_point(config, folder, state, checkpoints)
+        notices = [*_kernel_notices(), *starting_point(config, folder, state, checkpoints)]
         finished = read_summary(folder)
         if state.step >= config.train.steps and finished is not None and finished.status == "completed":
             print(f"the run in {folder} is complete: nothing is left to do")
@@ -64,6 +63,11 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         return _train(config, folder, trainer, notices, job)
     finally:
         checkpoints.close()
+
+
+def _kernel_notices() -> list[str]:
+    reason = missing()
+    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
 
 
 def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkpoints: CheckpointManager) -> Trainer:

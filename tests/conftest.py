@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from atlas.config import Kernels
+from atlas.kernels.library import use
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +18,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("WANDB_") or name in ("ATLAS_RUN_DIR", "HYDRA_FULL_ERROR"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture(autouse=True)
+def own_choice_of_kernels() -> Iterator[None]:
+    """Which kernels are used holds for a process: a run that one test makes does not choose for the next."""
+    yield
+    use(Kernels.auto)
 
 
 @pytest.fixture(autouse=True)

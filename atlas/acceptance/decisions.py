@@ -17,7 +17,7 @@ EXPERIMENTS = {"chunk_sizes": "chunk_size_lock", "probe_frequency": "niah_freque
 HEEDED = ("model", "ablation", "data", "optim", "device", "seed")
 MUST_AGREE = ("model", "device")  # groups in which finished evidence may not differ, but for what is
 VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # varied by a sweep itself, or
-FREE = ("device.threads",)  # told by the device's name
+FREE = ("device.threads", "device.kernels")  # told by the device's name
 
 
 def sweep_overrides(protocol: str, overrides: Sequence[str]) -> tuple[str, ...]:

@@ -26,7 +26,16 @@ from atlas.config.model import (
     Rule,
 )
 from atlas.config.niah import NIAH_LEVELS, NIAH_TASKS, NIAHConfig
-from atlas.config.run import CHANGEABLE, DebugConfig, DeviceConfig, DeviceKind, Precision, RunConfig, TelemetryConfig
+from atlas.config.run import (
+    CHANGEABLE,
+    DebugConfig,
+    DeviceConfig,
+    DeviceKind,
+    Kernels,
+    Precision,
+    RunConfig,
+    TelemetryConfig,
+)
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import (
     TRIGGERS,
@@ -59,6 +68,7 @@ __all__ = [
     "GateAction",
     "GateConfig",
     "K",
+    "Kernels",
     "MemoryConfig",
     "ModelConfig",
     "NIAHConfig",

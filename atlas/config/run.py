@@ -14,7 +14,7 @@ from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
 # May differ when a run is continued: where and how often something is written, not its numbers.
-CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "debug", "resume", "sweep")
+CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "device.kernels", "debug", "resume", "sweep")
 
 
 class DeviceKind(StrEnum):
@@ -29,11 +29,18 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Kernels(StrEnum):
+    auto = "auto"  # compiled where there is a compiler
+    compiled = "compiled"  # refused where there is none
+    torch = "torch"
+
+
 @dataclass
 class DeviceConfig:
     kind: DeviceKind = DeviceKind.auto
     precision: Precision = Precision.auto
     threads: int = 0  # CPU threads; 0 = torch's own choice
+    kernels: Kernels = Kernels.auto  # of the memory's chunks on a CPU: compiled C++, or PyTorch's operations
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Causal attention inside a window, with a prefix that every query sees: two forms of one function.
+"""Causal attention inside a window, with a prefix that every query sees: three forms of one function.
 
 Legend: B sequences, H heads, T tokens, d head width, w window, n blocks of w tokens, P prefix.
 
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from atlas.ops.compiled_attention import CompiledAttention, attention_kernel
 
 
 class Prefix(NamedTuple):
@@ -28,8 +30,14 @@ def banded_attention(
 
     The first w - 1 keys are those before the stretch; one that is not `valid` is seen by no query.
     """
-    form = _one_kernel if query.is_cuda else _block_products
-    return form(query, keys, values, valid, window, prefix)
+    if query.is_cuda:
+        return _one_kernel(query, keys, values, valid, window, prefix)
+    kernel = attention_kernel(query, keys, values, window)
+    if kernel is None:
+        return _block_products(query, keys, values, valid, window, prefix)
+    pairs = prefix or Prefix(*query.new_empty(2, query.shape[1], 0, query.shape[3]))
+    out: Tensor = CompiledAttention.apply(kernel, window, query, keys, values, valid, *pairs)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _block_products(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from atlas.ops.compiled_chunk import CompiledChunk, kernel_for
 from atlas.ops.dual_form import ChunkInputs, read_prefix, write_sum
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
 from atlas.ops.fused_chunk import FusedChunk
@@ -110,8 +111,13 @@ class Scan:
         return self.rule.own_gradients and (self._at_start or not state.tokens) and not autocast
 
     def _fused(self, state: ScanState, tokens: ChunkInputs, *, step: bool) -> tuple[Tensor, FastWeights]:
-        flags = not self._at_start, step
-        out, down, up = FusedChunk.apply(*flags, *state.start, *tokens[:6])  # type: ignore[no-untyped-call]
+        prefix = not self._at_start
+        arguments = prefix, step, *state.start, *tokens[:6]
+        kernel = kernel_for(prefix, state.start.down, tokens.query, tokens.key_features)
+        if kernel is None:
+            out, down, up = FusedChunk.apply(*arguments)  # type: ignore[no-untyped-call]
+        else:
+            out, down, up = CompiledChunk.apply(kernel, *arguments)  # type: ignore[no-untyped-call]
         return out, FastWeights(down, up)
 
     def _close_if_full(self, state: ScanState, nothing: FastWeights) -> ScanState:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from atlas.config import Kernels
 from atlas.environment import PeakMemory, device_name
+from atlas.kernels.library import use
 
 CPU = torch.device("cpu")
 BLOCK = 2**26  # bytes
@@ -39,4 +41,6 @@ def test_a_peak_that_the_system_does_not_tell_is_not_measured(monkeypatch: pytes
 
 def test_the_name_of_a_cpu_tells_its_threads() -> None:
     assert device_name(CPU).startswith("cpu (")
-    assert device_name(CPU).endswith(f", {torch.get_num_threads()} threads)")
+    assert f", {torch.get_num_threads()} threads, " in device_name(CPU)
+    use(Kernels.torch)
+    assert device_name(CPU).endswith(" threads, PyTorch kernels)")

@@ -13,6 +13,7 @@ PACKAGE = Path(atlas.__file__).parent
 # A module may import from lower layers and from its own name, never from another name of its layer.
 LAYERS = (
     ("config", "allocator"),
+    ("kernels",),
     ("refusals", "components", "environment", "arguments"),
     ("composition",),
     ("help", "resuming"),

@@ -1,0 +1,170 @@
+// Small dense products and what goes with them, in the vector extensions that GCC and Clang share.
+//
+// All matrices are row-major floats; a leading dimension is the distance of two rows. The vectorised dimension ("lanes")
+// is a multiple of 8, the number of rows too: callers pad.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace atlas {
+
+using Index = std::int64_t;
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Sixteen __attribute__((vector_size(64)));
+
+#ifdef __AVX512F__
+constexpr bool WIDE = true;  // 32 registers of 16 floats
+#else
+constexpr bool WIDE = false;
+#endif
+
+template <class Lanes>
+inline Lanes load(const float* from) {
+    Lanes value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <class Lanes>
+inline void store(float* to, Lanes value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+enum class Into { set, add, subtract };
+
+constexpr Index TILE = 8;  // rows of a tile; its accumulators live in registers
+
+// One tile of c (+|-)= a b.  TRANSPOSED: a is stored [K, rows].
+template <class Lanes, int VECTORS, bool TRANSPOSED, Into INTO>
+inline void tile(Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc) {
+    constexpr Index WIDTH = sizeof(Lanes) / sizeof(float);
+    Lanes sums[TILE][VECTORS] = {};
+    for (Index k = 0; k < depth; ++k) {
+        Lanes right[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) right[v] = load<Lanes>(b + k * ldb + v * WIDTH);
+#pragma GCC unroll 8
+        for (int m = 0; m < TILE; ++m) {
+            const float left = TRANSPOSED ? a[k * lda + m] : a[m * lda + k];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) sums[m][v] += left * right[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < TILE; ++m) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            float* to = c + m * ldc + v * WIDTH;
+            if (INTO == Into::set) store(to, sums[m][v]);
+            if (INTO == Into::add) store(to, load<Lanes>(to) + sums[m][v]);
+            if (INTO == Into::subtract) store(to, load<Lanes>(to) - sums[m][v]);
+        }
+    }
+}
+
+template <class Lanes, int VECTORS, bool TRANSPOSED, Into INTO>
+inline void columns(Index rows, Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc) {
+    for (Index m = 0; m < rows; m += TILE)
+        tile<Lanes, VECTORS, TRANSPOSED, INTO>(depth, TRANSPOSED ? a + m : a + m * lda, lda, b, ldb, c + m * ldc, ldc);
+}
+
+template <bool TRANSPOSED, Into INTO>
+void product(
+    Index rows, Index lanes, Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc
+) {
+    Index n = 0;
+    if (WIDE) {
+        for (; n + 32 <= lanes; n += 32)
+            columns<Sixteen, 2, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc);
+        for (; n + 16 <= lanes; n += 16)
+            columns<Sixteen, 1, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc);
+    }
+    for (; n < lanes; n += 8) columns<Eight, 1, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc);
+}
+
+inline void transpose8(const float* from, Index from_step, float* to, Index to_step) {
+    Eight r[8], s[8];
+    for (int i = 0; i < 8; ++i) r[i] = load<Eight>(from + i * from_step);
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        for (int j = 0; j < 2; ++j) {
+            r[i + j] = __builtin_shufflevector(s[i + j], s[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[i + j + 2] = __builtin_shufflevector(s[i + j], s[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        store(to + i * to_step, __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+        store(to + (i + 4) * to_step, __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+    }
+}
+
+// to[j][i] = from[i][j], i < rows, j < width
+inline void transpose(Index rows, Index width, const float* from, Index from_step, float* to, Index to_step) {
+    const Index whole = rows / 8 * 8;
+    for (Index i = 0; i < whole; i += 8)
+        for (Index j = 0; j < width; j += 8) transpose8(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
+    for (Index i = whole; i < rows; ++i)
+        for (Index j = 0; j < width; ++j) to[j * to_step + i] = from[i * from_step + j];
+}
+
+// NaN stays NaN; below -87 the result is that of -87, about 1e-38.
+inline Eight exponential(Eight x) {
+    const Eight low = Eight{} - 87.0f, high = Eight{} + 87.0f;
+    Eight y = x < low ? low : x;
+    y = y > high ? high : y;
+    const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Eight power = (y * 1.44269504f + shift) - shift;
+    Eight r = y - power * 0.693359375f;
+    r = r + power * 2.12194440e-4f;
+    Eight e = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    e = e * r + 8.3334519073e-3f;
+    e = e * r + 4.1665795894e-2f;
+    e = e * r + 1.6666665459e-1f;
+    e = e * r + 5.0000001201e-1f;
+    e = e * r * r + r + 1.0f;
+    typedef std::int32_t Integers __attribute__((vector_size(32)));
+    const Integers exponent = (__builtin_convertvector(power, Integers) + 127) << 23;
+    Eight scale;
+    std::memcpy(&scale, &exponent, sizeof scale);
+    return e * scale;
+}
+
+inline Eight sigmoid(Eight x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Tokens as lanes: the narrowest vector, or a multiple of the widest.
+inline Index padded(Index tokens) { return tokens <= 8 ? 8 : (tokens + 15) / 16 * 16; }
+
+// Working memory of a thread, kept from call to call.
+class Arena {
+  public:
+    void reset(Index floats) {
+        if (static_cast<Index>(held_.size()) < floats + 16) held_.resize(floats + 16);
+        const auto address = reinterpret_cast<std::uintptr_t>(held_.data());
+        start_ = held_.data() + (64 - address % 64) % 64 / sizeof(float);
+        used_ = 0;
+    }
+    float* take(Index floats) {
+        float* part = start_ + used_;
+        used_ += (floats + 15) / 16 * 16;
+        return part;
+    }
+
+  private:
+    std::vector<float> held_;
+    float* start_ = nullptr;
+    Index used_ = 0;
+};
+
+inline Arena& arena() {
+    static thread_local Arena own;
+    return own;
+}
+
+}  // namespace atlas

@@ -1,0 +1,77 @@
+"""The structures and functions of the compiled library, as ctypes wants them; each named as in its C++ source."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_int64, c_void_p
+
+
+class Sizes(Structure):
+    """chunk.cpp"""
+
+    _fields_ = [
+        (name, c_int64) for name in ("rows", "count", "width", "hidden", "features", "prefix", "step", "threads")
+    ]
+
+
+class Tokens(Structure):
+    """chunk.cpp: address, and strides of rows and tokens in floats."""
+
+    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
+
+
+class Inputs(Structure):
+    """chunk.cpp"""
+
+    _fields_ = [
+        ("down", c_void_p),
+        ("up", c_void_p),
+        *((name, Tokens) for name in ("query", "key", "value", "query_features", "key_features", "rate")),
+    ]
+
+
+class AttentionSizes(Structure):
+    """attention.cpp"""
+
+    _fields_ = [(name, c_int64) for name in ("batch", "heads", "tokens", "width", "window", "prefix", "threads")]
+
+
+class Heads(Structure):
+    """attention.cpp: address, and strides of sequences, heads and tokens in floats."""
+
+    _fields_ = [("data", c_void_p), ("batch", c_int64), ("head", c_int64), ("token", c_int64)]
+
+
+class AttentionInputs(Structure):
+    """attention.cpp"""
+
+    _fields_ = [
+        *((name, Heads) for name in ("query", "keys", "values")),
+        *((name, c_void_p) for name in ("valid", "prefix_keys", "prefix_values")),
+    ]
+
+
+class AttentionGradients(Structure):
+    """attention.cpp"""
+
+    _fields_ = [
+        ("query", Heads),
+        *((name, c_void_p) for name in ("keys", "values", "prefix_keys", "prefix_values")),
+    ]
+
+
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, whose functions now refuse arguments of another type."""
+    chunk = POINTER(Sizes), POINTER(Inputs)
+    attention = POINTER(AttentionSizes), POINTER(AttentionInputs), POINTER(Heads), c_void_p
+    functions = {
+        "atlas_chunk_forward": (*chunk, *[c_void_p] * 4),
+        "atlas_chunk_backward": (*chunk, *[c_void_p] * 10),
+        "atlas_attention_forward": attention,
+        "atlas_attention_backward": (*attention, POINTER(Heads), POINTER(AttentionGradients)),
+    }
+    for name, arguments in functions.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    library.atlas_kept_floats.argtypes, library.atlas_kept_floats.restype = (POINTER(Sizes),), c_int64
+    return library
