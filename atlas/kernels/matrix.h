@@ -156,6 +156,9 @@ class Arena {
         return part;
     }
 
+    Index used() const { return used_; }
+    void release(Index mark) { used_ = mark; }  // everything taken since
+
   private:
     std::vector<float> held_;
     float* start_ = nullptr;

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 
 
 class Sizes(Structure):
-    """chunk.cpp"""
+    """scan.cpp"""
 
     _fields_ = [
-        (name, c_int64) for name in ("rows", "count", "width", "hidden", "features", "prefix", "step", "threads")
+        *((name, c_int64) for name in ("rows", "chunks", "count", "width", "hidden", "features")),
+        *((name, c_int64) for name in ("prefix", "step", "threads")),
+        *((name, c_double) for name in ("down_limit", "up_limit")),
     ]
 
 
 class Tokens(Structure):
-    """chunk.cpp: address, and strides of rows and tokens in floats."""
+    """scan.cpp: address, and strides of rows and tokens in floats."""
 
     _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
 
 
 class Inputs(Structure):
-    """chunk.cpp"""
+    """scan.cpp"""
 
     _fields_ = [
         ("down", c_void_p),
@@ -62,11 +64,11 @@ class AttentionGradients(Structure):
 
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, whose functions now refuse arguments of another type."""
-    chunk = POINTER(Sizes), POINTER(Inputs)
+    scan = POINTER(Sizes), POINTER(Inputs), POINTER(c_void_p)
     attention = POINTER(AttentionSizes), POINTER(AttentionInputs), POINTER(Heads), c_void_p
     functions = {
-        "atlas_chunk_forward": (*chunk, *[c_void_p] * 4),
-        "atlas_chunk_backward": (*chunk, *[c_void_p] * 10),
+        "atlas_scan_forward": (*scan, *[c_void_p] * 3),
+        "atlas_scan_backward": (*scan, *[c_void_p] * 11),
         "atlas_attention_forward": attention,
         "atlas_attention_backward": (*attention, POINTER(Heads), POINTER(AttentionGradients)),
     }

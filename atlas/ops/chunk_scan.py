@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from atlas.ops.compiled_chunk import CompiledChunk, kernel_for
 from atlas.ops.dual_form import ChunkInputs, read_prefix, write_sum
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
-from atlas.ops.fused_chunk import FusedChunk
 from atlas.ops.periods import cut_fields
 from atlas.ops.rules.rule import Kept, LearningRule
+from atlas.ops.whole_chunks import chunk_update, closed_chunks
 
 
 class ScanState(NamedTuple):
@@ -73,29 +72,38 @@ class Scan:
         outputs: list[Tensor] = []
         nothing = zeros_like(state.start)
         state = self._close_if_full(state, nothing)
-        for part in _split(tokens, self.chunk - state.tokens, self.chunk):
+        for part in _cut(tokens, self._lengths(state.tokens, tokens.rate.shape[1])):
             out, state = self._advance(state, part, nothing)
             outputs.append(out)
-        return torch.cat(outputs, dim=1), state
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
+
+    def _lengths(self, opened: int, total: int) -> list[int]:
+        """Of the parts that a stretch is run in: what the open chunk lacks, chunks, the beginning of one. The fast path
+        takes all whole chunks as one part."""
+        first = min(self.chunk - opened, total) if opened else 0
+        whole = (total - first) // self.chunk
+        lengths = [first, whole * self.chunk] if self._joins_chunks else [first, *[self.chunk] * whole]
+        lengths.append(total - sum(lengths))
+        return [length for length in lengths if length]
 
     def _advance(self, state: ScanState, tokens: ChunkInputs, nothing: FastWeights) -> tuple[Tensor, ScanState]:
-        """One chunk, or a part of one; a chunk that is full is closed."""
-        whole = not state.tokens and tokens.rate.shape[1] == self.chunk
-        if whole and self.rule.plain_step and self._may_fuse(state):
-            out, weights = self._fused(state, tokens, step=True)
-            return out, ScanState(bound_norm(weights, self.norm_max), nothing, state.kept, 0)
+        """One part. A chunk that is full is closed."""
+        length = tokens.rate.shape[1]
+        if self._joins_chunks and not state.tokens and length % self.chunk == 0:
+            ends = self.chunk, self.norm_max
+            out, weights = closed_chunks(state.start, tokens, *ends, prefix=not self._at_start)
+            return out, ScanState(weights, nothing, state.kept, 0)
         out, update = self._read_and_write(state, tokens)
         # Sums of a long chunk keep the precision of the weights, under autocast too.
         update = FastWeights(update.down.to(state.start.down.dtype), update.up.to(state.start.up.dtype))
         if state.tokens:
             update = add(state.update, update)
         kept = self.rule.keep(state.kept, tokens)
-        after = ScanState(state.start, update, kept, state.tokens + tokens.rate.shape[1])
-        return out, self._close_if_full(after, nothing)
+        return out, self._close_if_full(ScanState(state.start, update, kept, state.tokens + length), nothing)
 
     def _read_and_write(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, FastWeights]:
-        if self._may_fuse(state):
-            return self._fused(state, tokens, step=False)
+        if self._may_fuse and (self._at_start or not state.tokens):
+            return chunk_update(state.start, tokens, prefix=not self._at_start)
         writes = self.rule.write(state.start, state.kept, tokens)
         if self._at_start:
             return read(state.start, tokens.query, tokens.query_features), write_sum(writes)
@@ -106,19 +114,14 @@ class Scan:
     def _at_start(self) -> bool:
         return self.read_at_start or self.rule.reads_start
 
-    def _may_fuse(self, state: ScanState) -> bool:
+    @property
+    def _may_fuse(self) -> bool:
         autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # the fused chunk wants one dtype
-        return self.rule.own_gradients and (self._at_start or not state.tokens) and not autocast
+        return self.rule.own_gradients and not autocast
 
-    def _fused(self, state: ScanState, tokens: ChunkInputs, *, step: bool) -> tuple[Tensor, FastWeights]:
-        prefix = not self._at_start
-        arguments = prefix, step, *state.start, *tokens[:6]
-        kernel = kernel_for(prefix, state.start.down, tokens.query, tokens.key_features)
-        if kernel is None:
-            out, down, up = FusedChunk.apply(*arguments)  # type: ignore[no-untyped-call]
-        else:
-            out, down, up = CompiledChunk.apply(kernel, *arguments)  # type: ignore[no-untyped-call]
-        return out, FastWeights(down, up)
+    @property
+    def _joins_chunks(self) -> bool:
+        return self.rule.plain_step and self._may_fuse
 
     def _close_if_full(self, state: ScanState, nothing: FastWeights) -> ScanState:
         if state.tokens < self.chunk:
@@ -131,11 +134,10 @@ def _slice(tokens: ChunkInputs, first: int, end: int) -> ChunkInputs:
     return ChunkInputs(*cut_fields(tokens, lambda field: field[:, first:end]))
 
 
-def _split(tokens: ChunkInputs, first: int, size: int) -> Iterator[ChunkInputs]:
-    """`first` tokens, then parts of `size`, the last one shorter; split at once, since a slice each would cost the
-    backward pass a zero-filled gradient of the whole stretch per part."""
-    total = tokens.rate.shape[1]
-    sizes = [min(first, total)]
-    sizes += [min(size, total - done) for done in range(sizes[0], total, size)]
-    for fields in zip(*cut_fields(tokens, lambda field: field.split(sizes, dim=1)), strict=True):
+def _cut(tokens: ChunkInputs, lengths: list[int]) -> Iterator[ChunkInputs]:
+    """Cut at once, since a slice each would cost the backward pass a zero-filled gradient of the whole stretch."""
+    if len(lengths) == 1:
+        yield tokens
+        return
+    for fields in zip(*cut_fields(tokens, lambda field: field.split(lengths, dim=1)), strict=True):
         yield ChunkInputs(*fields)

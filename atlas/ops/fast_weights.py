@@ -77,13 +77,16 @@ def zeros_like(weights: FastWeights) -> FastWeights:
 
 
 def bound_norm(weights: FastWeights, limit: float) -> FastWeights:
-    """Scale a matrix back to its largest Frobenius norm if it is beyond, so that no inner loop can diverge.
+    """Scale a matrix back to its largest Frobenius norm if it is beyond, so that no inner loop can diverge."""
+    down, up = norm_limits(weights, limit)
+    return FastWeights(_bounded(weights.down, down), _bounded(weights.up, up))
 
-    `down` may reach `limit * sqrt(h)`; `up`, which has an entry per feature, `limit * sqrt(h * p / d)`.
-    """
+
+def norm_limits(weights: FastWeights, limit: float) -> tuple[float, float]:
+    """`down` may reach `limit * sqrt(h)`; `up`, which has an entry per feature, `limit * sqrt(h * p / d)`."""
     width, hidden = weights.down.shape[-2:]
     down = limit * hidden**0.5
-    return FastWeights(_bounded(weights.down, down), _bounded(weights.up, down * (weights.up.shape[-1] / width) ** 0.5))
+    return down, down * (weights.up.shape[-1] / width) ** 0.5
 
 
 def _bounded(matrix: Tensor, bound: float) -> Tensor:

@@ -1,6 +1,7 @@
-"""The compiled chunk beside `FusedChunk` in float64, which `test_fused_chunk.py` holds against autograd."""
+"""The compiled scan beside `FusedChunk` (see `test_fused_chunk.py`) and `bound_norm` in float64."""
 
 import ctypes
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from atlas.config import Kernels
 from atlas.kernels.library import use
-from atlas.ops.compiled_chunk import LONGEST_PREFIX, CompiledChunk, kernel_for
+from atlas.ops.compiled_scan import LONGEST_PREFIX, CompiledScan, scan_kernel
+from atlas.ops.fast_weights import FastWeights, bound_norm, norm_limits
 from atlas.ops.fused_chunk import FusedChunk
+
+NORM_MAX = 0.25  # some of the weights below are beyond it, some are not
 
 
 def inputs(rows: int, count: int, width: int, hidden: int, features: int) -> list[Tensor]:
@@ -30,10 +34,30 @@ def outputs_and_gradients(function: object, arguments: list[Tensor], used: tuple
     return [*out, *torch.autograd.grad(loss, arguments, allow_unused=True, materialize_grads=True)]
 
 
-def compare(kernel: ctypes.CDLL, prefix: bool, step: bool, arguments: list[Tensor], used: tuple[int, ...]) -> None:
+def compiled(kernel: ctypes.CDLL, prefix: bool, step: bool, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
+    found: tuple[Tensor, ...] = CompiledScan.apply(kernel, chunk, prefix, step, limits, *arguments)
+    return found
+
+
+def plain(prefix: bool, step: bool, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    weights, outputs = FastWeights(*arguments[:2]), []
+    for fields in zip(*(field.split(chunk, dim=1) for field in arguments[2:]), strict=True):
+        out, *after = FusedChunk.apply(prefix, step, *weights, *fields)
+        weights = bound_norm(FastWeights(*after), NORM_MAX) if step else FastWeights(*after)
+        outputs.append(out)
+    return torch.cat(outputs, dim=1), *weights
+
+
+ALL = (0, 1, 2)  # results
+
+
+def compare(
+    kernel: ctypes.CDLL, prefix: bool, step: bool, chunk: int, arguments: list[Tensor], used: tuple[int, ...] = ALL
+) -> None:
     exact = [argument.detach().double() for argument in arguments]
-    found = outputs_and_gradients(lambda *all: CompiledChunk.apply(kernel, prefix, step, *all), arguments, used)
-    wanted = outputs_and_gradients(lambda *all: FusedChunk.apply(prefix, step, *all), exact, used)
+    found = outputs_and_gradients(partial(compiled, kernel, prefix, step, chunk), arguments, used)
+    wanted = outputs_and_gradients(partial(plain, prefix, step, chunk), exact, used)
     for ours, theirs in zip(found, wanted, strict=True):
         size = theirs.abs().max().item()
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=3e-6 * size)
@@ -42,20 +66,33 @@ def compare(kernel: ctypes.CDLL, prefix: bool, step: bool, arguments: list[Tenso
 @pytest.mark.parametrize("step", [True, False])
 @pytest.mark.parametrize("count", [1, 7, 8, 16, 30, 64])
 def test_a_chunk_that_reads_its_prefix(kernel: ctypes.CDLL, count: int, step: bool) -> None:
-    compare(kernel, True, step, inputs(3, count, 16, 8, 24), (0, 1, 2))
+    compare(kernel, True, step, count, inputs(3, count, 16, 8, 24))
 
 
 @pytest.mark.parametrize("step", [True, False])
 @pytest.mark.parametrize("count", [5, 64, 200])
 def test_a_chunk_that_reads_its_start(kernel: ctypes.CDLL, count: int, step: bool) -> None:
-    compare(kernel, False, step, inputs(3, count, 24, 32, 24), (0, 1, 2))
+    compare(kernel, False, step, count, inputs(3, count, 24, 32, 24))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("chunk", [1, 8, 20, 80])
+def test_chunks_one_after_the_other(kernel: ctypes.CDLL, chunk: int, prefix: bool) -> None:
+    arguments = inputs(4, 80, 16, 8, 16)
+    for part in (*arguments[:2], arguments[-1]):
+        part[0] *= 0.1
+    norms = [part.square().sum((1, 2)).sqrt() for part in compiled(kernel, prefix, True, chunk, *arguments)[1:]]
+    limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
+    beyond = [(norm > 0.999 * limit).tolist() for norm, limit in zip(norms, limits, strict=True)]
+    assert [(row[0], any(row)) for row in beyond] == [(False, True)] * 2
+    compare(kernel, prefix, True, chunk, arguments)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (1, 2)])
 def test_results_that_nothing_depends_on(kernel: ctypes.CDLL, prefix: bool, used: tuple[int, ...]) -> None:
     """The last chunk's weights are read by nothing, and a gradient may come from them alone."""
-    compare(kernel, prefix, True, inputs(2, 12, 16, 16, 16), used)
+    compare(kernel, prefix, True, 4, inputs(2, 12, 16, 16, 16), used)
 
 
 def test_the_same_on_any_number_of_threads(kernel: ctypes.CDLL) -> None:
@@ -64,7 +101,7 @@ def test_the_same_on_any_number_of_threads(kernel: ctypes.CDLL) -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(outputs_and_gradients(lambda *all: CompiledChunk.apply(kernel, True, True, *all), arguments))
+            found.append(outputs_and_gradients(partial(compiled, kernel, True, True, 4), arguments))
     finally:
         torch.set_num_threads(threads)
     for one, three in zip(*found, strict=True):
@@ -76,7 +113,7 @@ def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> No
     """A diverged memory must be seen in the loss, and only the row that has it."""
     arguments = inputs(2, 16, 8, 8, 8)
     arguments[field][1].fill_(float("nan"))
-    out, down, _ = CompiledChunk.apply(kernel, True, True, *arguments)
+    out, down, _ = compiled(kernel, True, True, 8, *arguments)
     assert out[1].isnan().any()
     assert down[1].isnan().any() or field in (2, 5)  # queries are not written
     assert not out[0].isnan().any()
@@ -84,13 +121,13 @@ def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> No
 
 
 def test_what_it_does_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
-    down, _, query, *_, features, _ = inputs(1, 4, 16, 8, 24)
-    assert kernel_for(True, down, query, features) is kernel
-    assert kernel_for(True, down.double(), query.double(), features.double()) is None
-    assert kernel_for(True, down[:, :12], query[..., :12], features) is None
-    assert kernel_for(True, down, query, features[..., :20]) is None
-    long = query.expand(1, -1, -1).repeat(1, LONGEST_PREFIX, 1)
-    assert kernel_for(True, down, long, features) is None
-    assert kernel_for(False, down, long, features) is kernel
+    down, up, *fields = inputs(1, 4, 16, 8, 24)
+    assert scan_kernel(4, True, down, up, *fields) is kernel
+    assert scan_kernel(4, True, down, up.double(), *fields) is None
+    assert scan_kernel(4, True, down, up, *(field.double() for field in fields)) is None
+    assert scan_kernel(4, True, down[:, :12], up, *fields) is None
+    assert scan_kernel(4, True, down, up[..., :20], *fields) is None
+    assert scan_kernel(LONGEST_PREFIX + 1, True, down, up, *fields) is None
+    assert scan_kernel(LONGEST_PREFIX + 1, False, down, up, *fields) is kernel
     use(Kernels.torch)
-    assert kernel_for(True, down, query, features) is None
+    assert scan_kernel(4, True, down, up, *fields) is None

@@ -1,5 +1,6 @@
-// One chunk of the dual form, forward and backward: the same function as atlas/ops/fused_chunk.py, whose legend of
-// names and equations holds here. A row is one memory's chunk; rows are shared out among threads.
+// Chunks of the dual form one after the other, forward and backward: the same function as atlas/ops/fused_chunk.py, whose
+// legend of names and equations holds here, and `bound_norm` of atlas/ops/fast_weights.py after every chunk. A row is one
+// memory; rows are shared out among threads.
 //
 // Inside, tokens are the vectorised dimension: a name stands for its transpose, [width, tokens], unless it ends in
 // `_rows`. The weights are then read as they lie. Tokens are padded with zeros, which write nothing and read nothing.
@@ -24,12 +25,16 @@ struct Tokens {
 extern "C" {
 
 struct Sizes {
-    Index rows, count, width, hidden, features;  // N, C, d, h, p
+    Index rows, chunks, count, width, hidden, features;  // N, n, C, d, h, p
     Index prefix, step, threads;
+    double down_limit, up_limit;  // largest norms after a step
+    Index down() const { return width * hidden; }
+    Index up() const { return 2 * hidden * features; }
+    Index tokens() const { return chunks * count; }
 };
 
 struct Inputs {
-    const float *down, *up;  // contiguous
+    const float *down, *up;  // [N, d, h], [N, 2h, p]
     Tokens query, key, value, query_features, key_features, rate;
 };
 
@@ -112,13 +117,26 @@ void signals(
     }
 }
 
+// Tokens of one chunk that are worked on at once.
+struct Block {
+    Index row, first, count;  // its first token, of the whole stretch
+};
+
+// A memory's weights, or gradients of them.
+template <class Float>
+struct Weights {
+    Float *down, *up;
+};
+using Read = Weights<const float>;
+using Written = Weights<float>;
+
 void forward_block(
-    const Sizes& s, const Inputs& in, const Layout& layout, Index n, Index first, float* kept, float* out, float* after_down,
-    float* after_up
+    const Sizes& s, const Inputs& in, Index lanes, const Block& block, Read start, float* kept, float* out, Written after
 ) {
-    const Index d = s.width, h = s.hidden, p = s.features, L = layout.lanes;
-    const Index count = std::min(layout.block, s.count - first);
-    const float *down = in.down + n * d * h, *up = in.up + n * 2 * h * p;
+    const Index d = s.width, h = s.hidden, p = s.features, L = lanes, n = block.row, first = block.first;
+    const Index count = block.count;
+    const float *down = start.down, *up = start.up;
+    const Layout layout(s);
     float *pre = kept + layout.pre, *residual = kept + layout.error, *back = kept + layout.back;
     float *features = arena().take(p * 2 * L), *units = arena().take(h * L), *silu = arena().take(h * L);
     float *slope = arena().take(h * L), *error = arena().take(d * L), *signal = arena().take(2 * h * L);
@@ -163,18 +181,18 @@ void forward_block(
     transpose(d, L, result, L, rows, d);
     for (Index t = 0; t < count; ++t) {
         const float* query = in.query.at(n, first + t);
-        float* to = out + (n * s.count + first + t) * d;
+        float* to = out + (n * s.tokens() + first + t) * d;
         for (Index i = 0; i < d; ++i) to[i] = query[i] + rows[t * d + i];
     }
 
     const float* keys = in.key_features.at(n, first);
     transpose(h, L, units, L, rows, h);
     if (s.step) {
-        product<false, Into::subtract>(d, h, count, error, L, rows, h, after_down, h);
-        product<false, Into::subtract>(2 * h, p, count, signal, L, keys, in.key_features.token, after_up, p);
+        product<false, Into::subtract>(d, h, count, error, L, rows, h, after.down, h);
+        product<false, Into::subtract>(2 * h, p, count, signal, L, keys, in.key_features.token, after.up, p);
     } else {
-        product<false, Into::add>(d, h, count, error, L, rows, h, after_down, h);
-        product<false, Into::add>(2 * h, p, count, signal, L, keys, in.key_features.token, after_up, p);
+        product<false, Into::add>(d, h, count, error, L, rows, h, after.down, h);
+        product<false, Into::add>(2 * h, p, count, signal, L, keys, in.key_features.token, after.up, p);
     }
 }
 
@@ -183,25 +201,23 @@ Index forward_floats(const Sizes& s, const Layout& layout) {
     return (2 + 1 + 1 + 1 + 1 + 2 + 1 + 1) * wide * L + 2 * L * L + L + 12 * 16;
 }
 
-// Gradients of a row's results; null where nothing depends on them.
-struct Gradients {
-    const float *out, *down, *up;
+// Gradients of the tokens, [N, T, ...].
+struct TokenGradients {
+    float *residual, *query_features, *key_features, *rate;
 };
 
-// Gradients of the inputs. `keys_live`: whether the written tokens have any.
-struct Results {
-    float *down, *up, *residual, *query_features, *key_features, *rate;
-};
-
+// `g`: gradients of the weights after the chunk, null where nothing depends on them; then `keys_live` is false unless
+// the chunk's own reads see what it writes. `to`: gradients of the weights before it, to which the block's are added.
 void backward_block(
-    const Sizes& s, const Inputs& in, const Layout& layout, Index n, Index first, const float* kept, const Gradients& g,
-    const Results& to, bool keys_live
+    const Sizes& s, const Inputs& in, Index lanes, const Block& block, Read start, const float* kept, const float* g_out,
+    Read g, Written to, const TokenGradients& tokens
 ) {
-    const Index d = s.width, h = s.hidden, p = s.features, L = layout.lanes;
-    const Index count = std::min(layout.block, s.count - first);
-    const float *down = in.down + n * d * h, *up = in.up + n * 2 * h * p;
-    const float *g_down = g.down ? g.down + n * d * h : nullptr, *g_up = g.up ? g.up + n * 2 * h * p : nullptr;
-    float *d_down = to.down + n * d * h, *d_up = to.up + n * 2 * h * p;
+    const Index d = s.width, h = s.hidden, p = s.features, L = lanes, n = block.row, first = block.first;
+    const Index count = block.count;
+    const bool keys_live = s.prefix || g.down || g.up;
+    const float *down = start.down, *up = start.up, *g_down = g.down, *g_up = g.up;
+    float *d_down = to.down, *d_up = to.up;
+    const Layout layout(s);
     const float *pre = kept + layout.pre, *read = pre + L, *linear = pre + h * 2 * L, *read_linear = linear + L;
     const float *residual = kept + layout.error, *back = kept + layout.back;
     const float *gram = kept + layout.gram, *kernel = gram + L * L;
@@ -215,7 +231,7 @@ void backward_block(
     float *upper = arena().take(L * L), *lower = arena().take(L * L), *rows = arena().take(L * std::max({d, h, p}));
     float *d_pre = d_both, *d_read = d_both + L;
 
-    take({g.out, s.count * d, d}, n, first, count, L, d, d_out, L);
+    take({g_out, s.tokens() * d, d}, n, first, count, L, d, d_out, L);
     take(in.key_features, n, first, count, L, p, features, 2 * L);
     take(in.query_features, n, first, count, L, p, features + L, 2 * L);
     gated(read, 2 * L, h, L, read_units, nullptr, read_silu, read_slope);
@@ -275,7 +291,7 @@ void backward_block(
         std::fill_n(along, L, 0.0f);
         for (Index i = 0; i < d; ++i)
             for (Index t = 0; t < L; ++t) along[t] += residual[i * L + t] * d_error[i * L + t];
-        for (Index t = 0; t < count; ++t) to.rate[n * s.count + first + t] = bound[t] * along[t];
+        for (Index t = 0; t < count; ++t) tokens.rate[n * s.tokens() + first + t] = bound[t] * along[t];
         for (Index t = 0; t < L; ++t) along[t] *= scale[t] * bound[t] * bound[t];
         for (Index i = 0; i < d; ++i)
             for (Index t = 0; t < L; ++t)
@@ -295,7 +311,7 @@ void backward_block(
             }
         }
         transpose(d, L, d_residual, L, rows, d);
-        std::copy_n(rows, count * d, to.residual + (n * s.count + first) * d);
+        std::copy_n(rows, count * d, tokens.residual + (n * s.tokens() + first) * d);
     }
 
     transpose(h, L, read_units, L, rows, h);
@@ -322,10 +338,14 @@ void backward_block(
         product<false, Into::subtract>(p, L, L, features, 2 * L, upper, L, d_features + L, 2 * L);
     }
     transpose(p, L, d_features + L, 2 * L, rows, p);
-    std::copy_n(rows, count * p, to.query_features + (n * s.count + first) * p);
+    std::copy_n(rows, count * p, tokens.query_features + (n * s.tokens() + first) * p);
     if (keys_live) {
         transpose(p, L, d_features, 2 * L, rows, p);
-        std::copy_n(rows, count * p, to.key_features + (n * s.count + first) * p);
+        std::copy_n(rows, count * p, tokens.key_features + (n * s.tokens() + first) * p);
+    } else {
+        std::fill_n(tokens.residual + (n * s.tokens() + first) * d, count * d, 0.0f);
+        std::fill_n(tokens.key_features + (n * s.tokens() + first) * p, count * p, 0.0f);
+        std::fill_n(tokens.rate + n * s.tokens() + first, count, 0.0f);
     }
 }
 
@@ -334,60 +354,136 @@ Index backward_floats(const Sizes& s, const Layout& layout) {
     return 27 * wide * L + 2 * L * L + 2 * L + 25 * 16;
 }
 
-}  // namespace
-
-extern "C" Index atlas_kept_floats(const Sizes* s) {
-    const Layout layout(*s);
-    return layout.total * layout.blocks(*s);
+double square_sum(const float* matrix, Index size) {
+    double sum = 0;
+    for (Index i = 0; i < size; i += 8) {
+        Eight part = load<Eight>(matrix + i);
+        part *= part;
+        sum += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+    }
+    return sum;
 }
 
-extern "C" void atlas_chunk_forward(
-    const Sizes* sizes, const Inputs* inputs, float* kept, float* out, float* after_down, float* after_up
-) {
-    const Sizes s = *sizes;
-    const Inputs in = *inputs;
+// Scales a matrix back to its largest norm; what it was before, or 0 if it was not beyond.
+float bound(float* matrix, Index size, double limit) {
+    const double norm = std::sqrt(square_sum(matrix, size));
+    if (!(norm > limit)) return 0;
+    const float factor = static_cast<float>(limit / norm);
+    for (Index i = 0; i < size; ++i) matrix[i] *= factor;
+    return static_cast<float>(norm);
+}
+
+// M' = M l / ||M||:  dM = l / ||M|| (dM' - M' <M', dM'> / l^2)
+void unbound(float* gradient, const float* matrix, Index size, double limit, float norm) {
+    if (norm == 0) return;
+    double along = 0;
+    for (Index i = 0; i < size; ++i) along += static_cast<double>(matrix[i]) * gradient[i];
+    const float share = static_cast<float>(along / (limit * limit)), factor = static_cast<float>(limit / norm);
+    for (Index i = 0; i < size; ++i) gradient[i] = factor * (gradient[i] - share * matrix[i]);
+}
+
+// What a row keeps of a chunk for the backward pass: its blocks, the norms before they were bounded, and the weights after
+// it. A chunk's are a tensor of their own: small ones are had from memory that was used before.
+struct Kept {
+    Index norms, down, up, total;
+    Kept(const Sizes& s, const Layout& layout) {
+        norms = layout.total * layout.blocks(s);
+        down = norms + 8;
+        up = down + s.down();
+        total = up + s.up();
+    }
+};
+
+void forward_row(const Sizes& s, const Inputs& in, Index n, float* const* kept, float* out, Written after) {
     const Layout layout(s);
-    const Index down = s.width * s.hidden, up = 2 * s.hidden * s.features, blocks = layout.blocks(s);
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n) {
-        float *own_down = after_down + n * down, *own_up = after_up + n * up;
+    const Kept parts(s, layout);
+    const Index blocks = layout.blocks(s);
+    Read start{in.down + n * s.down(), in.up + n * s.up()};
+    for (Index c = 0; c < s.chunks; ++c) {
+        float* own = kept[c] + n * parts.total;
+        const Written end = c + 1 < s.chunks ? Written{own + parts.down, own + parts.up} : after;
         if (s.step) {
-            std::copy_n(in.down + n * down, down, own_down);
-            std::copy_n(in.up + n * up, up, own_up);
+            std::copy_n(start.down, s.down(), end.down);
+            std::copy_n(start.up, s.up(), end.up);
         } else {
-            std::fill_n(own_down, down, 0.0f);
-            std::fill_n(own_up, up, 0.0f);
+            std::fill_n(end.down, s.down(), 0.0f);
+            std::fill_n(end.up, s.up(), 0.0f);
         }
         for (Index b = 0; b < blocks; ++b) {
             arena().reset(forward_floats(s, layout));
-            float* own_kept = kept + (n * blocks + b) * layout.total;
-            forward_block(s, in, layout, n, b * layout.block, own_kept, out, own_down, own_up);
+            const Index first = b * layout.block;
+            const Block block{n, c * s.count + first, std::min(layout.block, s.count - first)};
+            forward_block(s, in, layout.lanes, block, start, own + b * layout.total, out, end);
+        }
+        own[parts.norms] = s.step ? bound(end.down, s.down(), s.down_limit) : 0;
+        own[parts.norms + 1] = s.step ? bound(end.up, s.up(), s.up_limit) : 0;
+        start = {end.down, end.up};
+    }
+}
+
+void backward_row(
+    const Sizes& s, const Inputs& in, Index n, const float* const* kept, Read after, const float* g_out, Read g_after, Written to,
+    const TokenGradients& tokens
+) {
+    const Layout layout(s);
+    const Kept parts(s, layout);
+    const Index blocks = layout.blocks(s), floats = backward_floats(s, layout);
+    for (Index c = s.chunks - 1; c >= 0; --c) {
+        const bool last = c + 1 == s.chunks;
+        const float *own = kept[c] + n * parts.total, *before = c ? kept[c - 1] + n * parts.total : nullptr;
+        const Read start = c ? Read{before + parts.down, before + parts.up} : Read{in.down + n * s.down(), in.up + n * s.up()};
+        const Read end = last ? after : Read{own + parts.down, own + parts.up};
+        arena().reset(floats + s.down() + s.up() + 32);
+        // The gradient of the weights after the chunk: given, or what the chunk after this one has left in `to`.
+        const float *down = last ? g_after.down : to.down, *up = last ? g_after.up : to.up;
+        const Written g{down ? arena().take(s.down()) : nullptr, up ? arena().take(s.up()) : nullptr};
+        const float* norms = own + parts.norms;
+        if (g.down) std::copy_n(down, s.down(), g.down);
+        if (g.up) std::copy_n(up, s.up(), g.up);
+        if (g.down) unbound(g.down, end.down, s.down(), s.down_limit, norms[0]);
+        if (g.up) unbound(g.up, end.up, s.up(), s.up_limit, norms[1]);
+        if (g.down && s.step) std::copy_n(g.down, s.down(), to.down);
+        else std::fill_n(to.down, s.down(), 0.0f);
+        if (g.up && s.step) std::copy_n(g.up, s.up(), to.up);
+        else std::fill_n(to.up, s.up(), 0.0f);
+        const Index mark = arena().used();
+        for (Index b = 0; b < blocks; ++b) {
+            arena().release(mark);
+            const Index first = b * layout.block;
+            const Block block{n, c * s.count + first, std::min(layout.block, s.count - first)};
+            backward_block(s, in, layout.lanes, block, start, own + b * layout.total, g_out, {g.down, g.up}, to, tokens);
         }
     }
 }
 
-// `d_down` and `d_up` null: nothing depends on what the chunk writes.
-extern "C" void atlas_chunk_backward(
-    const Sizes* sizes, const Inputs* inputs, const float* kept, const float* g_out, const float* g_down, const float* g_up,
-    float* d_down, float* d_up, float* d_residual, float* d_query_features, float* d_key_features, float* d_rate
+}  // namespace
+
+// Floats to keep per row and chunk.
+extern "C" Index atlas_kept_floats(const Sizes* s) { return Kept(*s, Layout(*s)).total; }
+
+// out [N, T, d]; weights after the last chunk, or without `step` the chunk's updates.
+extern "C" void atlas_scan_forward(
+    const Sizes* sizes, const Inputs* inputs, float* const* kept, float* out, float* after_down, float* after_up
 ) {
     const Sizes s = *sizes;
-    const Inputs in = *inputs;
-    const Layout layout(s);
-    const Gradients gradients{g_out, g_down, g_up};
-    const Results results{d_down, d_up, d_residual, d_query_features, d_key_features, d_rate};
-    const Index down = s.width * s.hidden, up = 2 * s.hidden * s.features, blocks = layout.blocks(s);
-    const bool keys_live = s.prefix || g_down || g_up;
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+    for (Index n = 0; n < s.rows; ++n)
+        forward_row(s, *inputs, n, kept, out, {after_down + n * s.down(), after_up + n * s.up()});
+}
+
+// `g_down`, `g_up` null: nothing depends on the weights after the last chunk.
+extern "C" void atlas_scan_backward(
+    const Sizes* sizes, const Inputs* inputs, const float* const* kept, const float* after_down, const float* after_up, const float* g_out,
+    const float* g_down, const float* g_up, float* d_down, float* d_up, float* d_residual, float* d_query_features,
+    float* d_key_features, float* d_rate
+) {
+    const Sizes s = *sizes;
+    const TokenGradients tokens{d_residual, d_query_features, d_key_features, d_rate};
 #pragma omp parallel for num_threads(s.threads) schedule(static)
     for (Index n = 0; n < s.rows; ++n) {
-        if (s.step && g_down) std::copy_n(g_down + n * down, down, d_down + n * down);
-        else std::fill_n(d_down + n * down, down, 0.0f);
-        if (s.step && g_up) std::copy_n(g_up + n * up, up, d_up + n * up);
-        else std::fill_n(d_up + n * up, up, 0.0f);
-        for (Index b = 0; b < blocks; ++b) {
-            arena().reset(backward_floats(s, layout));
-            const float* own_kept = kept + (n * blocks + b) * layout.total;
-            backward_block(s, in, layout, n, b * layout.block, own_kept, gradients, results, keys_live);
-        }
+        const Index down = n * s.down(), up = n * s.up();
+        const Read after{after_down + down, after_up + up};
+        const Read g{g_down ? g_down + down : nullptr, g_up ? g_up + up : nullptr};
+        backward_row(s, *inputs, n, kept, after, g_out, g, {d_down + down, d_up + up}, tokens);
     }
 }
