@@ -459,7 +459,7 @@ void backward_row(
 }  // namespace
 
 // Floats to keep per row and chunk.
-extern "C" Index atlas_kept_floats(const Sizes* s) { return Kept(*s, Layout(*s)).total; }
+extern "C" Index atlas_scan_floats(const Sizes* s) { return Kept(*s, Layout(*s)).total; }
 
 // out [N, T, d]; weights after the last chunk, or without `step` the chunk's updates.
 extern "C" void atlas_scan_forward(

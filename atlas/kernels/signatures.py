@@ -62,18 +62,52 @@ class AttentionGradients(Structure):
     ]
 
 
+class InputSizes(Structure):
+    """inputs.cpp"""
+
+    _fields_ = [(name, c_int64) for name in ("batch", "heads", "tokens", "width", "lags", "threads")]
+
+
+class Rows(Structure):
+    """inputs.cpp: address, and strides of rows and tokens in floats."""
+
+    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
+
+
+class ProductSizes(Structure):
+    """products.cpp"""
+
+    _fields_ = [(name, c_int64) for name in ("rows", "tokens", "width", "threads")]
+
+
+class Vectors(Structure):
+    """products.cpp: address, and strides of rows and tokens in floats."""
+
+    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
+
+
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, whose functions now refuse arguments of another type."""
     scan = POINTER(Sizes), POINTER(Inputs), POINTER(c_void_p)
     attention = POINTER(AttentionSizes), POINTER(AttentionInputs), POINTER(Heads), c_void_p
+    vectors = POINTER(Vectors)
+    products = POINTER(ProductSizes), vectors, vectors
+    rows = POINTER(Rows)
+    inputs = POINTER(InputSizes), *[c_void_p] * 4
     functions = {
         "atlas_scan_forward": (*scan, *[c_void_p] * 3),
         "atlas_scan_backward": (*scan, *[c_void_p] * 11),
         "atlas_attention_forward": attention,
         "atlas_attention_backward": (*attention, POINTER(Heads), POINTER(AttentionGradients)),
+        "atlas_inputs_forward": inputs,
+        "atlas_inputs_backward": (*inputs, rows, rows, rows, c_void_p, c_void_p),
+        "atlas_products_forward": (*products, c_void_p, vectors, c_void_p),
+        "atlas_products_backward": (*products, vectors, c_void_p, c_void_p, vectors, vectors),
     }
     for name, arguments in functions.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
-    library.atlas_kept_floats.argtypes, library.atlas_kept_floats.restype = (POINTER(Sizes),), c_int64
+    for name, sizes in {"atlas_scan_floats": Sizes, "atlas_products_floats": ProductSizes}.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = (POINTER(sizes),), c_int64
     return library

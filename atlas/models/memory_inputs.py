@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from atlas.config import MemoryConfig
 from atlas.models.convolution import CONVOLUTION, CausalConvolution
+from atlas.ops.memory_inputs import memory_inputs, rows_of_heads
 from atlas.ops.unit_rows import unit_rows
 
 
@@ -51,12 +52,16 @@ class MemoryInputs(nn.Module):
     def forward(self, x: Tensor, recent: Tensor) -> tuple[MemoryTokens, Tensor]:
         """x [B, T, D], `recent` [B, 3, 3D] -> the rows' tokens, and `recent` for the next call."""
         led = torch.cat((recent, self.qkv(x).to(recent.dtype)), dim=1)
+        return self._tokens(led), led[:, -(CONVOLUTION - 1) :]
+
+    def _tokens(self, led: Tensor) -> MemoryTokens:
+        if self.convolution is not None and not self.activate_keys:
+            return MemoryTokens(*memory_inputs(led, self.convolution.weight, self.heads))
         mixed = led[:, CONVOLUTION - 1 :] if self.convolution is None else self.convolution(led)
-        query, key, value = mixed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        query, key, value = rows_of_heads(mixed, self.heads)
         if self.activate_keys:
             query, key = F.silu(query), F.silu(key)
-        tokens = MemoryTokens(unit_rows(query), unit_rows(key), F.silu(value))
-        return tokens, led[:, -(CONVOLUTION - 1) :]
+        return MemoryTokens(unit_rows(query), unit_rows(key), F.silu(value))
 
     def rates(self, x: Tensor) -> Tensor:
         """Inner rate eta of every memory, row and token: [memories, N, T].

@@ -56,7 +56,7 @@ class CompiledScan(torch.autograd.Function):
         rows, total, width = fields[0].shape
         shape = rows, total // chunk, chunk, width, down.shape[2], up.shape[2]
         sizes = Sizes(*shape, prefix, step, torch.get_num_threads(), *limits)
-        kept_floats = kernel.atlas_kept_floats(byref(sizes))
+        kept_floats = kernel.atlas_scan_floats(byref(sizes))
         kept = [down.new_empty(rows, kept_floats) for _ in range(sizes.chunks)]
         results = down.new_empty(fields[0].shape), torch.empty_like(down), torch.empty_like(up)
         kernel.atlas_scan_forward(

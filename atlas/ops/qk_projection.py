@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from atlas.ops.compiled_products import CompiledProducts, products_kernel
+
 EPSILON = 1e-8
 BLOCK = 64  # tokens whose pairwise products are formed at once
 
@@ -43,7 +45,11 @@ def project(start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool) ->
     if per_key:
         key = key * torch.rsqrt(square.clamp(min=EPSILON)).unsqueeze(-1)
     norm = start.norm.unsqueeze(1) + square.cumsum(1)
-    projected, matrix = CausalProducts.apply(start.matrix, query, key)  # type: ignore[no-untyped-call]
+    kernel = products_kernel(start.matrix, query, key)
+    if kernel is None:
+        projected, matrix = CausalProducts.apply(start.matrix, query, key)  # type: ignore[no-untyped-call]
+    else:
+        projected, matrix = CompiledProducts.apply(kernel, start.matrix, query, key)  # type: ignore[no-untyped-call]
     if not per_key:
         projected = projected / norm.clamp(min=EPSILON).unsqueeze(-1)
     return projected, Accumulator(matrix, norm[:, -1], start.tokens + key.shape[1])

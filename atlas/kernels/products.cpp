@@ -1,0 +1,141 @@
+// Causal products of the Q-K projection, M_t q_t with M_t = start + sum_{i <= t} k_i k_i^T: the same function as
+// `CausalProducts` in atlas/ops/qk_projection.py, whose legend and equations hold here.
+//
+// A row goes block by block; inside, a name stands for its transpose, [width, tokens], unless it ends in `_rows`.
+
+#include "matrix.h"
+
+using namespace atlas;
+
+namespace {
+constexpr Index BLOCK = 64;  // tokens
+}
+
+extern "C" {
+
+struct ProductSizes {
+    Index rows, tokens, width, threads;  // N, T, d
+};
+
+// A tensor [N, T, d] whose last dimension is contiguous.
+struct Vectors {
+    float* data;
+    Index row, token;  // strides
+    float* at(Index n, Index t) const { return data + n * row + t * token; }
+};
+
+}  // extern "C"
+
+namespace {
+
+// Kept of a block for the backward pass: the matrix before it, and tril(Q K^T), here [key, query].
+struct Kept {
+    Index lanes, gram, total;
+    explicit Kept(const ProductSizes& s) {
+        lanes = padded(std::min(s.tokens, BLOCK));
+        gram = s.width * s.width;
+        total = gram + lanes * lanes;
+    }
+    static Index blocks(const ProductSizes& s) { return (s.tokens + BLOCK - 1) / BLOCK; }
+};
+
+void take(const Vectors& from, Index n, Index first, Index count, Index width, Index lanes, float* to) {
+    transpose(count, width, from.at(n, first), from.token, to, lanes);
+    for (Index i = 0; i < width; ++i) std::fill(to + i * lanes + count, to + (i + 1) * lanes, 0.0f);
+}
+
+void give(const float* from, Index lanes, Index n, Index first, Index count, Index width, const Vectors& to, float* rows) {
+    transpose(width, lanes, from, lanes, rows, width);
+    for (Index t = 0; t < count; ++t) std::copy_n(rows + t * width, width, to.at(n, first + t));
+}
+
+void keep_upper(float* gram, Index lanes) {  // entries [key, query] of keys up to the query
+    for (Index j = 0; j < lanes; ++j) std::fill(gram + j * lanes, gram + j * lanes + j, 0.0f);
+}
+
+// `total`: the matrix before the first block, then after the last one.
+void forward_row(const ProductSizes& s, const Vectors& query, const Vectors& key, Index n, float* kept, const Vectors& out, float* total) {
+    const Index d = s.width;
+    const Kept parts(s);
+    const Index L = parts.lanes;
+    arena().reset(4 * d * L);
+    float *queries = arena().take(d * L), *keys = arena().take(d * L), *result = arena().take(d * L);
+    float* rows = arena().take(d * L);
+    for (Index b = 0; b < Kept::blocks(s); ++b, kept += parts.total) {
+        const Index first = b * BLOCK, count = std::min(BLOCK, s.tokens - first);
+        float *before = kept, *gram = kept + parts.gram;
+        std::copy_n(total, d * d, before);
+        take(query, n, first, count, d, L, queries);
+        take(key, n, first, count, d, L, keys);
+        product<true, Into::set>(L, L, d, keys, L, queries, L, gram, L);
+        keep_upper(gram, L);
+        product<true, Into::set>(d, L, d, before, d, queries, L, result, L);
+        product<false, Into::add>(d, L, L, keys, L, gram, L, result, L);
+        give(result, L, n, first, count, d, out, rows);
+        product<false, Into::add>(d, d, count, keys, L, key.at(n, first), key.token, total, d);
+    }
+}
+
+// `later`: the gradient of the matrix after the last block, then of the one before the first.
+void backward_row(
+    const ProductSizes& s, const Vectors& query, const Vectors& key, const Vectors& d_out, Index n, const float* kept, float* later,
+    const Vectors& d_query, const Vectors& d_key
+) {
+    const Index d = s.width;
+    const Kept parts(s);
+    const Index L = parts.lanes;
+    arena().reset(6 * d * L + d * d + 3 * L * L);
+    float *queries = arena().take(d * L), *keys = arena().take(d * L), *given = arena().take(d * L);
+    float *d_queries = arena().take(d * L), *d_keys = arena().take(d * L), *rows = arena().take(d * L);
+    float *both = arena().take(d * d), *d_gram = arena().take(L * L), *lower = arena().take(L * L);
+    float* d_lower = arena().take(L * L);
+    for (Index b = Kept::blocks(s) - 1; b >= 0; --b) {
+        const Index first = b * BLOCK, count = std::min(BLOCK, s.tokens - first);
+        const float *before = kept + b * parts.total, *gram = before + parts.gram;
+        take(query, n, first, count, d, L, queries);
+        take(key, n, first, count, d, L, keys);
+        take(d_out, n, first, count, d, L, given);
+        product<true, Into::set>(L, L, d, keys, L, given, L, d_gram, L);
+        keep_upper(d_gram, L);
+        transpose(L, L, gram, L, lower, L);
+        transpose(L, L, d_gram, L, d_lower, L);
+        product<false, Into::set>(d, L, d, before, d, given, L, d_queries, L);
+        product<false, Into::add>(d, L, L, keys, L, d_gram, L, d_queries, L);
+        transpose(d, d, later, d, both, d);
+        for (Index i = 0; i < d * d; ++i) both[i] += later[i];
+        product<false, Into::set>(d, L, d, both, d, keys, L, d_keys, L);
+        product<false, Into::add>(d, L, L, given, L, lower, L, d_keys, L);
+        product<false, Into::add>(d, L, L, queries, L, d_lower, L, d_keys, L);
+        product<false, Into::add>(d, d, count, queries, L, d_out.at(n, first), d_out.token, later, d);
+        give(d_queries, L, n, first, count, d, d_query, rows);
+        give(d_keys, L, n, first, count, d, d_key, rows);
+    }
+}
+
+}  // namespace
+
+// Floats to keep per row.
+extern "C" Index atlas_products_floats(const ProductSizes* s) { return Kept(*s).total * Kept::blocks(*s); }
+
+extern "C" void atlas_products_forward(
+    const ProductSizes* sizes, const Vectors* query, const Vectors* key, float* kept, const Vectors* out, float* total
+) {
+    const ProductSizes s = *sizes;
+    const Index floats = atlas_products_floats(sizes);
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+    for (Index n = 0; n < s.rows; ++n)
+        forward_row(s, *query, *key, n, kept + n * floats, *out, total + n * s.width * s.width);
+}
+
+extern "C" void atlas_products_backward(
+    const ProductSizes* sizes, const Vectors* query, const Vectors* key, const Vectors* d_out, const float* kept, float* later,
+    const Vectors* d_query, const Vectors* d_key
+) {
+    const ProductSizes s = *sizes;
+    const Index floats = atlas_products_floats(sizes);
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+    for (Index n = 0; n < s.rows; ++n) {
+        float* own = later + n * s.width * s.width;
+        backward_row(s, *query, *key, *d_out, n, kept + n * floats, own, *d_query, *d_key);
+    }
+}
