@@ -118,7 +118,8 @@ class QueryProjector:
         return projected, tuple(after)
 
     def _project(self, start: Accumulator, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Accumulator]:
-        return project(start, tokens[0], tokens[1], per_key=self.per_key)
+        divide = not self.config.renormalise  # a q' of length 1 is the same without
+        return project(start, tokens[0], tokens[1], per_key=self.per_key, divide=divide)
 
     def _chunks(self, persistent: PersistentMemory, batch: int, chunk: int | None) -> Run[Accumulator]:
         """The sums start anew at every chunk of the memory, whose open chunk is `start.tokens` long (see `Scan`)."""

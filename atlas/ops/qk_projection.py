@@ -39,20 +39,25 @@ class Accumulator(NamedTuple):
     tokens: int  # summed since the period's start
 
 
-def project(start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool) -> tuple[Tensor, Accumulator]:
-    """q' for every token of a stretch inside one period [N, T, d], and the sums after it."""
+def project(
+    start: Accumulator, query: Tensor, key: Tensor, *, per_key: bool, divide: bool = True
+) -> tuple[Tensor, Accumulator]:
+    """q' for every token of a stretch inside one period [N, T, d], and the sums after it.
+
+    `divide=False` leaves it as M_t q_t: for who wants its direction only.
+    """
     square = key.square().sum(-1)  # [N, T]
     if per_key:
         key = key * torch.rsqrt(square.clamp(min=EPSILON)).unsqueeze(-1)
-    norm = start.norm.unsqueeze(1) + square.cumsum(1)
     kernel = products_kernel(start.matrix, query, key)
     if kernel is None:
         projected, matrix = CausalProducts.apply(start.matrix, query, key)  # type: ignore[no-untyped-call]
     else:
         projected, matrix = CompiledProducts.apply(kernel, start.matrix, query, key)  # type: ignore[no-untyped-call]
-    if not per_key:
+    if divide and not per_key:
+        norm = start.norm.unsqueeze(1) + square.cumsum(1)
         projected = projected / norm.clamp(min=EPSILON).unsqueeze(-1)
-    return projected, Accumulator(matrix, norm[:, -1], start.tokens + key.shape[1])
+    return projected, Accumulator(matrix, start.norm + square.sum(1), start.tokens + key.shape[1])
 
 
 class CausalProducts(torch.autograd.Function):
