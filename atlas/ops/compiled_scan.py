@@ -72,7 +72,8 @@ class CompiledScan(torch.autograd.Function):
     def backward(
         ctx: Any, d_out: Tensor | None, d_after_down: Tensor | None, d_after_up: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        down, up, *fields, after_down, after_up = ctx.saved_tensors[:10]
+        saved = ctx.saved_tensors  # to be asked for once
+        (down, up), fields, after, kept = saved[:2], saved[2:8], saved[8:10], saved[10:]
         query, _, _, query_features, key_features, rate = fields
         d_out = torch.zeros_like(query) if d_out is None else d_out.contiguous()
         given = d_out, *(None if part is None else part.contiguous() for part in (d_after_down, d_after_up))
@@ -81,8 +82,8 @@ class CompiledScan(torch.autograd.Function):
         ctx.kernel.atlas_scan_backward(
             byref(ctx.sizes),
             byref(_inputs(down, up, fields)),
-            _addresses(ctx.saved_tensors[10:]),
-            *map(_address, (after_down, after_up, *given, *results)),
+            _addresses(kept),
+            *map(_address, (*after, *given, *results)),
         )
         d_down, d_up, d_residual, *others = results
         return *[None] * 5, d_down, d_up, d_out, d_residual, -d_residual, *others

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import atlas
-from atlas.config import VOCABULARY, RunConfig
+from atlas.config import VOCABULARY, Kernels, RunConfig
+from atlas.kernels.library import use
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import MemoryMode
@@ -76,18 +77,25 @@ class TrainingStep:
     def __init__(self, name: str, shape: Shape, device: torch.device) -> None:
         torch.manual_seed(0)
         self.device = device
+        self.kernels = _kernels(name)
         self.loss = build(name, shape).to(device)
         self.parameters = sum(parameter.numel() for parameter in self.loss.parameters())
         self.optimizer = torch.optim.AdamW(self.loss.parameters(), lr=LEARNING_RATE, fused=True)
         self.batch = torch.randint(0, VOCABULARY, (shape.batch, shape.sequence + 1)).to(device)
 
     def __call__(self) -> Tensor:
+        use(self.kernels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss: Tensor = self.loss(self.batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+
+def _kernels(name: str) -> Kernels:
+    memory = {**MODELS, **BRANCHES}.get(name)
+    return Kernels.auto if memory is None or memory.compiled else Kernels.torch
 
 
 def build(name: str, shape: Shape) -> nn.Module:
