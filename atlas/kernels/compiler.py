@@ -92,7 +92,10 @@ def _processor() -> str:
 
 
 def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas" / "kernels"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas" / "kernels"
+    except RuntimeError as error:
+        raise CompileError(f"no folder for the cache, set XDG_CACHE_HOME: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -113,7 +113,7 @@ class AtlasMemory(nn.Module):
             read, after = self._run_local(index, start, fields, position, x.shape[0], plan)
             reads.append(read)
             local.append(after)
-        recalled = torch.stack(reads).sum(0).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
+        recalled = sum(reads[1:], reads[0]).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
         return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory))
 
     def _scan(self, chunk: int, *, read_at_start: bool) -> Scan:
