@@ -43,7 +43,7 @@ def test_joblib_runs_jobs_beside_each_other_and_resumes(small: list[str], tmp_pa
     assert {summary(sweep / str(number))["launcher"] for number in range(6)} == {"joblib"}
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     devices = [summary(sweep / str(number))["device"] for number in range(5)]
-    assert {device.rpartition(", ")[2] for device in devices} == {f"{threads} threads)"}
+    assert {device.split(", ")[1] for device in devices} == {f"{threads} threads"}
     identities = {(sweep / str(number) / "wandb_id").read_text(encoding="utf-8") for number in range(5)}
     assert len(identities) == 5
     before = {number: contents(sweep / str(number)) for number in range(5)}
