@@ -11,13 +11,6 @@ struct InputSizes {
     Index batch, heads, tokens, width, lags, threads;  // B, H, T, d, L
 };
 
-// A tensor [B * H, T, d] whose last dimension is contiguous.
-struct Rows {
-    float* data;
-    Index row, token;  // strides
-    float* at(Index n, Index t) const { return data + n * row + t * token; }
-};
-
 }  // extern "C"
 
 namespace {

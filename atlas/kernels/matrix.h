@@ -141,6 +141,24 @@ inline Eight sigmoid(Eight x) { return 1.0f / (1.0f + exponential(-x)); }
 // Tokens as lanes: the narrowest vector, or a multiple of the widest.
 inline Index padded(Index tokens) { return tokens <= 8 ? 8 : (tokens + 15) / 16 * 16; }
 
+// A tensor [N, T, width] whose last dimension is contiguous, or [N, T].
+extern "C" struct Rows {
+    float* data;
+    Index row, token;  // strides
+    float* at(Index n, Index t) const { return data + n * row + t * token; }
+};
+
+// Tokens first..first+count of row n -> [width, lanes] with `step` floats from line to line, filled up with zeros.
+inline void take(const Rows& from, Index n, Index first, Index count, Index width, Index lanes, float* to, Index step) {
+    transpose(count, width, from.at(n, first), from.token, to, step);
+    for (Index i = 0; i < width; ++i) std::fill(to + i * step + count, to + i * step + lanes, 0.0f);
+}
+
+// Causal: of a square [key, query], the entries of keys up to the query.
+inline void keep_upper(float* gram, Index lanes) {
+    for (Index j = 0; j < lanes; ++j) std::fill(gram + j * lanes, gram + j * lanes + j, 0.0f);
+}
+
 // Working memory of a thread, kept from call to call.
 class Arena {
   public:

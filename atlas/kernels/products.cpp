@@ -17,13 +17,6 @@ struct ProductSizes {
     Index rows, tokens, width, threads;  // N, T, d
 };
 
-// A tensor [N, T, d] whose last dimension is contiguous.
-struct Vectors {
-    float* data;
-    Index row, token;  // strides
-    float* at(Index n, Index t) const { return data + n * row + t * token; }
-};
-
 }  // extern "C"
 
 namespace {
@@ -39,22 +32,13 @@ struct Kept {
     static Index blocks(const ProductSizes& s) { return (s.tokens + BLOCK - 1) / BLOCK; }
 };
 
-void take(const Vectors& from, Index n, Index first, Index count, Index width, Index lanes, float* to) {
-    transpose(count, width, from.at(n, first), from.token, to, lanes);
-    for (Index i = 0; i < width; ++i) std::fill(to + i * lanes + count, to + (i + 1) * lanes, 0.0f);
-}
-
-void give(const float* from, Index lanes, Index n, Index first, Index count, Index width, const Vectors& to, float* rows) {
+void give(const float* from, Index lanes, Index n, Index first, Index count, Index width, const Rows& to, float* rows) {
     transpose(width, lanes, from, lanes, rows, width);
     for (Index t = 0; t < count; ++t) std::copy_n(rows + t * width, width, to.at(n, first + t));
 }
 
-void keep_upper(float* gram, Index lanes) {  // entries [key, query] of keys up to the query
-    for (Index j = 0; j < lanes; ++j) std::fill(gram + j * lanes, gram + j * lanes + j, 0.0f);
-}
-
 // `total`: the matrix before the first block, then after the last one.
-void forward_row(const ProductSizes& s, const Vectors& query, const Vectors& key, Index n, float* kept, const Vectors& out, float* total) {
+void forward_row(const ProductSizes& s, const Rows& query, const Rows& key, Index n, float* kept, const Rows& out, float* total) {
     const Index d = s.width;
     const Kept parts(s);
     const Index L = parts.lanes;
@@ -65,8 +49,8 @@ void forward_row(const ProductSizes& s, const Vectors& query, const Vectors& key
         const Index first = b * BLOCK, count = std::min(BLOCK, s.tokens - first);
         float *before = kept, *gram = kept + parts.gram;
         std::copy_n(total, d * d, before);
-        take(query, n, first, count, d, L, queries);
-        take(key, n, first, count, d, L, keys);
+        take(query, n, first, count, d, L, queries, L);
+        take(key, n, first, count, d, L, keys, L);
         product<true, Into::set>(L, L, d, keys, L, queries, L, gram, L);
         keep_upper(gram, L);
         product<true, Into::set>(d, L, d, before, d, queries, L, result, L);
@@ -78,8 +62,8 @@ void forward_row(const ProductSizes& s, const Vectors& query, const Vectors& key
 
 // `later`: the gradient of the matrix after the last block, then of the one before the first.
 void backward_row(
-    const ProductSizes& s, const Vectors& query, const Vectors& key, const Vectors& d_out, Index n, const float* kept, float* later,
-    const Vectors& d_query, const Vectors& d_key
+    const ProductSizes& s, const Rows& query, const Rows& key, const Rows& d_out, Index n, const float* kept, float* later,
+    const Rows& d_query, const Rows& d_key
 ) {
     const Index d = s.width;
     const Kept parts(s);
@@ -92,9 +76,9 @@ void backward_row(
     for (Index b = Kept::blocks(s) - 1; b >= 0; --b) {
         const Index first = b * BLOCK, count = std::min(BLOCK, s.tokens - first);
         const float *before = kept + b * parts.total, *gram = before + parts.gram;
-        take(query, n, first, count, d, L, queries);
-        take(key, n, first, count, d, L, keys);
-        take(d_out, n, first, count, d, L, given);
+        take(query, n, first, count, d, L, queries, L);
+        take(key, n, first, count, d, L, keys, L);
+        take(d_out, n, first, count, d, L, given, L);
         product<true, Into::set>(L, L, d, keys, L, given, L, d_gram, L);
         keep_upper(d_gram, L);
         transpose(L, L, gram, L, lower, L);
@@ -118,7 +102,7 @@ void backward_row(
 extern "C" Index atlas_products_floats(const ProductSizes* s) { return Kept(*s).total * Kept::blocks(*s); }
 
 extern "C" void atlas_products_forward(
-    const ProductSizes* sizes, const Vectors* query, const Vectors* key, float* kept, const Vectors* out, float* total
+    const ProductSizes* sizes, const Rows* query, const Rows* key, float* kept, const Rows* out, float* total
 ) {
     const ProductSizes s = *sizes;
     const Index floats = atlas_products_floats(sizes);
@@ -128,8 +112,8 @@ extern "C" void atlas_products_forward(
 }
 
 extern "C" void atlas_products_backward(
-    const ProductSizes* sizes, const Vectors* query, const Vectors* key, const Vectors* d_out, const float* kept, float* later,
-    const Vectors* d_query, const Vectors* d_key
+    const ProductSizes* sizes, const Rows* query, const Rows* key, const Rows* d_out, const float* kept, float* later,
+    const Rows* d_query, const Rows* d_key
 ) {
     const ProductSizes s = *sizes;
     const Index floats = atlas_products_floats(sizes);

@@ -6,7 +6,13 @@ import ctypes
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 
 
-class Sizes(Structure):
+class Rows(Structure):
+    """matrix.h: address, and strides of rows and tokens in floats."""
+
+    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
+
+
+class ScanSizes(Structure):
     """scan.cpp"""
 
     _fields_ = [
@@ -16,19 +22,13 @@ class Sizes(Structure):
     ]
 
 
-class Tokens(Structure):
-    """scan.cpp: address, and strides of rows and tokens in floats."""
-
-    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
-
-
-class Inputs(Structure):
+class ScanInputs(Structure):
     """scan.cpp"""
 
     _fields_ = [
         ("down", c_void_p),
         ("up", c_void_p),
-        *((name, Tokens) for name in ("query", "key", "value", "query_features", "key_features", "rate")),
+        *((name, Rows) for name in ("query", "key", "value", "query_features", "key_features", "rate")),
     ]
 
 
@@ -68,31 +68,18 @@ class InputSizes(Structure):
     _fields_ = [(name, c_int64) for name in ("batch", "heads", "tokens", "width", "lags", "threads")]
 
 
-class Rows(Structure):
-    """inputs.cpp: address, and strides of rows and tokens in floats."""
-
-    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
-
-
 class ProductSizes(Structure):
     """products.cpp"""
 
     _fields_ = [(name, c_int64) for name in ("rows", "tokens", "width", "threads")]
 
 
-class Vectors(Structure):
-    """products.cpp: address, and strides of rows and tokens in floats."""
-
-    _fields_ = [("data", c_void_p), ("row", c_int64), ("token", c_int64)]
-
-
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, whose functions now refuse arguments of another type."""
-    scan = POINTER(Sizes), POINTER(Inputs), POINTER(c_void_p)
+    scan = POINTER(ScanSizes), POINTER(ScanInputs), POINTER(c_void_p)
     attention = POINTER(AttentionSizes), POINTER(AttentionInputs), POINTER(Heads), c_void_p
-    vectors = POINTER(Vectors)
-    products = POINTER(ProductSizes), vectors, vectors
     rows = POINTER(Rows)
+    products = POINTER(ProductSizes), rows, rows
     inputs = POINTER(InputSizes), *[c_void_p] * 4
     functions = {
         "atlas_scan_forward": (*scan, *[c_void_p] * 3),
@@ -101,13 +88,13 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "atlas_attention_backward": (*attention, POINTER(Heads), POINTER(AttentionGradients)),
         "atlas_inputs_forward": inputs,
         "atlas_inputs_backward": (*inputs, rows, rows, rows, c_void_p, c_void_p),
-        "atlas_products_forward": (*products, c_void_p, vectors, c_void_p),
-        "atlas_products_backward": (*products, vectors, c_void_p, c_void_p, vectors, vectors),
+        "atlas_products_forward": (*products, c_void_p, rows, c_void_p),
+        "atlas_products_backward": (*products, rows, c_void_p, c_void_p, rows, rows),
     }
     for name, arguments in functions.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
-    for name, sizes in {"atlas_scan_floats": Sizes, "atlas_products_floats": ProductSizes}.items():
+    for name, sizes in {"atlas_scan_floats": ScanSizes, "atlas_products_floats": ProductSizes}.items():
         function = getattr(library, name)
         function.argtypes, function.restype = (POINTER(sizes),), c_int64
     return library

@@ -16,18 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.kernels.library import library
 from atlas.kernels.signatures import AttentionGradients, AttentionInputs, AttentionSizes, Heads
+from atlas.ops.compiled import addresses, dense, kernels_for
 
-GRANULE = 8  # the head width is a multiple of it: the narrowest vector of the kernel
 WIDEST_WINDOW = 1024  # tokens whose scores still fit the cache
 
 
 def attention_kernel(query: Tensor, keys: Tensor, values: Tensor, window: int) -> ctypes.CDLL | None:
-    """The compiled library if it takes such an attention: float32 on a CPU, an even head width, no wide window."""
-    if any(part.device.type != "cpu" or part.dtype != torch.float32 for part in (query, keys, values)):
-        return None
-    return None if query.shape[-1] % GRANULE or window > WIDEST_WINDOW else library()
+    """The compiled library if it takes such an attention."""
+    return kernels_for((query, keys, values), query.shape[3:]) if window <= WIDEST_WINDOW else None
 
 
 class CompiledAttention(torch.autograd.Function):
@@ -48,7 +45,7 @@ class CompiledAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, tokens, width = query.shape
         tensors = [
-            *map(_dense_rows, (query, keys, values)),
+            *map(dense, (query, keys, values)),
             *(t.contiguous() for t in (valid, prefix_keys, prefix_values)),
         ]
         sizes = AttentionSizes(batch, heads, tokens, width, window, prefix_keys.shape[1], torch.get_num_threads())
@@ -64,7 +61,7 @@ class CompiledAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, out, sums = ctx.saved_tensors
         query, keys, values, _, prefix_keys, _ = tensors
-        d_out, sizes = _dense_rows(d_out), ctx.sizes
+        d_out, sizes = dense(d_out), ctx.sizes
         d_query = torch.empty_like(query)
         d_keys, d_values = (torch.zeros(part.shape) for part in (keys, values))
         d_prefix = torch.zeros(2, sizes.batch, *prefix_keys.shape)  # of keys and values, a sequence at a time
@@ -78,13 +75,9 @@ class CompiledAttention(torch.autograd.Function):
         return None, None, d_query, d_keys, d_values, None, *d_prefix.sum(1)
 
 
-def _dense_rows(part: Tensor) -> Tensor:
-    return part if part.stride(3) == 1 else part.contiguous()
-
-
 def _heads(part: Tensor) -> Heads:
     return Heads(part.data_ptr(), *part.stride()[:3])
 
 
 def _inputs(tensors: list[Tensor]) -> AttentionInputs:
-    return AttentionInputs(*map(_heads, tensors[:3]), *(part.data_ptr() for part in tensors[3:]))
+    return AttentionInputs(*map(_heads, tensors[:3]), *addresses(*tensors[3:]))

@@ -18,26 +18,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.kernels.library import library
-from atlas.kernels.signatures import Inputs, Sizes, Tokens
+from atlas.kernels.signatures import ScanInputs, ScanSizes
+from atlas.ops.compiled import addresses, dense, kernels_for, rows
 
-GRANULE = 8  # widths are multiples of it: the narrowest vector of the kernel
 LONGEST_PREFIX = 128  # tokens of a chunk whose Gram products still fit the cache
 
 
 def scan_kernel(chunk: int, prefix: bool, *tensors: Tensor) -> ctypes.CDLL | None:
-    """The compiled library if it takes chunks of these weights (`down` and `up` first) and fields: float32 on a CPU,
-    even widths, no long prefix."""
-    if any(part.device.type != "cpu" or part.dtype != torch.float32 for part in tensors):
+    """The compiled library if it takes chunks of these weights (`down` and `up` first) and fields."""
+    if prefix and chunk > LONGEST_PREFIX:
         return None
-    if any(size % GRANULE for part in tensors[:2] for size in part.shape[1:]):
-        return None
-    return None if prefix and chunk > LONGEST_PREFIX else library()
+    return kernels_for(tensors, [*tensors[0].shape[1:], *tensors[1].shape[1:]])
 
 
 class CompiledScan(torch.autograd.Function):
-    """(library, C, prefix, step, norm limits, down, up, q, k, v, phi(q), phi(k), rate) -> out [N, T, d] and the
-    weights after the last chunk; without `step`, which takes a single chunk, its updates."""
+    """(library, C, prefix, step, norm limits, keep, down, up, q, k, v, phi(q), phi(k), rate) -> out [N, T, d] and the
+    weights after the last chunk; without `step`, which takes a single chunk, its updates. Without `keep` there is no
+    gradient."""
 
     @staticmethod
     def forward(
@@ -47,21 +44,24 @@ class CompiledScan(torch.autograd.Function):
         prefix: bool,
         step: bool,
         limits: tuple[float, float],
+        keep: bool,
         down: Tensor,
         up: Tensor,
         *fields: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         down, up = down.contiguous(), up.contiguous()
-        fields = tuple(_dense_rows(field) for field in fields)
-        rows, total, width = fields[0].shape
-        shape = rows, total // chunk, chunk, width, down.shape[2], up.shape[2]
-        sizes = Sizes(*shape, prefix, step, torch.get_num_threads(), *limits)
-        kept_floats = kernel.atlas_scan_floats(byref(sizes))
-        kept = [down.new_empty(rows, kept_floats) for _ in range(sizes.chunks)]
+        fields = (*map(dense, fields[:5]), fields[5])
+        count, total, width = fields[0].shape
+        shape = count, total // chunk, chunk, width, down.shape[2], up.shape[2]
+        sizes = ScanSizes(*shape, prefix, step, torch.get_num_threads(), *limits)
+        # A chunk starts from the weights that the one before it has left in its own part: two parts are enough.
+        parts = sizes.chunks if keep else min(sizes.chunks, 2)
+        kept = [down.new_empty(count, kernel.atlas_scan_floats(byref(sizes))) for _ in range(parts)]
         results = down.new_empty(fields[0].shape), torch.empty_like(down), torch.empty_like(up)
-        kernel.atlas_scan_forward(
-            byref(sizes), byref(_inputs(down, up, fields)), _addresses(kept), *map(_address, results)
-        )
+        chunks = _array([kept[number % parts] for number in range(sizes.chunks)])
+        kernel.atlas_scan_forward(byref(sizes), byref(_inputs(down, up, fields)), chunks, *addresses(*results))
+        if not keep:
+            return results
         ctx.save_for_backward(down, up, *fields, *results[1:], *kept)
         ctx.kernel, ctx.sizes = kernel, sizes
         ctx.set_materialize_grads(False)
@@ -82,26 +82,16 @@ class CompiledScan(torch.autograd.Function):
         ctx.kernel.atlas_scan_backward(
             byref(ctx.sizes),
             byref(_inputs(down, up, fields)),
-            _addresses(kept),
-            *map(_address, (*after, *given, *results)),
+            _array(kept),
+            *addresses(*after, *given, *results),
         )
         d_down, d_up, d_residual, *others = results
-        return *[None] * 5, d_down, d_up, d_out, d_residual, -d_residual, *others
+        return *[None] * 6, d_down, d_up, d_out, d_residual, -d_residual, *others
 
 
-def _inputs(down: Tensor, up: Tensor, fields: Sequence[Tensor]) -> Inputs:
-    tokens = (Tokens(field.data_ptr(), field.stride(0), field.stride(1)) for field in fields)
-    return Inputs(down.data_ptr(), up.data_ptr(), *tokens)
+def _inputs(down: Tensor, up: Tensor, fields: Sequence[Tensor]) -> ScanInputs:
+    return ScanInputs(*addresses(down, up), *map(rows, fields))
 
 
-def _dense_rows(field: Tensor) -> Tensor:
-    """A tensor [N, T, width] whose rows of `width` lie together; a rate [N, T] may lie anyhow."""
-    return field if field.dim() == 2 or field.stride(2) == 1 else field.contiguous()
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*map(_address, tensors))
+def _array(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*addresses(*tensors))

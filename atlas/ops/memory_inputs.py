@@ -16,17 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from atlas.kernels.library import library
-from atlas.kernels.signatures import InputSizes, Rows
+from atlas.kernels.signatures import InputSizes
 from atlas.ops.causal_convolution import causal_convolution
+from atlas.ops.compiled import addresses, dense, kernels_for, rows
 from atlas.ops.unit_rows import unit_rows
-
-GRANULE = 8  # the head width is a multiple of it: the narrowest vector of the kernel
 
 
 def memory_inputs(led: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, L - 1 + T, 3D] led by the projections before the stretch, w [L, 3D] -> q, k, v [N, T, d]."""
-    kernel = _kernel(led, weight, heads)
+    kernel = kernels_for((led, weight), [led.shape[2] // (3 * heads)])
     if kernel is None:
         return plain_inputs(led, weight, heads)
     query, key, value = CompiledInputs.apply(kernel, heads, led, weight)  # type: ignore[no-untyped-call]
@@ -44,13 +42,6 @@ def rows_of_heads(mixed: Tensor, heads: int) -> Tensor:
     return rows
 
 
-def _kernel(led: Tensor, weight: Tensor, heads: int) -> ctypes.CDLL | None:
-    """The compiled library if it takes these tensors: float32 on a CPU, an even head width."""
-    if any(part.device.type != "cpu" or part.dtype != torch.float32 for part in (led, weight)):
-        return None
-    return None if led.shape[-1] // (3 * heads) % GRANULE else library()
-
-
 class CompiledInputs(torch.autograd.Function):
     """(library, H, x, w) -> q, k, v as `plain_inputs`, by the compiled kernel of `atlas/kernels/inputs.cpp`."""
 
@@ -63,7 +54,7 @@ class CompiledInputs(torch.autograd.Function):
         sizes = InputSizes(batch, heads, tokens, width // (3 * heads), lags, torch.get_num_threads())
         out = led.new_empty(3, batch * heads, tokens, sizes.width)
         inverse = led.new_empty(2, batch * heads, tokens)
-        kernel.atlas_inputs_forward(byref(sizes), *_addresses(led, weight, out, inverse))
+        kernel.atlas_inputs_forward(byref(sizes), *addresses(led, weight, out, inverse))
         ctx.save_for_backward(led, weight, out, inverse)
         ctx.kernel, ctx.sizes = kernel, sizes
         return out.unbind(0)
@@ -72,14 +63,12 @@ class CompiledInputs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         led, weight, out, inverse = ctx.saved_tensors
-        dense = [part if part.stride(2) == 1 else part.contiguous() for part in given]
-        rows = [Rows(part.data_ptr(), part.stride(0), part.stride(1)) for part in dense]
+        gradients = [dense(part) for part in given]
         d_led, d_weight = torch.zeros_like(led), weight.new_zeros(led.shape[0], *weight.shape)
         ctx.kernel.atlas_inputs_backward(
-            byref(ctx.sizes), *_addresses(led, weight, out, inverse), *map(byref, rows), *_addresses(d_led, d_weight)
+            byref(ctx.sizes),
+            *addresses(led, weight, out, inverse),
+            *(byref(rows(part)) for part in gradients),
+            *addresses(d_led, d_weight),
         )
         return None, None, d_led, d_weight.sum(0)
-
-
-def _addresses(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

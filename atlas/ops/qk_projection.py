@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from atlas.ops.compiled_products import CompiledProducts, products_kernel
+from atlas.ops.compiled import kernels_for
+from atlas.ops.compiled_products import CompiledProducts
 
 EPSILON = 1e-8
 BLOCK = 64  # tokens whose pairwise products are formed at once
@@ -49,7 +50,7 @@ def project(
     square = key.square().sum(-1)  # [N, T]
     if per_key:
         key = key * torch.rsqrt(square.clamp(min=EPSILON)).unsqueeze(-1)
-    kernel = products_kernel(start.matrix, query, key)
+    kernel = kernels_for((start.matrix, query, key), query.shape[2:])
     if kernel is None:
         projected, matrix = CausalProducts.apply(start.matrix, query, key)  # type: ignore[no-untyped-call]
     else:

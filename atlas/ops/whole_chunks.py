@@ -24,8 +24,8 @@ def closed_chunks(
 ) -> tuple[Tensor, FastWeights]:
     """Any number of whole chunks, whose updates are subtracted at their ends -> out [N, T, d], weights after them."""
     if kernel := scan_kernel(chunk, prefix, *start, *tokens[:6]):
-        limits = norm_limits(start, norm_max)
-        out, *weights = CompiledScan.apply(kernel, chunk, prefix, True, limits, *start, *tokens[:6])  # type: ignore[no-untyped-call]
+        limits, keep = norm_limits(start, norm_max), torch.is_grad_enabled()
+        out, *weights = CompiledScan.apply(kernel, chunk, prefix, True, limits, keep, *start, *tokens[:6])  # type: ignore[no-untyped-call]
         return out, FastWeights(*weights)
     outputs: list[Tensor] = []
     # Split at once: a slice per chunk would cost the backward pass a zero-filled gradient of the whole stretch.
@@ -40,7 +40,8 @@ def chunk_update(start: FastWeights, tokens: ChunkInputs, *, prefix: bool) -> tu
     """One chunk, or the beginning of one -> out [N, C, d], and the sum of its scaled gradients."""
     length = tokens.rate.shape[1]
     if kernel := scan_kernel(length, prefix, *start, *tokens[:6]):
-        out, *update = CompiledScan.apply(kernel, length, prefix, False, ENDLESS, *start, *tokens[:6])  # type: ignore[no-untyped-call]
+        keep = torch.is_grad_enabled()
+        out, *update = CompiledScan.apply(kernel, length, prefix, False, ENDLESS, keep, *start, *tokens[:6])  # type: ignore[no-untyped-call]
     else:
         out, *update = FusedChunk.apply(prefix, False, *start, *tokens[:6])  # type: ignore[no-untyped-call]
     return out, FastWeights(*update)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas.ops.compiled_products import CompiledProducts, products_kernel
+from atlas.ops.compiled_products import CompiledProducts
 from atlas.ops.qk_projection import CausalProducts
 
 
@@ -28,10 +28,3 @@ def test_they_are_the_plain_ones_in_outputs_and_every_gradient(kernel: ctypes.CD
     wanted = outputs_and_gradients(CausalProducts, [argument.double() for argument in arguments])
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=3e-6 * theirs.abs().max().item())
-
-
-def test_what_they_do_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
-    start = torch.zeros(1, 8, 8)
-    assert products_kernel(start, start) is kernel
-    assert products_kernel(start, start.double()) is None
-    assert products_kernel(start[..., :6]) is None

@@ -36,7 +36,7 @@ def outputs_and_gradients(function: object, arguments: list[Tensor], used: tuple
 
 def compiled(kernel: ctypes.CDLL, prefix: bool, step: bool, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
     limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
-    found: tuple[Tensor, ...] = CompiledScan.apply(kernel, chunk, prefix, step, limits, *arguments)
+    found: tuple[Tensor, ...] = CompiledScan.apply(kernel, chunk, prefix, step, limits, True, *arguments)
     return found
 
 
@@ -118,6 +118,17 @@ def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> No
     assert down[1].isnan().any() or field in (2, 5)  # queries are not written
     assert not out[0].isnan().any()
     assert not down[0].isnan().any()
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_without_gradients_it_is_the_same_and_keeps_two_chunks(kernel: ctypes.CDLL, prefix: bool) -> None:
+    arguments = inputs(2, 200, 16, 8, 16)
+    limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
+    for chunk in (8, 100):
+        with torch.no_grad():
+            found = CompiledScan.apply(kernel, chunk, prefix, True, limits, False, *arguments)
+        for ours, kept in zip(found, compiled(kernel, prefix, True, chunk, *arguments), strict=True):
+            assert torch.equal(ours, kept)
 
 
 def test_what_it_does_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
