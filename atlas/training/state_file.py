@@ -18,9 +18,10 @@ def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
         stream = _HashingStream(file)
         try:
             torch.save(state, cast(IO[bytes], stream))
-        except RuntimeError:  # torch hides the system's reason, such as a full disk
-            if stream.error is not None:
-                raise stream.error from None
+        except RuntimeError as error:  # torch hides the reason, such as a full disk or Ctrl-C
+            reason = stream.error or error.__context__
+            if isinstance(reason, OSError | KeyboardInterrupt):
+                raise reason from None
             raise
         sync_file(file)
     return stream.size, stream.sha256.hexdigest()
@@ -61,15 +62,15 @@ class _HashingStream:
         self._file = file
         self.size = 0
         self.sha256 = hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: OSError | KeyboardInterrupt | None = None
 
     def write(self, data: bytes) -> int:
         try:
             self._file.write(data)
-        except OSError as error:
+            self.sha256.update(data)
+        except (OSError, KeyboardInterrupt) as error:
             self.error = self.error or error
             raise
-        self.sha256.update(data)
         self.size += len(data)
         return len(data)
 

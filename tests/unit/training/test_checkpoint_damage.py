@@ -1,20 +1,23 @@
 """Checkpoints that are damaged, missing or hostile, and disks that take no more."""
 
 import hashlib
+import itertools
 import os
 import pickle
 import re
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from atlas.training import state_file
 from atlas.training.checkpoint import CheckpointError, CheckpointManager
 from atlas.training.manifest import encode, read_manifest
 from tests.unit.training.checkpoints import SOUND, names, payload, same, save
@@ -161,6 +164,50 @@ def test_a_file_that_may_not_grow_leaves_the_old_ones_and_no_rest(manager: Check
     assert names(root) == ["step-00000010"]
     assert same(manager.load()[0], 10)
     save(manager, 20)
+    assert same(manager.load()[0], 20)
+
+
+WRITE = state_file._HashingStream.write
+
+
+def interrupt_write(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives in the midst of one write to the state's file."""
+    calls = itertools.count(1)
+
+    def write(stream: Any, data: bytes) -> int:
+        if next(calls) == number:
+            stream._file = Interrupting(stream._file)
+        return WRITE(stream, data)
+
+    monkeypatch.setattr(state_file._HashingStream, "write", write)
+
+
+@dataclass
+class Interrupting:
+    file: Any
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data[: len(data) // 2])
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached: the signal is a KeyboardInterrupt")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def test_an_interrupt_at_any_write_stays_an_interrupt_and_leaves_no_rest(
+    manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch turns one that comes while it writes into a RuntimeError of its own."""
+    save(manager, 10)
+    for number in itertools.count(1):  # until there is no such write
+        interrupt_write(number, monkeypatch)
+        try:
+            save(manager, 20)
+            break
+        except KeyboardInterrupt:
+            assert names(root) == ["step-00000010"]
+    assert number > 10
     assert same(manager.load()[0], 20)
 
 
