@@ -11,21 +11,30 @@ extern "C" {
 
 struct ScanSizes {
     atlas::Index rows, chunks, count, width, hidden, features;  // N, n, C, d, h, p
-    atlas::Index prefix, step, threads;
-    double down_limit, up_limit;  // largest norms after a step
+    atlas::Index prefix, end, threads;
+    double down_limit, up_limit;  // largest norms after a chunk
     atlas::Index down() const { return width * hidden; }
     atlas::Index up() const { return 2 * hidden * features; }
     atlas::Index tokens() const { return chunks * count; }
 };
 
+// Weights [N, d, h] and [N, 2h, p], and the rule's momentum of the same shapes if it has one; or gradients of them.
+struct ScanMemory {
+    float *down, *up, *momentum_down, *momentum_up;
+};
+
 struct ScanInputs {
-    const float *down, *up;  // [N, d, h], [N, 2h, p]
+    ScanMemory start;
+    const float* gates;  // [N, n, 2]: theta and 1 - alpha of a chunk, if the rule has momentum
     atlas::Rows query, key, value, query_features, key_features, rate;
 };
 
 }  // extern "C"
 
 namespace atlas {
+
+// What a chunk leaves behind: its updates, the weights less them, or those of the rule `momentum`.
+enum End : Index { UPDATES, STEP, MOMENTUM };
 
 constexpr Index BLOCK = 64;  // tokens at a time where every token reads the chunk's start
 
@@ -45,13 +54,10 @@ struct Layout {
     Index blocks(const ScanSizes& s) const { return (s.count + block - 1) / block; }
 };
 
-// A memory's weights, or gradients of them.
-template <class Float>
+// The two matrices of one memory, or gradients of them; a gradient is null where nothing depends on the matrix.
 struct Weights {
-    Float *down, *up;
+    float *down, *up;
 };
-using Read = Weights<const float>;
-using Written = Weights<float>;
 
 // bound = (1 + ||F||^2)^-1/2 per token
 inline void bounds(const float* residual, Index width, Index lanes, float* bound) {
@@ -91,12 +97,12 @@ inline void gated(
 struct Block {
     const ScanSizes& s;
     const ScanInputs& in;
-    const Read start;             // the chunk's start weights
+    const Weights start;          // the chunk's start weights
     const Index n, first, count;  // the memory; the block's first token, of the whole stretch, and its tokens
     const Index d, h, p, L, wide;
     const Layout layout;
 
-    Block(const ScanSizes& s, const ScanInputs& in, Read start, Index n, Index first, Index count)
+    Block(const ScanSizes& s, const ScanInputs& in, Weights start, Index n, Index first, Index count)
         : s(s), in(in), start(start), n(n), first(first), count(count), d(s.width), h(s.hidden), p(s.features),
           L(Layout(s).lanes), wide(2 * L), layout(s) {}
 

@@ -13,7 +13,7 @@ struct TokenGradients {
 class Backward : Block {
   public:
     // `g`: gradients of the sum of the chunk's updates, null where nothing depends on it.
-    Backward(const Block& block, const float* kept, Read g)
+    Backward(const Block& block, const float* kept, Weights g)
         : Block(block), g(g), keys_live(s.prefix || g.down || g.up), pre(kept + layout.pre), linear(pre + h * wide),
           read(pre + L), read_linear(read + h * wide), residual(kept + layout.residual), back(kept + layout.back),
           gram(kept + layout.gram), kernel(kept + layout.kernel), features(arena().take(p * wide)),
@@ -31,7 +31,7 @@ class Backward : Block {
     }
 
     // `to`: gradients of the start weights, to which the block's are added.
-    void run(float* g_out, Written to, const TokenGradients& tokens) const {
+    void run(float* g_out, Weights to, const TokenGradients& tokens) const {
         take({g_out, s.tokens() * d, d}, n, first, count, d, L, d_out, L);
         take_features(features);
         gated(read, wide, h, L, read_units, nullptr, read_silu, read_slope);
@@ -50,7 +50,7 @@ class Backward : Block {
     }
 
   private:
-    const Read g;
+    const Weights g;
     const bool keys_live;
     const float *const pre, *const linear, *const read, *const read_linear, *const residual, *const back, *const gram;
     const float* const kernel;
@@ -135,7 +135,7 @@ class Backward : Block {
         }
     }
 
-    void of_weights(Written to) const {
+    void of_weights(Weights to) const {
         const Rows &keys = in.key_features, &queries = in.query_features;
         transpose(h, L, read_units, L, rows, h);
         product<false, Into::add>(d, h, count, d_out, L, rows, h, to.down, h);

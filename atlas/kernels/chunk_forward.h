@@ -19,14 +19,14 @@ class Forward : Block {
         return 10 * wide * L + L * L + L + 12 * 16;
     }
 
-    // `after`: the weights, or without `step` the updates, to which the block's are added.
-    void run(float* out, Written after) const {
+    // `after`: the weights, from which the block's updates are subtracted, or what they are added to.
+    void run(float* out, Weights after) const {
         take_features(features);
         product<false, Into::set>(2 * h, wide, p, start.up, p, features, wide, pre, wide);
         gated(pre, wide, h, L, units, nullptr, silu, slope);
         errors();
         reads(out);
-        if (s.step) writes<Into::subtract>(after);
+        if (s.end == STEP) writes<Into::subtract>(after);
         else writes<Into::add>(after);
     }
 
@@ -75,7 +75,7 @@ class Forward : Block {
     }
 
     template <Into INTO>
-    void writes(Written after) const {
+    void writes(Weights after) const {
         transpose(h, L, units, L, rows, h);
         product<false, INTO>(d, h, count, error, L, rows, h, after.down, h);
         const Rows& keys = in.key_features;

@@ -1,158 +1,139 @@
-// Chunks of the dual form one after the other, forward and backward (chunk.h), and `bound_norm` of
-// atlas/ops/fast_weights.py after every chunk. A row is one memory; rows are shared out among threads.
+// Chunks of the dual form one after the other, forward and backward (chunk.h), and what happens at their ends
+// (chunk_end.h). A row is one memory; rows are shared out among threads.
 
 #include "chunk_backward.h"
+#include "chunk_end.h"
 #include "chunk_forward.h"
 
 using namespace atlas;
 
 namespace {
 
-double square_sum(const float* matrix, Index size) {
-    double sum = 0;
-    for (Index i = 0; i < size; i += 8) {
-        Eight part = load<Eight>(matrix + i);
-        part *= part;
-        sum += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-    }
-    return sum;
+// One row of a ScanMemory.
+struct Memory {
+    Weights weights, momentum;
+    Matrix down() const { return {weights.down, momentum.down}; }
+    Matrix up() const { return {weights.up, momentum.up}; }
+};
+
+Memory row(const ScanSizes& s, const ScanMemory& memory, Index n) {
+    const auto at = [n](float* matrix, Index size) { return matrix ? matrix + n * size : nullptr; };
+    return {
+        {at(memory.down, s.down()), at(memory.up, s.up())},
+        {at(memory.momentum_down, s.down()), at(memory.momentum_up, s.up())},
+    };
 }
 
-// Scales a matrix back to its largest norm; what it was before, or 0 if it was not beyond.
-float bound(float* matrix, Index size, double limit) {
-    const double norm = std::sqrt(square_sum(matrix, size));
-    if (!(norm > limit)) return 0;
-    const float factor = static_cast<float>(limit / norm);
-    for (Index i = 0; i < size; ++i) matrix[i] *= factor;
-    return static_cast<float>(norm);
-}
-
-// M' = M l / ||M||:  dM = l / ||M|| (dM' - M' <M', dM'> / l^2)
-void unbound(float* gradient, const float* matrix, Index size, double limit, float norm) {
-    if (norm == 0) return;
-    double along = 0;
-    for (Index i = 0; i < size; ++i) along += static_cast<double>(matrix[i]) * gradient[i];
-    const float share = static_cast<float>(along / (limit * limit)), factor = static_cast<float>(limit / norm);
-    for (Index i = 0; i < size; ++i) gradient[i] = factor * (gradient[i] - share * matrix[i]);
-}
-
-// What a row keeps of a chunk for the backward pass: its blocks, the norms before they were bounded, and the weights after
+// What a row keeps of a chunk for the backward pass: its blocks, the norms before they were bounded, and the memory after
 // it. A chunk's are a tensor of their own: small ones are had from memory that was used before.
 struct Kept {
-    Index norms, down, up, total;
-    Kept(const ScanSizes& s, const Layout& layout) {
+    Index down, up, norms, memory, total;
+    bool momentum;
+    Kept(const ScanSizes& s, const Layout& layout) : down(s.down()), up(s.up()), momentum(s.end == MOMENTUM) {
         norms = layout.total * layout.blocks(s);
-        down = norms + 8;
-        up = down + s.down();
-        total = up + s.up();
+        memory = norms + 8;
+        total = memory + (down + up) * (momentum ? 2 : 1);
+    }
+    Memory after(float* own) const {
+        float *weights = own + memory, *second = weights + down + up;
+        return {{weights, weights + down}, momentum ? Weights{second, second + down} : Weights{nullptr, nullptr}};
     }
 };
 
-void forward_row(const ScanSizes& s, const ScanInputs& in, Index n, float* const* kept, float* out, Written after) {
-    const Layout layout(s);
-    const Kept parts(s, layout);
-    const Index blocks = layout.blocks(s);
-    Read start{in.down + n * s.down(), in.up + n * s.up()};
-    for (Index c = 0; c < s.chunks; ++c) {
-        float* own = kept[c] + n * parts.total;
-        const Written end = c + 1 < s.chunks ? Written{own + parts.down, own + parts.up} : after;
-        if (s.step) {
-            std::copy_n(start.down, s.down(), end.down);
-            std::copy_n(start.up, s.up(), end.up);
-        } else {
-            std::fill_n(end.down, s.down(), 0.0f);
-            std::fill_n(end.up, s.up(), 0.0f);
-        }
-        for (Index b = 0; b < blocks; ++b) {
-            arena().reset(Forward::floats(s));
-            const Index first = b * layout.block, count = std::min(layout.block, s.count - first);
-            const Block block(s, in, start, n, c * s.count + first, count);
-            Forward(block, own + b * layout.total).run(out, end);
-        }
-        own[parts.norms] = s.step ? bound(end.down, s.down(), s.down_limit) : 0;
-        own[parts.norms + 1] = s.step ? bound(end.up, s.up(), s.up_limit) : 0;
-        start = {end.down, end.up};
-    }
-}
+// What is the same for all chunks of a row.
+class Row {
+  public:
+    Row(const ScanSizes& s, const ScanInputs& in, float* const* kept, const ScanMemory& after, Index n)
+        : s(s), in(in), kept(kept), n(n), first(row(s, in.start, n)), last(row(s, after, n)), layout(s), parts(s, layout) {}
 
-// A chunk's gradients, from `g` of the weights after it (null where nothing depends on them) to `to` of those before it.
-void backward_chunk(
-    const ScanSizes& s, const ScanInputs& in, Index n, Index chunk, const float* own, Read start, float* g_out, Written g,
-    Written to, const TokenGradients& tokens
-) {
-    const Layout layout(s);
-    const Index mark = arena().used();
-    if (g.down && s.step) std::copy_n(g.down, s.down(), to.down);
-    else std::fill_n(to.down, s.down(), 0.0f);
-    if (g.up && s.step) std::copy_n(g.up, s.up(), to.up);
-    else std::fill_n(to.up, s.up(), 0.0f);
-    if (s.step) {  // the updates are subtracted
-        for (Index i = 0; g.down && i < s.down(); ++i) g.down[i] = -g.down[i];
-        for (Index i = 0; g.up && i < s.up(); ++i) g.up[i] = -g.up[i];
+    void forward(float* out) const {
+        for (Index c = 0; c < s.chunks; ++c) {
+            const Memory start = before(c), end = after(c);
+            const Weights sums{
+                prepare(how(), gates(c), start.down(), end.down(), s.down()),
+                prepare(how(), gates(c), start.up(), end.up(), s.up()),
+            };
+            for (Index b = 0; b < layout.blocks(s); ++b) {
+                arena().reset(Forward::floats(s));
+                Forward(block(c, b), own(c) + b * layout.total).run(out, sums);
+            }
+            float* norms = own(c) + parts.norms;
+            norms[0] = finish(how(), gates(c), start.down(), end.down(), s.down(), s.down_limit);
+            norms[1] = finish(how(), gates(c), start.up(), end.up(), s.up(), s.up_limit);
+        }
     }
-    for (Index b = 0; b < layout.blocks(s); ++b) {
-        arena().release(mark);
-        const Index first = b * layout.block, count = std::min(layout.block, s.count - first);
-        const Block block(s, in, start, n, chunk * s.count + first, count);
-        Backward(block, own + b * layout.total, {g.down, g.up}).run(g_out, to, tokens);
-    }
-}
 
-void backward_row(
-    const ScanSizes& s, const ScanInputs& in, Index n, const float* const* kept, Read after, float* g_out, Read g_after,
-    Written to, const TokenGradients& tokens
-) {
-    const Kept parts(s, Layout(s));
-    for (Index c = s.chunks - 1; c >= 0; --c) {
-        const bool last = c + 1 == s.chunks;
-        const float *own = kept[c] + n * parts.total, *before = c ? kept[c - 1] + n * parts.total : nullptr;
-        const Read first{in.down + n * s.down(), in.up + n * s.up()};
-        const Read start = c ? Read{before + parts.down, before + parts.up} : first;
-        const Read end = last ? after : Read{own + parts.down, own + parts.up};
-        arena().reset(Backward::floats(s) + s.down() + s.up() + 32);
-        // The gradient of the weights after the chunk: given, or what the chunk after this one has left in `to`.
-        const Read given = last ? g_after : Read{to.down, to.up};
-        const Written g{given.down ? arena().take(s.down()) : nullptr, given.up ? arena().take(s.up()) : nullptr};
-        if (g.down) {
-            std::copy_n(given.down, s.down(), g.down);
-            unbound(g.down, end.down, s.down(), s.down_limit, own[parts.norms]);
+    // `g`: gradients of the memory after the last chunk; `to`, of the one before the first, holds those between two chunks
+    // on the way.
+    void backward(float* g_out, const Memory& g, const Memory& to, float* d_gates, const TokenGradients& tokens) const {
+        for (Index c = s.chunks - 1; c >= 0; --c) {
+            arena().reset(Backward::floats(s) + s.down() + s.up() + 32);
+            const Weights updates = backward_ends(c, c + 1 < s.chunks ? to : g, to, d_gates ? d_gates + gate(c) : nullptr);
+            const Index mark = arena().used();
+            for (Index b = 0; b < layout.blocks(s); ++b) {
+                arena().release(mark);
+                Backward(block(c, b), own(c) + b * layout.total, updates).run(g_out, to.weights, tokens);
+            }
         }
-        if (g.up) {
-            std::copy_n(given.up, s.up(), g.up);
-            unbound(g.up, end.up, s.up(), s.up_limit, own[parts.norms + 1]);
-        }
-        backward_chunk(s, in, n, c, own, start, g_out, g, to, tokens);
     }
-}
+
+  private:
+    const ScanSizes& s;
+    const ScanInputs& in;
+    float* const* const kept;
+    const Index n;
+    const Memory first, last;  // before the first chunk, after the last one
+    const Layout layout;
+    const Kept parts;
+
+    End how() const { return static_cast<End>(s.end); }
+    Index gate(Index c) const { return 2 * (n * s.chunks + c); }
+    const float* gates(Index c) const { return in.gates ? in.gates + gate(c) : nullptr; }
+    float* own(Index c) const { return kept[c] + n * parts.total; }
+    Memory before(Index c) const { return c ? parts.after(own(c - 1)) : first; }
+    Memory after(Index c) const { return c + 1 < s.chunks ? parts.after(own(c)) : last; }
+
+    Block block(Index c, Index b) const {
+        const Index token = b * layout.block, count = std::min(layout.block, s.count - token);
+        return {s, in, before(c).weights, n, c * s.count + token, count};
+    }
+
+    // Gradients of the chunk's updates, null where nothing depends on them.
+    Weights backward_ends(Index c, const Memory& g, const Memory& to, float* d_gates) const {
+        const Memory start = before(c), end = after(c);
+        const float* norms = own(c) + parts.norms;
+        float *down = arena().take(s.down()), *up = arena().take(s.up());
+        if (d_gates) d_gates[0] = d_gates[1] = 0;
+        backward_end(
+            how(), gates(c), start.down(), end.down(), g.down(), s.down(), s.down_limit, norms[0], down, to.down(), d_gates
+        );
+        backward_end(how(), gates(c), start.up(), end.up(), g.up(), s.up(), s.up_limit, norms[1], up, to.up(), d_gates);
+        const bool down_live = g.weights.down || g.momentum.down, up_live = g.weights.up || g.momentum.up;
+        return {down_live ? down : nullptr, up_live ? up : nullptr};
+    }
+};
 
 }  // namespace
 
 // Floats to keep per row and chunk.
 extern "C" Index atlas_scan_floats(const ScanSizes* s) { return Kept(*s, Layout(*s)).total; }
 
-// out [N, T, d]; weights after the last chunk, or without `step` the chunk's updates.
+// out [N, T, d]; `after`: the memory after the last chunk, or for UPDATES the chunk's updates.
 extern "C" void atlas_scan_forward(
-    const ScanSizes* sizes, const ScanInputs* inputs, float* const* kept, float* out, float* after_down, float* after_up
+    const ScanSizes* sizes, const ScanInputs* inputs, float* const* kept, const ScanMemory* after, float* out
+) {
+    const ScanSizes s = *sizes;
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+    for (Index n = 0; n < s.rows; ++n) Row(s, *inputs, kept, *after, n).forward(out);
+}
+
+// `given`: null where nothing depends on that part of the memory after the last chunk.
+extern "C" void atlas_scan_backward(
+    const ScanSizes* sizes, const ScanInputs* inputs, float* const* kept, const ScanMemory* after, float* g_out,
+    const ScanMemory* given, const ScanMemory* to, float* d_gates, const TokenGradients* tokens
 ) {
     const ScanSizes s = *sizes;
 #pragma omp parallel for num_threads(s.threads) schedule(static)
     for (Index n = 0; n < s.rows; ++n)
-        forward_row(s, *inputs, n, kept, out, {after_down + n * s.down(), after_up + n * s.up()});
-}
-
-// `g_down`, `g_up` null: nothing depends on the weights after the last chunk.
-extern "C" void atlas_scan_backward(
-    const ScanSizes* sizes, const ScanInputs* inputs, const float* const* kept, const float* after_down, const float* after_up, float* g_out,
-    const float* g_down, const float* g_up, float* d_down, float* d_up, float* d_residual, float* d_query_features,
-    float* d_key_features, float* d_rate
-) {
-    const ScanSizes s = *sizes;
-    const TokenGradients tokens{d_residual, d_query_features, d_key_features, d_rate};
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n) {
-        const Index down = n * s.down(), up = n * s.up();
-        const Read after{after_down + down, after_up + up};
-        const Read g{g_down ? g_down + down : nullptr, g_up ? g_up + up : nullptr};
-        backward_row(s, *inputs, n, kept, after, g_out, g, {d_down + down, d_up + up}, tokens);
-    }
+        Row(s, *inputs, kept, *after, n).backward(g_out, row(s, *given, n), row(s, *to, n), d_gates, *tokens);
 }

@@ -13,23 +13,35 @@ class Rows(Structure):
 
 
 class ScanSizes(Structure):
-    """scan.cpp"""
+    """chunk.h"""
 
     _fields_ = [
         *((name, c_int64) for name in ("rows", "chunks", "count", "width", "hidden", "features")),
-        *((name, c_int64) for name in ("prefix", "step", "threads")),
+        *((name, c_int64) for name in ("prefix", "end", "threads")),
         *((name, c_double) for name in ("down_limit", "up_limit")),
     ]
 
 
+class ScanMemory(Structure):
+    """chunk.h"""
+
+    _fields_ = [(name, c_void_p) for name in ("down", "up", "momentum_down", "momentum_up")]
+
+
 class ScanInputs(Structure):
-    """scan.cpp"""
+    """chunk.h"""
 
     _fields_ = [
-        ("down", c_void_p),
-        ("up", c_void_p),
+        ("start", ScanMemory),
+        ("gates", c_void_p),
         *((name, Rows) for name in ("query", "key", "value", "query_features", "key_features", "rate")),
     ]
+
+
+class TokenGradients(Structure):
+    """chunk_backward.h"""
+
+    _fields_ = [(name, c_void_p) for name in ("residual", "query_features", "key_features", "rate")]
 
 
 class AttentionSizes(Structure):
@@ -76,14 +88,15 @@ class ProductSizes(Structure):
 
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, whose functions now refuse arguments of another type."""
-    scan = POINTER(ScanSizes), POINTER(ScanInputs), POINTER(c_void_p)
+    memory = POINTER(ScanMemory)
+    scan = POINTER(ScanSizes), POINTER(ScanInputs), POINTER(c_void_p), memory, c_void_p
     attention = POINTER(AttentionSizes), POINTER(AttentionInputs), POINTER(Heads), c_void_p
     rows = POINTER(Rows)
     products = POINTER(ProductSizes), rows, rows
     inputs = POINTER(InputSizes), *[c_void_p] * 4
     functions = {
-        "atlas_scan_forward": (*scan, *[c_void_p] * 3),
-        "atlas_scan_backward": (*scan, *[c_void_p] * 11),
+        "atlas_scan_forward": scan,
+        "atlas_scan_backward": (*scan, memory, memory, c_void_p, POINTER(TokenGradients)),
         "atlas_attention_forward": attention,
         "atlas_attention_backward": (*attention, POINTER(Heads), POINTER(AttentionGradients)),
         "atlas_inputs_forward": inputs,

@@ -18,7 +18,7 @@ from atlas.ops.dual_form import ChunkInputs, read_prefix, write_sum
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
 from atlas.ops.periods import cut_fields
 from atlas.ops.rules.rule import Kept, LearningRule
-from atlas.ops.whole_chunks import chunk_update, closed_chunks
+from atlas.ops.whole_chunks import chunk_update, closed_chunks, joins_chunks
 
 
 class ScanState(NamedTuple):
@@ -72,27 +72,31 @@ class Scan:
         outputs: list[Tensor] = []
         nothing = zeros_like(state.start)
         state = self._close_if_full(state, nothing)
-        for part in _cut(tokens, self._lengths(state.tokens, tokens.rate.shape[1])):
+        for part in _cut(tokens, self._lengths(state, tokens)):
             out, state = self._advance(state, part, nothing)
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
-    def _lengths(self, opened: int, total: int) -> list[int]:
+    def _lengths(self, state: ScanState, tokens: ChunkInputs) -> list[int]:
         """Of the parts that a stretch is run in: what the open chunk lacks, chunks, the beginning of one. The fast path
         takes all whole chunks as one part."""
-        first = min(self.chunk - opened, total) if opened else 0
+        total = tokens.rate.shape[1]
+        first = min(self.chunk - state.tokens, total) if state.tokens else 0
         whole = (total - first) // self.chunk
-        lengths = [first, whole * self.chunk] if self._joins_chunks else [first, *[self.chunk] * whole]
+        joined = self._joins_chunks(state.start, tokens)
+        lengths = [first, whole * self.chunk] if joined else [first, *[self.chunk] * whole]
         lengths.append(total - sum(lengths))
         return [length for length in lengths if length]
 
     def _advance(self, state: ScanState, tokens: ChunkInputs, nothing: FastWeights) -> tuple[Tensor, ScanState]:
         """One part. A chunk that is full is closed."""
         length = tokens.rate.shape[1]
-        if self._joins_chunks and not state.tokens and length % self.chunk == 0:
-            ends = self.chunk, self.norm_max
-            out, weights = closed_chunks(state.start, tokens, *ends, prefix=not self._at_start)
-            return out, ScanState(weights, nothing, state.kept, 0)
+        end = self.rule.chunk_end
+        whole = not state.tokens and length % self.chunk == 0
+        if end is not None and whole and self._joins_chunks(state.start, tokens):
+            memory, how = (end, state.start, state.kept), (self.chunk, self.norm_max)
+            out, weights, kept = closed_chunks(*memory, tokens, *how, prefix=not self._at_start)
+            return out, ScanState(weights, nothing, kept, 0)
         out, update = self._read_and_write(state, tokens)
         # Sums of a long chunk keep the precision of the weights, under autocast too.
         update = FastWeights(update.down.to(state.start.down.dtype), update.up.to(state.start.up.dtype))
@@ -119,9 +123,9 @@ class Scan:
         autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # the fused chunk wants one dtype
         return self.rule.own_gradients and not autocast
 
-    @property
-    def _joins_chunks(self) -> bool:
-        return self.rule.plain_step and self._may_fuse
+    def _joins_chunks(self, start: FastWeights, tokens: ChunkInputs) -> bool:
+        prefix = not self._at_start
+        return self._may_fuse and joins_chunks(self.rule.chunk_end, start, tokens, self.chunk, prefix=prefix)
 
     def _close_if_full(self, state: ScanState, nothing: FastWeights) -> ScanState:
         if state.tokens < self.chunk:

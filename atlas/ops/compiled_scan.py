@@ -1,4 +1,5 @@
-"""Chunks one after the other by the compiled kernel of `atlas/kernels/scan.cpp`: `FusedChunk` and `bound_norm` in turn.
+"""Chunks one after the other by the compiled kernel of `atlas/kernels/scan.cpp`: `FusedChunk`, what the rule does at a
+chunk's end if that is a `ChunkEnd`, and `bound_norm` in turn.
 
 A chunk as an autograd function of some thirty small operations spends half its time between them. The kernel takes a
 row at a time, whose weights and intermediate values fit the cache of a core, and rows are shared out among threads.
@@ -10,17 +11,21 @@ Legend: N rows, n chunks, C tokens of each, T = n * C, d head width, h hidden wi
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from ctypes import byref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.kernels.signatures import ScanInputs, ScanSizes
+from atlas.kernels.signatures import ScanInputs, ScanMemory, ScanSizes, TokenGradients
 from atlas.ops.compiled import addresses, dense, kernels_for, rows
+from atlas.ops.rules.rule import ChunkEnd
 
+FIELDS = 6  # of the tokens; then come gates and memory
+MEMORY = FIELDS + 1
 LONGEST_PREFIX = 128  # tokens of a chunk whose Gram products still fit the cache
 
 
@@ -31,67 +36,93 @@ def scan_kernel(chunk: int, prefix: bool, *tensors: Tensor) -> ctypes.CDLL | Non
     return kernels_for(tensors, [*tensors[0].shape[1:], *tensors[1].shape[1:]])
 
 
+class ScanSettings(NamedTuple):
+    """What a stretch is run with besides its tensors."""
+
+    chunk: int  # C
+    prefix: bool  # whether a token reads what its own chunk has written so far
+    end: ChunkEnd
+    limits: tuple[float, float] = (math.inf, math.inf)  # largest norms after a chunk: of W1, of W2 over W3
+    keep: bool = True  # what the backward pass needs
+
+
 class CompiledScan(torch.autograd.Function):
-    """(library, C, prefix, step, norm limits, keep, down, up, q, k, v, phi(q), phi(k), rate) -> out [N, T, d] and the
-    weights after the last chunk; without `step`, which takes a single chunk, its updates. Without `keep` there is no
-    gradient."""
+    """(library, settings, q, k, v, phi(q), phi(k), rate, gates, *memory) -> out [N, T, d], *memory after it.
+
+    The memory is W1 and W2 over W3. `ChunkEnd.momentum`: their momentum as well, and gates [N, n, 2] are theta and
+    1 - alpha of the chunks, else None. `ChunkEnd.updates`: there is a single chunk, and its updates come out.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        kernel: ctypes.CDLL,
-        chunk: int,
-        prefix: bool,
-        step: bool,
-        limits: tuple[float, float],
-        keep: bool,
-        down: Tensor,
-        up: Tensor,
-        *fields: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        down, up = down.contiguous(), up.contiguous()
-        fields = (*map(dense, fields[:5]), fields[5])
-        count, total, width = fields[0].shape
-        shape = count, total // chunk, chunk, width, down.shape[2], up.shape[2]
-        sizes = ScanSizes(*shape, prefix, step, torch.get_num_threads(), *limits)
-        # A chunk starts from the weights that the one before it has left in its own part: two parts are enough.
-        parts = sizes.chunks if keep else min(sizes.chunks, 2)
-        kept = [down.new_empty(count, kernel.atlas_scan_floats(byref(sizes))) for _ in range(parts)]
-        results = down.new_empty(fields[0].shape), torch.empty_like(down), torch.empty_like(up)
+    def forward(ctx: Any, kernel: ctypes.CDLL, settings: ScanSettings, *given: Tensor | None) -> tuple[Tensor, ...]:
+        tensors = _laid_out(given)
+        sizes = _sizes(settings, tensors)
+        query, memory = tensors[0], tensors[MEMORY:]
+        # A chunk starts from the memory that the one before it has left in its own part: two parts are enough.
+        parts = sizes.chunks if settings.keep else min(sizes.chunks, 2)
+        kept = [query.new_empty(sizes.rows, kernel.atlas_scan_floats(byref(sizes))) for _ in range(parts)]
         chunks = _array([kept[number % parts] for number in range(sizes.chunks)])
-        kernel.atlas_scan_forward(byref(sizes), byref(_inputs(down, up, fields)), chunks, *addresses(*results))
-        if not keep:
-            return results
-        ctx.save_for_backward(down, up, *fields, *results[1:], *kept)
-        ctx.kernel, ctx.sizes = kernel, sizes
-        ctx.set_materialize_grads(False)
-        return results
+        out, *after = (_like(part) for part in (query, *memory))
+        kernel.atlas_scan_forward(byref(sizes), byref(_inputs(tensors)), chunks, byref(_memory(after)), *addresses(out))
+        if settings.keep:
+            ctx.save_for_backward(*tensors, *after, *kept)
+            ctx.kernel, ctx.settings, ctx.split = kernel, settings, (len(tensors), len(tensors) + len(after))
+            ctx.set_materialize_grads(False)
+        return out, *after
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, d_out: Tensor | None, d_after_down: Tensor | None, d_after_up: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor | None, *d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # to be asked for once
-        (down, up), fields, after, kept = saved[:2], saved[2:8], saved[8:10], saved[10:]
-        query, _, _, query_features, key_features, rate = fields
+        tensors, after, kept = saved[: ctx.split[0]], saved[slice(*ctx.split)], saved[ctx.split[1] :]
+        query, _, _, *others = tensors[:FIELDS]
+        gates, *memory = tensors[FIELDS:]
         d_out = torch.zeros_like(query) if d_out is None else d_out.contiguous()
-        given = d_out, *(None if part is None else part.contiguous() for part in (d_after_down, d_after_up))
-        shapes = down, up, query, query_features, key_features, rate
-        results = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in shapes]
+        d_residual, *d_others = d_tokens = [_like(part) for part in (query, *others)]
+        d_gates, *d_memory = (None if part is None else _like(part) for part in (gates, *memory))
+        given = [_contiguous(part) for part in d_after]
         ctx.kernel.atlas_scan_backward(
-            byref(ctx.sizes),
-            byref(_inputs(down, up, fields)),
+            byref(_sizes(ctx.settings, tensors)),
+            byref(_inputs(tensors)),
             _array(kept),
-            *addresses(*after, *given, *results),
+            byref(_memory(after)),
+            *addresses(d_out),
+            byref(_memory(given)),
+            byref(_memory(d_memory)),
+            *addresses(d_gates),
+            byref(TokenGradients(*addresses(*d_tokens))),
         )
-        d_down, d_up, d_residual, *others = results
-        return *[None] * 6, d_down, d_up, d_out, d_residual, -d_residual, *others
+        return None, None, d_out, d_residual, -d_residual, *d_others, d_gates, *d_memory
 
 
-def _inputs(down: Tensor, up: Tensor, fields: Sequence[Tensor]) -> ScanInputs:
-    return ScanInputs(*addresses(down, up), *map(rows, fields))
+def _laid_out(tensors: Sequence[Any]) -> list[Any]:
+    """As the kernel reads them."""
+    *fields, rate = tensors[:FIELDS]
+    return [*map(dense, fields), rate, *map(_contiguous, tensors[FIELDS:])]
+
+
+def _sizes(settings: ScanSettings, tensors: Sequence[Any]) -> ScanSizes:
+    count, total, width = tensors[0].shape
+    hidden, features = tensors[MEMORY].shape[2], tensors[MEMORY + 1].shape[2]
+    shape = count, total // settings.chunk, settings.chunk, width, hidden, features
+    return ScanSizes(*shape, settings.prefix, settings.end, torch.get_num_threads(), *settings.limits)
+
+
+def _inputs(tensors: Sequence[Any]) -> ScanInputs:
+    return ScanInputs(_memory(tensors[MEMORY:]), *addresses(tensors[FIELDS]), *map(rows, tensors[:FIELDS]))
+
+
+def _memory(parts: Sequence[Tensor | None]) -> ScanMemory:
+    return ScanMemory(*addresses(*parts))
 
 
 def _array(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*addresses(*tensors))
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()

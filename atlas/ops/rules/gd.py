@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, subtract
-from atlas.ops.rules.rule import Control, Kept
+from atlas.ops.rules.rule import ChunkEnd, Control, Kept
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class GradientDescent:
     controls: ClassVar[tuple[Control, ...]] = ()
     reads_start: ClassVar[bool] = False
     own_gradients: ClassVar[bool] = True
-    plain_step: ClassVar[bool] = True
+    chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.step
 
     def initial(self, weights: FastWeights) -> Kept:
         return ()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract, zeros_like
-from atlas.ops.rules.rule import Control, Kept
+from atlas.ops.rules.rule import ChunkEnd, Control, Kept
 
 
 class MomentumState(NamedTuple):
@@ -48,7 +48,7 @@ class Momentum:
     alpha: float  # of a token before training, in (0, 1]
 
     own_gradients: ClassVar[bool] = True
-    plain_step: ClassVar[bool] = False
+    chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum
     reads_start: ClassVar[bool] = False
 
     @property

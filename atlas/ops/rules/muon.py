@@ -15,7 +15,7 @@ from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract
 from atlas.ops.newton_schulz import newton_schulz
 from atlas.ops.rules.momentum import MomentumState, initial_momentum
-from atlas.ops.rules.rule import Control, Kept
+from atlas.ops.rules.rule import ChunkEnd, Control, Kept
 
 FLOOR = 0.01
 
@@ -29,7 +29,7 @@ class Muon:
     iterations: int  # K
 
     own_gradients: ClassVar[bool] = True
-    plain_step: ClassVar[bool] = False
+    chunk_end: ClassVar[ChunkEnd | None] = None
     reads_start: ClassVar[bool] = True
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from atlas.ops.dual_form import ChunkInputs, Coverage, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, subtract
-from atlas.ops.rules.rule import Control, Kept
+from atlas.ops.rules.rule import ChunkEnd, Control, Kept
 
 
 class Window(NamedTuple):
@@ -37,7 +37,7 @@ class Omega:
 
     reads_start: ClassVar[bool] = False
     own_gradients: ClassVar[bool] = False
-    plain_step: ClassVar[bool] = False
+    chunk_end: ClassVar[ChunkEnd | None] = None
 
     @property
     def controls(self) -> tuple[Control, ...]:

@@ -5,6 +5,7 @@ Legend: N rows, C tokens, n controls.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from atlas.ops.dual_form import ChunkInputs, Writes
@@ -12,6 +13,14 @@ from atlas.ops.fast_weights import FastWeights
 
 # What a rule keeps between chunks besides the weights: a NamedTuple of tensors whose first dimension is the row.
 Kept = tuple[Any, ...]
+
+
+class ChunkEnd(IntEnum):
+    """What a chunk leaves behind; numbered as in `atlas/kernels/chunk.h`."""
+
+    updates = 0
+    step = 1  # W <- W - U, nothing is kept
+    momentum = 2  # S <- theta S + U, W <- alpha W - S, and a `MomentumState` is kept
 
 
 class Control(NamedTuple):
@@ -42,8 +51,8 @@ class LearningRule(Protocol):
         ...
 
     @property
-    def plain_step(self) -> bool:
-        """True: `close` subtracts the update and keeps nothing, as `gd` does: the fused chunk may do it on the way."""
+    def chunk_end(self) -> ChunkEnd | None:
+        """What `close` does if it is one of these: all whole chunks of a stretch may then be run at once."""
         ...
 
     def initial(self, weights: FastWeights) -> Kept:

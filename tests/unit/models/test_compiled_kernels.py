@@ -37,12 +37,13 @@ def losses_and_gradients(overrides: list[str], kernels: Kernels, cut: int) -> li
     [
         *([f"model.memory.rule={rule}"] for rule in ("gd", "momentum", "muon", "omega")),
         ["model.memory.recompute=true"],
+        ["model.memory.recompute=true", "model.memory.rule=momentum"],
         ["model.memory.weight_norm_max=0.2"],
         ["model.memory.qk_projection.range=chunk", "model.memory.qk_projection.normalisation=per_key"],
         ["model.memory.degree=2", "model.memory.feature_width=8"],
         ["model.window=0"],
     ],
-    ids=lambda overrides: overrides[0].removeprefix("model."),
+    ids=lambda overrides: ",".join(overrides).replace("model.", ""),
 )
 def test_a_model_is_the_same_with_both(kernel: ctypes.CDLL, overrides: list[str]) -> None:
     found, wanted = (losses_and_gradients(overrides, kernels, 21) for kernels in (Kernels.compiled, Kernels.torch))

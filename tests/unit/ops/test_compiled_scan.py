@@ -9,9 +9,12 @@ from torch import Tensor
 
 from atlas.config import Kernels
 from atlas.kernels.library import use
-from atlas.ops.compiled_scan import LONGEST_PREFIX, CompiledScan, scan_kernel
+from atlas.ops.compiled_scan import LONGEST_PREFIX, CompiledScan, ScanSettings, scan_kernel
+from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, bound_norm, norm_limits
 from atlas.ops.fused_chunk import FusedChunk
+from atlas.ops.rules.momentum import Momentum, MomentumState
+from atlas.ops.rules.rule import ChunkEnd
 
 NORM_MAX = 0.25  # some of the weights below are beyond it, some are not
 
@@ -34,45 +37,67 @@ def outputs_and_gradients(function: object, arguments: list[Tensor], used: tuple
     return [*out, *torch.autograd.grad(loss, arguments, allow_unused=True, materialize_grads=True)]
 
 
-def compiled(kernel: ctypes.CDLL, prefix: bool, step: bool, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
-    limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
-    found: tuple[Tensor, ...] = CompiledScan.apply(kernel, chunk, prefix, step, limits, True, *arguments)
+def with_momentum(arguments: list[Tensor]) -> list[Tensor]:
+    """Besides: the momentum before the first token, and the gates of the tokens, whose means are a chunk's."""
+    generator = torch.Generator().manual_seed(1)
+    momentum = [0.1 * torch.randn(part.shape, generator=generator) for part in arguments[:2]]
+    return [*arguments, *momentum, torch.rand(*arguments[-1].shape, 2, generator=generator)]
+
+
+def compiled(
+    kernel: ctypes.CDLL, prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor, keep: bool = True
+) -> tuple[Tensor, ...]:
+    (down, up, *fields), momentum, gates = arguments[:8], arguments[8:10], None
+    if end is ChunkEnd.momentum:
+        gates = arguments[10].unflatten(1, (-1, chunk)).mean(2)
+    settings = ScanSettings(chunk, prefix, end, norm_limits(FastWeights(down, up), NORM_MAX), keep)
+    found: tuple[Tensor, ...] = CompiledScan.apply(kernel, settings, *fields, gates, down, up, *momentum)
     return found
 
 
-def plain(prefix: bool, step: bool, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+def plain(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    """Chunk by chunk, closed by the rule."""
     weights, outputs = FastWeights(*arguments[:2]), []
-    for fields in zip(*(field.split(chunk, dim=1) for field in arguments[2:]), strict=True):
-        out, *after = FusedChunk.apply(prefix, step, *weights, *fields)
-        weights = bound_norm(FastWeights(*after), NORM_MAX) if step else FastWeights(*after)
+    rule, nothing = Momentum(theta=0.5, alpha=0.5), arguments[0].new_zeros(len(arguments[0]))
+    state = (
+        MomentumState(FastWeights(*arguments[8:10]), nothing[:, None].expand(-1, 2), nothing) if arguments[8:] else None
+    )
+    fields = [*arguments[2:8], *arguments[10:]]
+    for parts in zip(*(field.split(chunk, dim=1) for field in fields), strict=True):
+        out, *after = FusedChunk.apply(prefix, end is ChunkEnd.step, *weights, *parts[:6])
+        if state:
+            kept = rule.keep(state, ChunkInputs(*parts))
+            after, kept = rule.close(weights, FastWeights(*after), kept)
+            state = MomentumState(*kept)
+        weights = FastWeights(*after) if end is ChunkEnd.updates else bound_norm(FastWeights(*after), NORM_MAX)
         outputs.append(out)
-    return torch.cat(outputs, dim=1), *weights
+    return torch.cat(outputs, dim=1), *weights, *(state.momentum if state else ())
 
 
 ALL = (0, 1, 2)  # results
 
 
 def compare(
-    kernel: ctypes.CDLL, prefix: bool, step: bool, chunk: int, arguments: list[Tensor], used: tuple[int, ...] = ALL
+    kernel: ctypes.CDLL, prefix: bool, end: ChunkEnd, chunk: int, arguments: list[Tensor], used: tuple[int, ...] = ALL
 ) -> None:
     exact = [argument.detach().double() for argument in arguments]
-    found = outputs_and_gradients(partial(compiled, kernel, prefix, step, chunk), arguments, used)
-    wanted = outputs_and_gradients(partial(plain, prefix, step, chunk), exact, used)
+    found = outputs_and_gradients(partial(compiled, kernel, prefix, end, chunk), arguments, used)
+    wanted = outputs_and_gradients(partial(plain, prefix, end, chunk), exact, used)
     for ours, theirs in zip(found, wanted, strict=True):
         size = theirs.abs().max().item()
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=3e-6 * size)
 
 
-@pytest.mark.parametrize("step", [True, False])
+@pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.updates])
 @pytest.mark.parametrize("count", [1, 7, 8, 16, 30, 64])
-def test_a_chunk_that_reads_its_prefix(kernel: ctypes.CDLL, count: int, step: bool) -> None:
-    compare(kernel, True, step, count, inputs(3, count, 16, 8, 24))
+def test_a_chunk_that_reads_its_prefix(kernel: ctypes.CDLL, count: int, end: ChunkEnd) -> None:
+    compare(kernel, True, end, count, inputs(3, count, 16, 8, 24))
 
 
-@pytest.mark.parametrize("step", [True, False])
+@pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.updates])
 @pytest.mark.parametrize("count", [5, 64, 200])
-def test_a_chunk_that_reads_its_start(kernel: ctypes.CDLL, count: int, step: bool) -> None:
-    compare(kernel, False, step, count, inputs(3, count, 24, 32, 24))
+def test_a_chunk_that_reads_its_start(kernel: ctypes.CDLL, count: int, end: ChunkEnd) -> None:
+    compare(kernel, False, end, count, inputs(3, count, 24, 32, 24))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -81,53 +106,83 @@ def test_chunks_one_after_the_other(kernel: ctypes.CDLL, chunk: int, prefix: boo
     arguments = inputs(4, 80, 16, 8, 16)
     for part in (*arguments[:2], arguments[-1]):
         part[0] *= 0.1
-    norms = [part.square().sum((1, 2)).sqrt() for part in compiled(kernel, prefix, True, chunk, *arguments)[1:]]
+    norms = [
+        part.square().sum((1, 2)).sqrt() for part in compiled(kernel, prefix, ChunkEnd.step, chunk, *arguments)[1:]
+    ]
     limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
     beyond = [(norm > 0.999 * limit).tolist() for norm, limit in zip(norms, limits, strict=True)]
     assert [(row[0], any(row)) for row in beyond] == [(False, True)] * 2
-    compare(kernel, prefix, True, chunk, arguments)
+    compare(kernel, prefix, ChunkEnd.step, chunk, arguments)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (1, 2)])
 def test_results_that_nothing_depends_on(kernel: ctypes.CDLL, prefix: bool, used: tuple[int, ...]) -> None:
     """The last chunk's weights are read by nothing, and a gradient may come from them alone."""
-    compare(kernel, prefix, True, 4, inputs(2, 12, 16, 16, 16), used)
+    compare(kernel, prefix, ChunkEnd.step, 4, inputs(2, 12, 16, 16, 16), used)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("chunk", [1, 8, 20, 80])
+def test_chunks_with_momentum(kernel: ctypes.CDLL, chunk: int, prefix: bool) -> None:
+    arguments = with_momentum(inputs(4, 80, 16, 8, 16))
+    arguments[10][0] = torch.tensor([0.0, 1.0])  # theta 0 and alpha 0: W is the last chunk's update alone
+    compare(kernel, prefix, ChunkEnd.momentum, chunk, arguments, (0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("used", [(0,), (1,), (3,), (2, 4), (1, 4)])
+def test_results_with_momentum_that_nothing_depends_on(
+    kernel: ctypes.CDLL, prefix: bool, used: tuple[int, ...]
+) -> None:
+    compare(kernel, prefix, ChunkEnd.momentum, 4, with_momentum(inputs(2, 12, 16, 16, 16)), used)
+
+
+def test_without_momentum_and_retention_of_all_it_is_a_plain_step(kernel: ctypes.CDLL) -> None:
+    arguments = inputs(2, 32, 16, 8, 16)
+    both = [*with_momentum(arguments)[:10], torch.zeros(2, 32, 2)]
+    plain_step = compiled(kernel, True, ChunkEnd.step, 8, *arguments)
+    found = compiled(kernel, True, ChunkEnd.momentum, 8, *both)[:3]
+    for ours, theirs in zip(found, plain_step, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_on_any_number_of_threads(kernel: ctypes.CDLL) -> None:
-    arguments, found = inputs(5, 16, 16, 16, 16), []
+    arguments, found = with_momentum(inputs(5, 16, 16, 16, 16)), []
     threads = torch.get_num_threads()
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(outputs_and_gradients(partial(compiled, kernel, True, True, 4), arguments))
+            found.append(outputs_and_gradients(partial(compiled, kernel, True, ChunkEnd.momentum, 4), arguments))
     finally:
         torch.set_num_threads(threads)
     for one, three in zip(*found, strict=True):
         assert torch.equal(one, three)
 
 
-@pytest.mark.parametrize("field", range(8))
+@pytest.mark.parametrize("field", range(11))
 def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> None:
     """A diverged memory must be seen in the loss, and only the row that has it."""
-    arguments = inputs(2, 16, 8, 8, 8)
+    arguments = with_momentum(inputs(2, 16, 8, 8, 8))
     arguments[field][1].fill_(float("nan"))
-    out, down, _ = compiled(kernel, True, True, 8, *arguments)
+    out, down, up, *_ = compiled(kernel, True, ChunkEnd.momentum, 8, *arguments)
     assert out[1].isnan().any()
-    assert down[1].isnan().any() or field in (2, 5)  # queries are not written
+    assert torch.stack([down[1].isnan().any(), up[1].isnan().any()]).any() or field in (2, 5)  # queries are not written
     assert not out[0].isnan().any()
-    assert not down[0].isnan().any()
+    assert not torch.cat([down[0], up[0]]).isnan().any()
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_without_gradients_it_is_the_same_and_keeps_two_chunks(kernel: ctypes.CDLL, prefix: bool) -> None:
+@pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.momentum])
+def test_without_gradients_it_is_the_same_and_keeps_two_chunks(
+    kernel: ctypes.CDLL, end: ChunkEnd, prefix: bool
+) -> None:
     arguments = inputs(2, 200, 16, 8, 16)
-    limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
     for chunk in (8, 100):
+        given = with_momentum(arguments) if end is ChunkEnd.momentum else arguments
         with torch.no_grad():
-            found = CompiledScan.apply(kernel, chunk, prefix, True, limits, False, *arguments)
-        for ours, kept in zip(found, compiled(kernel, prefix, True, chunk, *arguments), strict=True):
+            found = compiled(kernel, prefix, end, chunk, *given, keep=False)
+        for ours, kept in zip(found, compiled(kernel, prefix, end, chunk, *given), strict=True):
             assert torch.equal(ours, kept)
 
 
