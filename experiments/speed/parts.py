@@ -24,6 +24,7 @@ from experiments.speed.products import Recorder, peak_flops
 from experiments.speed.race import race
 
 WARM_UPS = {"cpu": 1, "cuda": 3}
+TITANS_TURN_SECONDS = 20.0  # or its few rounds would set a long step beside a single short one
 
 
 def whole(options: Options, device: torch.device) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def decode(options: Options, device: torch.device) -> dict[str, Any]:
 
 def titans(options: Options, device: torch.device) -> dict[str, Any]:
     """titans-pytorch beside atlas and the anchor. Last and few rounds: a step takes most of a minute on a small CPU."""
-    return {"rows": _raced(entries("titans", options), max(options.rounds // 3, 1), device, with_peaks=True)}
+    contestants, rounds = entries("titans", options), max(options.rounds // 2, 1)
+    return {"rows": _raced(contestants, rounds, device, with_peaks=True, turn_seconds=TITANS_TURN_SECONDS)}
 
 
 PARTS: dict[str, Callable[[Options, torch.device], dict[str, Any]]] = {
@@ -66,6 +68,7 @@ def _raced(
     with_peaks: bool = False,
     with_flops: bool = False,
     with_products: bool = False,
+    turn_seconds: float = 0.0,
 ) -> list[Row]:
     rows: list[Row] = []
     # Memory first of all: this process holds little yet, and leaves the rest to its children.
@@ -82,7 +85,7 @@ def _raced(
         row |= {"parameters": prepared.parameters}
         if with_flops or with_products:
             row |= _products(prepared, device, replayed=with_products)
-    seconds = race(steps, rounds, device)
+    seconds = race(steps, rounds, device, turn_seconds)
     for row in filter(measured, rows):
         row["seconds"] = seconds[_key(row)]
     return rows

@@ -10,15 +10,27 @@ import torch
 Step = Callable[[], object]
 
 
-def race(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of `rounds` calls of every step; they should have been called before. Entry i of all lists is round i."""
+def race(
+    steps: Mapping[str, Step], rounds: int, device: torch.device, turn_seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of a step in `rounds` turns of every contestant, called before; entry i is round i.
+
+    A turn is a single step, or the mean of as many as it takes to last for `turn_seconds`.
+    """
     names = list(steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            seconds[name].append(seconds_of(steps[name], device))
+            seconds[name].append(_turn(steps[name], device, turn_seconds))
     return seconds
+
+
+def _turn(step: Step, device: torch.device, least: float) -> float:
+    taken = [seconds_of(step, device)]
+    while sum(taken) < least:
+        taken.append(seconds_of(step, device))
+    return sum(taken) / len(taken)
 
 
 def seconds_of(step: Step, device: torch.device) -> float:

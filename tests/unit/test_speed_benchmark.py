@@ -69,6 +69,13 @@ def test_contestants_take_turns() -> None:
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2, "c": 2}
 
 
+def test_a_turn_is_the_mean_of_the_steps_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"long": iter([9.0, 11.0]), "short": iter([1.0, 2.0, 3.0, 4.0, 2.0])}
+    monkeypatch.setattr("experiments.speed.race.seconds_of", lambda step, device: next(step()))
+    steps = {name: lambda values=values: values for name, values in taken.items()}
+    assert race(steps, 2, CPU, turn_seconds=6.0) == {"long": [9.0, 11.0], "short": [2.0, 3.0]}
+
+
 def test_the_minimal_transformer_is_the_same_function_as_ours() -> None:
     config = configuration("transformer_atlas", TOY)
     ours, minimal = atlas.build_model(config), PlainTransformer(config.model, VOCABULARY, TOY.sequence)
