@@ -86,6 +86,18 @@ class ProductSizes(Structure):
     _fields_ = [(name, c_int64) for name in ("rows", "tokens", "width", "threads")]
 
 
+class NormSizes(Structure):
+    """norm.cpp"""
+
+    _fields_ = [*((name, c_int64) for name in ("rows", "width", "block", "threads")), ("epsilon", c_double)]
+
+
+class SwigluSizes(Structure):
+    """swiglu.cpp"""
+
+    _fields_ = [(name, c_int64) for name in ("rows", "width", "threads")]
+
+
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, whose functions now refuse arguments of another type."""
     memory = POINTER(ScanMemory)
@@ -101,6 +113,10 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "atlas_attention_backward": (*attention, POINTER(Heads), POINTER(AttentionGradients)),
         "atlas_inputs_forward": inputs,
         "atlas_inputs_backward": (*inputs, rows, rows, rows, c_void_p, c_void_p),
+        "atlas_norm_forward": (POINTER(NormSizes), *[c_void_p] * 4),
+        "atlas_norm_backward": (POINTER(NormSizes), *[c_void_p] * 6),
+        "atlas_swiglu_forward": (POINTER(SwigluSizes), *[c_void_p] * 2),
+        "atlas_swiglu_backward": (POINTER(SwigluSizes), *[c_void_p] * 3),
         "atlas_products_forward": (*products, c_void_p, rows, c_void_p),
         "atlas_products_backward": (*products, rows, c_void_p, c_void_p, rows, rows),
     }

@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from atlas.config import Fusion, ModelConfig
 from atlas.models.attention import AttentionState, SlidingWindowAttention
 from atlas.models.gate import Gate
 from atlas.models.memory import AtlasMemory, MemoryState
+from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.ops.swiglu import swiglu
 
 
 class BlockState(NamedTuple):
@@ -32,8 +33,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, linear = self.up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate) * linear)
+        out: Tensor = self.down(swiglu(self.up(x)))
         return out
 
 
@@ -42,7 +42,7 @@ class AtlasMAGBlock(nn.Module):
         super().__init__()
         width, head_width = config.width, config.width // config.heads
         self.fusion = config.fusion
-        self.norm, self.feedforward_norm = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm, self.feedforward_norm = RMSNorm(width), RMSNorm(width)
         self.attention = SlidingWindowAttention(width, config.heads, config.window)
         keys = config.persistent_keys
         self.persistent = PersistentMemory(config.heads, keys, head_width) if keys else None

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from atlas.config import ChunkSizeConfig, ModelConfig
 from atlas.models.block import AtlasMAGBlock, BlockState
+from atlas.models.norm import RMSNorm
 from atlas.models.plan import ChunkPlan, MemoryMode
 
 
@@ -46,7 +47,7 @@ class AtlasModel(nn.Module):
         self.plan = ChunkPlan.from_config(chunks)
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(AtlasMAGBlock(config, len(chunks.local)) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = RMSNorm(config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         with torch.no_grad():
             for block in self._blocks():  # residual branches start small, so that depth does not grow the stream

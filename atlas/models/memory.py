@@ -16,6 +16,7 @@ from atlas.config import MemoryConfig
 from atlas.models.feature_map import FeatureMap
 from atlas.models.hierarchy import per_row, run_periods
 from atlas.models.memory_inputs import MemoryInputs
+from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.qk_projection import QueryProjector
@@ -69,7 +70,7 @@ class AtlasMemory(nn.Module):
         shape = (heads, head_width, self.features.count, config, self.rule)
         self.local = nn.ModuleList(InitialWeights(*shape) for _ in range(local_count))
         self.global_memory = nn.ModuleList(InitialWeights(*shape) for _ in range(config.use_global))
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
 
     def initial_state(self, batch: int, persistent: PersistentMemory, plan: ChunkPlan) -> MemoryState:
         rows = batch * self.heads

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from atlas.config import ConfigError, Kernels
+from atlas.kernels import compiler
 from atlas.kernels import library as kernels
 from atlas.kernels.compiler import COMPILERS, CompileError, build
 
@@ -22,6 +23,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Instead of the kernels, which take seconds to compile."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(compiler, "FOLDER", folder)
+    monkeypatch.setattr(kernels, "_selection", kernels._Selection(missing="a small source"))  # is not to be loaded
+    return folder / "one.cpp"
+
+
 def script(folder: Path, text: str) -> str:
     path = folder / "compiler"
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -30,8 +42,8 @@ def script(folder: Path, text: str) -> str:
 
 
 @needs_compiler
-def test_a_library_is_built_once_and_again_for_another_compiler(
-    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_library_is_built_once_and_again_for_another_compiler_or_source(
+    own_cache: Path, small_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build()
     built = first.stat().st_mtime_ns
@@ -40,11 +52,14 @@ def test_a_library_is_built_once_and_again_for_another_compiler(
     assert sorted(path.suffix for path in first.parent.iterdir()) == [".sha256", ".so"]
     real = next(filter(None, map(shutil.which, COMPILERS)))
     monkeypatch.setenv("CXX", script(own_cache, f'[ "$1" = --version ] && echo other || exec {real} "$@"'))
-    assert build() != first
+    other = build()
+    small_source.write_text('extern "C" int one() { return 2; }\n')
+    assert len({first, other, build()}) == 3
 
 
 @needs_compiler
-def test_a_damaged_library_is_built_again(own_cache: Path) -> None:
+@pytest.mark.usefixtures("small_source")
+def test_a_damaged_library_is_built_again() -> None:
     path = build()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
