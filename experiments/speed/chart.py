@@ -43,7 +43,7 @@ def _bars(axis: Any, rows: list[Row], plain: Row | None) -> None:
     for share, style in ((1.0, "-"), (0.5, "--"), (0.25, ":")):
         name = f"{share:g} x the plain Transformer"
         axis.axvline(share * tokens_per_second(plain), color="black", linewidth=0.8, linestyle=style, label=name)
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize="small")
 
 
 def _lines(axis: Any, results: dict[str, Any]) -> None:
