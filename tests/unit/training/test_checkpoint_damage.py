@@ -167,6 +167,14 @@ def test_a_file_that_may_not_grow_leaves_the_old_ones_and_no_rest(manager: Check
     assert same(manager.load()[0], 20)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt also where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 WRITE = state_file._HashingStream.write
 
 
@@ -195,6 +203,7 @@ class Interrupting:
         self.file.flush()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_at_any_write_stays_an_interrupt_and_leaves_no_rest(
     manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
