@@ -18,7 +18,7 @@ class GradientDescent:
     controls: ClassVar[tuple[Control, ...]] = ()
     reads_start: ClassVar[bool] = False
     own_gradients: ClassVar[bool] = True
-    chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.step
+    chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.step  # a kernel does what `close` does: change both, or None
 
     def initial(self, weights: FastWeights) -> Kept:
         return ()

@@ -48,7 +48,7 @@ class Momentum:
     alpha: float  # of a token before training, in (0, 1]
 
     own_gradients: ClassVar[bool] = True
-    chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum
+    chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum  # a kernel does what `close` does: change both, or None
     reads_start: ClassVar[bool] = False
 
     @property

@@ -52,7 +52,8 @@ class LearningRule(Protocol):
 
     @property
     def chunk_end(self) -> ChunkEnd | None:
-        """What `close` does if it is one of these: all whole chunks of a stretch may then be run at once."""
+        """What `close` does if it is one of these: all whole chunks of a stretch may then be run at once by a kernel,
+        which does not ask `close`. None: it is asked."""
         ...
 
     def initial(self, weights: FastWeights) -> Kept:
