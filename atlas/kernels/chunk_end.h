@@ -18,11 +18,7 @@ struct Matrix {
 // Sums of 64 products have the precision of a float, sums of these that of a double.
 inline double inner(const float* a, const float* b, Index size) {
     double sum = 0;
-    for (Index first = 0; first < size; first += 64) {
-        Eight part{};
-        for (Index i = first; i < std::min(first + 64, size); i += 8) part += load<Eight>(a + i) * load<Eight>(b + i);
-        sum += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-    }
+    for (Index first = 0; first < size; first += 64) sum += dot(a + first, b + first, std::min<Index>(64, size - first));
     return sum;
 }
 

@@ -39,12 +39,6 @@ struct Channels {
     }
 };
 
-float dot(const float* a, const float* b, Index width) {
-    Eight sum = {};
-    for (Index i = 0; i < width; i += 8) sum += load<Eight>(a + i) * load<Eight>(b + i);
-    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
 void forward_part(const InputSizes& s, const Channels& from, int part, float* out, float* inverse) {
     for (Index t = 0; t < s.tokens; ++t, out += s.width) {
         from.mix(t, out);

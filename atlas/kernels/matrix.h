@@ -138,6 +138,14 @@ inline Eight exponential(Eight x) {
 
 inline Eight sigmoid(Eight x) { return 1.0f / (1.0f + exponential(-x)); }
 
+inline float total(Eight x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
+
+inline float dot(const float* a, const float* b, Index width) {
+    Eight sum = {};
+    for (Index i = 0; i < width; i += 8) sum += load<Eight>(a + i) * load<Eight>(b + i);
+    return total(sum);
+}
+
 // Tokens as lanes: the narrowest vector, or a multiple of the widest.
 inline Index padded(Index tokens) { return tokens <= 8 ? 8 : (tokens + 15) / 16 * 16; }
 

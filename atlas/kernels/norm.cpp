@@ -16,12 +16,8 @@ struct NormSizes {
 
 namespace {
 
-float total(Eight x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
-
 void forward_row(const NormSizes& s, const float* x, const float* weight, float* out, float* inverse) {
-    Eight squares{};
-    for (Index i = 0; i < s.width; i += 8) squares += load<Eight>(x + i) * load<Eight>(x + i);
-    const double mean = static_cast<double>(total(squares)) / s.width;
+    const double mean = static_cast<double>(dot(x, x, s.width)) / s.width;
     *inverse = static_cast<float>(1.0 / std::sqrt(mean + s.epsilon));
     for (Index i = 0; i < s.width; i += 8) store(out + i, load<Eight>(x + i) * *inverse * load<Eight>(weight + i));
 }

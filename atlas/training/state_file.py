@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -14,13 +15,14 @@ from atlas.training.manifest import STATE_FILE, Manifest, UnsoundError, verify
 
 def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
     """Write `state` to the disk; returns size and SHA-256 of what was meant to be written."""
+    outer = sys.exception()  # what the caller may be handling
     with path.open("wb") as file:
         stream = _HashingStream(file)
         try:
             torch.save(state, cast(IO[bytes], stream))
         except RuntimeError as error:  # torch hides the reason, such as a full disk or Ctrl-C
             reason = stream.error or error.__context__
-            if isinstance(reason, OSError | KeyboardInterrupt):
+            if reason is not outer and isinstance(reason, OSError | KeyboardInterrupt):
                 raise reason from None
             raise
         sync_file(file)

@@ -174,9 +174,7 @@ def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> No
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.momentum])
-def test_without_gradients_it_is_the_same_and_keeps_two_chunks(
-    kernel: ctypes.CDLL, end: ChunkEnd, prefix: bool
-) -> None:
+def test_without_gradients_it_is_the_same(kernel: ctypes.CDLL, end: ChunkEnd, prefix: bool) -> None:
     arguments = inputs(2, 200, 16, 8, 16)
     for chunk in (8, 100):
         given = with_momentum(arguments) if end is ChunkEnd.momentum else arguments

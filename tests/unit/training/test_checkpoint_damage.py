@@ -178,12 +178,14 @@ def ctrl_c() -> Iterator[None]:
 WRITE = state_file._HashingStream.write
 
 
-def interrupt_write(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C arrives in the midst of one write to the state's file."""
+def interrupt_write(number: int, begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives in the midst of one write to the state's file, or just before it."""
     calls = itertools.count(1)
 
     def write(stream: Any, data: bytes) -> int:
         if next(calls) == number:
+            if not begun:
+                signal.raise_signal(signal.SIGINT)
             stream._file = Interrupting(stream._file)
         return WRITE(stream, data)
 
@@ -204,13 +206,14 @@ class Interrupting:
 
 
 @pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("begun", [True, False])
 def test_an_interrupt_at_any_write_stays_an_interrupt_and_leaves_no_rest(
-    manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+    manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     """torch turns one that comes while it writes into a RuntimeError of its own."""
     save(manager, 10)
     for number in itertools.count(1):  # until there is no such write
-        interrupt_write(number, monkeypatch)
+        interrupt_write(number, begun, monkeypatch)
         try:
             save(manager, 20)
             break
@@ -218,6 +221,20 @@ def test_an_interrupt_at_any_write_stays_an_interrupt_and_leaves_no_rest(
             assert names(root) == ["step-00000010"]
     assert number > 10
     assert same(manager.load()[0], 20)
+
+
+def test_an_error_while_an_interrupt_is_handled_stays_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller is handling has not stopped the write."""
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("torch's own")
+
+    monkeypatch.setattr(torch, "save", failing)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(RuntimeError, match="torch's own"):
+            state_file.write_state(tmp_path / "state.pt", payload(1))
 
 
 @pytest.fixture
