@@ -24,11 +24,11 @@ decisions: $(STAMP)  ## measure chunk sizes and probe frequency anew: experiment
 		$(BIN)/python -m atlas.train experiment=$$experiment hydra.sweep.dir=$$folder/$$experiment $(ARGS) \
 			|| [ $$? -eq 1 ] || exit 1; \
 	done; \
-	$(BIN)/python -m atlas.decide $$folder/chunk_size_lock $$folder/niah_frequency document=$(DECISIONS) \
+	$(BIN)/python -m experiments.phase2.decide $$folder/chunk_size_lock $$folder/niah_frequency document=$(DECISIONS) \
 		|| [ $$? -eq 1 ]  # STOP is a decision too
 
 gate: $(STAMP)  ## the exit gate of Phase 2 on a quiet machine; make gate ARGS="only=G2-3,G2-6"
-	$(BIN)/python -m atlas.gate $(ARGS)
+	$(BIN)/python -m experiments.phase2.gate $(ARGS)
 
 test: lint types fast slow  ## everything that continuous integration runs
 
@@ -37,7 +37,7 @@ lint: $(STAMP)  ## style
 	$(BIN)/ruff format --check .
 
 types: $(STAMP)  ## mypy --strict
-	$(BIN)/mypy --strict atlas
+	$(BIN)/mypy --strict atlas experiments/phase2
 
 fast: $(STAMP)  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"

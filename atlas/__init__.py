@@ -18,17 +18,17 @@ __version__ = "0.1.0"
 __all__ = ["ConfigError", "RunConfig", "__version__", "build_model", "compose", "load", "train"]
 
 if TYPE_CHECKING:
-    from atlas.build import build_model, load
-    from atlas.composition import compose
     from atlas.config import ConfigError, RunConfig
+    from atlas.config.composition import compose
+    from atlas.runs.build import build_model, load
     from atlas.train import train
 
 _HOMES = {
     "ConfigError": "atlas.config",
     "RunConfig": "atlas.config",
-    "compose": "atlas.composition",
-    "build_model": "atlas.build",
-    "load": "atlas.build",
+    "compose": "atlas.config.composition",
+    "build_model": "atlas.runs.build",
+    "load": "atlas.runs.build",
 }
 
 

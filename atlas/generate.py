@@ -29,8 +29,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from atlas.arguments import read_settings, run_command, split_arguments
 from atlas.config import ConfigError, DeviceConfig, DeviceKind, require
+from atlas.config.arguments import read_settings, run_command, split_arguments
 
 if TYPE_CHECKING:
     from atlas.models.plan import ChunkPlan
@@ -118,9 +118,9 @@ def continuation(folder: str, settings: GenerationSettings) -> Iterator[bytes]:
     prompt = settings.prompt_bytes()
     import torch
 
-    from atlas.build import load, prepare_device
     from atlas.models.decoding import Sampling, decode
     from atlas.models.plan import MemoryMode
+    from atlas.runs.build import load, prepare_device
 
     device, _ = prepare_device(DeviceConfig(kind=settings.device, threads=settings.threads))
     model, _ = load(folder)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from atlas.arguments import run_command
-from atlas.composition import CONF_DIR, options
 from atlas.config import DeviceConfig, NIAHConfig, RunConfig, require
-from atlas.refusals import refuse, unknown_key
+from atlas.config.arguments import run_command
+from atlas.config.composition import CONF_DIR, options
+from atlas.config.refusals import refuse, unknown_key
 
 if TYPE_CHECKING:
     from atlas.probes.result import Cell, NIAHResult
@@ -43,8 +43,8 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     """Probe as the command line says. Raises `ConfigError` for arguments that cannot be used."""
     paths = [argument for argument in arguments if "=" not in argument]
     require(len(paths) == 1, "RUN", " ".join(paths), f"one run or checkpoint folder: {USAGE}")
-    from atlas.build import build_data, build_probe, load_checkpointed, prepare_device
     from atlas.probes.trained_control import with_trained_control
+    from atlas.runs.build import build_data, build_probe, load_checkpointed, prepare_device
 
     settings = [argument for argument in arguments if "=" in argument]
     controls = [setting.partition("=")[2] for setting in settings if setting.startswith("control=")]

@@ -22,17 +22,17 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from atlas.composition import CONF_DIR, register, to_run_config
 from atlas.config import ConfigError, RunConfig, require
-from atlas.folders import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
-from atlas.help import help_text
-from atlas.refusals import refuse
-from atlas.resuming import CONFIG_FILE, resumed_config, run_folder
-from atlas.sweeping.job import run_job
-from atlas.sweeping.launchers import require_installed
-from atlas.sweeping.resumption import full_command
+from atlas.config.composition import CONF_DIR, register, to_run_config
+from atlas.config.help import help_text
+from atlas.config.refusals import refuse
+from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
+from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
+from atlas.runs.summary import RunSummary
+from atlas.sweeps.job import run_job
+from atlas.sweeps.launchers import require_installed
+from atlas.sweeps.resumption import full_command
 from atlas.telemetry.sinks import SweepJob
-from atlas.training.summary import RunSummary
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
@@ -45,7 +45,7 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
 
 
 def _train_in(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
-    from atlas.run import run  # imports torch
+    from atlas.runs.run import run  # imports torch
 
     make_folder(folder, "folder")
     try:

@@ -1,6 +1,6 @@
 """Makes the sweeper of `atlas` known to Hydra, which takes plugins from this namespace only."""
 
-from atlas.sweeping.sweeper import ResumableSweeper
+from atlas.sweeps.sweeper import ResumableSweeper
 
 
 class AtlasSweeper(ResumableSweeper):

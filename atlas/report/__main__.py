@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlas.arguments import run_command
 from atlas.config import require
+from atlas.config.arguments import run_command
 from atlas.report.writing import write_report
 
 USAGE = "python -m atlas.report DIR... [target=PATH]"

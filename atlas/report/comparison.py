@@ -89,7 +89,7 @@ def _together(differing: Sequence[Difference]) -> list[Block]:
 
 
 def decision_blocks(found: Mapping[str, Any], document: str) -> list[Block]:
-    """What `python -m atlas.decide` wrote into the sweep: `found` is its decision.json, `document` its decision.md."""
+    """A decision made from the sweep: `found` is its decision.json, `document` its decision.md."""
     outcome = str(found.get("outcome") or MISSING)
     said = [str(found[key]) for key in ("headline", "reason") if found.get(key)]
     passed = found.get("passed", outcome != "STOP")

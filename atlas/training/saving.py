@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.training.checkpoint import CheckpointError, CheckpointManager
 from atlas.training.errors import AbortError
-from atlas.training.rollback import last_good_step
 from atlas.training.state import TrainState
+from atlas.training.watch.rollback import last_good_step
 
 FAILED_SAVES = 3  # in a row: the run stops rather than train what it cannot keep
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from atlas.models.language_model import AtlasModel, ModelState
-from atlas.training.gates import GateMonitor
-from atlas.training.history import History
 from atlas.training.optimizer import ScheduledOptimizer
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
 
 
 @dataclass

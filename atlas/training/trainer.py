@@ -8,24 +8,24 @@ from contextlib import nullcontext
 from math import isfinite
 from typing import Any, Protocol
 
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import GateAction, RunConfig
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.training.checkpoint import CheckpointManager
 from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError
 from atlas.training.evaluation import Evaluator
-from atlas.training.faults import FaultInjector
-from atlas.training.gates import GateStatistics, gate_statistics
-from atlas.training.history import Reading
 from atlas.training.memory_norms import catching, memory_norms
-from atlas.training.recovery import Recovery
-from atlas.training.rollback import decide
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
 from atlas.training.w_init import Calibrator
+from atlas.training.watch.faults import FaultInjector
+from atlas.training.watch.gate_monitor import GateStatistics, gate_statistics
+from atlas.training.watch.history import Reading
+from atlas.training.watch.recovery import Recovery
+from atlas.training.watch.rollback import decide
 
 
 class Probe(Protocol):

@@ -19,13 +19,13 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from atlas.arguments import read_settings, run_command
-from atlas.build import build_data, load_checkpointed
 from atlas.config import require
+from atlas.config.arguments import read_settings, run_command
 from atlas.data.batch import Batch
-from atlas.environment import git_revision, versions
 from atlas.niah import probe_run
-from atlas.resuming import flat
+from atlas.runs.build import build_data, load_checkpointed
+from atlas.runs.environment import git_revision, versions
+from atlas.runs.resume import flat
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
 

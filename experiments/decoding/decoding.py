@@ -24,10 +24,10 @@ from torch.utils import _pytree as pytree
 import atlas
 from atlas.config import ConfigError
 from atlas.data.corpus import stdlib_corpus
-from atlas.environment import device_name, git_revision, versions
 from atlas.models.decoding import Sampling, choose, prefilled
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.runs.environment import device_name, git_revision, versions
 
 HERE = Path(__file__).parent
 CONTEXTS = (1024, 16_384)

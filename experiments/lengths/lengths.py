@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlas.arguments import read_settings, split_arguments
-from atlas.build import build_data, load_checkpointed
 from atlas.config import ConfigError, RunConfig, require
+from atlas.config.arguments import read_settings, split_arguments
 from atlas.data.corpus import stdlib_corpus
-from atlas.environment import git_revision, versions
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.probes.lengths import Length, by_length, loss_by_stretch
+from atlas.runs.build import build_data, load_checkpointed
+from atlas.runs.environment import git_revision, versions
 
 HERE = Path(__file__).parent
 USAGE = "python experiments/lengths/lengths.py RUN [rows=16] [seed=0]"

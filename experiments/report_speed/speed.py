@@ -18,9 +18,9 @@ from typing import Any
 
 from synthetic import write_sweep
 
-from atlas.environment import git_revision
 from atlas.report import write_report
 from atlas.report.browser import Browser, find_browser
+from atlas.runs.environment import git_revision
 
 HERE = Path(__file__).parent
 RUNS, ROWS = 40, 10_000

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import atlas
-from atlas.composition import save_config
+from atlas.config.composition import save_config
+from atlas.runs.summary import RunSummary
 from atlas.telemetry.rows import make_row
-from atlas.training.summary import RunSummary
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 CHUNKS = ("[8]", "[16]", "[8,16]", "[32]")

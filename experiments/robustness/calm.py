@@ -14,7 +14,7 @@ from common import small, table, write_result
 
 import atlas
 from atlas.telemetry.jsonl import read_jsonl
-from atlas.training.calibration import calibrate
+from atlas.training.watch.rollback_threshold import calibrate
 
 
 def calm(seed: int, steps: int, folder: Path) -> dict[str, Any]:

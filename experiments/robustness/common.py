@@ -9,7 +9,7 @@ from typing import Any
 
 import atlas
 from atlas.config import RunConfig
-from atlas.environment import git_revision, versions
+from atlas.runs.environment import git_revision, versions
 
 HERE = Path(__file__).parent
 # One layer of width 32 on the standard library's text; watch, rollback and optimiser as by default.

@@ -24,11 +24,11 @@ from common import small, table, write_result
 from torch.utils import _pytree as pytree
 
 import atlas
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
-from atlas.run import run
+from atlas.runs.run import run
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
-from atlas.training.checkpoint import CheckpointManager
 
 EVERY = 2
 TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # little text: a start takes less than a second

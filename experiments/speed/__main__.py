@@ -10,8 +10,8 @@ import sys
 
 import torch
 
-from atlas.allocator import keep_freed_memory
 from atlas.config import ConfigError, require
+from atlas.runs.allocator import keep_freed_memory
 from experiments.speed.chart import draw
 from experiments.speed.entries import check_entries
 from experiments.speed.options import Options, parse

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import atlas
-from atlas.composition import options as option_names
 from atlas.config import ConfigError, RunConfig, require
+from atlas.config.composition import options as option_names
 from experiments.speed.names import ALL_NAMES, NAME_GRAMMAR
 
 PARTS = ("whole", "contexts", "branch", "decode", "titans")

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-from atlas.allocator import keep_freed_memory
-from atlas.environment import PeakMemory
+from atlas.runs.allocator import keep_freed_memory
+from atlas.runs.environment import PeakMemory
 from experiments.speed.contestants import Shape, TrainingStep
 
 ROOT = Path(__file__).resolve().parents[2]

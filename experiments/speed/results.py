@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from atlas.environment import device_name, git_revision, versions
+from atlas.runs.environment import device_name, git_revision, versions
 from experiments.speed.options import Options
 
 

@@ -14,11 +14,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 import atlas
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
 from atlas.telemetry.sinks import Sink
-from atlas.training.checkpoint import CheckpointManager
 from tests.integration.small_runs import JOB, RUN
 
 Tiny = Callable[..., RunConfig]

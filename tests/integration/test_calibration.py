@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import atlas
-from atlas.build import build_data, build_model
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
-from atlas.training.checkpoint import CheckpointManager
+from atlas.runs.build import build_data, build_model
 from atlas.training.step import TrainStep
 from atlas.training.w_init import Calibrator
 

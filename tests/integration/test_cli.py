@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import atlas
-from atlas.composition import GROUPS, options
+from atlas.config.composition import GROUPS, options
 
 ROOT = Path(__file__).parents[2]
 # A run of seconds: one small layer on short sequences.
@@ -174,7 +174,7 @@ def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
     assert wheel.name == f"atlas_memory-{atlas.__version__}-py3-none-any.whl"
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
-    code = "import atlas, atlas.composition as c; print(c.CONF_DIR); print(atlas.compose(['chunk_size=set_c']))"
+    code = "import atlas, atlas.config.composition as c; print(c.CONF_DIR); print(atlas.compose(['chunk_size=set_c']))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

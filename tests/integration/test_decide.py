@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from atlas.decide import main
-from atlas.decisions.chunk_runs import SETS
+from experiments.phase2.decide import main
+from experiments.phase2.decisions.chunk_runs import SETS
 from tests.integration.small_runs import MODEL
 
 SMALL = [
@@ -100,7 +100,7 @@ def test_both_make_the_document(chunk_sweep: Path, probe_sweep: Path, tmp_path: 
 
 def test_bad_arguments_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        ([], "atlas: SWEEP=: must be at least one folder of a sweep: python -m atlas.decide SWEEP ..."),
+        ([], "atlas: SWEEP=: must be at least one folder of a sweep: python -m experiments.phase2.decide SWEEP ..."),
         ([str(tmp_path)], f"atlas: SWEEP={tmp_path}: must be the folder of a sweep (sweep.json is not in it)"),
         ([str(tmp_path), "protocl=x"], "atlas: protocl=x: must be one of the keys protocol, document"),
         ([str(tmp_path), "document=nowhere/x.md"], "atlas: document=nowhere/x.md: must be a file in a folder that"),
@@ -113,4 +113,6 @@ def test_bad_arguments_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Ca
 
 def test_help_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out.startswith("python -m atlas.decide SWEEP ... [protocol=NAME] [document=FILE]\n")
+    assert capsys.readouterr().out.startswith(
+        "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]\n"
+    )

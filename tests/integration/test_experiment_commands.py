@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import atlas
-from atlas.build import build_model
 from atlas.config import RunConfig
 from atlas.models.plan import MemoryMode
+from atlas.runs.build import build_model
 from experiments.ablations.__main__ import main as ablations
 from tests.integration.small_runs import RUN
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.acceptance.finding import Finding, Outcome
-from atlas.acceptance.perplexity import judge_ppl_delta, last_readings
-from atlas.acceptance.record import RunRecord
-from atlas.acceptance.rehearsal import judge_rollback
-from atlas.acceptance.training import judge_needles, judge_stability
-from atlas.gate import main
 from atlas.models.persistent import PersistentMemory
+from experiments.phase2.checks.finding import Finding, Outcome
+from experiments.phase2.checks.perplexity import judge_ppl_delta, last_readings
+from experiments.phase2.checks.record import RunRecord
+from experiments.phase2.checks.rehearsal import judge_rollback
+from experiments.phase2.checks.training import judge_needles, judge_stability
+from experiments.phase2.gate import main
 
 STEPS = 30  # of the tiny run
 Recorded = Callable[..., RunRecord]
@@ -128,7 +128,7 @@ def test_one_check_of_its_own_is_told_and_the_others_are_not_run(
     assert lines[-1] == "PHASE 2 SUMMARY: 1/7 checkpoints passed"
     record = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
     assert outcomes(folder) == {name: "PASSED" if name == "G2-3" else "NOT RUN" for name in IDS}
-    assert record["command"].startswith("python -m atlas.gate model.width=32 ")
+    assert record["command"].startswith("python -m experiments.phase2.gate model.width=32 ")
     assert record["device"].startswith("cpu")
     assert record["checks"][2]["numbers"]["layer 0"]["norms"] == pytest.approx([4.0, 4.0], rel=1e-6)
     assert "AC-P2-7: no gradient reaches a key of an earlier shard" in (folder / "gate.md").read_text()
@@ -153,7 +153,7 @@ def test_a_check_that_crashes_has_failed_and_the_next_one_is_run(
         started.append(command[0])
         raise OSError("no process left")
 
-    monkeypatch.setattr("atlas.acceptance.evidence.run_logged", crash)
+    monkeypatch.setattr("experiments.phase2.checks.evidence.run_logged", crash)
     folder = tmp_path / "gate"
     assert main([*overrides, "only=G2-3,G2-4,G2-5", f"folder={folder}"]) == 1
     assert "[G2-4] 1000 steps stable... FAILED (OSError: no process left)" in capsys.readouterr().out
@@ -174,7 +174,7 @@ def test_a_refusal_comes_before_any_work(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.slow
 def test_an_interrupted_gate_stops_its_run_and_says_what_was_not_run(overrides: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "gate"
-    command = [sys.executable, "-m", "atlas.gate", *overrides, "train.steps=100000", "only=G2-3,G2-4,G2-6"]
+    command = [sys.executable, "-m", "experiments.phase2.gate", *overrides, "train.steps=100000", "only=G2-3,G2-4,G2-6"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell in the background has its children ignore it
     with subprocess.Popen(
         [*command, f"folder={folder}"],
@@ -199,10 +199,10 @@ def test_an_interrupted_gate_stops_its_run_and_says_what_was_not_run(overrides: 
 def test_a_whole_gate_of_a_tiny_model_tells_the_truth(
     overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1000 real steps and a real rehearsal; only the sweeps are cut to one round, which `atlas.decide` refuses."""
+    """1000 real steps and a real rehearsal; only the sweeps are cut to one round, which the decision refuses."""
     short = {"chunk_sizes": "experiment=chunk_size_lock", "probe_frequency": "experiment=niah_frequency"}
     monkeypatch.setattr(
-        "atlas.acceptance.evidence.sweep_overrides",
+        "experiments.phase2.checks.evidence.sweep_overrides",
         lambda protocol, given: (short[protocol], *given, "sweep.round=0", *SMALLEST[protocol]),
     )
     monkeypatch.chdir(tmp_path)
@@ -224,7 +224,7 @@ def test_a_whole_gate_of_a_tiny_model_tells_the_truth(
     assert lines[-1] == "PHASE 2 SUMMARY: 4/7 checkpoints passed"
     details = {line[1:5]: line for line in lines if line.startswith("[G2")}
     for name in ("G2-1", "G2-2"):
-        assert "atlas.decide ended with status 2" in details[name]
+        assert "experiments.phase2.decide ended with status 2" in details[name]
     assert details["G2-4"] == "[G2-4] 1000 steps stable... PASSED (no NaN, no OOM)"
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import atlas
-from atlas.build import build_model
-from atlas.composition import save_config
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.config.composition import save_config
 from atlas.generate import GenerationSettings, continuation, main, print_stream
-from atlas.training.checkpoint import CheckpointManager
+from atlas.runs.build import build_model
 
 PROMPT = "the memory learns while it reads, "
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.build import build_model
-from atlas.composition import save_config
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.config.composition import save_config
 from atlas.niah import main
-from atlas.training.checkpoint import CheckpointManager
+from atlas.runs.build import build_model
 
 SMALL = [
     "model.width=32",

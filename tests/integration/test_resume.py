@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import atlas
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, Rule
-from atlas.resuming import resumed_config
+from atlas.runs.resume import resumed_config
 from atlas.telemetry.jsonl import read_jsonl
-from atlas.training.checkpoint import CheckpointManager
 
 FAULT = "debug.inject=nan_loss@23"
 
@@ -124,7 +124,7 @@ def test_resume_needs_nothing_repeated_on_the_command_line(overrides: list[str],
     ],
 )
 def test_what_would_change_the_numbers_is_refused(tiny: Any, tmp_path: Path, override: str, message: str) -> None:
-    atlas.composition.save_config(tiny(), tmp_path / "config.yaml")
+    atlas.config.composition.save_config(tiny(), tmp_path / "config.yaml")
     with pytest.raises(ConfigError) as refusal:
         resumed_config(atlas.compose([override]), [override], tmp_path)
     assert str(refusal.value).startswith(message.format(folder=tmp_path))
@@ -133,7 +133,7 @@ def test_what_would_change_the_numbers_is_refused(tiny: Any, tmp_path: Path, ove
 def test_what_changes_no_number_is_taken_and_repeating_is_allowed(
     tiny: Any, overrides: list[str], tmp_path: Path
 ) -> None:
-    atlas.composition.save_config(tiny("telemetry.every=7"), tmp_path / "config.yaml")
+    atlas.config.composition.save_config(tiny("telemetry.every=7"), tmp_path / "config.yaml")
     more = [*overrides, "checkpoint.keep=9", "logger=wandb", "device.threads=2", f"resume={tmp_path}"]
     more.remove("logger=none")
     config = resumed_config(atlas.compose(more), more, tmp_path)
@@ -222,14 +222,14 @@ def test_two_processes_on_one_folder_get_one_message(tiny: Any, interrupting: An
 def test_a_killed_run_is_seen_to_be_unfinished(tiny: Any, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, atlas\n"
-        "from atlas.composition import load_config\n"
+        "from atlas.config.composition import load_config\n"
         "from atlas.telemetry.console import ConsoleSink\n"
         "from pathlib import Path\n"
         "row = ConsoleSink.row\n"
         "ConsoleSink.row = lambda self, values: os.kill(os.getpid(), signal.SIGKILL)\n"
         "atlas.train(load_config(Path(sys.argv[1])), sys.argv[2])\n"
     )
-    atlas.composition.save_config(tiny(), tmp_path / "given.yaml")
+    atlas.config.composition.save_config(tiny(), tmp_path / "given.yaml")
     command = [sys.executable, "-c", program, str(tmp_path / "given.yaml"), str(tmp_path / "run")]
     result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
     assert result.returncode == -9

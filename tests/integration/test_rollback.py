@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.composition import save_config
+from atlas.config.composition import save_config
 
 
 def segment(rows: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:

@@ -17,14 +17,14 @@ import torch
 from torch.nn import functional as F
 
 import atlas
-from atlas.build import build_data, build_model, build_optimizer
 from atlas.config import RunConfig
 from atlas.data.batch import Batch
-from atlas.training.gates import GateMonitor
-from atlas.training.history import History
+from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.training.losses import language_loss
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
 
 
 def start(config: RunConfig) -> tuple[TrainState, TrainStep]:

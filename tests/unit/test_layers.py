@@ -10,45 +10,61 @@ import pytest
 import atlas
 
 PACKAGE = Path(atlas.__file__).parent
-# A module may import from lower layers and from its own name, never from another name of its layer.
+COMMANDS = {"__init__", "train", "niah", "generate"}  # nothing else stands at the package root
+# A package may import from lower layers and from itself, never from another one of its layer.
 LAYERS = (
-    ("config", "allocator"),
+    ("config",),
     ("kernels",),
-    ("refusals", "components", "environment", "arguments"),
-    ("composition",),
-    ("help", "resuming"),
     ("ops",),
-    ("models", "data", "telemetry"),
-    ("probes", "training", "report", "decisions"),
-    ("starting", "closing", "folders"),
-    ("build",),
-    ("run",),
-    ("sweeping", "acceptance"),
-    ("train", "gate", "niah", "decide", "generate"),
+    ("models", "data", "telemetry", "checkpoint"),
+    ("probes", "training", "report"),
+    ("runs",),
+    ("sweeps",),
+    ("train", "niah", "generate"),
     ("__init__",),
 )
 LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports; type-checking and late imports count as well."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+def imports(source: str) -> set[str]:
+    """Modules that a source imports; type-checking and late imports count as well.
+
+    `from atlas import x` imports `atlas.x`; only the version is no module.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == "atlas":
+            found |= {f"atlas.{alias.name}" for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_downward(path: Path) -> None:
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    below_atlas = {module.split(".")[1] for module in imports(path) if module.startswith("atlas.")}
+    below_atlas = {module.split(".")[1] for module in imports(path.read_text(encoding="utf-8")) if "atlas." in module}
     assert {name for name in below_atlas - {own} if LAYER_OF[name] >= LAYER_OF[own]} == set()
 
 
+def test_from_atlas_import_counts_as_an_import() -> None:
+    assert imports("from atlas import runs, __version__\nimport atlas.data.text") == {"atlas.runs", "atlas.data.text"}
+
+
+def test_the_package_root_holds_commands_only() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == COMMANDS
+
+
 def test_settings_and_report_import_no_torch() -> None:
-    light = [PACKAGE / f"{name}.py" for name in ("__init__", "refusals", "components", "composition", "help")]
-    packages = [path for name in ("config", "report", "decisions") for path in (PACKAGE / name).rglob("*.py")]
+    light = [
+        PACKAGE / "__init__.py",
+        *(path for name in ("config", "report") for path in (PACKAGE / name).rglob("*.py")),
+    ]
     with_torch = {
-        path.name for path in [*light, *packages] if any(module.split(".")[0] == "torch" for module in imports(path))
+        path.name
+        for path in light
+        if any(module.split(".")[0] == "torch" for module in imports(path.read_text(encoding="utf-8")))
     }
     assert with_torch == set()

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 import atlas
-from atlas.build import build_data
 from atlas.config import (
     VOCABULARY,
     CalibrationConfig,
@@ -28,6 +27,7 @@ from atlas.data.text import CorpusData
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import InitialWeights
+from atlas.runs.build import build_data
 from atlas.training.reset_shock import ResetShock, reset_shock
 from atlas.training.step import TrainStep
 from atlas.training.w_init import Calibrator, mean_carried_weights

@@ -1,0 +1,268 @@
+"""`CheckpointManager`: writes, verifies, keeps, finds and retires the checkpoints of one run.
+
+    root/step-00001000/{state.pt, manifest.json}    a checkpoint, complete from the moment it has this name
+    root/retired-000-step-00001000/                 undone by a rollback, never chosen again
+    root/damaged-000-step-00001000/                 found unsound when the run wrote this step again
+    root/.tmp-*                                     being written or deleted; rubbish once the lock is free
+    root/.lock                                      held by the process that writes
+
+A checkpoint is written into a temporary folder, brought to the disk and then renamed: a crash leaves all of it or none.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atlas.checkpoint.lock import LockedError, RunLock
+from atlas.checkpoint.manifest import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    Manifest,
+    UnsoundError,
+    encode,
+    finite_health,
+    is_healthy,
+    read_manifest,
+    verify,
+)
+from atlas.checkpoint.snapshot import SnapshotError, snapshot
+from atlas.checkpoint.state_file import read_state, sync_file, sync_folder, write_state
+
+Skipped = tuple[tuple[Path, str], ...]  # checkpoints passed over, each with the reason
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint could be written or none can be used. The message is meant to be shown to the user as it is."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """What `save` did. `seconds`: for how long training stood still."""
+
+    path: Path
+    step: int
+    bytes: int
+    seconds: float
+
+
+class CheckpointManager:
+    """The checkpoints under `root`, one every `every` steps and at `last_step`.
+
+    Kept are the newest `keep`, the one with the lowest `validation_loss`, the newest healthy one (a rollback would use
+    it) and the one named by `protect`. Only a process that holds the lock writes; reading needs no lock.
+    With a `config_hash`, checkpoints of another one are passed over like damaged ones.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        every: int,
+        keep: int,
+        *,
+        last_step: int | None = None,
+        config_hash: str = "",
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.every = every
+        self.keep = keep
+        self.last_step = last_step
+        self.config_hash = config_hash
+        self.versions = dict(versions or {})
+        self.skipped: Skipped = ()  # by the last `load` or `rollback`
+        self._protected: int | None = None
+        self._lock: RunLock | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is to be saved."""
+        return step % self.every == 0 or step == self.last_step
+
+    def lock(self) -> None:
+        """Claim the folder for this process, creating it if need be, and clear what a killed process left half done.
+
+        `save` and `retire` do this themselves; call it early to learn of another run before any work.
+        Raises `CheckpointError` if another process holds it or it cannot be written.
+        """
+        if self._lock is not None:
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(self.root)
+            for rubbish in self.root.glob(".tmp-*"):
+                shutil.rmtree(rubbish)
+        except LockedError as error:
+            raise CheckpointError(str(error)) from error
+        except OSError as error:
+            self.close()
+            raise CheckpointError(f"{self.root} cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def save(self, step: int, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> SavedCheckpoint:
+        """Write a checkpoint of `step`, verify it, then delete those no longer wanted.
+
+        On failure the older ones are untouched, nothing half-written remains and `CheckpointError` is raised.
+        """
+        began = time.perf_counter()
+        self.lock()
+        try:
+            state = snapshot(payload)
+            manifest = self._write(step, state, health)
+        except OSError as error:
+            raise CheckpointError(f"step {step} could not be saved in {self.root}: {error.strerror}") from error
+        except (SnapshotError, UnsoundError) as error:
+            raise CheckpointError(f"step {step} could not be saved in {self.root}: {error}") from error
+        self._prune()
+        return SavedCheckpoint(manifest.path, step, manifest.bytes, time.perf_counter() - began)
+
+    def load(self, path: Path | None = None) -> tuple[dict[str, Any], Manifest]:
+        """The checkpoint at `path`, or the newest (None). An unsound one is passed over for the sound one before it.
+
+        `skipped` then tells which were passed over and why. The payload's tensors are on the CPU.
+        Raises `CheckpointError` if `path` does not exist or no checkpoint is sound.
+        """
+        if path is None:
+            return self._first_sound(_folders(self.root), self.root)
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: there is no checkpoint of this name")
+        older = [folder for folder in _folders(path.parent) if folder.name < path.name]
+        return self._first_sound([path, *older], path)
+
+    def rollback(self, before_step: int) -> tuple[dict[str, Any], Manifest]:
+        """The newest sound and healthy checkpoint older than `before_step`. Raises `CheckpointError` if there is none.
+
+        Changes nothing on disk: call `retire` once the state is restored.
+        """
+        older = [folder for folder in _folders(self.root) if _step(folder) < before_step]
+        return self._first_sound(older, self.root, healthy=True)
+
+    def list(self) -> tuple[Manifest, ...]:
+        """The checkpoints with a readable manifest, oldest first; their state files are not verified."""
+        found = []
+        for folder in reversed(_folders(self.root)):
+            try:
+                found.append(read_manifest(folder))
+            except UnsoundError:
+                continue
+        return tuple(found)
+
+    def protect(self, step: int | None) -> None:
+        """Keep the checkpoint of `step` until another one is named; None lifts it."""
+        self._protected = step
+
+    def retire(self, after_step: int) -> tuple[Path, ...]:
+        """Rename the checkpoints newer than `after_step`: they hold what a rollback undid. Returns the new names."""
+        self.lock()
+        newer = [folder for folder in _folders(self.root) if _step(folder) > after_step]
+        return tuple(self._set_aside(folder, "retired") for folder in newer)
+
+    def _write(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> Manifest:
+        final = self.root / f"step-{step:08d}"
+        if final.exists():
+            self._make_room(final)
+        temporary = self.root / f".tmp-{final.name}"
+        try:
+            temporary.mkdir()
+            size, sha256 = write_state(temporary / STATE_FILE, state)
+            manifest = Manifest(
+                path=final,
+                step=step,
+                bytes=size,
+                sha256=sha256,
+                health=finite_health(health),
+                healthy=is_healthy(health),
+                config_hash=self.config_hash,
+                versions=self.versions,
+            )
+            with (temporary / MANIFEST_FILE).open("wb") as file:
+                file.write(encode(manifest))
+                sync_file(file)
+            sync_folder(temporary)
+            verify(replace(manifest, path=temporary))
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(self.root)
+        return manifest
+
+    def _make_room(self, final: Path) -> None:
+        """A sound checkpoint is never overwritten; an unsound one in its place is set aside."""
+        try:
+            verify(read_manifest(final))
+        except UnsoundError:
+            self._set_aside(final, "damaged")
+            return
+        raise CheckpointError(f"{final} exists already and is sound: it is not overwritten")
+
+    def _set_aside(self, folder: Path, reason: str) -> Path:
+        number = sum(1 for _ in self.root.glob(f"{reason}-*"))
+        target = self.root / f"{reason}-{number:03d}-{folder.name}"
+        try:
+            folder.rename(target)
+            sync_folder(self.root)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be renamed: {error.strerror}") from error
+        return target
+
+    def _prune(self) -> None:
+        manifests = self.list()
+        measured = [manifest for manifest in manifests if manifest.validation_loss < math.inf]
+        best = sorted(measured, key=lambda manifest: manifest.validation_loss)[:1]
+        rollback_target = [manifest for manifest in manifests if manifest.healthy][-1:]
+        protected = [manifest for manifest in manifests if manifest.step == self._protected]
+        wanted = {manifest.path for manifest in (*manifests[-self.keep :], *best, *rollback_target, *protected)}
+        for manifest in manifests:
+            if manifest.path not in wanted:
+                self._delete(manifest.path)
+
+    def _delete(self, folder: Path) -> None:
+        doomed = self.root / f".tmp-delete-{folder.name}"
+        try:
+            folder.rename(doomed)  # a kill while deleting leaves no half of a checkpoint
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
+
+    def _first_sound(
+        self, folders: Iterable[Path], place: Path, *, healthy: bool = False
+    ) -> tuple[dict[str, Any], Manifest]:
+        skipped: list[tuple[Path, str]] = []
+        self.skipped = ()
+        for folder in folders:
+            try:
+                manifest = read_manifest(folder)
+                if healthy and not manifest.healthy:
+                    raise UnsoundError(f"not healthy: {manifest.health}")
+                if self.config_hash and manifest.config_hash not in ("", self.config_hash):
+                    raise UnsoundError(f"of a run of other settings, with config hash {manifest.config_hash}")
+                payload = read_state(manifest)
+            except UnsoundError as error:
+                skipped.append((folder, str(error)))
+                continue
+            self.skipped = tuple(skipped)
+            return payload, manifest
+        self.skipped = tuple(skipped)
+        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in skipped)
+        raise CheckpointError(f"{place}: no usable checkpoint" + (f" ({reasons})" if reasons else ""))
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _folders(root: Path) -> tuple[Path, ...]:
+    """The checkpoint folders of `root`, newest first."""
+    named = [folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
+    return tuple(sorted(named, key=_step, reverse=True))

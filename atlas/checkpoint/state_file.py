@@ -1,0 +1,80 @@
+"""state.pt: the payload of a checkpoint on disk, written with its SHA-256, read as plain data only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from atlas.checkpoint.manifest import STATE_FILE, Manifest, UnsoundError, verify
+
+
+def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
+    """Write `state` to the disk; returns size and SHA-256 of what was meant to be written."""
+    outer = sys.exception()  # what the caller may be handling
+    with path.open("wb") as file:
+        stream = _HashingStream(file)
+        try:
+            torch.save(state, cast(IO[bytes], stream))
+        except RuntimeError as error:  # torch hides the reason, such as a full disk or Ctrl-C
+            reason = stream.error or error.__context__
+            if reason is not outer and isinstance(reason, OSError | KeyboardInterrupt):
+                raise reason from None
+            raise
+        sync_file(file)
+    return stream.size, stream.sha256.hexdigest()
+
+
+def read_state(manifest: Manifest) -> dict[str, Any]:
+    """The payload, its tensors on the CPU. Raises `UnsoundError` for a damaged file or one that holds code."""
+    verify(manifest)
+    try:
+        payload = torch.load(manifest.path / STATE_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:  # verified bytes that still fail hold something else than plain data
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UnsoundError(f"{STATE_FILE} is refused: it does not hold plain data only ({reason})") from error
+    if not isinstance(payload, dict):
+        raise UnsoundError(f"{STATE_FILE} holds a {type(payload).__name__} instead of a dict")
+    return payload
+
+
+def sync_file(file: IO[bytes]) -> None:
+    """Bring the content of an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _HashingStream:
+    """Passes bytes on to a file and keeps their size, their SHA-256 and the first error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | KeyboardInterrupt | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._file.write(data)
+            self.sha256.update(data)
+        except (OSError, KeyboardInterrupt) as error:
+            self.error = self.error or error
+            raise
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()

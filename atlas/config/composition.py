@@ -1,0 +1,95 @@
+"""Overrides -> `RunConfig`: Hydra composes the YAML files onto the schema, the dataclasses check the values.
+
+Imports no torch. Every refusal is one `ConfigError` of one line (`refusals.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from atlas.config import RunConfig
+from atlas.config.components import HANDED_OVER, check_component
+from atlas.config.refusals import refuse, unknown_key
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel carries the files inside the package; a checkout has them beside it.
+CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+GROUPS = {
+    "model": "size and kind of the language model",
+    "chunk_size": "chunks of the local memories, in tokens",
+    "ablation": "a part of the model left out, to see what it is worth",
+    "data": "what the model reads",
+    "optim": "optimiser and learning-rate schedule",
+    "train": "length of the run, batch, validation, gate",
+    "niah": "needle-in-a-haystack probes of the memory",
+    "rollback": "what happens when the perplexity spikes",
+    "checkpoint": "how often the run is saved",
+    "calibration": "what the local memories are reset to, and what a reset costs",
+    "device": "where it runs",
+    "logger": "where metrics go besides the run folder",
+    "experiment": "several choices under one name",
+}
+
+
+def register() -> None:
+    """Make the schema known to Hydra, as `schema`."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that `python -m atlas.train OVERRIDES` runs with. Raises `ConfigError`."""
+    register()
+    with refuse(CONF_DIR, overrides), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return to_run_config(hydra_compose("config", overrides=list(overrides)))
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """Resolve and check what Hydra composed. Raises `ConfigError` for a value, a key or a component that cannot be."""
+    with refuse(CONF_DIR):
+        _check_keys(composed, "")
+        config = OmegaConf.to_object(composed)
+        assert isinstance(config, RunConfig)
+        for group, handed_over in HANDED_OVER.items():
+            settings = getattr(config, group)
+            if settings or group != "logger":
+                check_component(group, settings, handed_over)
+    return config
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML; `load_config` reads it back to an equal one."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError` and `OSError`."""
+    with refuse(CONF_DIR):
+        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path)))  # type: ignore[arg-type]
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's options, numbers in their natural order: c8 before c16."""
+    names = [path.stem for path in (CONF_DIR / group).glob("*.yaml")]
+    return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+
+
+def _check_keys(node: DictConfig, prefix: str) -> None:
+    """Refuse keys that `+key=value` added beside those of the schema."""
+    schema = OmegaConf.get_type(node)
+    if schema is None or not dataclasses.is_dataclass(schema):
+        return  # a component: `check_component` knows its keys
+    known = {field.name for field in dataclasses.fields(schema)}
+    for key in node:
+        if key not in known:
+            raise unknown_key(f"{prefix}{key!s}={node._get_node(key)}", CONF_DIR)
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            _check_keys(child, f"{prefix}{key!s}.")

@@ -1,0 +1,55 @@
+"""The text of `--help`, made from the files of `conf/`: an option's line is the first comment of its file.
+
+Hydra's own help lists groups without a word on them, and takes seconds to.
+"""
+
+from __future__ import annotations
+
+import re
+
+from atlas.config.composition import CONF_DIR, GROUPS, options
+
+FAULTS = ("bad_batch", "lr_burst", "weights", "nan_loss", "nan_gradient", "nan_memory")
+_TEXT = """\
+atlas trains a language model whose memory learns at test time.
+
+python -m atlas.train [GROUP=OPTION ...] [KEY=VALUE ...]        (installed: atlas-train ...)
+
+Examples
+  python -m atlas.train                                           the default run
+  python -m atlas.train niah.every=1000 train.steps=2000          single settings
+  python -m atlas.train model=attention_only data=stdlib          options of groups
+  python -m atlas.train data=text 'data.paths=["docs/**/*.md"]'   your own text
+  python -m atlas.train -m chunk_size=c8,c16,c32 seed=0,1         a sweep: every combination
+
+Groups (* is the default)
+{groups}
+
+resume=PATH continues the run in that folder, resume=auto the one in hydra.run.dir, if there is one;
+init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
+{faults}.
+
+A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it;
+sweep.fail_fast=true starts no job after one that failed. hydra/launcher=joblib runs jobs at the same time
+(hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of jobs that ran beside others are no evidence.
+
+--cfg job prints the configuration with every key, -m runs a sweep, --hydra-help shows Hydra's own flags.
+A run writes outputs/runs/<time>/, a sweep outputs/sweeps/<time>/<job>/; hydra.run.dir=PATH chooses the folder."""
+
+
+def help_text() -> str:
+    return _TEXT.format(
+        groups="\n".join(_describe(group, purpose) for group, purpose in GROUPS.items()), faults=", ".join(FAULTS)
+    )
+
+
+def _describe(group: str, purpose: str) -> str:
+    config = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
+    default = re.search(rf"^  - {group}: (\w+)$", config, re.MULTILINE)
+    lines = [f"{group}: {purpose}"]
+    for option in options(group):
+        text = (CONF_DIR / group / f"{option}.yaml").read_text(encoding="utf-8")
+        first = next(line for line in text.splitlines() if not line.startswith("# @"))
+        mark = "*" if default and default[1] == option else " "
+        lines.append(f"  {mark} {option:<15} {first.removeprefix('# ')}")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Configuration -> objects. The only caller of `instantiate`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from atlas.checkpoint.manifest import Manifest
+from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Kernels, Precision, RunConfig, require
+from atlas.config.composition import load_config
+from atlas.data.corpus import stdlib_corpus
+from atlas.data.needles import NeedleFormat
+from atlas.data.source import DataSource
+from atlas.kernels.library import use
+from atlas.models.language_model import AtlasModel
+from atlas.probes.niah import NIAHProbe
+from atlas.runs.resume import CONFIG_FILE
+from atlas.runs.start import find_checkpoint, other_model
+from atlas.telemetry.console import ConsoleSink
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.sinks import JsonlSink, Sink
+from atlas.training.optimizer import ScheduledOptimizer
+
+UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # where training shows none
+PROBE_VALIDATION_SHARE = 0.1  # of the standard library, where the data brings no text
+
+
+def build_model(config: RunConfig) -> AtlasModel:
+    """The model with its initial weights, drawn from `config.seed`; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AtlasModel(config.model, config.chunk_size, VOCABULARY)
+
+
+def build_data(config: RunConfig) -> DataSource:
+    """The batches of the run. Raises `ConfigError` for data that cannot be used."""
+    source: DataSource = _component(
+        config.data,
+        sequence=config.train.sequence,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        steps=config.train.steps,
+        carry_memory=config.train.carry_memory,
+    )
+    return source
+
+
+def build_optimizer(config: RunConfig, model: torch.nn.Module) -> ScheduledOptimizer:
+    """The optimiser of the model's parameters with its learning-rate schedule over the run's steps."""
+    optimizer: ScheduledOptimizer = _component(config.optim, model=model, steps=config.train.steps)
+    return optimizer
+
+
+def prepare_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
+    """The device, and the precision of matrix products on it; threads and kernels are as `settings` say from now on.
+
+    Raises `ConfigError` for `cuda` without a GPU, and for compiled kernels where there can be none.
+    """
+    available = torch.cuda.is_available()
+    wanted = settings.kind
+    require(wanted is not DeviceKind.cuda or available, "device.kind", wanted.value, "auto or cpu: no GPU was found")
+    on_gpu = available and wanted is not DeviceKind.cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    require(
+        settings.kernels is not Kernels.compiled or not on_gpu, "device.kernels", "compiled", "auto or torch on a GPU"
+    )
+    use(settings.kernels if not on_gpu else Kernels.torch)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
+    return device, torch.bfloat16 if half else torch.float32
+
+
+def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
+    """The NIAH probes of the run. Text haystacks are the data's validation text, or the standard library's."""
+    text = None
+    if config.niah.enabled:
+        text = (data.corpus or stdlib_corpus(PROBE_VALIDATION_SHARE)).validation
+    return NIAHProbe(
+        config.niah,
+        data.needles or UNTRAINED_NEEDLES,
+        sequence=config.train.sequence,
+        last_step=config.train.steps,
+        text=text,
+    )
+
+
+def build_telemetry(config: RunConfig) -> TelemetryLogger:
+    """Files first, then the console, then the logger of the configuration, if it names one."""
+    sinks: list[Sink] = [JsonlSink(), ConsoleSink()]
+    if config.logger:
+        sinks.append(_component(config.logger))
+    return TelemetryLogger(sinks, every=config.telemetry.every)
+
+
+def load(path: str | Path) -> tuple[AtlasModel, RunConfig]:
+    """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
+
+    The model is on the CPU, in evaluation mode. A damaged checkpoint is passed over for the sound one before it, with a
+    warning. Raises `ConfigError` for a folder that is neither, or without a sound checkpoint.
+    """
+    model, config, _ = load_checkpointed(path)
+    return model, config
+
+
+def load_checkpointed(path: str | Path) -> tuple[AtlasModel, RunConfig, Manifest]:
+    """`load`, and the manifest that tells which checkpoint it was."""
+    payload, manifest, passed_over = find_checkpoint(Path(path), "path")
+    for notice in passed_over:
+        warnings.warn(notice, stacklevel=2)
+    config = load_config(manifest.path.parents[1] / CONFIG_FILE)
+    model = build_model(config)
+    try:
+        model.load_state_dict(payload["model"])
+    except RuntimeError as error:
+        raise other_model("path", manifest, error) from error
+    return model.eval(), config, manifest
+
+
+def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:
+    """Instantiate a component from its keys in YAML and the arguments of the run (`components.HANDED_OVER`)."""
+    return instantiate({**settings, "_partial_": True, "_convert_": "all"})(**handed_over)

@@ -1,0 +1,138 @@
+"""How a run ends: its last numbers into summary.json and into the closing table."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from math import exp, isfinite, log
+from pathlib import Path
+from typing import Any
+
+from atlas.runs.environment import PeakMemory
+from atlas.runs.summary import RunSummary
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.sinks import TelemetryError
+from atlas.training.step import StepResult
+from atlas.training.trainer import Trainer
+from atlas.training.watch.rollback_threshold import write_calibration
+
+LAST_LOSSES = ("loss", "perplexity", "loss/recall")
+GATES = ("mean", "std", "polarised")
+OVERHEADS = ("probe", "watch", "gates", "norms", "telemetry", "checkpoint", "validation", "rollback", "calibration")
+
+
+def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
+    """Fill in what the run came to. Clocks and speed are of this start only, where the run was resumed."""
+    state, clocks = trainer.state, trainer.clocks
+    summary.step, summary.tokens = state.step, state.tokens
+    summary.segment, summary.rollbacks = state.segment, state.rollbacks
+    summary.seconds = {name: round(seconds, 3) for name, seconds in clocks.seconds.items()}
+    summary.overhead = {name: clocks.share(name) for name in OVERHEADS}
+    if trainer.trained_tokens:
+        summary.tokens_per_second = trainer.trained_tokens / clocks.seconds["train"]
+    summary.peak_memory_bytes = peak.read()
+    summary.niah = {result.level: result.describe() for result in trainer.probe_results}
+    if trainer.last is not None:
+        _take_last_step(summary, trainer, trainer.last)
+    folder = Path(summary.folder)
+    with suppress(OSError):
+        _take_record(summary, folder)
+    if summary.calibration:
+        summary.calibration["seconds"] = round(clocks.seconds.get("calibration", 0.0), 3)
+    if trainer.config.rollback.observe and state.step > 0:
+        trainer.telemetry.event("notice", state.step, message=write_calibration(folder, state.history.deltas))
+
+
+def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
+    summary.loss, summary.perplexity, summary.recall_loss = last.loss, last.perplexity, last.recall
+    summary.validation_loss = trainer.validation[1] if trainer.validation else None
+    if trainer.gates is not None:
+        summary.gate_mean, summary.gate_std, summary.gate_polarised = trainer.gates
+
+
+def _take_record(summary: RunSummary, folder: Path) -> None:
+    """What the run's files tell of all its starts: warnings, rollbacks; the last row, if this start took no step."""
+    events = read_jsonl(folder / "events.jsonl")
+    summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    for event in events:  # calibrated at the start, measured again at the end
+        if event["kind"] == "calibration":
+            told = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
+            summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | told
+    summary.history = [
+        {key: value for key, value in event.items() if key != "time"}
+        for event in events
+        if event["kind"] in ("spike", "rollback")
+    ]
+    rows = read_jsonl(folder / "metrics.jsonl") if summary.loss is None else []
+    if rows:
+        last = rows[-1]
+        summary.loss, summary.perplexity, summary.recall_loss = (last[key] for key in LAST_LOSSES)
+        summary.validation_loss = last.get("validation/loss")
+        summary.gate_mean, summary.gate_std, summary.gate_polarised = (last[f"gate/{key}"] for key in GATES)
+
+
+def close(summary: RunSummary, trainer: Trainer) -> None:
+    """Write summary.json and end the telemetry. A disk that refuses keeps neither from being tried, and is named.
+
+    Raises the first refusal where nothing else went wrong.
+    """
+    refusals: list[Exception] = []
+    for action in (
+        summary.write,
+        lambda: trainer.telemetry.event("end", summary.step, status=summary.status, reason=summary.reason),
+        lambda: trainer.telemetry.close(summary.status, asdict(summary), closing_table(summary)),
+    ):
+        try:
+            action()
+        except (OSError, TelemetryError) as error:
+            print(f"warning: {error}", file=sys.stderr)
+            refusals.append(error)
+    if refusals and summary.status == "completed":
+        raise refusals[0]
+
+
+def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
+    """What the console shows at the end, as (name, value)."""
+    rows = [
+        ("reason", summary.reason or None),
+        ("steps", f"{summary.step} of {summary.steps}, {summary.tokens:,} tokens, {summary.rollbacks} rollbacks"),
+        ("loss", _nats(summary.loss)),
+        ("recall loss", _nats(summary.recall_loss, "nats/answer byte")),
+        ("validation loss", _nats(summary.validation_loss)),
+        ("bigram baseline", _nats(summary.baseline_loss)),
+        ("gates", _gates(summary)),
+        *[(f"niah {level}", _niah(result)) for level, result in summary.niah.items()],
+        ("reset shock", _reset_shock(summary.calibration)),
+        ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
+        ("peak memory", f"{summary.peak_memory_bytes / 2**30:.2f} GiB" if summary.peak_memory_bytes else None),
+        ("overhead", _overhead(summary.overhead)),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _nats(loss: float | None, unit: str = "nats/byte") -> str | None:
+    if loss is None or not isfinite(loss):
+        return None
+    return f"{loss:.4f} {unit}, {loss / log(2):.3f} bits, perplexity {exp(min(loss, 80)):.2f}"
+
+
+def _gates(summary: RunSummary) -> str | None:
+    if summary.gate_mean is None:
+        return None
+    return f"mean {summary.gate_mean:.3f}, std {summary.gate_std:.3f}, polarised {summary.gate_polarised:.1%}"
+
+
+def _niah(result: dict[str, object]) -> str:
+    return str(result["verdict"])
+
+
+def _reset_shock(found: dict[str, Any]) -> str | None:
+    if found.get("reset_shock") is None:
+        return None
+    change, tokens = found["reset_shock"], found["horizon_tokens"]
+    return f"loss {change:+.2%} in the {tokens} tokens after a reset of the local memories"
+
+
+def _overhead(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.2%}" for name, share in shares.items() if share > 0)

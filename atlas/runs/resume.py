@@ -1,0 +1,97 @@
+"""Continuing a run: its folder and its frozen configuration, with the few settings that may be changed on the way.
+
+Imports no torch, so that a refusal answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from atlas.config import CHANGEABLE, ConfigError, RunConfig
+from atlas.config.composition import load_config
+
+CHECKPOINTS = "checkpoints"
+CONFIG_FILE = "config.yaml"
+
+
+def run_folder(resume: str) -> Path:
+    """The run folder that `resume=PATH` names: PATH itself or, of a checkpoint, the folder above `checkpoints`.
+
+    Raises `ConfigError` where there is no run.
+    """
+    path = Path(resume).resolve()
+    for folder in (path, path.parent.parent):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise ConfigError(f"resume={resume}: must be auto, a run folder (with {CONFIG_FILE}) or one of its checkpoints")
+
+
+def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> RunConfig:
+    """The frozen configuration of the run in `folder`, with what `overrides` change of it; `given` holds their values.
+
+    An override may repeat what the run was started with. Raises `ConfigError` for one that would change its numbers.
+    """
+    frozen = load_config(folder / CONFIG_FILE)
+    names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    wanted = {key: value for key, value in flat(asdict(given)).items() if any(_sets(name, key) for name in names)}
+    refuse_other_settings(wanted, flat(asdict(frozen)), folder)
+    for name in filter(changeable, names):
+        _transfer(given, frozen, name.split("."))
+    return frozen
+
+
+def refuse_other_settings(wanted: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
+    """Raise `ConfigError` where `wanted`, by flat keys, differs from what the run in `folder` was started with."""
+    missing = object()
+    differing = [key for key, value in wanted.items() if not changeable(key) and before.get(key, missing) != value]
+    if not differing:
+        return
+    changes = ", ".join(f"{key}={_text(wanted[key])} instead of {_text(before.get(key))}" for key in differing)
+    schedule = "; the schedule hangs on train.steps" if "train.steps" in differing else ""
+    raise ConfigError(
+        f"{changes}: must be as in {folder / CONFIG_FILE} to continue that run, only {', '.join(CHANGEABLE)} may change"
+        f"{schedule} (init_from={folder} starts a new run from its weights)"
+    )
+
+
+def changeable(key: str) -> bool:
+    """Whether a continued run may have another value at this flat key."""
+    return any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `a.b.c` -> value."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _sets(name: str, key: str) -> bool:
+    """Whether an override of `name` sets the flat key."""
+    return name == "experiment" or key == name or key.startswith(f"{name}.")
+
+
+def _transfer(source: Any, target: Any, path: Sequence[str]) -> None:
+    """Give the setting at `path` in `target` its value in `source`; both are dataclasses, components are dicts."""
+    for name in path[:-1]:
+        source, target = _get(source, name), _get(target, name)
+    if isinstance(target, dict):
+        target[path[-1]] = source[path[-1]]
+    else:
+        setattr(target, path[-1], getattr(source, path[-1]))
+
+
+def _get(node: Any, name: str) -> Any:
+    return node[name] if isinstance(node, dict) else getattr(node, name)
+
+
+def _text(value: Any) -> str:
+    return str(value.value if isinstance(value, Enum) else value)

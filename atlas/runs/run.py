@@ -1,0 +1,133 @@
+"""One run from configuration to summary: what `atlas.train` does inside its folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from atlas.checkpoint.manager import CheckpointManager
+from atlas.config import RunConfig
+from atlas.kernels.library import missing
+from atlas.models.language_model import AtlasModel
+from atlas.runs.allocator import keep_freed_memory
+from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
+from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
+from atlas.runs.finish import close, finish
+from atlas.runs.resume import CHECKPOINTS
+from atlas.runs.start import starting_point
+from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.sinks import RunInfo, SweepJob
+from atlas.training.clocks import Clocks
+from atlas.training.errors import AbortError
+from atlas.training.evaluation import Evaluator
+from atlas.training.state import TrainState
+from atlas.training.step import TrainStep
+from atlas.training.trainer import Trainer
+from atlas.training.watch.faults import FaultInjector, parse_fault
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
+
+log = logging.getLogger("atlas")
+
+
+def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
+    """Train in `folder` and leave there what architecture.md section 4 lists; `job` says of which sweep it is a part.
+
+    Raises `ConfigError` before anything is written; later errors leave a summary of status `failed` and are raised
+    again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`. A run
+    that is complete already is left as it is.
+    """
+    keep_freed_memory()
+    device, precision = prepare_device(config.device)
+    model = build_model(config).to(device)
+    checkpoints = CheckpointManager(
+        folder / CHECKPOINTS,
+        config.checkpoint.every,
+        config.checkpoint.keep,
+        last_step=config.train.steps,
+        config_hash=config_hash(config),
+        versions=versions(),
+    )
+    state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
+    step = TrainStep(config.train, device, precision)
+    try:
+        trainer = _build_trainer(config, state, step, checkpoints)
+        notices = [*_kernel_notices(), *starting_point(config, folder, state, checkpoints)]
+        finished = read_summary(folder)
+        if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+            print(f"the run in {folder} is complete: nothing is left to do")
+            return finished
+        return _train(config, folder, trainer, notices, job)
+    finally:
+        checkpoints.close()
+
+
+def _kernel_notices() -> list[str]:
+    reason = missing()
+    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
+
+
+def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkpoints: CheckpointManager) -> Trainer:
+    data = build_data(config)
+    fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
+    probe = build_probe(config, data) if config.niah.enabled else None
+    evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
+    faults, telemetry = FaultInjector(fault), build_telemetry(config)
+    return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
+
+
+def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str], job: SweepJob | None) -> RunSummary:
+    state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
+    peak = PeakMemory(device)
+    summary = _new_summary(config, folder, state.model, device)
+    summary.launcher = job.launcher if job else ""
+    summary.write()  # a killed run is seen to be unfinished
+    try:
+        summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
+        telemetry.open(_run_info(config, folder, state, job))
+        describe = trainer.data.describe()
+        telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
+        for notice in notices:
+            telemetry.event("notice", state.step, message=notice)
+        trainer.run()
+        summary.status = "completed"
+    except AbortError as error:
+        summary.status, summary.reason = "aborted", str(error)
+    except KeyboardInterrupt:
+        summary.status, summary.reason = "aborted", "interrupted (Ctrl-C or SIGTERM)"
+        raise
+    except BaseException as error:
+        summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"
+        log.exception("the run failed")
+        raise
+    finally:
+        finish(summary, trainer, peak)
+        close(summary, trainer)
+    return summary
+
+
+def _new_summary(config: RunConfig, folder: Path, model: AtlasModel, device: torch.device) -> RunSummary:
+    return RunSummary(
+        folder=str(folder),
+        steps=config.train.steps,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        device=device_name(device),
+        versions=versions(),
+        git=git_revision(),
+        config_hash=config_hash(config),
+    )
+
+
+def _run_info(config: RunConfig, folder: Path, state: TrainState, job: SweepJob | None) -> RunInfo:
+    return RunInfo(
+        folder,
+        config.train.steps,
+        config=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),  # type: ignore[arg-type]
+        versions=versions(),
+        start_step=state.step,
+        segment=state.segment,
+        job=job,
+    )

@@ -1,0 +1,120 @@
+"""Where a run begins: at step 1, from other weights, or where an earlier start of the same run stopped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
+from atlas.config import ConfigError, RunConfig, require
+from atlas.config.composition import load_config, save_config
+from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
+from atlas.training.state import TrainState
+from atlas.training.watch.journal import JournalEntry, read_journal
+
+
+def starting_point(config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
+    """Put the state where the run begins, and freeze its configuration; returns what the user should know.
+
+    From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it or a
+    checkpoint does not fit.
+    """
+    frozen = folder / CONFIG_FILE
+    taken = frozen.exists() and config.resume is None
+    require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
+    if frozen.exists():
+        refuse_other_settings(flat(asdict(config)), flat(asdict(load_config(frozen))), folder)
+    if config.resume is None:
+        notices = _take_weights(config, state)  # before anything is written
+        _lock(folder, checkpoints)
+    else:
+        _lock(folder, checkpoints)
+        notices = _resume(config, state, checkpoints)
+    if not frozen.exists():
+        save_config(config, frozen)
+    return notices
+
+
+def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
+    try:
+        checkpoints.lock()
+    except CheckpointError as error:
+        raise ConfigError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
+
+
+def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
+    if not any(checkpoints.root.glob("step-*")):
+        return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
+    chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
+    journal = _read_journal(checkpoints)
+    payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
+    notices = passed_over(checkpoints)
+    behind = journal is not None and payload["position"]["segment"] < journal.segment
+    if journal is not None and behind and manifest.step > journal.step:
+        checkpoints.retire(journal.step)  # the rollback was killed before it did this
+        payload, manifest = load_checkpoint(checkpoints, None, "resume")
+        notices += [*passed_over(checkpoints), f"finishes the rollback to step {journal.step}, which was interrupted"]
+    try:
+        state.restore(payload)
+    except RuntimeError as error:
+        raise other_model("resume", manifest, error) from error
+    if journal is not None and behind:
+        journal.apply(state)
+    checkpoints.retire(manifest.step)
+    return [*notices, f"resumed from {manifest.path.name}"]
+
+
+def _read_journal(checkpoints: CheckpointManager) -> JournalEntry | None:
+    try:
+        return read_journal(checkpoints.root)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"resume={checkpoints.root}: must hold a sound rollback.json ({error})") from error
+
+
+def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
+    if config.init_from is None:
+        return []
+    payload, manifest, notices = find_checkpoint(Path(config.init_from), "init_from")
+    try:
+        state.model.load_state_dict(payload["model"])
+    except RuntimeError as error:
+        raise other_model("init_from", manifest, error) from error
+    return [*notices, f"starts from the weights of {manifest.path}"]
+
+
+def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
+    """The checkpoint at `path`, or the newest sound one of the run at `path`, and a line for each one passed over.
+
+    Raises `ConfigError` naming `key`.
+    """
+    chosen = _checkpoint_folder(path)
+    if chosen is not None and not (chosen / MANIFEST_FILE).is_file():
+        raise ConfigError(f"{key}={path}: must be a run folder (with {CHECKPOINTS}/) or one of its checkpoints")
+    root = path / CHECKPOINTS if chosen is None else chosen.parent
+    checkpoints = CheckpointManager(root, every=1, keep=2)
+    payload, manifest = load_checkpoint(checkpoints, chosen, key)
+    return payload, manifest, passed_over(checkpoints)
+
+
+def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:
+    try:
+        return checkpoints.load(chosen)
+    except CheckpointError as error:
+        raise ConfigError(f"{key}={chosen or checkpoints.root}: must hold a sound checkpoint ({error})") from error
+
+
+def passed_over(checkpoints: CheckpointManager) -> list[str]:
+    """A line for every damaged checkpoint that the last load did not use."""
+    return [f"{folder.name} was passed over: {reason}" for folder, reason in checkpoints.skipped]
+
+
+def _checkpoint_folder(path: Path) -> Path | None:
+    """`path` if it names a checkpoint, None if it names a run."""
+    return None if (path / CHECKPOINTS).is_dir() else path
+
+
+def other_model(key: str, manifest: Manifest, error: RuntimeError) -> ConfigError:
+    first = str(error).strip().splitlines()[:2]
+    return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({' '.join(first)})")

@@ -1,0 +1,70 @@
+"""How a sweep ends: what became of each job, the report, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from atlas.runs.folder import reason, say
+from atlas.sweeps.outcome import Outcome, outcomes
+from atlas.sweeps.record import read_record
+from atlas.sweeps.resumption import KEY
+from atlas.sweeps.stop import StopSign
+
+HEAD = ("job", "settings", "status", "validation loss", "recall")
+
+
+def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
+    """Tell and write what came of the sweep in `folder`, named as `shown`; returns the exit status."""
+    record = read_record(folder, "hydra.sweep.dir")
+    found = outcomes(folder, record)
+    rows = [_row(outcome, record.swept(outcome.job)) for outcome in found]
+    print("\n".join(_table([HEAD, *rows])), flush=True)
+    if any(outcome.summary for outcome in found):
+        _report(folder)
+    for outcome in found:
+        if outcome.summary and not outcome.completed:
+            say(f"job {outcome.job.number} {outcome.status}: {_why(outcome)}; see {shown / outcome.job.folder}")
+    not_started, why = sum(outcome.summary is None for outcome in found), StopSign(folder).reason
+    if not_started:
+        say(f"{not_started} of the jobs not started" + (f": {why}" if why else ""))
+    completed = sum(outcome.completed for outcome in found)
+    if completed < len(found):
+        say(f"python -m atlas.train -m {KEY}={shown} runs the jobs that are left")
+    say(f"{completed} of {len(found)} jobs completed; see {shown}")
+    return 130 if interrupted else int(completed < len(found))
+
+
+def _report(folder: Path) -> None:
+    """A report that cannot be written takes nothing from the runs."""
+    try:
+        from atlas.report import write_report  # late: what draws takes time to import
+
+        print(f"report: {write_report([folder]) / 'index.html'}", flush=True)
+    except Exception as error:
+        say(f"warning: the report was not written ({reason(error)}); python -m atlas.report {folder} tries again")
+
+
+def _row(outcome: Outcome, swept: dict[str, str]) -> tuple[str, ...]:
+    settings = " ".join(f"{name}={value}" for name, value in swept.items())
+    summary = outcome.summary
+    loss = summary.validation_loss if summary else None
+    recall = summary.niah.get("recall", {}).get("accuracy") if summary else None
+    return (
+        str(outcome.job.number),
+        settings,
+        outcome.status,
+        "-" if loss is None else f"{loss:.4f}",
+        "-" if recall is None else f"{recall:.1%}",
+    )
+
+
+def _why(outcome: Outcome) -> str:
+    assert outcome.summary is not None
+    text = outcome.summary.reason or "its process ended without a word"
+    return text.splitlines()[0]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,76 @@
+"""One job of a sweep, in whatever process the launcher starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from atlas.config import RunConfig, require
+from atlas.config.composition import to_run_config
+from atlas.runs.folder import LOG_FILE, reason, record_failure, remove_if_empty, say
+from atlas.runs.resume import CONFIG_FILE, resumed_config
+from atlas.runs.summary import RunSummary
+from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
+from atlas.sweeps.record import read_record
+from atlas.sweeps.stop import INTERRUPTED, StopSign
+from atlas.sweeps.workers import Worker, use_own_device
+from atlas.telemetry.sinks import SweepJob
+
+Train = Callable[[RunConfig, Path, SweepJob], RunSummary]
+
+
+def run_job(composed: DictConfig, train: Train) -> None:
+    """Run the job that Hydra composed, unless the sweep's stop sign is up. Whatever fails in it is on record then.
+
+    Raises KeyboardInterrupt where the sweep runs in this process.
+    """
+    hydra = HydraConfig.get()
+    sweep, folder = Path(hydra.sweep.dir).resolve(), Path(hydra.runtime.output_dir)
+    record = read_record(sweep, "hydra.sweep.dir")
+    job, stop = record.job_in(str(hydra.sweep.subdir)), StopSign(sweep)
+    if stop.reason is not None:
+        remove_if_empty(folder)
+        return
+    info = SweepJob(sweep.name, launcher_name(hydra), record.swept(job))
+    say(f"job {job.number}: {info.name}")
+    try:
+        with _worker(sweep, info.launcher):
+            status = train(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
+    except KeyboardInterrupt:
+        stop.put_up(INTERRUPTED)
+        if info.launcher == SERIAL:
+            raise
+        return
+    except Exception as error:
+        record_failure(folder, error, composed, info.launcher)
+        say(f"job {job.number} failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
+        status = "failed"
+    if status != "completed" and composed.sweep.fail_fast:
+        stop.put_up(f"job {job.number} {status} (sweep.fail_fast)")
+
+
+@contextmanager
+def _worker(sweep: Path, launcher: str) -> Iterator[None]:
+    """This process as a worker of the sweep, where it is not the one that started it."""
+    if launcher == SERIAL:
+        yield
+        return
+    with Worker.at_work(sweep) as place:
+        if launcher == JOBLIB:  # a cluster deals out its devices itself
+            use_own_device(place)
+        yield
+
+
+def _settings(composed: DictConfig, overrides: list[str], folder: Path) -> RunConfig:
+    """The job's configuration; where its folder holds an earlier start of it, the one to go on with."""
+    config = to_run_config(composed)
+    allowed = "left out, or auto, in a sweep (sweep.resume=DIR continues one)"
+    require(config.resume in (None, "auto"), "resume", config.resume, allowed)
+    if (folder / CONFIG_FILE).exists():
+        config = resumed_config(config, overrides, folder)
+        config.resume = "auto"  # from its newest sound checkpoint, without one from step 1
+    return config

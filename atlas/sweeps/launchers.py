@@ -1,0 +1,63 @@
+"""What starts the jobs (`hydra/launcher=...`): one after the other, several on this machine, or on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from hydra.conf import HydraConf
+from omegaconf import DictConfig
+
+from atlas.config import require
+from atlas.sweeps.record import override_name
+
+SERIAL = "basic"
+JOBLIB = "joblib"
+MOST_JOBS = 8  # at a time, where nothing is said: each needs memory of its own
+_NAMES = {
+    "BasicLauncher": SERIAL,
+    "JoblibLauncher": JOBLIB,
+    "LocalLauncher": "submitit_local",
+    "SlurmLauncher": "submitit_slurm",
+}
+# option -> the plugin that it needs, and the extra of this package that brings it
+_PLUGINS = {
+    "joblib": ("hydra_joblib_launcher", "parallel"),
+    "submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "slurm": ("hydra_submitit_launcher", "slurm"),
+}
+
+
+def require_installed(arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` where the command line chooses a launcher whose package is missing."""
+    for argument in arguments:
+        if override_name(argument) == "hydra/launcher":
+            name = argument.partition("=")[2]
+            plugin, extra = _PLUGINS.get(name, (None, None))
+            there = plugin is None or find_spec(f"hydra_plugins.{plugin}") is not None
+            require(there, "hydra/launcher", name, f'installed: pip install "atlas-memory[{extra}]"')
+
+
+def launcher_name(hydra: DictConfig | HydraConf) -> str:
+    """basic, joblib, submitit_local, submitit_slurm or the class of another launcher, whatever its option is called."""
+    kind = str(hydra.launcher._target_).rpartition(".")[2]
+    return _NAMES.get(kind, kind)
+
+
+def prepare_launcher(hydra: DictConfig) -> None:
+    """Settle how many jobs joblib runs at a time; it gives each its share of the cores."""
+    if launcher_name(hydra) != JOBLIB:
+        return
+    if hydra.launcher.n_jobs == -1:
+        hydra.launcher.n_jobs = _jobs_at_a_time()
+    hydra.launcher.batch_size = "1"  # "auto" sends jobs in bundles, one after the other, if the first ones were short
+
+
+def _jobs_at_a_time() -> int:
+    """One for each CUDA device; without one for each core, up to a limit."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or min(cores, MOST_JOBS)

@@ -1,0 +1,88 @@
+"""sweep.json: the jobs of a sweep, and the command line that makes them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from atlas.config import ConfigError
+from atlas.runs.resume import changeable, flat
+
+RECORD_FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """`folder` lies in that of the sweep; `key` is the same for settings that must give the same numbers."""
+
+    number: int
+    folder: str
+    overrides: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """`task` and `hydra` are the overrides that the sweep was started with, as Hydra tells them apart."""
+
+    task: tuple[str, ...]
+    hydra: tuple[str, ...]
+    jobs: tuple[Job, ...]
+
+    def write(self, folder: Path) -> None:
+        """Replace the file as a whole. Raises OSError."""
+        temporary = folder / f".{RECORD_FILE}.new"
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(folder / RECORD_FILE)
+
+    def job_in(self, folder: str) -> Job:
+        return next(job for job in self.jobs if job.folder == folder)
+
+    def swept(self, job: Job) -> dict[str, str]:
+        """The overrides of a job in which the jobs differ; all of them where there is one job."""
+        own = _values(job.overrides)
+        return {name: value for name, value in own.items() if len(self.jobs) == 1 or name in self.varying}
+
+    @cached_property
+    def varying(self) -> set[str]:
+        """Names that not all jobs give the same value."""
+        values = [_values(job.overrides) for job in self.jobs]
+        names = {name for own in values for name in own}
+        return {name for name in names if len({own.get(name) for own in values}) > 1}
+
+
+def read_record(folder: Path, key: str) -> SweepRecord:
+    """The record of the sweep in `folder`. Raises `ConfigError` naming `key` where there is none that can be read."""
+    try:
+        content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        jobs = tuple(Job(**{**job, "overrides": tuple(job["overrides"])}) for job in content["jobs"])
+        return SweepRecord(tuple(content["task"]), tuple(content["hydra"]), jobs)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{key}={folder}: must be the folder of a sweep (with {RECORD_FILE})") from error
+
+
+def settings_key(composed: DictConfig) -> str:
+    """Hash of a job's settings, without those that may change when it goes on."""
+    task = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
+    plain = OmegaConf.to_container(task, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    named = flat({str(name): value for name, value in plain.items()})
+    settings = {name: value for name, value in named.items() if not changeable(name)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def override_name(override: str) -> str:
+    """What an override sets: the key or the group."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _values(overrides: Sequence[str]) -> Mapping[str, str]:
+    """What each override sets, without the backslashes that Hydra puts before special characters."""
+    return {override_name(text): re.sub(r"\\(.)", r"\1", text.partition("=")[2]) for text in overrides}

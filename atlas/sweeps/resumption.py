@@ -1,0 +1,79 @@
+"""`sweep.resume=DIR`: the command line of the sweep in DIR, with the few settings that may be changed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from atlas.config import CHANGEABLE, ConfigError, require
+from atlas.runs.resume import changeable
+from atlas.sweeps.record import RECORD_FILE, SweepRecord, override_name, read_record
+
+KEY = "sweep.resume"
+PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
+_FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
+_LAUNCHER = "hydra/launcher"
+
+
+def full_command(arguments: Sequence[str]) -> list[str]:
+    """The arguments, and with `sweep.resume=DIR` among them those that the sweep in DIR was started with.
+
+    Raises `ConfigError` where there is no sweep, and for an override that would make it another sweep.
+    """
+    chosen = [argument for argument in arguments if override_name(argument) == KEY and "=" in argument]
+    value = chosen[-1].partition("=")[2].strip("'\"") if chosen else "null"
+    if value == "null" or not {"-c", "--cfg"}.isdisjoint(arguments):
+        return list(arguments)
+    folder = Path(value)
+    record = read_record(folder, KEY)
+    flags = [argument for argument in arguments if not _is_override(argument)]
+    given = [argument for argument in arguments if _is_override(argument) and argument not in chosen]
+    changes = [override for override in given if override not in (*record.task, *record.hydra)]
+    _refuse_other_sweep(changes, record, folder)
+    kept = [*_kept(record.task, changes), *_kept(record.hydra, changes)]
+    mode = ["--multirun"] if {"-m", "--multirun"}.isdisjoint(flags) else []
+    return [*flags, *mode, *kept, *changes, f"hydra.sweep.dir={quoted(folder)}", f"{KEY}={quoted(folder)}"]
+
+
+def quoted(text: object) -> str:
+    """The value of an override, as Hydra reads it back whatever characters it holds."""
+    escaped = str(text).replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Path) -> None:
+    for override in changes:
+        name = override_name(override)
+        swept = any(_sets(name, varying) or _sets(varying, name) for varying in record.varying)
+        require(not swept, name, override.partition("=")[2], "left out: the sweep gives it several values")
+        free = changeable(name) and name not in _FIXED
+        if not free and not _sets_launcher(name):
+            allowed = ", ".join([*(key for key in CHANGEABLE if key not in _FIXED), "hydra.launcher"])
+            raise ConfigError(
+                f"{override}: must be left out, or as in {folder / RECORD_FILE}, to resume that sweep; only {allowed}"
+                " may change"
+            )
+
+
+def _kept(recorded: Iterable[str], changes: Sequence[str]) -> list[str]:
+    """The recorded overrides that no change replaces."""
+    changed = [override_name(override) for override in changes]
+    return [
+        override
+        for override in recorded
+        if override_name(override) not in PLACES and not any(_sets(name, override_name(override)) for name in changed)
+    ]
+
+
+def _sets(name: str, key: str) -> bool:
+    """Whether an override of `name` settles `key` as well: a group those of its options."""
+    dotted = name.replace("/", ".")
+    return key == name or key.startswith(f"{dotted}.")
+
+
+def _sets_launcher(name: str) -> bool:
+    return name == _LAUNCHER or name.startswith("hydra.launcher.")

@@ -1,0 +1,156 @@
+"""What happens between `-m` and the jobs: which there are, which of them are left, and how they come to an end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from atlas.checkpoint.lock import LockedError, RunLock
+from atlas.config import ConfigError, require
+from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
+from atlas.sweeps.closing import close_sweep
+from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
+from atlas.sweeps.outcome import left_over, not_started
+from atlas.sweeps.record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
+from atlas.sweeps.resumption import KEY, PLACES, quoted
+from atlas.sweeps.stop import INTERRUPTED, StopSign
+from atlas.sweeps.workers import passing_interrupts_on
+
+MULTIRUN_FILE = "multirun.yaml"
+log = logging.getLogger("atlas")
+
+
+class ResumableSweeper(BasicSweeper):
+    """Every combination of the values given, as Hydra's own sweeper; leaves sweep.json and resumes from it."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        prepare_launcher(config.hydra)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the jobs that are left. Raises `ConfigError` before any work, and SystemExit unless all completed."""
+        assert self.config is not None
+        folder, resumed = Path(self.config.hydra.sweep.dir).resolve(), self.config.sweep.resume is not None
+        combinations = self._combinations(arguments)
+        if resumed:
+            known = read_record(folder, KEY)
+            allowed = f"a sweep of {len(combinations)} jobs, not {len(known.jobs)}"
+            require(len(combinations) == len(known.jobs), KEY, folder, allowed)
+            record = self._compose(combinations)
+            _refuse_other_jobs(record, known, folder)
+        else:
+            taken = any((folder / name).exists() for name in (RECORD_FILE, MULTIRUN_FILE))
+            require(not taken, "hydra.sweep.dir", folder, f"a folder without a sweep ({KEY}={folder} continues it)")
+            record = self._compose(combinations)
+        make_folder(folder, "hydra.sweep.dir")
+        with _alone(folder):
+            if not resumed:
+                OmegaConf.save(self.config, folder / MULTIRUN_FILE)
+                record.write(folder)
+            jobs = left_over(folder, record)
+            if resumed:
+                say(f"{len(record.jobs) - len(jobs)} of {len(record.jobs)} jobs are complete, {len(jobs)} are left")
+            interrupted = self._launch(folder, record, jobs)
+            status = close_sweep(folder, Path(self.config.hydra.sweep.dir), interrupted)
+        if status:
+            sys.exit(status)
+
+    def _combinations(self, arguments: Sequence[str]) -> list[list[str]]:
+        """The overrides of each job."""
+        assert self.hydra_context is not None
+        wanted = [text for text in [*self._parse_config(), *arguments] if override_name(text) != KEY]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (combinations,) = self.split_arguments(parser.parse_overrides(wanted), None)
+        return combinations
+
+    def _compose(self, combinations: Sequence[Sequence[str]]) -> SweepRecord:
+        """The jobs with their folders and settings; refuses what cannot be composed."""
+        assert self.config is not None
+        jobs = tuple(self._compose_job(number, overrides) for number, overrides in enumerate(combinations))
+        subdir = self.config.hydra.sweep._get_node("subdir")
+        require(len({job.folder for job in jobs}) == len(jobs), "hydra.sweep.subdir", subdir, "another for each job")
+        task, hydra = (_texts(self.config.hydra.overrides[kind]) for kind in ("task", "hydra"))
+        return SweepRecord(task, tuple(text for text in hydra if override_name(text) not in PLACES), jobs)
+
+    def _compose_job(self, number: int, overrides: Sequence[str]) -> Job:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(composed.hydra.job):
+            composed.hydra.job.id = composed.hydra.job.num = number
+        return Job(number, str(composed.hydra.sweep.subdir), tuple(overrides), settings_key(composed))
+
+    def _launch(self, folder: Path, record: SweepRecord, jobs: Sequence[Job]) -> bool:
+        """Run the jobs; returns whether the sweep was interrupted."""
+        assert self.config is not None
+        stop, launcher = StopSign(folder), launcher_name(self.config.hydra)
+        stop.take_down()
+        if jobs and launcher != SERIAL:
+            say("jobs run at the same time: their timings are no evidence")
+        try:
+            with nullcontext() if launcher == SERIAL else passing_interrupts_on(folder):
+                while jobs:
+                    broke, before = self._hand_over(folder, jobs), len(jobs)
+                    # joblib gives up all jobs if one worker is killed: those that were not started can still be.
+                    again = broke and launcher == JOBLIB and stop.reason is None
+                    jobs = not_started(folder, record) if again else []
+                    jobs = jobs if len(jobs) < before else []
+        except KeyboardInterrupt:
+            stop.put_up(INTERRUPTED)
+        return stop.reason == INTERRUPTED
+
+    def _hand_over(self, folder: Path, jobs: Sequence[Job]) -> bool:
+        """Give the jobs to the launcher; returns whether it broke down. What fails in a job is the job's own affair."""
+        assert self.launcher is not None
+        # A launcher counts its jobs from 0 in every sweep; a job that is resumed keeps its folder.
+        texts = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.folder)}"] for job in jobs]
+        first = 0
+        try:
+            for batch in self.split_overrides_to_chunks(texts, self.max_batch_size or len(texts)):
+                for returned in self.launcher.launch(batch, initial_job_idx=first):
+                    _ = returned.return_value  # raises what a job could not record itself
+                first += len(batch)
+        except Exception as error:  # a worker was killed, a cluster refuses
+            if StopSign(folder).reason != INTERRUPTED:
+                with log_file(folder):
+                    log.error("the launcher broke down", exc_info=error)
+                say(f"the launcher broke down: {reason(error).splitlines()[0]} (traceback in {folder / LOG_FILE})")
+            return True
+        return False
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from running the same sweep."""
+    try:
+        lock = RunLock(folder)
+    except LockedError as error:
+        raise ConfigError(
+            f"hydra.sweep.dir={folder}: must be a folder that no other process writes ({error})"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_other_jobs(now: SweepRecord, before: SweepRecord, folder: Path) -> None:
+    """A resumed sweep runs the jobs that it was started with: conf/ may have been edited since."""
+    for job, known in zip(now.jobs, before.jobs, strict=True):
+        same = (job.folder, job.key) == (known.folder, known.key)
+        allowed = f"a sweep whose jobs compose as at its start; job {known.number} has other settings now"
+        require(same, KEY, folder, f"{allowed} (was conf/ edited, or the package updated?)")
+
+
+def _texts(overrides: object) -> tuple[str, ...]:
+    plain = OmegaConf.to_container(overrides) if OmegaConf.is_config(overrides) else overrides
+    assert isinstance(plain, list)
+    return tuple(str(text) for text in plain if override_name(str(text)) != KEY)

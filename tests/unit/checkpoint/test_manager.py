@@ -1,0 +1,211 @@
+"""What is kept, found, retired and locked."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.snapshot import SnapshotError, snapshot
+from tests.unit.checkpoint.checkpoints import SOUND, names, payload, same, save
+
+
+def test_due_at_the_cadence_and_at_the_last_step(manager: CheckpointManager) -> None:
+    assert [step for step in range(1, 30) if manager.due(step)] == [10, 20, 25]
+
+
+def test_a_checkpoint_comes_back_with_its_manifest(manager: CheckpointManager, root: Path) -> None:
+    saved = manager.save(10, payload(10), {"validation_loss": 1.5, "niah": None, "finite": True})
+    assert (saved.path, saved.step) == (root / "step-00000010", 10)
+    assert saved.bytes == (saved.path / "state.pt").stat().st_size
+    found, manifest = manager.load()
+    assert same(found, 10)
+    assert manager.skipped == ()
+    assert (manifest.path, manifest.step, manifest.bytes, manifest.healthy) == (saved.path, 10, saved.bytes, True)
+    assert manifest.sha256 == hashlib.sha256((saved.path / "state.pt").read_bytes()).hexdigest()
+    assert manifest.health == {"validation_loss": 1.5, "niah": None, "finite": True}
+    assert (manifest.config_hash, manifest.versions) == ("abc", {"torch": "2"})
+    assert names(saved.path) == ["manifest.json", "state.pt"]
+
+
+def test_a_reader_needs_no_lock(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10)
+    reader = CheckpointManager(root, every=10, keep=2)
+    assert same(reader.load()[0], 10)
+    assert [manifest.step for manifest in reader.list()] == [10]
+
+
+def test_the_newest_the_best_and_the_protected_are_kept(manager: CheckpointManager, root: Path) -> None:
+    for step, loss in [(10, 3.0), (20, 1.0), (30, math.nan), (40, 2.0), (50, 2.5)]:
+        if step == 30:
+            manager.protect(10)
+        manager.save(step, payload(step), {"validation_loss": loss, "healthy": True})
+    assert names(root) == ["step-00000010", "step-00000020", "step-00000040", "step-00000050"]
+    manager.protect(None)
+    save(manager, 60)
+    assert names(root) == ["step-00000020", "step-00000050", "step-00000060"]
+
+
+def test_the_newest_healthy_one_outlives_any_number_of_unhealthy_ones(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10, 20, 30)
+    save(manager, 40, loss=math.inf)
+    save(manager, 50, 60, healthy=False)
+    assert names(root) == ["step-00000030", "step-00000050", "step-00000060"]
+    assert [manifest.healthy for manifest in manager.list()] == [True, False, False]
+    assert manager.rollback(before_step=60)[1].step == 30
+
+
+def test_a_sound_checkpoint_is_never_overwritten_and_a_damaged_one_is_set_aside(
+    manager: CheckpointManager, root: Path
+) -> None:
+    save(manager, 10, 20)
+    with pytest.raises(CheckpointError, match="step-00000020 exists already and is sound"):
+        save(manager, 20)
+    (root / "step-00000020" / "state.pt").write_bytes(b"rubbish")
+    save(manager, 20)
+    assert names(root) == ["damaged-000-step-00000020", "step-00000010", "step-00000020"]
+    assert same(manager.load()[0], 20)
+
+
+def test_rollback_finds_the_newest_healthy_one_before_the_onset(manager: CheckpointManager) -> None:
+    manager.keep = 9
+    save(manager, 10, 20)
+    save(manager, 30, healthy=False)
+    save(manager, 40)
+    found, manifest = manager.rollback(before_step=40)
+    assert same(found, 20)
+    assert manifest.step == 20
+    assert [(path.name, reason) for path, reason in manager.skipped] == [
+        ("step-00000030", "not healthy: {'healthy': False}")
+    ]
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        manager.rollback(before_step=10)
+
+
+def test_retired_checkpoints_are_never_chosen_again_and_their_steps_are_free(
+    manager: CheckpointManager, root: Path
+) -> None:
+    save(manager, 10, 20)
+    assert [path.name for path in manager.retire(after_step=10)] == ["retired-000-step-00000020"]
+    assert same(manager.load()[0], 10)
+    save(manager, 20)
+    manager.retire(after_step=10)
+    assert names(root) == ["retired-000-step-00000020", "retired-001-step-00000020", "step-00000010"]
+    assert [manifest.step for manifest in manager.list()] == [10]
+
+
+def test_a_snapshot_does_not_follow_the_training_and_keeps_tied_weights_tied() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    state = OrderedDict(embedding=weight, head=weight.detach(), row=weight[1:], moments=[(1, 2.5, None, b"x", "y")])
+    copied = snapshot({"model": state})["model"]
+    with torch.no_grad():
+        weight.fill_(7.0)
+    assert type(copied) is dict
+    assert copied["embedding"].tolist() == [1.0, 1.0, 1.0]
+    assert copied["row"].tolist() == [1.0, 1.0]
+    assert copied["embedding"] is copied["head"]
+    assert copied["embedding"].requires_grad is False
+    assert copied["moments"] == [(1, 2.5, None, b"x", "y")]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": [Path("x")]}, r"payload\['a'\]\[0\]: PosixPath cannot be kept in a checkpoint"),
+        ({"a": {1.5: 1}}, r"payload\['a'\]: key 1.5 must be a string or an integer"),
+        ({"a": {1, 2}}, r"payload\['a'\]: set cannot be kept"),
+        ({"a": torch.float32}, r"payload\['a'\]: dtype cannot be kept"),
+    ],
+)
+def test_what_could_not_be_read_back_is_refused_when_saving(
+    manager: CheckpointManager, root: Path, value: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SnapshotError, match=message):
+        snapshot(value)
+    with pytest.raises(CheckpointError, match=message):
+        manager.save(10, value, SOUND)
+    assert names(root) == []
+
+
+SAVE_IN_A_LOOP = """
+import sys
+from pathlib import Path
+import torch
+from atlas.checkpoint.manager import CheckpointManager
+manager = CheckpointManager(Path(sys.argv[1]), every=1, keep=2)
+manager.lock()
+step = manager.list()[-1].step if manager.list() else 0
+while True:
+    step += 1
+    manager.save(step, {"step": step, "x": torch.full((200_000,), float(step))}, {"validation_loss": 1.0 / step})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_at_most_the_checkpoint_it_was_writing(root: Path) -> None:
+    reported = 0
+    for round_number in range(4):
+        with subprocess.Popen([sys.executable, "-c", SAVE_IN_A_LOOP, str(root)], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            for _ in range(3):
+                reported = int(process.stdout.readline())
+            time.sleep(0.003 * round_number)  # another moment of the write each time
+            process.send_signal(signal.SIGKILL)
+            for line in process.stdout:
+                reported = int(line) if line.endswith(b"\n") else reported
+        manager = CheckpointManager(root, every=1, keep=2)
+        manager.lock()  # the dead process holds nothing
+        found, manifest = manager.load()
+        assert manager.skipped == ()
+        assert manifest.step in (reported, reported + 1)
+        assert torch.equal(found["x"], torch.full((200_000,), float(manifest.step)))
+        assert [name for name in names(root) if name.startswith(".tmp-")] == []
+        manager.close()
+
+
+def test_two_processes_on_one_folder_get_one_clear_error(root: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", SAVE_IN_A_LOOP, str(root)], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        second = CheckpointManager(root, every=1, keep=2)
+        said = rf"checkpoints is being written by another run \(process {process.pid} on "
+        for attempt in (second.lock, lambda: save(second, 10**6), lambda: second.retire(0)):
+            with pytest.raises(CheckpointError, match=said):
+                attempt()
+        process.kill()
+        process.wait()
+    second.lock()
+    second.close()
+
+
+def test_a_lock_is_free_again_after_close(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10)
+    other = CheckpointManager(root, every=10, keep=2)
+    with pytest.raises(CheckpointError, match=f"process {os.getpid()} on "):
+        other.lock()
+    manager.close()
+    save(other, 20)
+    other.close()
+    assert same(manager.load()[0], 20)
+
+
+def test_the_manifest_is_plain_json(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10, validation_loss=math.nan)
+    content = json.loads((root / "step-00000010" / "manifest.json").read_text())
+    assert (content["format"], content["step"], content["health"], content["healthy"]) == (
+        1,
+        10,
+        {"validation_loss": None},
+        False,
+    )

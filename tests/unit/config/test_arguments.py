@@ -1,0 +1,54 @@
+"""KEY=VALUE arguments: typed, and refused in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pytest
+
+from atlas.config import ConfigError
+from atlas.config.arguments import read_settings, split_arguments
+
+
+class Colour(StrEnum):
+    red = "red"
+    one = "1"
+
+
+@dataclass
+class Settings:
+    text: str = ""
+    count: int = 3
+    share: float = 0.5
+    colour: Colour = Colour.red
+
+
+def test_values_get_the_type_of_their_field() -> None:
+    found = read_settings(Settings, ["text=a=b: {c}, ${d}", "count=7", "share=1", "colour=1", "count=8"])
+    assert found == Settings("a=b: {c}, ${d}", 8, 1.0, Colour.one)
+    assert read_settings(Settings, []) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("count=many", "count=many: must be an integer, such as 100"),
+        ("count=1.5", "count=1.5: must be an integer, such as 100"),
+        ("share=", "share=: must be a number, such as 0.5"),
+        ("colour=blue", "colour=blue: must be one of red, 1"),
+        ("cuont=1", "cuont=1: must be one of the keys text, count, share, colour; did you mean count?"),
+        ("xyz=1", "xyz=1: must be one of the keys text, count, share, colour"),
+    ],
+)
+def test_a_bad_argument_is_refused(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_settings(Settings, [argument])
+    assert str(error.value) == message
+
+
+def test_the_one_folder_is_told_from_the_settings() -> None:
+    assert split_arguments(["a=1", "runs/x", "b="], "usage") == ("runs/x", ["a=1", "b="])
+    for wrong in ([], ["a=1"], ["x", "y"]):
+        with pytest.raises(ConfigError, match=r"^RUN=.*: must be one run or checkpoint folder: usage$"):
+            split_arguments(wrong, "usage")

@@ -1,0 +1,89 @@
+"""Every option of every component group becomes the object it names; model sizes are what their options say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import atlas
+from atlas.config.composition import options
+from atlas.runs.build import build_data, build_model, build_optimizer, build_telemetry
+
+CLASSES = {"mixed": "MixedData", "recall": "RecallData", "stdlib": "StdlibData", "text": "TextData"}
+
+
+def parameters(overrides: Sequence[str]) -> int:
+    with torch.device("meta"):
+        model = build_model(atlas.compose(overrides))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("option", options("model"))
+def test_every_model_reads_tokens(option: str) -> None:
+    with torch.device("meta"):
+        out = build_model(atlas.compose([f"model={option}"]))(torch.zeros(1, 128, dtype=torch.int64))
+    assert out.logits.shape == (1, 128, 256)
+    with_memory = option not in ("attention_only", "transformer")
+    layers = atlas.compose([f"model={option}"]).model.layers
+    assert len(out.gates) == (layers if with_memory else 0)
+
+
+def test_sizes_of_the_models() -> None:
+    tiny = parameters(["model=tiny"])
+    assert parameters(["model=attention_only"]) == pytest.approx(tiny, rel=0.01)
+    assert parameters(["model=transformer"]) == pytest.approx(tiny, rel=0.01)
+    assert parameters(["model=atlas_60m"]) == pytest.approx(60e6, rel=0.05)
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_every_data_option_gives_batches_of_the_configured_shape(option: str, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("In the beginning there was text. " * 1000)
+    paths = [f'data.paths=["{tmp_path}/*.txt"]'] if option == "text" else []
+    config = atlas.compose([f"data={option}", *paths, "train.batch_size=3"])
+    data = build_data(config)
+    assert type(data).__name__ == CLASSES[option]
+    batch = data.batch(1)
+    assert batch.inputs.shape == batch.targets.shape == (3, 512)
+    assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+
+
+@pytest.mark.parametrize("option", options("optim"))
+def test_every_optimiser_lowers_a_loss(option: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    config = atlas.compose([f"optim={option}", "optim.lr=0.1", "optim.warmup=1", "train.steps=50"])
+    optimizer = build_optimizer(config, model)
+    inputs = torch.randn(64, 4)
+    targets = inputs.sum(dim=1, keepdim=True)
+    losses = []
+    for step in range(1, 51):
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(step)
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(("option", "mirrors"), [("none", []), ("wandb", ["WandbSink"])])
+def test_every_logger_comes_after_files_and_console(option: str, mirrors: list[str]) -> None:
+    telemetry = build_telemetry(atlas.compose([f"logger={option}"]))
+    names = [type(sink).__name__ for sink in telemetry._sinks]
+    assert names == ["JsonlSink", "ConsoleSink", *mirrors]
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
+    config = atlas.compose(["model.width=32", "model.feedforward=32", "seed=3"])
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = build_model(config).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    second = build_model(config).state_dict()
+    config.seed = 4
+    other = build_model(config).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from atlas.config import ConfigError
+from atlas.sweeps.record import Job, SweepRecord
+from atlas.sweeps.resumption import full_command, quoted
+
+TASK = ("seed=0,1", "logger=wandb", "logger.mode=offline", "train.steps=5")
+HYDRA = ("hydra.sweep.dir=elsewhere", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.mode=MULTIRUN")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    jobs = tuple(Job(n, str(n), (f"seed={n}", *TASK[1:]), "key") for n in (0, 1))
+    SweepRecord(TASK, HYDRA, jobs).write(tmp_path)
+    return tmp_path
+
+
+def places(sweep: Path) -> list[str]:
+    return [f"hydra.sweep.dir='{sweep}'", f"sweep.resume='{sweep}'"]
+
+
+def test_a_command_without_resume_stays_as_it_is() -> None:
+    assert full_command(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
+    assert full_command(["sweep.resume=null"]) == ["sweep.resume=null"]
+
+
+def test_the_recorded_command_is_repeated(sweep: Path) -> None:
+    expected = ["--multirun", *TASK, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *places(sweep)]
+    assert full_command([f"sweep.resume={sweep}"]) == expected
+    assert full_command([f"sweep.resume={sweep}", "train.steps=5"]) == expected
+    assert full_command(["-m", f"sweep.resume='{sweep}'"]) == ["-m", *expected[1:]]
+
+
+def test_a_change_replaces_what_it_settles(sweep: Path) -> None:
+    changed = full_command(["-m", f"sweep.resume={sweep}", "logger=none", "hydra/launcher=basic"])
+    assert changed == ["-m", "seed=0,1", "train.steps=5", "logger=none", "hydra/launcher=basic", *places(sweep)]
+    more = full_command(["-m", f"sweep.resume={sweep}", "hydra.launcher.n_jobs=3"])
+    assert more == ["-m", *TASK, "hydra/launcher=joblib", "hydra.launcher.n_jobs=3", *places(sweep)]
+
+
+@pytest.mark.parametrize("override", ["seed=2", "train.steps=6", "sweep.round=1", "resume=auto", "hydra.sweep.dir=x"])
+def test_what_would_make_it_another_sweep_is_refused(override: str, sweep: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^{override}: must be left out"):
+        full_command(["-m", f"sweep.resume={sweep}", override])
+
+
+@pytest.mark.parametrize("text", ["plain", "with space", "a,b", "it's", "{brace}", "back\\slash", "a=b", "end\\'quote"])
+def test_hydra_reads_a_quoted_value_back(text: str) -> None:
+    (parsed,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
+    assert parsed.value() == text

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from atlas.config import ConfigError
+from atlas.config.help import help_text
+from atlas.training.watch.faults import KINDS, Fault, parse_fault
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "steps"),
+    [
+        ("bad_batch@7", Fault("bad_batch", 7, 20.0, False), 20),
+        ("bad_batch@7:3", Fault("bad_batch", 7, 3.0, False), 3),
+        ("lr_burst@100:12.5", Fault("lr_burst", 100, 12.5, False), 5),
+        ("weights@1:0.5:always", Fault("weights", 1, 0.5, True), 1),
+        ("nan_loss@100:always", Fault("nan_loss", 100, 1.0, True), 1),
+        ("nan_gradient@5", Fault("nan_gradient", 5, 1.0, False), 1),
+        ("nan_memory@5", Fault("nan_memory", 5, 1.0, False), 1),
+    ],
+)
+def test_what_can_be_injected(text: str, fault: Fault, steps: int) -> None:
+    assert parse_fault(text, last_step=100) == fault
+    assert fault.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("nan_los@7", "must be KIND@STEP[:SIZE][:always] with KIND one of bad_batch, lr_burst, weights, nan_loss, "),
+        ("nan_loss", "must be KIND@STEP[:SIZE][:always]"),
+        ("weights@7:1.2.3", "must be KIND@STEP[:SIZE][:always]"),
+        ("weights@7:-1", "must be KIND@STEP[:SIZE][:always]"),
+        ("nan_loss@0", "must be at a step of the run, 1 to train.steps=100"),
+        ("nan_loss@101", "must be at a step of the run, 1 to train.steps=100"),
+        ("nan_loss@7:2", "must be without a size: nan_loss the loss weights of the batch become NaN"),
+        ("weights@7:0", "must be of a size > 0"),
+        ("bad_batch@7:0.5", "must be of a size > 0"),
+    ],
+)
+def test_what_would_not_strike_is_refused(text: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_fault(text, last_step=100)
+    assert str(refusal.value).startswith(f"debug.inject={text}: {allowed}")
+
+
+def test_help_names_every_kind() -> None:
+    assert ", ".join(KINDS) in help_text()
