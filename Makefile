@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-DECISIONS ?= experiments/PHASE2_DECISIONS.md
+DECISIONS ?= experiments/phase2/PHASE2_DECISIONS.md
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train decisions gate test lint types fast slow format speed clean
@@ -18,7 +18,7 @@ setup: $(STAMP)  ## make .venv with the tested set of packages
 train: $(STAMP)  ## train the default model; make train ARGS="model=small train.steps=2000"
 	$(BIN)/python -m atlas.train $(ARGS)
 
-decisions: $(STAMP)  ## measure chunk sizes and probe frequency anew: experiments/PHASE2_DECISIONS.md
+decisions: $(STAMP)  ## measure chunk sizes and probe frequency anew: experiments/phase2/PHASE2_DECISIONS.md
 	@folder=outputs/decisions/$$(date +%Y%m%d-%H%M%S); \
 	for experiment in chunk_size_lock niah_frequency; do \
 		$(BIN)/python -m atlas.train experiment=$$experiment hydra.sweep.dir=$$folder/$$experiment $(ARGS) \

@@ -3,7 +3,7 @@
 SWEEP is the folder that `python -m atlas.train experiment=chunk_size_lock` or `experiment=niah_frequency` wrote. The
 written rule of its protocol is applied to the recorded runs; decision.json and decision.md go into the folder.
 protocol=chunk_sizes|probe_frequency names the protocol where the sweep was not started by its experiment. document=FILE
-puts the decisions into one document as well, and their evidence into decisions/data beside it.
+puts the decisions into one document as well, and their evidence into data/ beside it.
 Exit status: 0 every decision passed its criterion; 1 one is STOP or flagged; 2 refused: the runs are no sound evidence.
 """
 
@@ -16,13 +16,33 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import read_settings, run_command
-from experiments.phase2.decisions.document import section, write_document
-from experiments.phase2.decisions.protocols import protocol_of
-from experiments.phase2.decisions.record import DECISION_FILE, Record, make_record, record_text
-from experiments.phase2.decisions.recorded import read_sweep
+from experiments.phase2 import chunk_sizes, chunk_tables, probe_frequency
+from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, write_document
+from experiments.phase2.sweeps import read_sweep
 
-MARKDOWN_FILE = "decision.md"
 USAGE = "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]"
+PROTOCOLS = (
+    Protocol(
+        "chunk_sizes",
+        "chunk_size_lock",
+        "Chunk sizes (P2-T1)",
+        chunk_sizes.RULE,
+        chunk_sizes.ChunkRun,
+        chunk_sizes.gather,
+        chunk_sizes.decide,
+        chunk_tables.tables,
+    ),
+    Protocol(
+        "probe_frequency",
+        "niah_frequency",
+        "NIAH probe frequency (P2-T2)",
+        probe_frequency.RULE,
+        probe_frequency.ProbeRun,
+        probe_frequency.gather,
+        probe_frequency.decide,
+        probe_frequency.tables,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -41,28 +61,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _decide(arguments: Sequence[str]) -> int:
-    return 0 if all(record.decision.passed for record in decide_sweeps(arguments)) else 1
-
-
-def decide_sweeps(arguments: Sequence[str]) -> list[Record]:
-    """Decide as the command line says. Raises `ConfigError`, before anything is written, for what cannot be decided."""
     folders = [Path(argument) for argument in arguments if "=" not in argument]
     require(len(folders) > 0, "SWEEP", "", f"at least one folder of a sweep: {USAGE}")
     choices = read_settings(Choices, [argument for argument in arguments if "=" in argument])
-    records = []
-    for folder in folders:
-        sweep = read_sweep(folder)
-        records.append(make_record(sweep, protocol_of(sweep, choices.protocol)))
-    texts = [record_text(record) for record in records]  # decides: a refusal comes before the first file
-    for folder, record, text in zip(folders, records, texts, strict=True):
-        (folder / DECISION_FILE).write_text(text, encoding="utf-8")
-        (folder / MARKDOWN_FILE).write_text(section(record) + "\n", encoding="utf-8")
-        print(f"{section(record)}\n\nfiles  {folder / DECISION_FILE}\n       {folder / MARKDOWN_FILE}\n")
+    records = decide_sweeps(folders, choices.protocol)
+    for folder, record in zip(folders, records, strict=True):
+        print(f"{record.markdown()}\n\nfiles  {folder / 'decision.json'}\n       {folder / 'decision.md'}\n")
     if choices.document:
-        write_document(Path(choices.document), records)
+        write_document(Path(choices.document), records, PROTOCOLS)
         print(f"written to {choices.document}")
     for record in records:
         print(f"{record.protocol.title}: {record.decision.line}")
+    return 0 if all(record.decision.passed for record in records) else 1
+
+
+def decide_sweeps(folders: Sequence[Path], protocol: str = "") -> list[DecisionRecord]:
+    """Apply the rules and write decision.json and decision.md into each folder.
+
+    Raises `ConfigError` for a sweep that cannot be decided, before anything is written.
+    """
+    sweeps = [read_sweep(folder) for folder in folders]
+    records = [make_record(sweep, protocol_of(sweep, protocol, PROTOCOLS)) for sweep in sweeps]
+    texts = [(record.json(), record.markdown()) for record in records]  # a refusal comes before the first file
+    for folder, (data, section) in zip(folders, texts, strict=True):
+        (folder / "decision.json").write_text(data, encoding="utf-8")
+        (folder / "decision.md").write_text(section + "\n", encoding="utf-8")
     return records
 
 

@@ -26,23 +26,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from atlas.config import ConfigError
 from atlas.config.arguments import run_command
+from atlas.runs.folder import make_folder
 from atlas.runs.resume import flat
-from experiments.phase2.checks.arguments import PROTOCOLS, GateArguments, parse_arguments
-from experiments.phase2.checks.commands import Progress
-from experiments.phase2.checks.decisions import judge_decision, require_same_origin
-from experiments.phase2.checks.evidence import Evidence
-from experiments.phase2.checks.finding import CHECKS, Finding, failed
-from experiments.phase2.checks.perplexity import judge_ppl_delta, last_readings
-from experiments.phase2.checks.rehearsal import judge_rollback
-from experiments.phase2.checks.training import judge_needles, judge_stability
-from experiments.phase2.checks.verdict import MARKDOWN_FILE, Verdict
+from experiments.phase2.arguments import PROTOCOLS, ExitArguments, parse_arguments
+from experiments.phase2.check_decisions import judge_decision, require_same_origin
+from experiments.phase2.check_rollback import judge_rollback
+from experiments.phase2.check_run import judge_needles, judge_ppl_delta, judge_stability, last_readings
+from experiments.phase2.evidence import Evidence
+from experiments.phase2.finding import CHECKS, Finding, failed
+from experiments.phase2.report import MARKDOWN_FILE, ExitReport
 
-# The long run comes first, so that what it trained is there for the others; the sweeps last, as the longest.
+# The long run comes first, so that the trained model is there for the others; the sweeps last, as the longest.
 ORDER = ("G2-4", "G2-5", "G2-7", "G2-3", "G2-6", "G2-2", "G2-1")
+WIDTH = 100  # characters of a progress line: a line that wraps cannot be written over
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,31 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pass_gate(given: Sequence[str]) -> int:
-    """Run the checks and tell; returns the exit status. Raises `ConfigError` before any work."""
+    """Run the checks and report; returns the exit status. Raises `ConfigError` before any work."""
     arguments = parse_arguments(given)
-    origin = _origin(arguments, given)
+    report, progress = ExitReport(_origin(arguments, given)), Progress(sys.stderr)
     folder = arguments.folder or Path(f"outputs/gates/{datetime.now():%Y%m%d-%H%M%S-%f}").resolve()
-    _make(folder)
-    verdict, progress = Verdict(origin), Progress(sys.stderr)
+    make_folder(folder, "folder")
     progress.say(f"evidence goes to {folder}")
     stopped = False
     try:
-        _run_checks(arguments, folder, verdict, progress)
+        _run_checks(arguments, folder, report, progress)
     except KeyboardInterrupt:
         stopped = True
     finally:
-        verdict.write(folder)
+        report.write(folder)
     progress.say(f"\nfiles  {folder / MARKDOWN_FILE}\n")
-    print("\n".join(verdict.lines()), flush=True)
-    return 130 if stopped else int(not verdict.complete)
+    print("\n".join(report.lines()), flush=True)
+    return 130 if stopped else int(not report.complete)
 
 
-def _run_checks(arguments: GateArguments, folder: Path, verdict: Verdict, progress: Progress) -> None:
-    """Whatever happens to one check, the others are run; what is known is on file at every moment."""
+def _run_checks(arguments: ExitArguments, folder: Path, report: ExitReport, progress: Progress) -> None:
+    """A check that raises has failed, and the others still run. The files are written anew before each check."""
     judges = _judges(Evidence(arguments, folder, progress.show))
     names = {check.id: check.name for check in CHECKS}
     for check_id in (name for name in ORDER if name in arguments.only):
-        verdict.write(folder)
+        report.write(folder)
         progress.begin(f"[{check_id}] {names[check_id]}")
         began = time.perf_counter()
         try:
@@ -85,16 +83,21 @@ def _run_checks(arguments: GateArguments, folder: Path, verdict: Verdict, progre
             with trace.open("a", encoding="utf-8") as file:
                 file.write(f"{check_id}\n{traceback.format_exc()}\n")
             finding = failed(f"{type(error).__name__}: {error}", f"the traceback is in {trace}")
-        verdict.findings[check_id], verdict.seconds[check_id] = finding, time.perf_counter() - began
-        progress.end(finding.told)
+        report.findings[check_id], report.seconds[check_id] = finding, time.perf_counter() - began
+        progress.end(finding.line)
 
 
 def _judges(evidence: Evidence) -> Mapping[str, Callable[[], Finding]]:
-    """Evidence -> finding, per check."""
+    def projection() -> Finding:
+        from experiments.phase2.check_projection import judge_projection, measure_projection  # imports torch
+
+        model, source = evidence.model()
+        return judge_projection(measure_projection(model), source)
+
     return {
-        "G2-1": lambda: judge_decision(PROTOCOLS["G2-1"], *evidence.decision(PROTOCOLS["G2-1"])),
-        "G2-2": lambda: judge_decision(PROTOCOLS["G2-2"], *evidence.decision(PROTOCOLS["G2-2"])),
-        "G2-3": lambda: _judge_projection(evidence),
+        "G2-1": lambda: judge_decision(PROTOCOLS["G2-1"], evidence.decision(PROTOCOLS["G2-1"])),
+        "G2-2": lambda: judge_decision(PROTOCOLS["G2-2"], evidence.decision(PROTOCOLS["G2-2"])),
+        "G2-3": projection,
         "G2-4": lambda: judge_stability(evidence.training),
         "G2-5": lambda: judge_needles(evidence.training),
         "G2-6": lambda: judge_rollback(evidence.forced, evidence.calm, evidence.trained),
@@ -102,40 +105,52 @@ def _judges(evidence: Evidence) -> Mapping[str, Callable[[], Finding]]:
     }
 
 
-def _judge_projection(evidence: Evidence) -> Finding:
-    from experiments.phase2.checks.projection import judge_projection, measure_projection
-
-    model, source = evidence.model()
-    return judge_projection(measure_projection(model), source)
-
-
-def _origin(arguments: GateArguments, given: Sequence[str]) -> dict[str, Any]:
+def _origin(arguments: ExitArguments, given: Sequence[str]) -> dict[str, Any]:
     """What the numbers come from. Raises `ConfigError` for a device that is missing, or evidence of another origin."""
-
     from atlas.runs.build import prepare_device
     from atlas.runs.environment import config_hash, device_name, git_revision, versions
 
     config = arguments.config
     device, _ = prepare_device(config.device)
-    origin = {
+    name, installed = device_name(device), versions()
+    for protocol, sweep in arguments.sweeps.items():
+        require_same_origin(f"evidence.{protocol}", sweep, protocol, name, installed, flat(asdict(config)))
+    return {
         "command": shlex.join(["python", "-m", "experiments.phase2.gate", *given]),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "device": device_name(device),
+        "device": name,
         "git": git_revision(),
         "config_hash": config_hash(config),
-        "versions": versions(),
+        "versions": installed,
     }
-    for protocol, sweep in arguments.sweeps.items():
-        key = f"evidence.{protocol}"
-        require_same_origin(key, sweep, protocol, origin["device"], origin["versions"], flat(asdict(config)))  # type: ignore[arg-type]
-    return origin
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"folder={folder}: must be a folder that can be written ({error.strerror})") from error
+class Progress:
+    """The newest line of what is running: written over on a terminal, elsewhere a line a minute."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.live = stream, stream.isatty()
+        self.wait_seconds = 0.2 if self.live else 60.0
+        self._title, self._began, self._shown = "", 0.0, 0.0
+
+    def begin(self, title: str) -> None:
+        self._title, self._began = title, time.perf_counter()
+        self._shown = self._began
+        self.say(f"{title} ...", keep=not self.live)
+
+    def show(self, line: str) -> None:
+        now = time.perf_counter()
+        if line and now - self._shown >= self.wait_seconds:
+            self._shown = now
+            self.say(f"  {now - self._began:4.0f} s  {line.strip()}"[:WIDTH], keep=not self.live)
+
+    def end(self, outcome: str) -> None:
+        self.say(f"{self._title}: {outcome}, {time.perf_counter() - self._began:.0f} s")
+
+    def say(self, line: str, *, keep: bool = True) -> None:
+        """`keep`: the next line goes below this one, not over it."""
+        clear = "\r\x1b[2K" if self.live else ""
+        print(f"{clear}{line}", end="\n" if keep else "", file=self.stream, flush=True)
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

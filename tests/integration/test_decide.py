@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from experiments.phase2.chunk_sizes import SETS
 from experiments.phase2.decide import main
-from experiments.phase2.decisions.chunk_runs import SETS
 from tests.integration.small_runs import MODEL
 
 SMALL = [
@@ -94,7 +94,7 @@ def test_both_make_the_document(chunk_sweep: Path, probe_sweep: Path, tmp_path: 
             ("NIAH probe frequency (P2-T2)", decision(probe_sweep)),
         )
     ]
-    copied = tmp_path / "decisions" / "data" / "chunk_sizes.json"
+    copied = tmp_path / "data" / "chunk_sizes.json"
     assert copied.read_bytes() == (chunk_sweep / "decision.json").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The Phase 2 gate on real runs: each check is broken once, and turns red."""
+"""The exit gate of Phase 2 on real runs: each check is broken once, and turns red."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ import pytest
 
 import atlas
 from atlas.models.persistent import PersistentMemory
-from experiments.phase2.checks.finding import Finding, Outcome
-from experiments.phase2.checks.perplexity import judge_ppl_delta, last_readings
-from experiments.phase2.checks.record import RunRecord
-from experiments.phase2.checks.rehearsal import judge_rollback
-from experiments.phase2.checks.training import judge_needles, judge_stability
+from experiments.phase2.check_rollback import judge_rollback
+from experiments.phase2.check_run import judge_needles, judge_ppl_delta, judge_stability, last_readings
+from experiments.phase2.evidence import CheckedRun
+from experiments.phase2.finding import CheckOutcome, Finding
 from experiments.phase2.gate import main
 
 STEPS = 30  # of the tiny run
-Recorded = Callable[..., RunRecord]
+Recorded = Callable[..., CheckedRun]
 IDS = ("G2-1", "G2-2", "G2-3", "G2-4", "G2-5", "G2-6", "G2-7")
 
 
@@ -34,11 +33,11 @@ IDS = ("G2-1", "G2-2", "G2-3", "G2-4", "G2-5", "G2-6", "G2-7")
 def recorded(tiny: Any, tmp_path: Path) -> Recorded:
     """Trains the tiny run with further overrides and reads what it left; its exit status as the command's would be."""
 
-    def run(*overrides: str) -> RunRecord:
+    def run(*overrides: str) -> CheckedRun:
         config = tiny(*overrides)
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         summary = atlas.train(config, folder)
-        return RunRecord.read(folder, int(summary.status != "completed"), config)
+        return CheckedRun.read(folder, int(summary.status != "completed"), config)
 
     return run
 
@@ -49,17 +48,17 @@ def told(finding: Finding) -> str:
 
 def test_a_calm_run_is_stable_and_its_rows_are_the_trackers(recorded: Recorded) -> None:
     record = recorded()
-    assert judge_stability(record, STEPS).outcome is Outcome.passed
+    assert judge_stability(record, STEPS).outcome is CheckOutcome.passed
     assert told(judge_stability(record)) == "FAILED: 30 steps of the 1000 that are required"
     finding = judge_ppl_delta(record, last_readings(record))
-    assert (finding.outcome, finding.evidence) == (Outcome.passed, ("6 rows equal the series of 6 readings",))
+    assert (finding.outcome, finding.evidence) == (CheckOutcome.passed, ("6 rows equal the series of 6 readings",))
     assert finding.numbers["highest"] < 0 or finding.numbers["highest"] == 0.0  # the first reading; then it learns
 
     path = record.folder / "metrics.jsonl"  # G2-7: what is on file is what counts
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     del rows[-1]["ppl_delta"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    broken = RunRecord.read(record.folder, 0, record.config)
+    broken = CheckedRun.read(record.folder, 0, record.config)
     assert told(judge_ppl_delta(broken, last_readings(broken))) == "FAILED: ppl_delta absent at step 30"
     shutil.rmtree(record.folder / "checkpoints")
     assert last_readings(record) == []
@@ -86,7 +85,7 @@ def test_an_untrained_memory_does_not_recall(recorded: Recorded) -> None:
     probes = ["niah=default", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0]"]
     record = recorded("train.steps=2", *probes)
     finding = judge_needles(record, 2)
-    assert finding.outcome is Outcome.failed
+    assert finding.outcome is CheckOutcome.failed
     assert finding.detail.startswith("recall 0.0%, wanted > 80.0%, memory off")
     assert set(finding.numbers) == {"accumulator", "memory", "recall"}
     assert finding.numbers["recall"]["accuracy"] == 0.0
@@ -153,7 +152,7 @@ def test_a_check_that_crashes_has_failed_and_the_next_one_is_run(
         started.append(command[0])
         raise OSError("no process left")
 
-    monkeypatch.setattr("experiments.phase2.checks.evidence.run_logged", crash)
+    monkeypatch.setattr("experiments.phase2.evidence.run_logged", crash)
     folder = tmp_path / "gate"
     assert main([*overrides, "only=G2-3,G2-4,G2-5", f"folder={folder}"]) == 1
     assert "[G2-4] 1000 steps stable... FAILED (OSError: no process left)" in capsys.readouterr().out
@@ -202,7 +201,7 @@ def test_a_whole_gate_of_a_tiny_model_tells_the_truth(
     """1000 real steps and a real rehearsal; only the sweeps are cut to one round, which the decision refuses."""
     short = {"chunk_sizes": "experiment=chunk_size_lock", "probe_frequency": "experiment=niah_frequency"}
     monkeypatch.setattr(
-        "experiments.phase2.checks.evidence.sweep_overrides",
+        "experiments.phase2.evidence.sweep_overrides",
         lambda protocol, given: (short[protocol], *given, "sweep.round=0", *SMALLEST[protocol]),
     )
     monkeypatch.chdir(tmp_path)
@@ -224,7 +223,7 @@ def test_a_whole_gate_of_a_tiny_model_tells_the_truth(
     assert lines[-1] == "PHASE 2 SUMMARY: 4/7 checkpoints passed"
     details = {line[1:5]: line for line in lines if line.startswith("[G2")}
     for name in ("G2-1", "G2-2"):
-        assert "experiments.phase2.decide ended with status 2" in details[name]
+        assert "FAILED (the sweep is no evidence: sweep.round=[0]: must be at least 2" in details[name]
     assert details["G2-4"] == "[G2-4] 1000 steps stable... PASSED (no NaN, no OOM)"
 
 

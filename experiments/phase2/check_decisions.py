@@ -1,0 +1,66 @@
+"""G2-1 and G2-2: the decisions made from the two sweeps. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atlas.config import require
+from experiments.phase2.decide import PROTOCOLS
+from experiments.phase2.decision import Decision, DecisionOutcome
+from experiments.phase2.finding import CheckOutcome, Finding, failed
+from experiments.phase2.sweeps import named, read_sweep
+
+MUST_AGREE = ("model", "device")  # groups that a finished sweep shares with the configuration on trial, except what
+VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # a sweep varies itself, or
+FREE = ("device.threads", "device.kernels")  # the device's name says
+
+
+def judge_decision(protocol: str, decision: Decision | str) -> Finding:
+    """`decision` is a text where none could be made: the reason."""
+    if isinstance(decision, str):
+        return failed(decision)
+    numbers = {
+        "protocol": protocol,
+        "outcome": decision.outcome.value,
+        "headline": decision.headline,
+        "passed": decision.passed,
+    }
+    outcome = CheckOutcome(decision.outcome.value)
+    if not decision.passed and decision.outcome is not DecisionOutcome.stop:
+        outcome = CheckOutcome.failed
+    return Finding(outcome, decision.headline, (decision.reason,), numbers)
+
+
+def require_same_origin(
+    key: str, sweep: Path, protocol: str, device: str, versions: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
+    """Raise `ConfigError` unless the finished sweep at `key` is evidence for this machine and this configuration.
+
+    `settings` are those on trial, by flat keys. Whether the sweep's runs may be compared is for the rule to say.
+    """
+    found = read_sweep(sweep)
+    wanted = next(one.experiment for one in PROTOCOLS if one.name == protocol)
+    allowed = f"a sweep of experiment={wanted}, not of {found.experiment or 'none'}"
+    require(found.experiment == wanted, key, sweep, allowed)
+    for job in found.jobs:
+        here = f"measured on this device, {device}; job {job.job} ran on {job.summary['device']}"
+        require(job.summary["device"] == device, key, sweep, here)
+        other = _differing(job.summary["versions"], versions)
+        require(not other, key, sweep, f"measured with the versions installed; job {job.job}: {', '.join(other)}")
+        own = {name: value for name, value in job.settings.items() if _must_agree(name)}
+        differing = _differing(own, settings, "=")
+        require(not differing, key, sweep, f"measured with this configuration; job {job.job}: {', '.join(differing)}")
+
+
+def _must_agree(name: str) -> bool:
+    return named(name, MUST_AGREE) and not named(name, (*VARIED, *FREE))
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], sign: str = " ") -> list[str]:
+    return [
+        f"{name}{sign}{value} instead of {wanted.get(name)}"
+        for name, value in found.items()
+        if str(value) != str(wanted.get(name))
+    ]

@@ -1,0 +1,182 @@
+"""The recorded jobs of a sweep, and whether their timings may be compared. Imports no torch.
+
+Timings are evidence only from one machine, one job after the other, in interleaved rounds. Every refusal is a
+`ConfigError` that names the job and the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from atlas.config import ConfigError, require
+from atlas.runs.resume import CONFIG_FILE, flat
+from atlas.runs.summary import SUMMARY_FILE
+from atlas.sweeps.record import RECORD_FILE
+from atlas.telemetry.jsonl import read_jsonl
+
+CHOICES_FILE = "multirun.yaml"  # written by Hydra
+SERIAL = ("", "basic")  # launchers that run one job after the other; "" = none
+ROUNDS_MIN = 2  # one round cannot tell a slow candidate from a slow moment
+# Where something is written and how it is numbered; all other settings must agree unless the rule varies them.
+IRRELEVANT = ("logger", "resume", "sweep")
+
+
+@dataclass(frozen=True)
+class RecordedJob:
+    """One job: its settings as `group.key`, its summary.json, and its rows and events, read on first use."""
+
+    job: int
+    folder: Path
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "events.jsonl")
+
+    def times(self, kind: str) -> list[float]:
+        """When events of this kind happened, in seconds since 1970."""
+        return [event["time"] for event in self.events if event["kind"] == kind]
+
+    @property
+    def round(self) -> int:
+        return int(self.settings.get("sweep.round", 0))
+
+    @property
+    def completed(self) -> bool:
+        return bool(self.summary["status"] == "completed")
+
+
+@dataclass(frozen=True)
+class RecordedSweep:
+    """A sweep folder: `overrides` as they were typed, the `experiment` it ran, or ""."""
+
+    folder: Path
+    experiment: str
+    overrides: Sequence[str]
+    jobs: Sequence[RecordedJob]  # in the order of their numbers
+
+    @property
+    def command(self) -> str:
+        return " ".join(["python -m atlas.train -m", *map(_quoted, self.overrides)])
+
+
+def read_sweep(folder: Path) -> RecordedSweep:
+    """Raises `ConfigError` for a folder that is no sweep, and for a job without settings or summary."""
+    for name in (RECORD_FILE, CHOICES_FILE):
+        require((folder / name).is_file(), "SWEEP", folder, f"the folder of a sweep ({name} is not in it)")
+    with readable(folder):
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        choices: Any = OmegaConf.load(folder / CHOICES_FILE).hydra.runtime.choices
+        jobs = [_read_job(folder, job["folder"], job["number"]) for job in record["jobs"]]
+        return RecordedSweep(folder, choices.get("experiment") or "", record["task"], jobs)
+
+
+def _read_job(sweep: Path, name: str, number: int) -> RecordedJob:
+    config, summary = sweep / name / CONFIG_FILE, sweep / name / SUMMARY_FILE
+    for path in (config, summary):
+        allowed = f"finished: job {number} left no {path.name}; `python -m atlas.train -m sweep.resume={sweep}` runs it"
+        require(path.is_file(), "SWEEP", sweep, allowed)
+    settings: Any = OmegaConf.to_container(OmegaConf.load(config))
+    return RecordedJob(number, sweep / name, flat(settings), json.loads(summary.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turns the errors of damaged files, or of files of another version, into a `ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(
+            f"SWEEP={folder}: must be a sweep whose files can be read ({type(error).__name__}: {_one_line(error)})"
+        ) from error
+
+
+def require_sound(jobs: Sequence[RecordedJob], excused: Collection[int] = ()) -> None:
+    """What both rules require. `excused` jobs may have failed: that is evidence as well."""
+    folder = jobs[0].folder.parent if jobs else Path()
+    require(len(jobs) > 0, "SWEEP", folder, "a sweep with at least one job")
+    for job in jobs:
+        name, launcher, status = f"job {job.job}", job.summary.get("launcher", ""), job.summary["status"]
+        allowed = "basic: timings of jobs that ran in parallel are no evidence"
+        require(launcher in SERIAL, f"{name} launcher", launcher, allowed)
+        reason = _one_line(job.summary["reason"]) or "it was killed"
+        require(job.completed or job.job in excused, f"{name} status", status, f"completed ({reason})")
+    for what in ("device", "versions", "git"):
+        _require_one(jobs, what, lambda job, what=what: _in_one_line(job.summary[what]))  # type: ignore[misc]
+    _require_serial([job for job in jobs if job.job not in excused])
+
+
+def require_rounds(jobs: Sequence[RecordedJob], candidate: Callable[[RecordedJob], Hashable]) -> None:
+    """Every candidate runs once a round, and a round ends before the next begins."""
+    rounds = sorted({job.round for job in jobs})
+    allowed = f"at least {ROUNDS_MIN} different values: one round cannot tell a slow candidate from a slow moment"
+    require(len(rounds) >= ROUNDS_MIN, "sweep.round", rounds, allowed)
+    order = [job.round for job in sorted(jobs, key=lambda job: job.job)]
+    require(order == sorted(order), "sweep.round", order, "the first key of the sweep, so that rounds are interleaved")
+    counts = Counter((job.round, candidate(job)) for job in jobs)
+    for number in rounds:
+        for name in {candidate(job) for job in jobs}:
+            found = counts[number, name]
+            require(found == 1, "SWEEP", jobs[0].folder.parent, f"one run of {name} in round {number}; {found} found")
+
+
+def require_same_settings(jobs: Sequence[RecordedJob], swept: Collection[str]) -> None:
+    """All settings agree, except the `swept` ones; the name of a group stands for all its keys."""
+    for key in sorted({key for job in jobs for key in job.settings}):
+        if not named(key, (*IRRELEVANT, *swept)):
+            _require_one(jobs, key, lambda job, key=key: job.settings.get(key))  # type: ignore[misc]
+
+
+def named(key: str, names: Iterable[str]) -> bool:
+    """Whether `names` holds the flat key or one of the groups it lies in."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _require_serial(jobs: Sequence[RecordedJob]) -> None:
+    """Each job started once, in the order of their numbers, after the job before it had ended."""
+    for job in jobs:
+        starts = len(job.times("start"))
+        require(starts == 1, f"job {job.job} starts", starts, "1: a continued run mixes the timings of two moments")
+    for before, after in pairwise(jobs):
+        gap = after.times("start")[0] - before.times("end")[-1]
+        allowed = f"after the end of job {before.job}: the jobs overlapped, or were not run in their order"
+        require(gap >= 0, f"job {after.job} start", f"{gap:+.1f} s", allowed)
+
+
+def _require_one(jobs: Sequence[RecordedJob], what: str, value: Callable[[RecordedJob], Any]) -> None:
+    first = value(jobs[0])
+    for job in jobs[1:]:
+        require(value(job) == first, f"job {job.job} {what}", value(job), f"{first}, as in job {jobs[0].job}")
+
+
+def _in_one_line(value: Any) -> Any:
+    return ", ".join(f"{name} {number}" for name, number in value.items()) if isinstance(value, dict) else value
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _quoted(override: str) -> str:
+    """`override` for a shell: in quotes where it holds a character that a shell interprets."""
+    plain = all(character.isalnum() or character in "=.,_/+-:@%~" for character in override)
+    return override if plain else f"'{override}'"
