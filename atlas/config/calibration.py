@@ -1,4 +1,4 @@
-"""Settings of W_init's calibration, and of the reset shock that it is judged by (AC-P0-1)."""
+"""Settings of W_init's calibration, and of the reset shock that it is judged by (docs/memory.md section 7)."""
 
 from __future__ import annotations
 

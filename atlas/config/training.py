@@ -16,7 +16,7 @@ class GateAction(StrEnum):
 
 @dataclass
 class GateConfig:
-    """Gate polarisation loss (AC-P1-2) and the fast-fail monitor."""
+    """Gate polarisation loss (docs/memory.md section 1) and the fast-fail monitor."""
 
     polarisation_peak: float = 10.0  # lambda during the first `polarisation_hold` of the steps
     polarisation_hold: float = 0.1
@@ -25,7 +25,7 @@ class GateConfig:
     monitor_start: int = 100
     monitor_check: int = 500
     variance_ratio_min: float = 1.5
-    nontrivial_std: float = 0.1  # gates of this std pass whatever their growth (AC-P1-5)
+    nontrivial_std: float = 0.1  # gates of this std pass whatever their growth
     std_min: float = 0.01
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class RollbackConfig:
     """
 
     enabled: bool = True  # False: spikes are recorded and nothing is restored
-    observe: bool = False  # like False, and the distribution of ppl_delta is written at the end (protocol 4.3)
+    observe: bool = False  # like False, and the distribution of ppl_delta is written at the end
     triggers: list[str] = field(default_factory=lambda: ["perplexity", "non_finite"])
     # A spike: perplexity above (1 + threshold) * its moving average, and out of line with its own recent spread.
     threshold: float = 0.05

@@ -1,4 +1,4 @@
-"""MAG block: attention gated by memory (memory.md section 1, Titans Eq 26-28).
+"""MAG block: attention gated by memory (docs/memory.md section 1, Titans Eq 26-28).
 
 a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = Gate(m)
 x = x + (a * g) W_o                       multiplicative fusion: g = 0 makes the branch exactly 0

@@ -1,4 +1,4 @@
-"""phi: from keys and queries to the features that the memory network reads (memory.md section 3).
+"""phi: from keys and queries to the features that the memory network reads (docs/memory.md section 2).
 
 Legend: N = B * H rows, T tokens, H heads, d head width, w feature width before the polynomial, p features.
 """

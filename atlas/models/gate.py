@@ -12,7 +12,7 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-# z starts with unit variance, so that more than 8 gates of 10 start below 0.1 or above 0.9 (AC-P1-2).
+# z starts with unit variance, so that more than 8 gates of 10 start below 0.1 or above 0.9.
 INITIAL_SHARPNESS = 10.0
 
 

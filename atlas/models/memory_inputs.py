@@ -27,7 +27,8 @@ class MemoryTokens(NamedTuple):
 class MemoryInputs(nn.Module):
     """q, k, v: linear, causal depthwise convolution, SiLU on v, L2 norm on q and k (Titans section 3.3).
 
-    Titans puts SiLU on q and k too; with the Q-K projection all keys then share a mean direction (memory.md section 1).
+    Titans puts SiLU on q and k too. With the Q-K projection all keys then share a mean direction: docs/memory.md
+    section 8.
     """
 
     def __init__(self, width: int, heads: int, memories: int, config: MemoryConfig) -> None:

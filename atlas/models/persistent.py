@@ -23,12 +23,12 @@ class PersistentMemory(nn.Module):
 
     @property
     def m_persistent(self) -> Tensor:
-        """sum_p k_p k_p^T per head: [H, d, d] (AC-P0-2)."""
+        """sum_p k_p k_p^T per head: [H, d, d]."""
         return self.keys.mT @ self.keys
 
     @property
     def norm_persistent(self) -> Tensor:
-        """sum_p ||k_p||^2 per head: [H], from the keys as they are now (AC-P0-3)."""
+        """sum_p ||k_p||^2 per head: [H], from the keys as they are now."""
         return self.keys.square().sum((-2, -1))
 
     @property

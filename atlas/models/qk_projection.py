@@ -19,7 +19,7 @@ from atlas.ops.unit_rows import unit_rows
 
 
 class QKProjection:
-    """The projection one token at a time, for probes and as the reference of the parallel form (P2-T3).
+    """The projection one token at a time, for probes and as the reference of the parallel form.
 
     Keys, values and queries are [..., H, d], with any leading batch dimensions. Nothing is cut from the gradient.
     `degree` > 1 puts phi(k) in place of every key that is matched with a query, phi(x).phi(y) = (x.y)^degree, so that

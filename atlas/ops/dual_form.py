@@ -1,4 +1,5 @@
-"""Dual form: a chunk's gradients and the reads of its causal prefix as matrix products (memory.md section 4, TNT Eq 3).
+"""Dual form: a chunk's gradients and the reads of its causal prefix as matrix products: TNT Eq 3,
+docs/memory.md section 5.
 
 Legend: N rows, C tokens of a chunk or a part of it, J written tokens, d head width, p feature width, h hidden width.
 

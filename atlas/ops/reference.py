@@ -1,6 +1,6 @@
 """The slow truth: one row, one token at a time, inner gradients by autograd at the weights that the equations name.
 
-Nothing is shared with the fast forms. Matrices are those of memory.md section 3:
+Nothing is shared with the fast forms. Matrices are those of docs/memory.md section 4:
 
     f(x; W) = x + W1 (silu(W2 phi(x)) * (W3 phi(x)))
     l(W; k, v) = sqrt(1 + ||f(k; W) - v||^2) - 1         half the squared error, its gradient bounded

@@ -34,7 +34,7 @@ log = logging.getLogger("atlas")
 
 
 def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
-    """Train in `folder` and leave there what architecture.md section 4 lists; `job` says of which sweep it is a part.
+    """Train in `folder` and leave there what docs/architecture.md section 3 lists; `job` names the sweep it belongs to.
 
     Raises `ConfigError` before anything is written; later errors leave a summary of status `failed` and are raised
     again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`. A run

@@ -47,12 +47,12 @@ def _mean(weighted: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def gate_polarisation(gates: Sequence[Tensor]) -> Tensor:
-    """mean(1 - |2g - 1|) over all gates: 0 where every gate is 0 or 1, 1 where all are 1/2 (AC-P1-2)."""
+    """mean(1 - |2g - 1|) over all gates: 0 where every gate is 0 or 1, 1 where all are 1/2."""
     return torch.stack([(1 - (2 * gate - 1).abs()).mean() for gate in gates]).mean()
 
 
 def polarisation_weight(step: int, steps: int, gate: GateConfig) -> float:
-    """lambda(t): the peak for the first `polarisation_hold` of the steps, then peak * decay ** progress (AC-P1-2)."""
+    """lambda(t): the peak for the first `polarisation_hold` of the steps, then peak * decay ** progress."""
     progress = step / steps
     if progress <= gate.polarisation_hold:
         return gate.polarisation_peak

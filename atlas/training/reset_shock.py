@@ -1,4 +1,4 @@
-"""What a reset of the local memories costs: the loss right after the first one, against no reset at all (AC-P0-1).
+"""What a reset of the local memories costs: the loss right after the first one, against no reset at all.
 
 Legend: R rows, S shard, n horizon, T tokens, V vocabulary.
 

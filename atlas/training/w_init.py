@@ -1,4 +1,4 @@
-"""Steady-state calibration of W_init, and the reset shock that judges it (AC-P0-1).
+"""Steady-state calibration of W_init, and the reset shock that judges it (docs/memory.md section 7).
 
 Legend: B sequences, H heads, T tokens, S shard, d head width, h hidden width, p feature width.
 

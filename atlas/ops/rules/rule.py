@@ -1,4 +1,4 @@
-"""What a learning rule of the memory is. A rule is one file of this folder and an entry in `learning_rule`.
+"""What a learning rule of the memory must provide. A rule is one file of this folder and a line in `learning_rule`.
 
 Legend: N rows, C tokens, n controls.
 """
@@ -35,7 +35,7 @@ class Control(NamedTuple):
 
 
 class LearningRule(Protocol):
-    """Writes at the start weights of a chunk, and what happens at the chunk's end. A rule itself holds no state."""
+    """A rule turns a chunk's tokens into writes, and closes the chunk. It holds no state (docs/memory.md section 5)."""
 
     @property
     def controls(self) -> tuple[Control, ...]: ...
@@ -47,13 +47,13 @@ class LearningRule(Protocol):
 
     @property
     def own_gradients(self) -> bool:
-        """True: `write` gives the gradients of the chunk's own tokens, as `gd` does: the fused chunk may be used."""
+        """True: `write` returns the gradients of the chunk's own tokens, as in `gd`, so the fused chunk may be used."""
         ...
 
     @property
     def chunk_end(self) -> ChunkEnd | None:
-        """What `close` does if it is one of these: all whole chunks of a stretch may then be run at once by a kernel,
-        which does not ask `close`. None: it is asked."""
+        """The update at the chunk's end, if it is one of `ChunkEnd`. A kernel then applies it itself, for all whole
+        chunks of a stretch at once, and never calls `close`. None: `close` is called at each chunk's end."""
         ...
 
     def initial(self, weights: FastWeights) -> Kept:
@@ -61,7 +61,7 @@ class LearningRule(Protocol):
         ...
 
     def write(self, start: FastWeights, kept: Kept, tokens: ChunkInputs) -> Writes:
-        """The writes of a chunk, or of a part of one; what token t has seen of them comes from tokens up to t."""
+        """The writes of a chunk, or of a part of one. What token t reads of them comes from tokens up to t only."""
         ...
 
     def keep(self, kept: Kept, tokens: ChunkInputs) -> Kept:

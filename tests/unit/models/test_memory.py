@@ -56,7 +56,7 @@ def make(config: MemoryConfig) -> tuple[AtlasMemory, PersistentMemory, Tensor]:
 
 
 def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> Tensor:
-    """[B, T, D]: the equations of memory.md section 5, one token at a time."""
+    """[B, T, D]: the equations of docs/memory.md section 6, one token at a time."""
     tokens, _ = memory.inputs(x, memory.inputs.initial_state(BATCH))
     rates, controls = memory.inputs.rates(x), memory.controls(x)
     rows = []
