@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from atlas.config import NIAH_LEVELS
+from atlas.config import LEVELS, RECALL
 from experiments.phase2.checks.finding import Finding, failed, passed
 from experiments.phase2.checks.record import RunRecord
 
@@ -50,14 +50,14 @@ def judge_needles(record: RunRecord, steps_required: int = STEPS_REQUIRED) -> Fi
     if record.trouble or summary is None:
         return failed(f"not measured: the run is {record.trouble}")
     at_end = {event["level"] for event in record.of_kind("probe") if event["step"] == summary.step}
-    results = {level: summary.niah[level] for level in NIAH_LEVELS if level in summary.niah and level in at_end}
+    results = {level: summary.niah[level] for level in LEVELS if level in summary.niah and level in at_end}
     evidence = tuple(f"{level}: {result['verdict']}" for level, result in results.items())
     numbers = {level: _numbers_of_level(result) for level, result in results.items()}
     complaints = [f"after {summary.step} steps, {steps_required} are required" if summary.step < steps_required else ""]
-    complaints += [_complaint(level, results.get(level)) for level in reversed(NIAH_LEVELS)]  # recall tells most
+    complaints += [_complaint(level, results.get(level)) for level in reversed(LEVELS)]  # recall tells most
     if any(complaints):
         return failed("; ".join(filter(None, complaints)), *evidence, numbers=numbers)
-    return passed(f"{results['recall']['accuracy']:.1%} > {ACCURACY_REQUIRED:.0%}", *evidence, numbers=numbers)
+    return passed(f"{results[RECALL.name]['accuracy']:.1%} > {ACCURACY_REQUIRED:.0%}", *evidence, numbers=numbers)
 
 
 def _complaint(level: str, result: Mapping[str, Any] | None) -> str:
@@ -67,13 +67,9 @@ def _complaint(level: str, result: Mapping[str, Any] | None) -> str:
     if result["outcome"] == "not_measured" or not _finite(accuracy) or not _finite(control):
         return f"{level} not measured: {result['reason']}"
     if not accuracy > ACCURACY_REQUIRED:
-        wanted = f"wanted > {_number(level, ACCURACY_REQUIRED)}"
-        return f"{level} {_number(level, accuracy)}, {wanted}, memory off {_number(level, control)}"
+        text = LEVELS[level].unit.text
+        return f"{level} {text(accuracy)}, wanted > {text(ACCURACY_REQUIRED)}, memory off {text(control)}"
     return "" if result["outcome"] == "passed" else f"{level} {result['outcome']}: {result['reason']}"
-
-
-def _number(level: str, value: float) -> str:
-    return f"{value:.1%}" if level == "recall" else f"cosine {value:.2f}"
 
 
 def _numbers_of_level(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atlas.config import require
+from atlas.config import RECALL, require
 from experiments.phase2.decisions.chunk_runs import BASELINE, SETS, ChunkRun, braces
 from experiments.phase2.decisions.recorded import RecordedRun, Sweep
 from experiments.phase2.decisions.soundness import require_rounds, require_same_settings, require_sound
@@ -45,7 +45,7 @@ def _exhausted(run: RecordedRun) -> bool:
 
 def _evidence(run: RecordedRun) -> ChunkRun:
     settings, summary, fits = run.settings, run.summary, run.completed
-    recall = summary["niah"].get("recall", {})
+    recall = summary["niah"].get(RECALL.name, {})
     return ChunkRun(
         job=run.job,
         round=run.round,
