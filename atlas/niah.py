@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import DeviceConfig, NIAHConfig, RunConfig, require
+from atlas.config import LEVELS, DeviceConfig, NIAHConfig, RunConfig, Unit, require
 from atlas.config.arguments import run_command
 from atlas.config.composition import CONF_DIR, options
 from atlas.config.refusals import refuse, unknown_key
@@ -61,7 +61,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
     write_json(folder / JSON_FILE, manifest.path.name, config.niah, results)
-    cells = [asdict(cell) for result in results if result.level == "recall" for cell in result.cells]
+    cells = [asdict(cell) for result in results if LEVELS[result.level].grid for cell in result.cells]
     if cells:
         from atlas.report.heatmap import draw_heatmaps
 
@@ -105,27 +105,23 @@ def table(results: Sequence[NIAHResult]) -> list[str]:
     lines = []
     for result in results:
         lines += ["", f"{result.level}  {result.verdict}  [{result.seconds:.1f} s]"]
-        head = ("memory", "off", "frozen", "without", "chance" if result.level == "recall" else "algebra")
+        unit = LEVELS[result.level].unit
+        head = ("memory", "off", "frozen", "without", "chance" if unit is Unit.share else "algebra")
         columns = f"  {'task':<12} {'haystack':<13} {'length':>6} {'depth':>6}  {'needle':<14} "
         lines.append(f"{columns}{' '.join(f'{name:>7}' for name in head)} {'prob.':>6} {'n':>4}")
-        lines += [_row(cell, share=result.level == "recall") for cell in result.cells]
+        lines += [_row(cell, unit) for cell in result.cells]
     return lines[1:]
 
 
-def _row(cell: Cell, *, share: bool) -> str:
+def _row(cell: Cell, unit: Unit) -> str:
     depth = "" if cell.depth is None else f"{100 * cell.depth:.1f}%"
-    chance = cell.chance if share else cell.expected
-    numbers = [_number(value, share) for value in (cell.accuracy, cell.control, cell.frozen, cell.without, chance)]
+    chance = cell.chance if unit is Unit.share else cell.expected
+    values = (cell.accuracy, cell.control, cell.frozen, cell.without, chance)
+    numbers = ["-" if value is None else f"{value:{unit.form}}" for value in values]
     probability = "" if cell.likelihood is None else f"{cell.likelihood:.3f}"
     row = f"  {cell.task:<12} {cell.haystack:<13} {cell.length:>6} {depth:>6}  {cell.span:<14} "
     row += " ".join(f"{number:>7}" for number in numbers)
     return f"{row} {probability:>6} {cell.samples:>4}  {cell.reason}".rstrip()
-
-
-def _number(value: float | None, share: bool) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1%}" if share else f"{value:.3f}"
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from atlas.config.calibration import CalibrationConfig
 from atlas.config.errors import ConfigError, require
+from atlas.config.levels import LEVELS, RECALL, Level, Unit
 from atlas.config.model import (
     C_G,
     C_L_OPTIONS,
@@ -25,7 +26,7 @@ from atlas.config.model import (
     QKProjectionConfig,
     Rule,
 )
-from atlas.config.niah import NIAH_LEVELS, NIAH_TASKS, NIAHConfig
+from atlas.config.niah import NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
     CHANGEABLE,
     DebugConfig,
@@ -51,9 +52,10 @@ __all__ = [
     "CHANGEABLE",
     "C_G",
     "C_L_OPTIONS",
-    "NIAH_LEVELS",
+    "LEVELS",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",
+    "RECALL",
     "S_L",
     "TRIGGERS",
     "VOCABULARY",
@@ -69,6 +71,7 @@ __all__ = [
     "GateConfig",
     "K",
     "Kernels",
+    "Level",
     "MemoryConfig",
     "ModelConfig",
     "NIAHConfig",
@@ -84,5 +87,6 @@ __all__ = [
     "SweepConfig",
     "TelemetryConfig",
     "TrainConfig",
+    "Unit",
     "require",
 ]

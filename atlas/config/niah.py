@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from atlas.config.errors import require
+from atlas.config.levels import LEVELS
 
-NIAH_LEVELS = ("accumulator", "memory", "recall")
 NIAH_TASKS = ("single", "multi_key", "multi_query", "text", "mqar", "ruler")
 
 
@@ -16,7 +16,7 @@ class NIAHConfig:
 
     enabled: bool = True
     every: int = 1000  # steps; the last step is always probed
-    levels: list[str] = field(default_factory=lambda: list(NIAH_LEVELS))
+    levels: list[str] = field(default_factory=lambda: list(LEVELS))
     haystack: int = 100  # keys (accumulator) or tokens (memory) written after the needle
     accumulator_degree: int = 2  # of the features that accumulator keys pass or fail on; 1 = the keys themselves
     threshold: float = 0.8
@@ -34,7 +34,7 @@ class NIAHConfig:
         require(self.every >= 1, "niah.every", self.every, ">= 1 (niah=off switches the probes off)")
         require(len(self.levels) > 0, "niah.levels", self.levels, "at least one (niah=off switches the probes off)")
         for level in self.levels:
-            require(level in NIAH_LEVELS, "niah.levels", self.levels, f"some of {list(NIAH_LEVELS)}")
+            require(level in LEVELS, "niah.levels", self.levels, f"some of {list(LEVELS)}")
         require(self.haystack >= 1, "niah.haystack", self.haystack, ">= 1")
         require(self.accumulator_degree in (1, 2), "niah.accumulator_degree", self.accumulator_degree, "1 or 2")
         require(0 < self.threshold <= 1, "niah.threshold", self.threshold, "in (0, 1]")

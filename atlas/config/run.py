@@ -8,6 +8,7 @@ from typing import Any
 
 from atlas.config.calibration import CalibrationConfig
 from atlas.config.errors import require
+from atlas.config.levels import RECALL
 from atlas.config.model import ChunkSizeConfig, ModelConfig, Rule
 from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
@@ -82,7 +83,7 @@ class RunConfig:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         if self.model.memory.enabled:
             self._check_chunks()
-        if self.niah.enabled and "recall" in self.niah.levels:
+        if self.niah.enabled and RECALL.name in self.niah.levels:
             self._check_needle_lengths()
 
     def _check_needle_lengths(self) -> None:

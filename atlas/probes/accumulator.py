@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,10 +26,12 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan
 from atlas.models.qk_projection import QKProjection
 from atlas.ops.qk_projection import EPSILON
-from atlas.probes.keys import MemoryLayer, SeenTokens, memory_layers, unit_vectors
+from atlas.probes.keys import MemoryLayer, memory_layers, unit_vectors
 from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.subject import Subject
 
 LEVEL = "accumulator"
+PLACE = 1 << 32  # in the random stream
 TOLERANCE = 1e-3  # relative; float32 round-off stays below 1e-5
 CHANCE = 0.0  # mean cosine of random directions
 
@@ -65,16 +66,13 @@ def reference_read(query: Tensor, keys: Tensor, values: Tensor, degree: int, per
     return torch.einsum("bnh,bnhd->bhd", weight, values) / square.sum(1).clamp(min=EPSILON).unsqueeze(-1)
 
 
-def probe_accumulator(
-    model: AtlasModel,
-    settings: NIAHConfig,
-    step: int,
-    rng: np.random.Generator,
-    texts: Sequence[SeenTokens],
-    text_name: str,
-) -> NIAHResult:
-    """Judged on random keys at `accumulator_degree`; `texts` are the keys that each layer computes from `text_name`."""
+def probe_accumulator(subject: Subject) -> NIAHResult:
+    """Judged on random keys at `accumulator_degree`; the keys that each layer computes from text are measured too."""
+    model, settings, step = subject.model, subject.settings, subject.step
     layers = memory_layers(model)
+    if not layers:
+        return judge(step=step, level=LEVEL, threshold=settings.threshold, missing="the model has no memory")
+    rng, (texts, text_name) = subject.rng(PLACE), subject.seen
     draws = {layer.index: max(1, settings.samples // layer.heads) for layer in layers}
     readings: dict[tuple[str, int], list[Readings]] = {}
     faults: set[str] = set()

@@ -27,15 +27,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atlas.config import NIAHConfig
-from atlas.models.language_model import AtlasModel
 from atlas.models.memory import MemoryState
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.fast_weights import FastWeights, read
 from atlas.probes.keys import MemoryLayer, SeenTokens, Substituted, memory_layers, unit_vectors
 from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.subject import Subject
 
 LEVEL = "memory"
+PLACE = 1 << 33  # in the random stream
 TOLERANCE = 1e-4
 CHANCE = 0.0  # mean cosine of random directions
 EPSILON = 1e-12
@@ -53,15 +54,12 @@ class Reading:
     plain: Tensor  # [N] cosine of f(k; W) with v
 
 
-def probe_memory(
-    model: AtlasModel,
-    settings: NIAHConfig,
-    step: int,
-    rng: np.random.Generator,
-    texts: Sequence[SeenTokens],
-    text_name: str,
-) -> NIAHResult:
-    """`texts`: what each layer's memory makes of rows of `text_name`, each at least as long as `stretch` says."""
+def probe_memory(subject: Subject) -> NIAHResult:
+    """Judged on random keys, by the memory that keeps the needle worst."""
+    model, settings, step = subject.model, subject.settings, subject.step
+    if not memory_layers(model):
+        return judge(step=step, level=LEVEL, threshold=settings.threshold, missing="the model has no memory")
+    rng, (texts, text_name) = subject.rng(PLACE), subject.seen
     readings: list[Reading] = []
     faults: set[str] = set()
     for layer, seen in zip(memory_layers(model), texts, strict=True):
@@ -74,12 +72,6 @@ def probe_memory(
             readings += _read_layer(layer, model.plan, settings.haystack, name, _lead(hay, key, value))
         faults |= _faults(layer, model.plan, _lead(seen.repeat(draws), key, value))
     return _result(settings, step, readings, sorted(faults))
-
-
-def stretch(plan: ChunkPlan, haystack: int) -> int:
-    """Tokens that the longest write of this level needs, the needle included."""
-    to_chunk_end = -(-(haystack + 1) // plan.global_size) * plan.global_size
-    return max(to_chunk_end, haystack + 1, (plan.shard or 0) + 1)
 
 
 def _random_like(seen: SeenTokens, rng: np.random.Generator) -> SeenTokens:

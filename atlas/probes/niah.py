@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from hydra.utils import get_method
 from numpy.typing import NDArray
 
-from atlas.config import NIAHConfig
-from atlas.data.haystack import build_haystacks
+from atlas.config import LEVELS, NIAHConfig
 from atlas.data.needles import NeedleFormat
-from atlas.data.sampler import Stream, generator
 from atlas.models.language_model import AtlasModel
-from atlas.probes import accumulator, memory_level, recall
-from atlas.probes.keys import SeenTokens, memory_layers, seen_tokens, text_rows
 from atlas.probes.neutral import untouched
-from atlas.probes.result import NIAHResult, judge
-
-TEXT_ROWS = 2  # rows of text whose keys the key levels bury their needle under
-# Places in the random stream; the cells of the recall grid count from 0.
-_INDEX = {"accumulator": 1 << 32, "memory": 1 << 33, "text": 1 << 34}
+from atlas.probes.result import NIAHResult
+from atlas.probes.subject import Subject
 
 
 class NIAHProbe:
@@ -48,36 +41,9 @@ class NIAHProbe:
         """A result per level. Nothing of the model, of its mode or of any random state is changed."""
         results = []
         with untouched(model):
+            subject = Subject(model, self.config, step, self.needles, self.sequence, self.text)
             for level in self.config.levels:
                 began = time.perf_counter()
-                result = self._level(model, step, level)
+                result = get_method(LEVELS[level].probe)(subject)
                 results.append(replace(result, seconds=time.perf_counter() - began))
         return results
-
-    def _level(self, model: AtlasModel, step: int, level: str) -> NIAHResult:
-        if level == "recall":
-            return recall.probe_recall(model, self.config, step, self.needles, self.sequence, self.text)
-        if not memory_layers(model):
-            return judge(
-                step=step,
-                level=level,
-                threshold=self.config.threshold,
-                accuracy=None,
-                control=None,
-                chance=0.0,
-                missing="the model has no memory",
-            )
-        rng = generator(self.config.seed, Stream.probe, _INDEX[level])
-        probe = memory_level.probe_memory if level == "memory" else accumulator.probe_accumulator
-        return probe(model, self.config, step, rng, *self._seen(model))
-
-    def _seen(self, model: AtlasModel) -> tuple[Sequence[SeenTokens], str]:
-        """What the memories make of some text, and its name."""
-        length = max(memory_level.stretch(model.plan, self.config.haystack), self.config.haystack + 1)
-        rng = generator(self.config.seed, Stream.probe, _INDEX["text"])
-        text, name = self.text, "text"
-        if text is None or len(text) < length:
-            name = "noise"
-            text = build_haystacks(rng, 1, length + TEXT_ROWS, {"noise": 1.0}, None)[0]
-        device = model.embedding.weight.device
-        return seen_tokens(model, text_rows(rng, text, TEXT_ROWS, length, device)), name

@@ -28,6 +28,7 @@ from atlas.models.plan import MemoryMode
 from atlas.probes.haystacks import Questions, grid
 from atlas.probes.keys import memory_layers
 from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.subject import Subject
 
 LEVEL = "recall"
 TOKENS_AT_ONCE = 16_384  # of one forward pass
@@ -51,21 +52,15 @@ def attention_reach(model: AtlasModel) -> int | None:
     return None if 0 in windows else sum(window - 1 for window in windows)
 
 
-def probe_recall(
-    model: AtlasModel,
-    settings: NIAHConfig,
-    step: int,
-    needles: NeedleFormat,
-    trained_length: int,
-    text: NDArray[np.uint8] | None,
-) -> NIAHResult:
+def probe_recall(subject: Subject) -> NIAHResult:
     """Judged on the task `single` in noise, over all depths beyond the reach of attention: at the trained length, or at
     the shortest of `settings.lengths` where these leave that out."""
+    model, settings, needles, trained_length = subject.model, subject.settings, subject.needles, subject.trained_length
     reach, has_memory = attention_reach(model), bool(memory_layers(model))
     lengths = settings.lengths or [trained_length * factor for factor in settings.length_factors]
     judged_length = trained_length if trained_length in lengths else min(lengths)
     cells = []
-    for questions in grid(settings, needles, text, lengths):
+    for questions in grid(settings, needles, subject.text, lengths):
         cells.append(_cell(model, settings, questions, reach, has_memory))
     judged = [cell for cell in cells if cell.task == "single" and cell.length == judged_length and cell.samples]
     chance = float(needles.value_alphabet) ** -needles.value_bytes
@@ -83,7 +78,7 @@ def probe_recall(
     details |= {} if frozen is None else {"frozen": frozen}
     details |= _by_span(judged)
     return judge(
-        step=step,
+        step=subject.step,
         level=LEVEL,
         threshold=settings.threshold,
         accuracy=_weighted(judged, [cell.accuracy for cell in judged]),

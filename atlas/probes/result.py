@@ -8,6 +8,8 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
+from atlas.config import LEVELS, RECALL
+
 
 class Outcome(StrEnum):
     passed = "passed"
@@ -60,7 +62,7 @@ class NIAHResult:
     def metrics(self) -> dict[str, float | None]:
         own = {"accuracy": self.accuracy, "control": self.control, "chance": self.chance}
         metrics = {f"niah/{self.level}/{name}": value for name, value in own.items()}
-        return metrics | ({"niah/accuracy": self.accuracy} if self.level == "recall" else {})
+        return metrics | ({"niah/accuracy": self.accuracy} if self.level == RECALL.name else {})
 
     @property
     def verdict(self) -> str:
@@ -68,8 +70,9 @@ class NIAHResult:
         word = self.outcome.value.replace("_", " ").upper()
         if self.accuracy is None:
             return f"{word}: {self.reason}"
-        numbers = f"{_number(self.level, self.accuracy)} with memory, {_number(self.level, self.control)} without"
-        wanted = f"chance {_number(self.level, self.chance)}, wanted >= {_number(self.level, self.threshold)}"
+        text = LEVELS[self.level].unit.text
+        numbers = f"{text(self.accuracy)} with memory, {text(self.control)} without"
+        wanted = f"chance {text(self.chance)}, wanted >= {text(self.threshold)}"
         return f"{word}: {numbers} ({wanted})" + (f"; {self.reason}" if self.reason else "")
 
     def describe(self) -> dict[str, Any]:
@@ -99,9 +102,9 @@ def judge(
     step: int,
     level: str,
     threshold: float,
-    accuracy: float | None,
-    control: float | None,
-    chance: float,
+    accuracy: float | None = None,
+    control: float | None = None,
+    chance: float = 0.0,
     faults: Sequence[str] = (),
     missing: str = "",
     expected: float | None = None,
@@ -136,9 +139,3 @@ def judge(
         cells=tuple(cells),
         details={name: value for name, value in (details or {}).items() if isfinite(value)},
     )
-
-
-def _number(level: str, value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    return f"{value:.1%}" if level == "recall" else f"cosine {value:.2f}"

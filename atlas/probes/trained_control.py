@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from atlas.config import RECALL
 from atlas.models.language_model import AtlasModel
 from atlas.probes.keys import memory_layers
 from atlas.probes.niah import NIAHProbe
@@ -21,7 +22,7 @@ def with_trained_control(
     if memory_layers(control):
         raise ValueError("the control has a memory")
     recall = NIAHProbe(
-        replace(probe.config, levels=["recall"], frozen=False),
+        replace(probe.config, levels=[RECALL.name], frozen=False),
         probe.needles,
         sequence=probe.sequence,
         last_step=probe.last_step,
@@ -32,7 +33,7 @@ def with_trained_control(
 
 
 def _merged(result: NIAHResult, without: Sequence[float | None]) -> NIAHResult:
-    if result.level != "recall":
+    if result.level != RECALL.name:
         return result
     cells = [replace(cell, without=value) for cell, value in zip(result.cells, without, strict=True)]
     return replace(result, cells=tuple(cells))

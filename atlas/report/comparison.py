@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas.config import RECALL
 from atlas.report.comparison_charts import Field, comparison_charts
 from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
 from atlas.report.record import RunRecord
@@ -49,9 +50,10 @@ def _standing(records: Sequence[RunRecord], labels: Sequence[str], best: int | N
     if best is None:
         return Text("Best run: none yet, since no completed run has a validation loss.")
     loss = finite(records[best].summary.get("validation_loss"))
-    recall = finite(records[best].probe("recall").get("accuracy"))
-    found = "not measured" if recall is None else f"{recall:.1%}"
-    return Text(f"Best run: {labels[best]}, validation loss {loss:.4f}, NIAH recall {found}.", tone="good")
+    recall = finite(records[best].probe(RECALL.name).get("accuracy"))
+    return Text(
+        f"Best run: {labels[best]}, validation loss {loss:.4f}, {RECALL.title} {RECALL.unit.text(recall)}.", tone="good"
+    )
 
 
 def _table(

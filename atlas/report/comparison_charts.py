@@ -8,6 +8,7 @@ from functools import cached_property
 from html import escape
 from typing import Any
 
+from atlas.config import LEVELS, RECALL, Level
 from atlas.report.document import MISSING, Chart
 from atlas.report.lines import COLOURS, Lines, Trace
 from atlas.report.marks import common_range
@@ -21,7 +22,7 @@ LEGEND = "The orange line is the best run; the others stand out the more, the lo
 OVERLAYS = (
     ("validation/loss", "Validation loss of all runs", "nats per byte"),
     ("loss", "Training loss of all runs", "nats per byte"),
-    ("niah/recall/accuracy", "NIAH recall of all runs", "share found"),
+    (f"niah/{RECALL.name}/accuracy", f"{RECALL.title} of all runs", RECALL.unit),
     ("tokens_per_second", "Throughput of all runs", "tokens per second"),
 )
 TICKS = 6  # values of a setting that an axis names; above that its ends
@@ -115,8 +116,7 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     axes = [_Axis(difference.name, difference.values) for difference in differing]
     axes += [
         _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
-        _Axis("NIAH memory", [finite(record.probe("memory").get("accuracy")) for record in records], ".3f"),
-        _Axis("NIAH recall", [finite(record.probe("recall").get("accuracy")) for record in records], ".1%"),
+        *(_level_axis(records, level) for level in LEVELS.values() if level.compared),
         _Axis("validation loss", field.losses, ".4f"),
     ]
     axes = [axis for axis in axes if axis.distinct > 1]
@@ -125,6 +125,11 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     traces = [_coordinate(field, index, axes) for index in field.order]
     note = f"A line is a run, from its settings to its results. {LEGEND}"
     return Chart("Parallel coordinates", traces, _upright(axes), note, wide=True)
+
+
+def _level_axis(records: Sequence[RunRecord], level: Level) -> _Axis:
+    found = [finite(record.probe(level.name).get("accuracy")) for record in records]
+    return _Axis(level.title, found, level.unit.form)
 
 
 def _coordinate(field: Field, index: int, axes: Sequence[_Axis]) -> Trace:

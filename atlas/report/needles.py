@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas.config import LEVELS, Unit
 from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, Text
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
 from atlas.report.record import RunRecord
 from atlas.report.wording import finite, number_cell, share_cell
 
+GRIDS = [level.name for level in LEVELS.values() if level.grid]
 PLACE = ("task", "haystack", "length", "depth")
 MEASURES = (("accuracy", "memory on"), ("control", "memory off"))
 
@@ -22,7 +24,7 @@ def needle_blocks(record: RunRecord) -> list[Block]:
         return []
     source = f"python -m atlas.niah on {record.niah.get('checkpoint', 'a checkpoint')}"
     blocks: list[Block] = [_verdicts(results, source)]
-    cells = [cell for result in results if result.get("level") == "recall" for cell in _sound_cells(result)]
+    cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
     picture = record.folder / "niah.png"
     if picture.is_file():
         blocks.append(Picture(picture, f"niah-{record.name.replace('/', '-')}.png", f"needles found, {record.name}"))
@@ -148,5 +150,6 @@ def probe_history(record: RunRecord) -> Table | Text:
         ]
         for event in probes
     ]
-    note = "Found: cosine with the value for accumulator and memory, share of needles for recall."
+    of_unit = {unit: " and ".join(level.name for level in LEVELS.values() if level.unit is unit) for unit in Unit}
+    note = f"Found: {', '.join(f'{unit.meaning} for {names}' for unit, names in of_unit.items())}."
     return Table("NIAH during training", head, rows, note, sortable=True)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from atlas.config import LEVELS
 from atlas.report.document import Chart
 from atlas.report.lines import COLOURS, Lines, Trace, level_line
 from atlas.report.marks import common_range, step_layout
 from atlas.report.record import RunRecord
 from atlas.report.wording import finite
 
-LEVELS = {"recall": "recall, share found", "memory": "memory, cosine", "accumulator": "accumulator, cosine"}
 LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss")
 GATES = ("gate/mean", "gate/std", "gate/polarised")
 DELTA = "Perplexity delta of the watched rows"
@@ -100,9 +100,9 @@ def _gates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
 
 def _niah(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     record, traces = lines.record, []
-    for (level, name), colour in zip(LEVELS.items(), COLOURS, strict=False):
-        traces += lines.of(f"niah/{level}/accuracy", name, colour, width=2.2)
-        traces += lines.of(f"niah/{level}/control", f"{level}, memory off", colour, dash="dash", width=1.2)
+    for level, colour in zip(reversed(LEVELS.values()), COLOURS, strict=False):
+        traces += lines.of(f"niah/{level.name}/accuracy", level.label, colour, width=2.2)
+        traces += lines.of(f"niah/{level.name}/control", f"{level.name}, memory off", colour, dash="dash", width=1.2)
     thresholds = {finite(record.probe(level).get("threshold")) for level in LEVELS} - {None}
     if traces:
         ends = _ends(record)

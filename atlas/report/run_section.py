@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas.config import LEVELS
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
 from atlas.report.needles import needle_blocks, probe_history
 from atlas.report.record import RunRecord
@@ -20,11 +21,11 @@ from atlas.report.wording import (
     moment,
     number,
     number_cell,
-    share_cell,
     size_cell,
     status_cell,
 )
 
+BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level tells most about the trained model
 TOLD = ("spike", "rollback", "warning", "error", "notice", "end")
 MOST_EVENTS = 200  # in the table; a run that warns at every step would bury the rest
 
@@ -57,7 +58,7 @@ def _facts(record: RunRecord) -> Facts:
         ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
         ("validation loss", Cell(perplexity)),
         ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
-        *((f"NIAH {level}", Cell(str(found.get("verdict", MISSING)))) for level, found in _probes(record)),
+        *((title, Cell(str(found.get("verdict", MISSING)))) for title, found in _probes(record)),
         ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),
         ("peak memory", size_cell(summary.get("peak_memory_bytes"))),
         ("overhead", Cell(_overhead(record))),
@@ -76,8 +77,8 @@ def _segment(record: RunRecord) -> int:
 
 
 def _probes(record: RunRecord) -> list[tuple[str, Mapping[str, Any]]]:
-    found = [(level, record.probe(level)) for level in ("accumulator", "memory", "recall")]
-    return [(level, probe) for level, probe in found if probe]
+    found = [(level.title, record.probe(level.name)) for level in LEVELS.values()]
+    return [(title, probe) for title, probe in found if probe]
 
 
 def _overhead(record: RunRecord) -> str:
@@ -140,9 +141,7 @@ def overview_cells(record: RunRecord) -> list[Cell]:
     return [
         number_cell(record.result("validation_loss", "validation/loss"), ".4f"),
         number_cell(record.result("loss", "loss"), ".4f"),
-        share_cell(record.probe("recall").get("accuracy")),
-        number_cell(record.probe("memory").get("accuracy"), ".3f"),
-        number_cell(record.probe("accumulator").get("accuracy"), ".3f"),
+        *(number_cell(record.probe(level.name).get("accuracy"), level.unit.form) for level in BY_WEIGHT),
         number_cell(record.result("tokens_per_second", "tokens_per_second"), ",.0f"),
         size_cell(record.summary.get("peak_memory_bytes")),
         number_cell(len(record.kind("rollback")) if record.events else None, ".0f"),
@@ -151,6 +150,6 @@ def overview_cells(record: RunRecord) -> list[Cell]:
 
 
 OVERVIEW = (
-    "validation loss", "training loss", "NIAH recall", "NIAH memory", "NIAH accumulator", "tokens/s",
-    "peak memory", "rollbacks", "steps",
+    "validation loss", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
+    "rollbacks", "steps",
 )  # fmt: skip

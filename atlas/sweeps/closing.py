@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas.config import RECALL
 from atlas.runs.folder import reason, say
 from atlas.sweeps.outcome import Outcome, outcomes
 from atlas.sweeps.record import read_record
 from atlas.sweeps.resumption import KEY
 from atlas.sweeps.stop import StopSign
 
-HEAD = ("job", "settings", "status", "validation loss", "recall")
+HEAD = ("job", "settings", "status", "validation loss", RECALL.name)
 
 
 def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
@@ -49,13 +50,13 @@ def _row(outcome: Outcome, swept: dict[str, str]) -> tuple[str, ...]:
     settings = " ".join(f"{name}={value}" for name, value in swept.items())
     summary = outcome.summary
     loss = summary.validation_loss if summary else None
-    recall = summary.niah.get("recall", {}).get("accuracy") if summary else None
+    recall = summary.niah.get(RECALL.name, {}).get("accuracy") if summary else None
     return (
         str(outcome.job.number),
         settings,
         outcome.status,
         "-" if loss is None else f"{loss:.4f}",
-        "-" if recall is None else f"{recall:.1%}",
+        "-" if recall is None else f"{recall:{RECALL.unit.form}}",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from atlas.config import NIAH_LEVELS, ConfigError
+from atlas.config import LEVELS, RECALL, ConfigError
 from atlas.training.watch.history import History, Reading
 from experiments.phase2.evidence import CheckedRun
 from experiments.phase2.finding import Finding, failed, passed
@@ -55,14 +55,14 @@ def judge_needles(run: CheckedRun, steps_required: int = STEPS_REQUIRED) -> Find
     if run.trouble or summary is None:
         return failed(f"not measured: the run is {run.trouble}")
     at_end = {event["level"] for event in run.of_kind("probe") if event["step"] == summary.step}
-    results = {level: summary.niah[level] for level in NIAH_LEVELS if level in summary.niah and level in at_end}
+    results = {level: summary.niah[level] for level in LEVELS if level in summary.niah and level in at_end}
     evidence = tuple(f"{level}: {result['verdict']}" for level, result in results.items())
     numbers = {level: {key: result.get(key) for key in LEVEL_NUMBERS} for level, result in results.items()}
     complaints = [f"after {summary.step} steps, {steps_required} are required" if summary.step < steps_required else ""]
-    complaints += [_complaint(level, results.get(level)) for level in reversed(NIAH_LEVELS)]  # recall tells most
+    complaints += [_complaint(level, results.get(level)) for level in reversed(LEVELS)]  # recall tells most
     if any(complaints):
         return failed("; ".join(filter(None, complaints)), *evidence, numbers=numbers)
-    return passed(f"{results['recall']['accuracy']:.1%} > {ACCURACY_REQUIRED:.0%}", *evidence, numbers=numbers)
+    return passed(f"{results[RECALL.name]['accuracy']:.1%} > {ACCURACY_REQUIRED:.0%}", *evidence, numbers=numbers)
 
 
 def _complaint(level: str, result: Mapping[str, Any] | None) -> str:
@@ -72,13 +72,9 @@ def _complaint(level: str, result: Mapping[str, Any] | None) -> str:
     if result["outcome"] == "not_measured" or not _finite(accuracy) or not _finite(control):
         return f"{level} not measured: {result['reason']}"
     if not accuracy > ACCURACY_REQUIRED:
-        wanted = f"wanted > {_number(level, ACCURACY_REQUIRED)}"
-        return f"{level} {_number(level, accuracy)}, {wanted}, memory off {_number(level, control)}"
+        text = LEVELS[level].unit.text
+        return f"{level} {text(accuracy)}, wanted > {text(ACCURACY_REQUIRED)}, memory off {text(control)}"
     return "" if result["outcome"] == "passed" else f"{level} {result['outcome']}: {result['reason']}"
-
-
-def _number(level: str, value: float) -> str:
-    return f"{value:.1%}" if level == "recall" else f"cosine {value:.2f}"
 
 
 def judge_ppl_delta(run: CheckedRun, readings: Sequence[Reading]) -> Finding:

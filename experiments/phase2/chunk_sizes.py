@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from atlas.config import require
+from atlas.config import RECALL, require
 from experiments.phase2.decision import Decision, DecisionOutcome
 from experiments.phase2.sweeps import (
     RecordedJob,
@@ -110,7 +110,7 @@ def _exhausted(job: RecordedJob) -> bool:
 
 def _chunk_run(job: RecordedJob) -> ChunkRun:
     settings, summary, fits = job.settings, job.summary, job.completed
-    recall = summary["niah"].get("recall", {})
+    recall = summary["niah"].get(RECALL.name, {})
     return ChunkRun(
         job=job.job,
         round=job.round,

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import atlas
+from atlas.config import LEVELS
 from atlas.models.persistent import PersistentMemory
 from experiments.phase2.check_rollback import judge_rollback
 from experiments.phase2.check_run import judge_needles, judge_ppl_delta, judge_stability, last_readings
@@ -87,7 +88,7 @@ def test_an_untrained_memory_does_not_recall(recorded: Recorded) -> None:
     finding = judge_needles(record, 2)
     assert finding.outcome is CheckOutcome.failed
     assert finding.detail.startswith("recall 0.0%, wanted > 80.0%, memory off")
-    assert set(finding.numbers) == {"accumulator", "memory", "recall"}
+    assert set(finding.numbers) == set(LEVELS)
     assert finding.numbers["recall"]["accuracy"] == 0.0
     without = judge_needles(recorded("train.steps=2"), 2)
     assert without.detail.startswith("recall not measured at the last step; memory not measured")

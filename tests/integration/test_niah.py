@@ -10,7 +10,7 @@ import pytest
 
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import RunConfig
+from atlas.config import LEVELS, RECALL, RunConfig
 from atlas.config.composition import save_config
 from atlas.niah import main
 from atlas.runs.build import build_model
@@ -64,11 +64,7 @@ def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
     assert main([str(untrained_run), *settings]) == 1  # an untrained model recalls nothing
     record = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))
     assert (record["checkpoint"], record["settings"]["samples"]) == ("step-00000007", 2)
-    assert [(result["level"], result["step"]) for result in record["results"]] == [
-        ("accumulator", 7),
-        ("memory", 7),
-        ("recall", 7),
-    ]
+    assert [(result["level"], result["step"]) for result in record["results"]] == [(level, 7) for level in LEVELS]
     recall = record["results"][2]
     assert recall["outcome"] == "failed"
     lengths = {(cell["task"], cell["length"]) for cell in recall["cells"]}
@@ -81,7 +77,8 @@ def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
 def test_a_model_trained_without_memory_answers_the_same_questions(untrained_run: Path, tmp_path: Path) -> None:
     other = make_run(small_config("model.memory.enabled=false"), tmp_path / "other")
     assert main([str(untrained_run), f"control={other}", "niah.samples=32"]) == 1
-    (recall,) = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))["results"][2:]
+    results = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))["results"]
+    recall = next(result for result in results if result["level"] == RECALL.name)
     assert main([str(other), "niah.levels=[recall]", "niah.samples=32"]) == 1
     (own,) = json.loads((other / "niah.json").read_text(encoding="utf-8"))["results"]
     measured = [cell for cell in recall["cells"] if cell["samples"]]
@@ -144,7 +141,7 @@ def test_losses_are_bitwise_the_same_with_probes_at_every_step_and_without(tmp_p
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         series.append([(row["step"], row["loss"], row["grad_norm"]) for row in rows])
         probes = [event for event in events(tmp_path / name) if event["kind"] == "probe"]
-        assert [event["level"] for event in probes] == (["accumulator", "memory", "recall"] * 3 if name == "on" else [])
+        assert [event["level"] for event in probes] == ([*LEVELS] * 3 if name == "on" else [])
     assert series[0] == series[1]
 
 

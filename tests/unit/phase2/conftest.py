@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.config import NIAH_LEVELS, DebugConfig, RunConfig
+from atlas.config import LEVELS, DebugConfig, RunConfig
 from atlas.probes.result import judge
 from atlas.runs.summary import RunSummary
 from atlas.training.watch.history import Reading
@@ -23,12 +23,12 @@ Made = Callable[..., CheckedRun]
 
 def niah_results(**accuracies: float | None) -> dict[str, Any]:
     """The results of every level as a run's summary holds them, by `judge`, the only one that makes them."""
-    found = {"accumulator": 0.94, "memory": 0.99, "recall": 0.875} | accuracies
+    found = dict.fromkeys(LEVELS, 0.94) | {"recall": 0.875} | accuracies
     return {
         level: judge(
             step=STEPS, level=level, threshold=0.8, accuracy=found[level], control=0.05, chance=0.0625
         ).describe()
-        for level in NIAH_LEVELS
+        for level in LEVELS
     }
 
 
@@ -56,7 +56,7 @@ def made() -> Made:
             | {"validation/loss": 3.0 - step / STEPS}
             for step in range(100, STEPS + 1, 100)
         ]
-        probes = [{"kind": "probe", "step": STEPS, "level": level} for level in NIAH_LEVELS]
+        probes = [{"kind": "probe", "step": STEPS, "level": level} for level in LEVELS]
         told = {"status": "completed", "step": STEPS, "steps": STEPS, "validation_loss": 1.4, "config_hash": "same"}
         found = RunSummary("run", **(told | {"niah": niah_results()} | summary))
         return CheckedRun(Path("run"), exit_status, config, found, rows, [*probes, *(events or [])])

@@ -16,9 +16,9 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.memory_inputs import MemoryInputs
 from atlas.ops.chunk_scan import Scan, ScanState
 from atlas.ops.dual_form import ChunkInputs
-from atlas.probes.memory_level import stretch
 from atlas.probes.niah import NIAHProbe
 from atlas.probes.result import NIAHResult, Outcome
+from atlas.probes.subject import stretch
 
 
 def sound_model() -> AtlasModel:

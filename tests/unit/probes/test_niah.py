@@ -10,10 +10,13 @@ import torch
 from torch.nn import functional as F
 
 import atlas
-from atlas.config import ChunkSizeConfig, ModelConfig, NIAHConfig
+from atlas.config import LEVELS, ChunkSizeConfig, Level, ModelConfig, NIAHConfig, Unit
 from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
+from atlas.niah import table
 from atlas.probes.niah import NIAHProbe
+from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.subject import Subject
 
 
 def small_model() -> AtlasModel:
@@ -55,7 +58,7 @@ def test_probing_changes_nothing_bitwise() -> None:
     modes = [module.training for module in model.modules()]
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     results = probe().run(model, 1)
-    assert [result.level for result in results] == ["accumulator", "memory", "recall"]
+    assert [result.level for result in results] == list(LEVELS)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -105,3 +108,20 @@ def test_a_bad_setting_is_refused(override: str, message: str) -> None:
     with pytest.raises(atlas.ConfigError) as error:
         atlas.compose([override])
     assert str(error.value).startswith(message)
+
+
+def count_layers(subject: Subject) -> NIAHResult:
+    layers = float(len(subject.model.blocks))
+    cell = Cell("layers", "none", 1, accuracy=layers, control=0.0, samples=1)
+    return judge(step=subject.step, level="layers", threshold=0.8, accuracy=layers, control=0.0, cells=[cell])
+
+
+def test_a_new_level_is_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEVELS, "layers", Level("layers", Unit.cosine, f"{__name__}.count_layers"))
+    (result,) = probe(levels=["layers"]).run(small_model(), 7)
+    assert (
+        result.verdict
+        == "PASSED: cosine 2.00 with memory, cosine 0.00 without (chance cosine 0.00, wanted >= cosine 0.80)"
+    )
+    assert result.metrics == {"niah/layers/accuracy": 2.0, "niah/layers/control": 0.0, "niah/layers/chance": 0.0}
+    assert table([result])[2].split() == ["layers", "none", "1", "2.000", "0.000", "-", "-", "-", "1"]

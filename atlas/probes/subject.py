@@ -1,0 +1,53 @@
+"""What a level of the probes is given: the model, the settings, and what its needles are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.config import NIAHConfig
+from atlas.data.haystack import build_haystacks
+from atlas.data.needles import NeedleFormat
+from atlas.data.sampler import Stream, generator
+from atlas.models.language_model import AtlasModel
+from atlas.models.plan import ChunkPlan
+from atlas.probes.keys import SeenTokens, seen_tokens, text_rows
+
+TEXT_ROWS = 2  # rows of text whose keys the key levels bury their needle under
+TEXT_PLACE = 1 << 34  # in the random stream; a level has a place of its own
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model at a step, and how it is probed."""
+
+    model: AtlasModel
+    settings: NIAHConfig
+    step: int
+    needles: NeedleFormat
+    trained_length: int  # tokens
+    text: NDArray[np.uint8] | None  # of text haystacks; None: the key levels see RULER's noise sentences instead
+
+    def rng(self, place: int) -> np.random.Generator:
+        """The same at every step. The cells of a grid count from 0, every other user has a place from 2^32 on."""
+        return generator(self.settings.seed, Stream.probe, place)
+
+    @cached_property
+    def seen(self) -> tuple[list[SeenTokens], str]:
+        """What the memory of each layer makes of some text, and the text's name: one pass for all levels."""
+        length, rng = stretch(self.model.plan, self.settings.haystack), self.rng(TEXT_PLACE)
+        text, name = self.text, "text"
+        if text is None or len(text) < length:
+            name = "noise"
+            text = build_haystacks(rng, 1, length + TEXT_ROWS, {"noise": 1.0}, None)[0]
+        device = self.model.embedding.weight.device
+        return seen_tokens(self.model, text_rows(rng, text, TEXT_ROWS, length, device)), name
+
+
+def stretch(plan: ChunkPlan, haystack: int) -> int:
+    """Tokens that the longest write of a key level needs, the needle included."""
+    to_chunk_end = -(-(haystack + 1) // plan.global_size) * plan.global_size
+    return max(to_chunk_end, haystack + 1, (plan.shard or 0) + 1)
