@@ -17,8 +17,9 @@ VOCABULARY = 256  # bytes
 
 
 class Fusion(StrEnum):
-    multiplicative = "multiplicative"
-    additive = "additive"
+    multiplicative = "multiplicative"  # a * g
+    gated_sum = "gated_sum"  # (a + m W_g) * g: what is recalled has a path of its own
+    additive = "additive"  # a + m W_g + b_g: an ablation, no gate can close the branch
 
 
 class Rule(StrEnum):
@@ -66,7 +67,8 @@ class QKProjectionConfig:
 
     range: ProjectionRange = ProjectionRange.shard
     normalisation: Normalisation = Normalisation.sum
-    renormalise: bool = True  # q' is L2-normalised again before the memory reads it
+    renormalise: bool = True  # what the local memories read with is L2-normalised again
+    mix: bool = False  # they read with q + lambda q' instead of q', lambda learnable per head, 0 before training
 
 
 @dataclass
