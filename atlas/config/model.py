@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from atlas.config.choices import Choices
 from atlas.config.errors import require
 
 # Constants of the papers, and the defaults of full-size models. A small model scales all of them down together.
@@ -62,7 +63,7 @@ class ChunkSizeConfig:
 
 
 @dataclass
-class QKProjectionConfig:
+class QKProjectionConfig(Choices, prefix="model.memory.qk_projection."):
     """How local memories turn a query into `q'` (TNT Eq 7; the paper contradicts itself on range and normalisation)."""
 
     range: ProjectionRange = ProjectionRange.shard
@@ -72,7 +73,7 @@ class QKProjectionConfig:
 
 
 @dataclass
-class MemoryConfig:
+class MemoryConfig(Choices, prefix="model.memory."):
     """The neural memory of every block."""
 
     enabled: bool = True
@@ -138,7 +139,7 @@ class NativeLengths:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Choices, prefix="model."):
     """A language model of MAG blocks."""
 
     width: int = 128  # D

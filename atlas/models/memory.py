@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.config import MemoryConfig, ProjectionRange
+from atlas.config.choices import member
 from atlas.models.feature_map import FeatureMap
 from atlas.models.hierarchy import per_row, run_periods
 from atlas.models.memory_inputs import MemoryInputs
@@ -68,7 +69,7 @@ class AtlasMemory(nn.Module):
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
         self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)
-        mixes = config.qk_projection.mix and config.qk_projection.range != ProjectionRange.off
+        mixes = config.qk_projection.mix and config.qk_projection.range is not ProjectionRange.off
         self.mix = nn.Parameter(torch.zeros(heads)) if mixes else None  # lambda [H]
         head_width = width // heads
         self.features = FeatureMap(heads, head_width, config)
@@ -93,9 +94,10 @@ class AtlasMemory(nn.Module):
         position: int,
         persistent: PersistentMemory,
         plan: ChunkPlan,
-        mode: MemoryMode,
+        mode: MemoryMode | str,
     ) -> tuple[Tensor, MemoryState]:
         """x [B, T, D] whose first token is number `position` -> what the memories recall [B, T, D], and their state."""
+        mode = member(MemoryMode, "mode", mode)
         if mode is MemoryMode.off:
             return torch.zeros_like(x), state
         tokens, recent = self.inputs(x, state.recent)
