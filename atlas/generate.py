@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from atlas.config import ConfigError, DeviceConfig, DeviceKind, require
 from atlas.config.arguments import read_settings, run_command, split_arguments
+from atlas.config.choices import Choices
 
 if TYPE_CHECKING:
     from atlas.models.plan import ChunkPlan
@@ -55,7 +56,7 @@ class Memory(StrEnum):
 
 
 @dataclass
-class GenerationSettings:
+class GenerationSettings(Choices):
     """What the command line may set; see the module's docstring."""
 
     prompt: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from atlas.config.choices import Choices
 from atlas.config.errors import require
 
 # Constants of the papers, and the defaults of full-size models. A small model scales all of them down together.
@@ -17,8 +18,9 @@ VOCABULARY = 256  # bytes
 
 
 class Fusion(StrEnum):
-    multiplicative = "multiplicative"
-    additive = "additive"
+    multiplicative = "multiplicative"  # a * g
+    gated_sum = "gated_sum"  # (a + m W_g) * g: what is recalled has a path of its own
+    additive = "additive"  # a + m W_g + b_g: an ablation, no gate can close the branch
 
 
 class Rule(StrEnum):
@@ -61,16 +63,17 @@ class ChunkSizeConfig:
 
 
 @dataclass
-class QKProjectionConfig:
+class QKProjectionConfig(Choices, prefix="model.memory.qk_projection."):
     """How local memories turn a query into `q'` (TNT Eq 7; the paper contradicts itself on range and normalisation)."""
 
     range: ProjectionRange = ProjectionRange.shard
     normalisation: Normalisation = Normalisation.sum
-    renormalise: bool = True  # q' is L2-normalised again before the memory reads it
+    renormalise: bool = True  # what the local memories read with is L2-normalised again
+    mix: bool = False  # they read with q + lambda q' instead of q', lambda learnable per head, 0 before training
 
 
 @dataclass
-class MemoryConfig:
+class MemoryConfig(Choices, prefix="model.memory."):
     """The neural memory of every block."""
 
     enabled: bool = True
@@ -136,7 +139,7 @@ class NativeLengths:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Choices, prefix="model."):
     """A language model of MAG blocks."""
 
     width: int = 128  # D

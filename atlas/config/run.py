@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from atlas.config.calibration import CalibrationConfig
+from atlas.config.choices import Choices
 from atlas.config.errors import require
 from atlas.config.levels import RECALL
 from atlas.config.model import ChunkSizeConfig, ModelConfig, Rule
@@ -37,7 +38,7 @@ class Kernels(StrEnum):
 
 
 @dataclass
-class DeviceConfig:
+class DeviceConfig(Choices, prefix="device."):
     kind: DeviceKind = DeviceKind.auto
     precision: Precision = Precision.auto
     threads: int = 0  # CPU threads; 0 = torch's own choice

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from atlas.config.choices import Choices
 from atlas.config.errors import require
 
 
@@ -15,7 +16,7 @@ class GateAction(StrEnum):
 
 
 @dataclass
-class GateConfig:
+class GateConfig(Choices, prefix="train.gate."):
     """Gate polarisation loss (docs/memory.md section 1) and the fast-fail monitor."""
 
     polarisation_peak: float = 10.0  # lambda during the first `polarisation_hold` of the steps
@@ -76,7 +77,7 @@ TRIGGERS = ("perplexity", "non_finite", "gate", "niah")
 
 
 @dataclass
-class RollbackConfig:
+class RollbackConfig(Choices, prefix="rollback."):
     """Spike watch and automatic rollback.
 
     Watched is the perplexity of a few fixed validation rows: it is read every `watch_every` steps, and every

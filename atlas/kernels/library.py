@@ -10,6 +10,7 @@ import ctypes
 from dataclasses import dataclass
 
 from atlas.config import ConfigError, Kernels
+from atlas.config.choices import member
 from atlas.kernels.compiler import CompileError, build
 from atlas.kernels.signatures import declared
 
@@ -26,6 +27,7 @@ _selection = _Selection()
 
 def use(choice: Kernels) -> None:
     """Raises `ConfigError` for `compiled` where no library can be had."""
+    choice = member(Kernels, "device.kernels", choice)
     _selection.choice = choice
     if choice is not Kernels.torch:
         _load()

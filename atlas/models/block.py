@@ -1,7 +1,8 @@
 """MAG block: attention gated by memory (docs/memory.md section 1, Titans Eq 26-28).
 
 a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = Gate(m)
-x = x + (a * g) W_o                       multiplicative fusion: g = 0 makes the branch exactly 0
+x = x + (a * g) W_o                       fusion `multiplicative`: g = 0 makes the branch exactly 0
+x = x + ((a + m W_g) * g) W_o             fusion `gated_sum`: the same, and the memory's content passes too
 x = x + SwiGLU(RMSNorm(x))
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from atlas.config import Fusion, ModelConfig
 from atlas.models.attention import AttentionState, SlidingWindowAttention
-from atlas.models.gate import Gate
+from atlas.models.gate import Gate, Gating
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
@@ -74,5 +75,12 @@ class AtlasMAGBlock(nn.Module):
 
     def _fuse(self, branch: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
         assert self.gate is not None
-        logits, gate, polarisable = self.gate(recalled)
-        return (branch * gate if self.fusion is Fusion.multiplicative else branch + logits), polarisable
+        gating: Gating = self.gate(recalled)
+        match self.fusion:
+            case Fusion.multiplicative:
+                fused = branch * gating.gate
+            case Fusion.gated_sum:
+                fused = (branch + gating.linear) * gating.gate
+            case Fusion.additive:
+                fused = branch + gating.logits
+        return fused, gating.polarisable

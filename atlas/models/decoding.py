@@ -40,7 +40,7 @@ def decode(
     generator: torch.Generator | None = None,
     prefill: ChunkPlan | None = None,
     plan: ChunkPlan | None = None,
-    mode: MemoryMode = MemoryMode.learn,
+    mode: MemoryMode | str = MemoryMode.learn,
 ) -> Iterator[Tensor]:
     """Tokens [B] that continue `prompt` [B, T >= 1], one after the other and without end.
 
@@ -56,7 +56,7 @@ def decode(
         last = chosen.unsqueeze(1)
 
 
-def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMode) -> ModelState:
+def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMode | str) -> ModelState:
     """The state after `prompt` [B, T >= 0]."""
     state = model.initial_state(prompt.shape[0], plan)
     for first in range(0, prompt.shape[1], PREFILL_TOKENS):

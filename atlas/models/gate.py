@@ -8,12 +8,23 @@ Legend: B sequences, T tokens, D model width.
 from __future__ import annotations
 
 from math import log
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # z starts with unit variance, so that more than 8 gates of 10 start below 0.1 or above 0.9.
 INITIAL_SHARPNESS = 10.0
+
+
+class Gating(NamedTuple):
+    """Of a recalled m; all [B, T, D]."""
+
+    logits: Tensor  # z
+    gate: Tensor  # g
+    polarisable: Tensor  # g with a gradient to the sharpness alone
+    linear: Tensor  # m W_g, without the bias: finite where an infinite bias closes the gate
 
 
 class Gate(nn.Module):
@@ -31,8 +42,9 @@ class Gate(nn.Module):
         nn.init.normal_(self.linear.weight, std=width**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, recalled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """m [B, T, D] -> z, g, and g again with a gradient to the sharpness alone."""
-        logits: Tensor = self.linear(recalled)
+    def forward(self, recalled: Tensor) -> Gating:
+        linear = F.linear(recalled, self.linear.weight)
+        logits = linear + self.linear.bias
         sharpness = self.log_sharpness.exp()
-        return logits, torch.sigmoid(sharpness * logits), torch.sigmoid(sharpness * logits.detach())
+        gate, polarisable = torch.sigmoid(sharpness * logits), torch.sigmoid(sharpness * logits.detach())
+        return Gating(logits, gate, polarisable, linear)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from atlas.config import ChunkSizeConfig, ModelConfig
+from atlas.config.choices import member
 from atlas.models.block import AtlasMAGBlock, BlockState
 from atlas.models.norm import RMSNorm
 from atlas.models.plan import ChunkPlan, MemoryMode
@@ -68,10 +69,10 @@ class AtlasModel(nn.Module):
         state: ModelState | None = None,
         *,
         plan: ChunkPlan | None = None,
-        mode: MemoryMode = MemoryMode.learn,
+        mode: MemoryMode | str = MemoryMode.learn,
     ) -> ModelOutput:
         """tokens [B, T] int64 -> logits [B, T, V] for the token after each, the state, the gates."""
-        plan = plan or self.plan
+        plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens of shape {list(tokens.shape)}: must be [batch, tokens >= 1]")
         state = state or self.initial_state(tokens.shape[0], plan)

@@ -3,6 +3,8 @@
 Legend: B sequences, T tokens, D model width, H heads, N = B * H rows, d head width, h hidden width, p feature width.
 
     m_t = f(q_t; V_xi(t, C_G)) + sum_i f(q'_t; W_t^(i))
+
+With `qk_projection.mix` the local memories read with q_t + lambda q'_t, a learnable lambda per head.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atlas.config import MemoryConfig
+from atlas.config import MemoryConfig, ProjectionRange
+from atlas.config.choices import member
 from atlas.models.feature_map import FeatureMap
 from atlas.models.hierarchy import per_row, run_periods
 from atlas.models.memory_inputs import MemoryInputs
@@ -28,6 +31,7 @@ from atlas.ops.features import feature_norm
 from atlas.ops.qk_projection import Accumulator
 from atlas.ops.rules import learning_rule
 from atlas.ops.rules.rule import LearningRule
+from atlas.ops.unit_rows import unit_rows
 
 
 class MemoryState(NamedTuple):
@@ -65,6 +69,8 @@ class AtlasMemory(nn.Module):
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
         self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)
+        mixes = config.qk_projection.mix and config.qk_projection.range is not ProjectionRange.off
+        self.mix = nn.Parameter(torch.zeros(heads)) if mixes else None  # lambda [H]
         head_width = width // heads
         self.features = FeatureMap(heads, head_width, config)
         shape = (heads, head_width, self.features.count, config, self.rule)
@@ -88,15 +94,18 @@ class AtlasMemory(nn.Module):
         position: int,
         persistent: PersistentMemory,
         plan: ChunkPlan,
-        mode: MemoryMode,
+        mode: MemoryMode | str,
     ) -> tuple[Tensor, MemoryState]:
         """x [B, T, D] whose first token is number `position` -> what the memories recall [B, T, D], and their state."""
+        mode = member(MemoryMode, "mode", mode)
         if mode is MemoryMode.off:
             return torch.zeros_like(x), state
         tokens, recent = self.inputs(x, state.recent)
         learns = mode is MemoryMode.learn
         rates, controls = self.inputs.rates(x) * learns, self.controls(x) * learns
         projected, sums = self.projector(tokens.query, tokens.key, state.sums, position, persistent, plan)
+        if self.mix is not None:
+            projected = [self._mixed(tokens.query, one, self.mix) for one in projected]
         pair = tokens.key, tokens.value
         key_features = self.features(tokens.key)
         reads: list[Tensor] = []
@@ -116,6 +125,11 @@ class AtlasMemory(nn.Module):
             local.append(after)
         recalled = sum(reads[1:], reads[0]).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
         return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory))
+
+    def _mixed(self, query: Tensor, projected: Tensor, mix: Tensor) -> Tensor:
+        """q + lambda q' of every row: [N, T, d]."""
+        mixed = query + mix.repeat(query.shape[0] // self.heads)[:, None, None] * projected
+        return unit_rows(mixed) if self.config.qk_projection.renormalise else mixed
 
     def _scan(self, chunk: int, *, read_at_start: bool) -> Scan:
         return Scan(self.rule, chunk, self.config.weight_norm_max, read_at_start, self.config.recompute)

@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from atlas.config import Normalisation, ProjectionRange, QKProjectionConfig
+from atlas.config.choices import member
 from atlas.models.hierarchy import Run, per_row, run_periods
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan
@@ -27,10 +28,10 @@ class QKProjection:
     """
 
     def __init__(
-        self, persistent: PersistentMemory, normalisation: Normalisation = Normalisation.sum, degree: int = 1
+        self, persistent: PersistentMemory, normalisation: Normalisation | str = Normalisation.sum, degree: int = 1
     ) -> None:
         self.persistent = persistent
-        self.per_key = normalisation is Normalisation.per_key
+        self.per_key = member(Normalisation, "normalisation", normalisation) is Normalisation.per_key
         self.degree = degree
         self.reset_at_shard_boundary()
 

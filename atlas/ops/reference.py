@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atlas.config import Rule
+from atlas.config.choices import Choices
 
 
 class Weights(NamedTuple):
@@ -37,7 +38,7 @@ class Token(NamedTuple):
 
 
 @dataclass
-class ReferenceMemory:
+class ReferenceMemory(Choices):
     """One memory of one sequence and head. `recall(token, chunk)` learns from a token and reads for it."""
 
     rule: Rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from atlas.models.block import AtlasMAGBlock
 from atlas.models.plan import ChunkPlan, MemoryMode
 
 PLAN = ChunkPlan((4,), 8, 8)
+
+
+each_gated_fusion = pytest.mark.parametrize("fusion", [Fusion.multiplicative, Fusion.gated_sum])
 
 
 def make(fusion: Fusion = Fusion.multiplicative) -> AtlasMAGBlock:
@@ -28,12 +32,15 @@ def branch_of(block: AtlasMAGBlock, x: Tensor) -> tuple[Tensor, Tensor]:
     return seen[0], gate
 
 
-def test_a_gate_of_0_makes_the_branch_exactly_0() -> None:
-    block, x = make(), torch.randn(2, 12, 16)
+@each_gated_fusion
+@pytest.mark.parametrize("bias", [-1e4, float("-inf")])
+def test_a_gate_of_0_makes_the_branch_exactly_0(fusion: Fusion, bias: float) -> None:
+    """AC-P1-4"""
+    block, x = make(fusion), torch.randn(2, 12, 16)
     assert block.gate is not None
     with torch.no_grad():
-        block.gate.linear.weight.zero_()
-        block.gate.linear.bias.fill_(float("-inf"))
+        block.gate.linear.weight.mul_(1e-2)
+        block.gate.linear.bias.fill_(bias)
     branch, gate = branch_of(block, x)
     assert torch.count_nonzero(gate) == torch.count_nonzero(branch) == 0
 
@@ -53,9 +60,22 @@ def test_the_multiplicative_gate_scales_the_attention_branch() -> None:
     torch.testing.assert_close(half, open_branch / 2)
 
 
-def test_the_gate_learns_to_suppress_a_noise_branch() -> None:
+def test_the_gated_sum_multiplies_attention_and_recall() -> None:
+    block, x = make(Fusion.gated_sum), torch.randn(2, 12, 16)
+    assert block.gate is not None
+    with torch.no_grad():
+        block.gate.log_sharpness.zero_()
+        block.gate.linear.bias.normal_()
+    branch, gate = branch_of(block, x)
+    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), 0, block.persistent)
+    recalled = torch.logit(gate) - block.gate.linear.bias  # m W_g
+    torch.testing.assert_close(branch, block.out((attended + recalled) * gate))
+
+
+@each_gated_fusion
+def test_the_gate_learns_to_suppress_a_noise_branch(fusion: Fusion) -> None:
     """AC-P1-1: the attention branch is noise, the target is no branch at all; the mean gate falls below 0.01."""
-    block, x = make(), torch.randn(2, 8, 16)
+    block, x = make(fusion), torch.randn(2, 8, 16)
     assert block.memory is not None
     assert block.persistent is not None
     assert block.gate is not None
@@ -63,9 +83,10 @@ def test_the_gate_learns_to_suppress_a_noise_branch() -> None:
     recalled = block.memory(block.norm(x), state, 0, block.persistent, PLAN, MemoryMode.learn)[0].detach()
     optimizer = torch.optim.Adam(block.gate.parameters(), lr=0.1)
     for _ in range(400):
-        gate = block.gate(recalled)[1]
+        branch, _ = block._fuse(torch.randn_like(recalled), recalled)
+        gate = block.gate(recalled).gate
         optimizer.zero_grad()
-        block.out(torch.randn_like(gate) * gate).square().mean().sqrt().backward()
+        block.out(branch).square().mean().sqrt().backward()
         optimizer.step()
     assert gate.mean().item() < 0.01
 

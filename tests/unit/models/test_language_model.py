@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 from atlas.config import (
     ChunkSizeConfig,
+    ConfigError,
+    Fusion,
     MemoryConfig,
     ModelConfig,
     Normalisation,
@@ -22,6 +24,7 @@ from atlas.config import (
     QKProjectionConfig,
     Rule,
 )
+from atlas.models.decoding import Sampling, decode
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.models.plan import ChunkPlan, MemoryMode
 
@@ -190,6 +193,38 @@ def test_mixed_precision_keeps_what_is_summed_in_float32(rule: Rule) -> None:
         memories = (*block.memory.local, *block.memory.global_memory)
         assert {leaf.dtype for leaf in pytree.tree_leaves(memories) if isinstance(leaf, Tensor)} == {torch.float32}
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mode", list(MemoryMode))
+def test_a_mode_may_be_named_by_a_text(mode: MemoryMode) -> None:
+    model, tokens = make()
+    assert torch.equal(model(tokens, mode=mode.value).logits, model(tokens, mode=mode).logits)
+    added = [next(decode(model, tokens, Sampling(temperature=0), mode=one)) for one in (mode.value, mode)]
+    assert torch.equal(*added)
+
+
+@pytest.mark.parametrize("mode", ["Off", "", None, False])
+def test_an_unknown_mode_is_refused_with_and_without_a_memory(mode: str) -> None:
+    plain = AtlasModel(ModelConfig(width=16, memory=MemoryConfig(enabled=False)), ChunkSizeConfig([2], 8, 8), 17)
+    for model in (make()[0], plain):
+        with pytest.raises(ConfigError) as refusal:
+            model(torch.zeros(1, 4, dtype=torch.long), mode=mode)
+        assert str(refusal.value) == f"mode={mode}: must be one of learn, frozen, off"
+
+
+def test_a_model_of_texts_is_the_model_of_the_members_that_they_name() -> None:
+    """Fusion, rule, range and normalisation, each another than the default."""
+    logits = []
+    for fusion, rule, kind, normalisation in (
+        (Fusion.additive, Rule.omega, ProjectionRange.chunk, Normalisation.per_key),
+        ("additive", "omega", "chunk", "per_key"),
+    ):
+        torch.manual_seed(0)
+        memory = MemoryConfig(rule=rule, qk_projection=QKProjectionConfig(kind, normalisation))  # type: ignore[arg-type]
+        config = ModelConfig(width=16, fusion=fusion, memory=memory)  # type: ignore[arg-type]
+        model = AtlasModel(config, ChunkSizeConfig([4], 8, 8), VOCABULARY)
+        logits.append(model(torch.arange(9).unsqueeze(0)).logits)
+    assert torch.equal(*logits)
 
 
 def test_tokens_of_a_wrong_shape_are_refused() -> None:

@@ -37,6 +37,10 @@ CASES = {
         BASE, qk_projection=QKProjectionConfig(ProjectionRange.chunk, Normalisation.per_key, renormalise=False)
     ),
     "gd, no projection": replace(BASE, qk_projection=QKProjectionConfig(ProjectionRange.off)),
+    "gd, mix": replace(BASE, qk_projection=QKProjectionConfig(mix=True)),
+    "gd, mix, chunk range, as long as they are": replace(
+        BASE, qk_projection=QKProjectionConfig(ProjectionRange.chunk, renormalise=False, mix=True)
+    ),
     "gd, degree 2": replace(BASE, degree=2, feature_width=2),
     "momentum": replace(BASE, rule=Rule.momentum),
     "muon": replace(BASE, rule=Rule.muon),
@@ -100,7 +104,7 @@ def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> T
 def projected(
     memory: AtlasMemory, persistent: PersistentMemory, queries: Tensor, keys: Tensor, row: int, t: int, chunk: int
 ) -> Tensor:
-    """q'_t of one row, from the sums begun anew."""
+    """q'_t of one row, from the sums begun anew; with a mix, q_t + lambda q'_t."""
     config = memory.config.qk_projection
     if config.range is ProjectionRange.off:
         return queries[row, t]
@@ -110,7 +114,11 @@ def projected(
     for i in range(first, t + 1):
         steps.update(keys[row, i].expand(HEADS, -1))
     out = steps.project(queries[row, t].expand(HEADS, -1))[row % HEADS]
-    return out / out.norm() if config.renormalise else out
+    out = out / out.norm() if config.renormalise else out
+    if memory.mix is None:
+        return out
+    mixed = queries[row, t] + memory.mix[row % HEADS] * out
+    return mixed / mixed.norm() if config.renormalise else mixed
 
 
 def features(memory: AtlasMemory, x: Tensor, head: int) -> Tensor:
@@ -136,6 +144,19 @@ def test_the_branch_equals_its_slow_form_and_all_gradients(name: str) -> None:
     idle = {"persistent keys"} if CASES[name].qk_projection.range is ProjectionRange.off else set()
     assert {name for name, grad in zip(names, found, strict=True) if grad is None} == idle
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_mix_starts_as_the_raw_query_and_one_without_a_projection_has_no_parameter() -> None:
+    outputs = []
+    for config in (QKProjectionConfig(mix=True), QKProjectionConfig(ProjectionRange.off, mix=True)):
+        torch.manual_seed(0)
+        memory = AtlasMemory(HEADS * HEAD_WIDTH, HEADS, len(PLAN.local), replace(BASE, qk_projection=config)).double()
+        persistent = PersistentMemory(HEADS, 5, HEAD_WIDTH).double()
+        x = torch.randn(BATCH, TOKENS, HEADS * HEAD_WIDTH, dtype=torch.float64)
+        state = memory.initial_state(BATCH, persistent, PLAN)
+        outputs.append(memory(x, state, 0, persistent, PLAN, MemoryMode.learn)[0])
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert memory.mix is None
 
 
 @pytest.mark.parametrize("rule", list(Rule))
