@@ -19,7 +19,7 @@ Examples
   python -m atlas.train                                           the default run
   python -m atlas.train niah.every=1000 train.steps=2000          single settings
   python -m atlas.train model=attention_only data=stdlib          options of groups
-  python -m atlas.train data=text 'data.paths=["docs/**/*.md"]'   your own text
+  python -m atlas.train data=text 'data.paths=["**/*.md"]'        your own text
   python -m atlas.train -m chunk_size=c8,c16,c32 seed=0,1         a sweep: every combination
 
 Groups (* is the default)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.config import ConfigError, require
+from atlas.config import require
+from atlas.data.files import read_files
+from atlas.data.leakage import BLOCK, shared_blocks
 
 FILES_TO_SPLIT = 10  # from so many files on, whole files go to validation; below, the tail of their bytes
 ENCODINGS = ("bytes", "utf8")
+LEAKAGE = 0.01  # share of validation blocks that stand in training: above it the validation loss flatters
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
 
 
@@ -30,6 +33,30 @@ class Corpus:
     files: int
     train: NDArray[np.uint8]
     validation: NDArray[np.uint8]
+    contents: Mapping[str, str] = field(default_factory=dict)  # file -> SHA-256, its first 16 digits
+    notes: tuple[str, ...] = ()  # what was passed over when the files were read
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of both parts: equal where every batch is."""
+        parts = [hashlib.sha256(part).hexdigest() for part in (self.train, self.validation)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def leakage(self) -> float:
+        """The share of the validation blocks that stand in training as well, see `shared_blocks`."""
+        return round(shared_blocks(self.train, self.validation)[0], 4)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know before training on it."""
+        if self.leakage <= LEAKAGE:
+            return list(self.notes)
+        leak = (
+            f"{self.leakage:.1%} of the validation blocks ({BLOCK} bytes) stand in the training part as well:"
+            " the validation loss is lower than on new text"
+        )
+        return [*self.notes, leak]
 
     def require_length(self, sequence: int) -> None:
         """Refuse a corpus with a part shorter than one sequence and the target of its last token."""
@@ -49,13 +76,14 @@ class Corpus:
             "files": self.files,
             "train_bytes": len(self.train),
             "validation_bytes": len(self.validation),
+            "validation_in_training": self.leakage,
         }
 
 
 def load_corpus(paths: Sequence[str], encoding: str, validation_share: float) -> Corpus:
     """The user's files, or the standard library where `paths` is empty."""
     listed = not isinstance(paths, str) and isinstance(paths, Sequence) and all(isinstance(p, str) for p in paths)
-    require(listed, "data.paths", paths, "a list of file names or patterns, as in data.paths=[notes.txt,docs/**/*.md]")
+    require(listed, "data.paths", paths, "a list of file names or patterns, as in data.paths=[notes.txt,**/*.md]")
     _require_share(validation_share)
     require(encoding in ENCODINGS, "data.encoding", encoding, f"one of {list(ENCODINGS)}")
     return _user_corpus(paths, encoding, validation_share) if paths else stdlib_corpus(validation_share)
@@ -72,7 +100,8 @@ def stdlib_corpus(validation_share: float) -> Corpus:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = {name: (root / name).read_bytes() for name in _python_files(root)}
     train, validation = split_files(files, validation_share)
-    return Corpus(f"Python {platform.python_version()} standard library", (), len(files), train, validation)
+    source = f"Python {platform.python_version()} standard library"
+    return Corpus(source, (), len(files), train, validation, _hashes(files))
 
 
 def _python_files(root: Path) -> list[str]:
@@ -101,7 +130,7 @@ def split_files(files: dict[str, bytes], validation_share: float) -> tuple[NDArr
 
 def validation_files(names: Sequence[str], validation_share: float) -> frozenset[str]:
     """The files of the validation part: at least one, and not all."""
-    by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     return frozenset(by_hash[: min(max(round(len(names) * validation_share), 1), len(names) - 1)])
 
 
@@ -110,36 +139,12 @@ def _concatenate(parts: Sequence[bytes]) -> NDArray[np.uint8]:
 
 
 def _user_corpus(paths: Sequence[str], encoding: str, validation_share: float) -> Corpus:
-    contents = {name: _read(name, paths, encoding) for name in _matches(paths)}
-    common = os.path.commonpath([name.parent for name in contents])
-    relative = {name.relative_to(common).as_posix(): content for name, content in contents.items()}
-    train, validation = split_files(relative, validation_share)
-    return Corpus(", ".join(paths), tuple(paths), len(relative), train, validation)
+    texts, notes = read_files(paths, encoding)
+    common = os.path.commonpath([name.parent for name in texts])
+    files = {name.relative_to(common).as_posix(): content for name, content in texts.items()}
+    train, validation = split_files(files, validation_share)
+    return Corpus(", ".join(paths), tuple(paths), len(files), train, validation, _hashes(files), tuple(notes))
 
 
-def _matches(paths: Sequence[str]) -> list[Path]:
-    """Files that the patterns match. A wildcard passes over folders; a folder named in full is an error."""
-    found: set[Path] = set()
-    for pattern in paths:
-        expanded = str(Path(pattern).expanduser())
-        matches = [Path(name).absolute() for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 (absolute patterns too)
-        if glob.has_magic(expanded):
-            matches = [name for name in matches if not name.is_dir()]
-        require(len(matches) > 0, "data.paths", list(paths), f"patterns that match files; {pattern!r} matches none")
-        found.update(matches)
-    return sorted(found)
-
-
-def _read(name: Path, paths: Sequence[str], encoding: str) -> bytes:
-    try:
-        content = name.read_bytes()
-        if encoding == "utf8":
-            content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        reason = f"{str(name)!r} is not UTF-8 at byte {error.start} (data.encoding=bytes takes any file)"
-        raise ConfigError(f"data.paths={list(paths)}: must be UTF-8 files; {reason}") from error
-    except OSError as error:
-        reason = f"{str(name)!r} cannot be read ({error.strerror})"
-        raise ConfigError(f"data.paths={list(paths)}: must be readable files; {reason}") from error
-    require(len(content) > 0, "data.paths", list(paths), f"files that are not empty; {str(name)!r} is")
-    return content
+def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in files.items()}

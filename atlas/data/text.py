@@ -114,9 +114,7 @@ class TextData(CorpusData):
         steps: int,
         carry_memory: bool,
     ) -> None:
-        require(
-            len(paths) > 0, "data.paths", list(paths), "at least one file or pattern, as in data.paths=[docs/**/*.md]"
-        )
+        require(len(paths) > 0, "data.paths", list(paths), "at least one file or pattern, as in data.paths=[**/*.md]")
         super().__init__(
             corpus=load_corpus(paths, encoding, validation_share),
             sequence=sequence,

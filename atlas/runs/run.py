@@ -92,6 +92,8 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
         telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
         for notice in notices:
             telemetry.event("notice", state.step, message=notice)
+        for warning in trainer.data.corpus.warnings if trainer.data.corpus else ():
+            telemetry.event("warning", state.step, message=warning)
         trainer.run()
         summary.status = "completed"
     except AbortError as error:

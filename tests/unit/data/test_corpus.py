@@ -94,26 +94,18 @@ def test_refuses_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_refuses_a_folder_named_in_full(tmp_path: Path) -> None:
-    assert refusal([str(tmp_path)]).endswith("(Is a directory)")
-
-
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that nobody can read, root included")
 def test_refuses_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "broken.txt").symlink_to("/proc/self/mem")
     message = refusal([f"{tmp_path}/*.txt"])
     assert message.startswith("data.paths=")
-    assert "gone.txt' cannot be read (No such file" in message
+    assert message.endswith("broken.txt' cannot be read (Input/output error)")
 
 
 def test_refuses_bytes_that_are_not_utf8_where_asked_to(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": b"abc\xff\xfe"})
     assert "a.txt' is not UTF-8 at byte 3" in refusal([f"{tmp_path}/a.txt"], "utf8")
     assert load_corpus([f"{tmp_path}/a.txt"], "bytes", 0.5).files == 1
-
-
-def test_refuses_an_empty_file(tmp_path: Path) -> None:
-    write(tmp_path, {"a.txt": b"abc", "b.txt": b""})
-    assert "must be files that are not empty; " in refusal([f"{tmp_path}/*.txt"])
 
 
 @pytest.mark.parametrize(

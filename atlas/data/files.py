@@ -1,0 +1,165 @@
+"""Which files patterns name, and what of them is text."""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import glob
+import hashlib
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from atlas.config import ConfigError, require
+
+# Compressed files that may hold no NUL byte near their start; others (gzip, xz, zip) are known by one.
+COMPRESSED = {
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+}
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins like the first, or with a NUL
+HEAD_BYTES = 8192  # a NUL byte among the first ones: no text, as git has it
+
+
+def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], list[str]]:
+    """The texts that `paths` name, in path order, equal ones once; and a line on what was passed over.
+
+    What is no text is passed over where a pattern finds it, and refused where it is named in full. Raises `ConfigError`
+    where nothing is left.
+    """
+    found, named = _find(paths)
+    texts: dict[Path, bytes] = {}
+    first_of: dict[bytes, Path] = {}  # by the SHA-256 of the content
+    no_texts: list[str] = []
+    copies: list[str] = []
+    for name in sorted(found):
+        content, fault = _read(name, paths)
+        if fault:
+            require(name not in named, "data.paths", list(paths), f"files of text; {str(name)!r} {fault}")
+            no_texts.append(f"{str(name)!r} {fault}")
+            continue
+        first = first_of.setdefault(hashlib.sha256(content).digest(), name)
+        if first != name:
+            copies.append(f"{str(name)!r} equals {str(first)!r}")
+            continue
+        if encoding == "utf8":
+            _require_utf8(content, name, paths)
+        texts[name] = content
+    if not texts:
+        reason = f"all {len(no_texts)} files found are none; the first: {no_texts[0]}"
+        raise ConfigError(f"data.paths={list(paths)}: must match files of text; {reason}")
+    notes = []
+    if no_texts:
+        notes.append(f"data.paths: {_files(no_texts)} passed over, as no text; the first: {no_texts[0]}")
+    if copies:
+        notes.append(f"data.paths: {_files(copies)} left out whose content is read already; the first: {copies[0]}")
+    return texts, notes
+
+
+def absolute(pattern: str) -> Path:
+    """The pattern from the root on, `~` replaced."""
+    return Path.cwd() / os.path.expanduser(pattern)  # noqa: PTH111 (leaves the name of an unknown user as it is)
+
+
+def _files(listed: Sequence[str]) -> str:
+    return f"{len(listed)} file{'s' if len(listed) > 1 else ''}"
+
+
+def _find(paths: Sequence[str]) -> tuple[set[Path], set[Path]]:
+    """Everything but folders that `paths` name, and which of it is named in full. A folder means all that is in it."""
+    found: set[Path] = set()
+    named: set[Path] = set()
+    for pattern in paths:
+        wanted = absolute(pattern)
+        if os.path.lexists(wanted) and not wanted.is_dir():
+            named.add(wanted)
+            continue
+        parts = [*wanted.parts[1:], *(["**"] if wanted.is_dir() else [])]
+        matches = {name for name in _expand(Path(wanted.anchor), parts) if not name.is_dir()}
+        require(len(matches) > 0, "data.paths", list(paths), f"patterns that match files; {pattern!r} matches none")
+        found |= matches
+    return found | named, named
+
+
+def _expand(base: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What the pattern `parts` matches below `base`, as `glob` has it, with two differences.
+
+    A name that exists is no pattern, whatever characters it holds. `**` enters a folder once, however many links lead
+    to it: `glob` never comes back from two links to ".".
+    """
+    if not parts:
+        yield base
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        for folder in _folders(base):
+            yield from _expand(folder, rest or ["*"])
+    elif not glob.has_magic(part) or os.path.lexists(base / part):
+        if os.path.lexists(base / part):
+            yield from _expand(base / part, rest)
+    else:
+        for name in _names(base):
+            if fnmatch.fnmatch(name, part) and (not name.startswith(".") or part.startswith(".")):
+                yield from _expand(base / name, rest)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:  # a file, or a folder that is not ours to read
+        return []
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """`root` and the folders below it, hidden ones left out; those behind links come last."""
+    entered = set()
+    waiting = deque([root])
+    while waiting:
+        for folder, names, _ in os.walk(waiting.popleft()):
+            status = Path(folder).stat()
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            if (status.st_dev, status.st_ino) in entered:
+                names.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            waiting.extend(Path(folder, name) for name in names if Path(folder, name).is_symlink())
+            yield Path(folder)
+
+
+def _read(name: Path, paths: Sequence[str]) -> tuple[bytes, str]:
+    """The content, or why it is no text. Raises `ConfigError` for a file that cannot be read."""
+    try:
+        if not stat.S_ISREG(name.stat().st_mode):  # a pipe would never end
+            return b"", "is no regular file"
+        content = name.read_bytes()
+    except OSError as error:
+        if name.is_symlink() and not name.exists():
+            return b"", "is a link to nothing"
+        reason = f"{str(name)!r} cannot be read ({error.strerror})"
+        raise ConfigError(f"data.paths={list(paths)}: must be readable files; {reason}") from error
+    return content, _fault(content)
+
+
+def _fault(content: bytes) -> str:
+    """Why these bytes are no text; "" where they may be."""
+    if not content:
+        return "is empty"
+    for magic, kind in COMPRESSED.items():
+        if content.startswith(magic):
+            return f"is compressed ({kind})"
+    if content.startswith(WIDE):
+        return "is UTF-16; convert it to UTF-8"
+    return "holds NUL bytes" if b"\0" in content[:HEAD_BYTES] else ""
+
+
+def _require_utf8(content: bytes, name: Path, paths: Sequence[str]) -> None:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"{str(name)!r} is not UTF-8 at byte {error.start} (data.encoding=bytes takes text of any encoding)"
+        raise ConfigError(f"data.paths={list(paths)}: must be UTF-8 files; {reason}") from error
