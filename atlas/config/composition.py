@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.basecontainer import BaseContainer
 
 from atlas.config import RunConfig
 from atlas.config.components import HANDED_OVER, check_component
@@ -44,11 +51,29 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
-def compose(overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that `python -m atlas.train OVERRIDES` runs with. Raises `ConfigError`."""
-    register()
-    with refuse(CONF_DIR, overrides), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return to_run_config(hydra_compose("config", overrides=list(overrides)))
+def compose(overrides: Sequence[str] | str = ()) -> RunConfig:
+    """The configuration that `python -m atlas.train OVERRIDES` runs with; a text is one override.
+
+    A program that uses Hydra itself finds its own Hydra as it was. Raises `ConfigError`.
+    """
+    given = [overrides] if isinstance(overrides, str) else list(overrides)
+    with refuse(CONF_DIR, given), _own_hydra(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return to_run_config(hydra_compose("config", overrides=given))
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """A Hydra with nothing but this package's schema; the caller's singletons and resolvers are back afterwards."""
+    callers, resolvers = Singleton._instances, BaseContainer._resolvers
+    store = copy(ConfigStore.instance())
+    store.repo = {name: store.repo[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
+    own: dict[type, Any] = {kind: kind.instance() for kind in (Plugins, SourcesRegistry)}
+    Singleton._instances, BaseContainer._resolvers = own | {ConfigStore: store}, dict(resolvers)
+    try:
+        register()
+        yield
+    finally:
+        Singleton._instances, BaseContainer._resolvers = callers, resolvers
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
