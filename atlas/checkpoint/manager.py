@@ -33,6 +33,7 @@ from atlas.checkpoint.manifest import (
 )
 from atlas.checkpoint.snapshot import SnapshotError, snapshot
 from atlas.checkpoint.state_file import read_state, sync_file, sync_folder, write_state
+from atlas.config.untrusted import printable
 
 Skipped = tuple[tuple[Path, str], ...]  # checkpoints passed over, each with the reason
 
@@ -56,7 +57,7 @@ class CheckpointManager:
 
     Kept are the newest `keep`, the one with the lowest `validation_loss`, the newest healthy one (a rollback would use
     it) and the one named by `protect`. Only a process that holds the lock writes; reading needs no lock.
-    With a `config_hash`, checkpoints of another one are passed over like damaged ones.
+    With a `config_hash`, checkpoints of another one are passed over like damaged ones, and those without all `parts`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class CheckpointManager:
         last_step: int | None = None,
         config_hash: str = "",
         versions: Mapping[str, str] | None = None,
+        parts: tuple[str, ...] = (),
     ) -> None:
         self.root = Path(root)
         self.every = every
@@ -75,6 +77,7 @@ class CheckpointManager:
         self.last_step = last_step
         self.config_hash = config_hash
         self.versions = dict(versions or {})
+        self.parts = parts
         self.skipped: Skipped = ()  # by the last `load` or `rollback`
         self._protected: int | None = None
         self._lock: RunLock | None = None
@@ -247,9 +250,9 @@ class CheckpointManager:
                     raise UnsoundError(f"not healthy: {manifest.health}")
                 if self.config_hash and manifest.config_hash not in ("", self.config_hash):
                     raise UnsoundError(f"of a run of other settings, with config hash {manifest.config_hash}")
-                payload = read_state(manifest)
+                payload = read_state(manifest, self.parts)
             except UnsoundError as error:
-                skipped.append((folder, str(error)))
+                skipped.append((folder, printable(str(error))))
                 continue
             self.skipped = tuple(skipped)
             return payload, manifest

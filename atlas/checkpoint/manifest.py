@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas.config.untrusted import open_regular, read_json
+
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
+MOST_BYTES = 2**18  # of a manifest; one of ours has about 1 kB
 
 
 class UnsoundError(Exception):
@@ -64,7 +69,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in `folder`, itself verified. Raises `UnsoundError`."""
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+        content = read_json(folder / MANIFEST_FILE, MOST_BYTES)
         digest = content.pop("digest")
         sound = digest == _digest(content)
         version = content.pop("format")
@@ -72,23 +77,63 @@ def read_manifest(folder: Path) -> Manifest:
         raise UnsoundError(f"{MANIFEST_FILE} is missing") from None
     except OSError as error:
         raise UnsoundError(f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsoundError(f"{MANIFEST_FILE} is damaged") from error
     if not sound:
         raise UnsoundError(f"{MANIFEST_FILE} is damaged: its content does not match its digest")
     if version != FORMAT:
-        raise UnsoundError(f"{MANIFEST_FILE} has format {version}, this version reads {FORMAT}")
+        raise UnsoundError(f"{MANIFEST_FILE} has format {version!r:.20}, this version reads {FORMAT}")
+    _check_content(content)
+    if folder.name.startswith("step-") and folder.name != f"step-{content['step']:08d}":
+        raise UnsoundError(f"{MANIFEST_FILE} is of step {content['step']}")
     return Manifest(path=folder, **content)
+
+
+def _check_content(content: Mapping[str, Any]) -> None:
+    """Raise `UnsoundError` unless the keys are those of a manifest and the values of their types: anyone can write
+    a matching digest."""
+    unknown = sorted(content.keys() ^ _VALUES.keys())
+    if unknown:
+        raise UnsoundError(f"{MANIFEST_FILE} is damaged: {unknown[0]!r:.40} is missing or not a key of it")
+    for key, holds in _VALUES.items():
+        if not holds(content[key]):
+            raise UnsoundError(f"{MANIFEST_FILE} is damaged: {key} is {content[key]!r:.40}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_health(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    measured = [item for item in value.values() if not (item is None or isinstance(item, bool))]
+    return all(isinstance(item, int | float) and abs(item) <= sys.float_info.max for item in measured)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_VALUES: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "bytes": _is_count,
+    "sha256": _is_text,
+    "health": _is_health,
+    "healthy": lambda value: isinstance(value, bool),
+    "config_hash": _is_text,
+    "versions": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+}
 
 
 def verify(manifest: Manifest) -> None:
     """Raise `UnsoundError` unless state.pt is, byte for byte, what was written."""
     file = manifest.path / STATE_FILE
     try:
-        size = file.stat().st_size
-        if size != manifest.bytes:
-            raise UnsoundError(f"{STATE_FILE} has {size} bytes instead of {manifest.bytes}")
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != manifest.bytes:
+                raise UnsoundError(f"{STATE_FILE} has {size} bytes instead of {manifest.bytes}")
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise UnsoundError(f"{STATE_FILE} is missing") from None

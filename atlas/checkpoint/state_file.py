@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from atlas.checkpoint.contents import check_payload, check_sizes
 from atlas.checkpoint.manifest import STATE_FILE, Manifest, UnsoundError, verify
 
 
@@ -29,17 +30,19 @@ def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
     return stream.size, stream.sha256.hexdigest()
 
 
-def read_state(manifest: Manifest) -> dict[str, Any]:
-    """The payload, its tensors on the CPU. Raises `UnsoundError` for a damaged file or one that holds code."""
+def read_state(manifest: Manifest, parts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The payload, its tensors on the CPU.
+
+    Raises `UnsoundError` for a damaged file, and for one that holds code, no finite weights or not all `parts`.
+    """
     verify(manifest)
+    check_sizes(manifest.path / STATE_FILE)
     try:
         payload = torch.load(manifest.path / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # verified bytes that still fail hold something else than plain data
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UnsoundError(f"{STATE_FILE} is refused: it does not hold plain data only ({reason})") from error
-    if not isinstance(payload, dict):
-        raise UnsoundError(f"{STATE_FILE} holds a {type(payload).__name__} instead of a dict")
-    return payload
+    return check_payload(payload, manifest.bytes, parts)
 
 
 def sync_file(file: IO[bytes]) -> None:

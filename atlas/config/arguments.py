@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from atlas.config import ConfigError, require
+from atlas.config.untrusted import printable
 
 Settings = TypeVar("Settings")
 WORDS = {int: "an integer, such as 100", float: "a number, such as 0.5"}
@@ -31,7 +32,7 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
     try:
         return work(given)
     except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
+        print(printable(f"atlas: {error}"), file=sys.stderr)
         return 2
 
 

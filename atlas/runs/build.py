@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
+from atlas.checkpoint.contents import MODEL
 from atlas.checkpoint.manifest import Manifest
 from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Kernels, Precision, RunConfig, require
 from atlas.config.composition import load_config
@@ -116,8 +117,8 @@ def load_checkpointed(path: str | Path) -> tuple[AtlasModel, RunConfig, Manifest
     config = load_config(manifest.path.parents[1] / CONFIG_FILE)
     model = build_model(config)
     try:
-        model.load_state_dict(payload["model"])
-    except RuntimeError as error:
+        model.load_state_dict(payload[MODEL])
+    except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("path", manifest, error) from error
     return model.eval(), config, manifest
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from atlas.config import ConfigError
+from atlas.config.untrusted import printable
 from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary, read_summary
 
@@ -75,4 +76,4 @@ def reason(error: BaseException) -> str:
 
 def say(message: object) -> None:
     """A line to whoever started the command."""
-    print(f"atlas: {message}", file=sys.stderr, flush=True)
+    print(printable(f"atlas: {message}"), file=sys.stderr, flush=True)

@@ -50,6 +50,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         last_step=config.train.steps,
         config_hash=config_hash(config),
         versions=versions(),
+        parts=TrainState.PARTS,
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from atlas.checkpoint.contents import MODEL
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
@@ -51,14 +52,19 @@ def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
-    behind = journal is not None and payload["position"]["segment"] < journal.segment
-    if journal is not None and behind and manifest.step > journal.step:
-        checkpoints.retire(journal.step)  # the rollback was killed before it did this
-        payload, manifest = load_checkpoint(checkpoints, None, "resume")
-        notices += [*passed_over(checkpoints), f"finishes the rollback to step {journal.step}, which was interrupted"]
     try:
+        behind = journal is not None and payload["position"]["segment"] < journal.segment
+        if journal is not None and behind and manifest.step > journal.step:
+            checkpoints.retire(journal.step)  # the rollback was killed before it did this
+            payload, manifest = load_checkpoint(checkpoints, None, "resume")
+            notices += [
+                *passed_over(checkpoints),
+                f"finishes the rollback to step {journal.step}, which was interrupted",
+            ]
         state.restore(payload)
-    except RuntimeError as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("resume", manifest, error) from error
     if journal is not None and behind:
         journal.apply(state)
@@ -78,8 +84,8 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
         return []
     payload, manifest, notices = find_checkpoint(Path(config.init_from), "init_from")
     try:
-        state.model.load_state_dict(payload["model"])
-    except RuntimeError as error:
+        state.model.load_state_dict(payload[MODEL])
+    except Exception as error:
         raise other_model("init_from", manifest, error) from error
     return [*notices, f"starts from the weights of {manifest.path}"]
 
@@ -93,7 +99,7 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     if chosen is not None and not (chosen / MANIFEST_FILE).is_file():
         raise ConfigError(f"{key}={path}: must be a run folder (with {CHECKPOINTS}/) or one of its checkpoints")
     root = path / CHECKPOINTS if chosen is None else chosen.parent
-    checkpoints = CheckpointManager(root, every=1, keep=2)
+    checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
     return payload, manifest, passed_over(checkpoints)
 
@@ -115,6 +121,6 @@ def _checkpoint_folder(path: Path) -> Path | None:
     return None if (path / CHECKPOINTS).is_dir() else path
 
 
-def other_model(key: str, manifest: Manifest, error: RuntimeError) -> ConfigError:
-    first = str(error).strip().splitlines()[:2]
+def other_model(key: str, manifest: Manifest, error: Exception) -> ConfigError:
+    first = (str(error) if isinstance(error, RuntimeError) else repr(error)).strip().splitlines()[:2]
     return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({' '.join(first)})")

@@ -5,9 +5,10 @@ Legend: B sequences of a micro-batch.
 
 from __future__ import annotations
 
+import operator
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class TrainState:
     skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
     carried: list[ModelState] = field(default_factory=list)
 
+    PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
+
     def payload(self) -> dict[str, Any]:
         """Plain containers and tensors, as a checkpoint keeps them."""
         return {
@@ -48,13 +51,14 @@ class TrainState:
         }
 
     def restore(self, payload: dict[str, Any]) -> None:
-        """Continue from a payload, bitwise. Raises `RuntimeError` for weights of another model."""
+        """Continue from a payload, bitwise. Raises `RuntimeError` for weights of another model, any error for a part
+        of another shape."""
         self.model.load_state_dict(payload["model"])
         self.optimizer.load_state_dict(payload["optimizer"])
         self.monitor.load_state_dict(payload["monitor"])
         self.history.load_state_dict(payload["history"])
         for name in POSITION:
-            setattr(self, name, payload["position"][name])
+            setattr(self, name, operator.index(payload["position"][name]))
         self.carried = [self._carried_state(leaves) for leaves in payload["carried"]]
         restore_rng(payload["rng"])
 
