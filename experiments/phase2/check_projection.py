@@ -6,22 +6,23 @@ Legend: B sequences, H heads, N = B * H rows, T tokens, S shard, d head width, P
     norm_t = sum_p ||k_p||^2    + sum_{i = shard start .. t} ||k_i||^2
 
 Measured in float64 on the CPU, on the keys and queries that the model's own layers make of random bytes. By default q'
-is L2-normalised before the memory reads it, which hides a norm that is wrong; so it is measured without that as well.
+is L2-normalised before the memory reads it, which hides a wrong norm. So it is measured without that as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import MemoryState
-from atlas.models.plan import MemoryMode
+from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.qk_projection import QKProjection, QueryProjector
 from atlas.probes.keys import MemoryLayer, memory_layers
 from experiments.phase2.definition import DefinedProjector, defined_sums, persistent_start
@@ -50,11 +51,33 @@ class LayerEvidence:
     reached: float  # share of the second shard's keys that a gradient reaches
     norms: tuple[float, ...]  # norm_persistent per head, as the parallel form starts from it
 
+    def complaints(self) -> list[str]:
+        """What does not hold. A comparison that is missing or not finite does not hold."""
+        errors = {name: self.errors.get(name, float("nan")) for name in COMPARED}
+        found = [
+            f"{name} differs from the definition by {error:.1e}"
+            for name, error in errors.items()
+            if not (isfinite(error) and error <= TOLERANCE)
+        ]
+        if self.leaked:
+            found.append(f"AC-P2-7: {self.leaked} components of a gradient cross the shard boundary through M_t")
+        if self.reached < 1:
+            found.append(f"AC-P2-7: gradients reach {self.reached:.0%} of the keys of their own shard, wanted 100%")
+        return [f"layer {self.layer}: {text}" for text in found]
+
 
 def judge_projection(layers: Sequence[LayerEvidence], source: str) -> Finding:
     """`source` says which model was measured."""
-    numbers = {f"layer {one.layer}": {**one.errors, **_gradients(one), "norms": one.norms} for one in layers}
-    complaints = [f"layer {one.layer}: {text}" for one in layers for text in _complaints(one)]
+    numbers = {
+        f"layer {one.layer}": {
+            **one.errors,
+            "gradients across the boundary": one.leaked,
+            "keys reached inside the shard": one.reached,
+            "norms": one.norms,
+        }
+        for one in layers
+    }
+    complaints = [text for one in layers for text in one.complaints()]
     if not layers:
         complaints = ["the model has no Q-K projection"]
     if complaints:
@@ -68,24 +91,6 @@ def judge_projection(layers: Sequence[LayerEvidence], source: str) -> Finding:
     )
 
 
-def _complaints(one: LayerEvidence) -> list[str]:
-    """What does not hold; a comparison that is missing or not finite does not."""
-    found = []
-    for name in COMPARED:
-        error = one.errors.get(name, float("nan"))
-        if not (isfinite(error) and error <= TOLERANCE):
-            found.append(f"{name} differs from the definition by {error:.1e}")
-    if one.leaked:
-        found.append(f"AC-P2-7: {one.leaked} components of a gradient cross the shard boundary through M_t")
-    if one.reached < 1:
-        found.append(f"AC-P2-7: gradients reach {one.reached:.0%} of the keys of their own shard, wanted 100%")
-    return found
-
-
-def _gradients(one: LayerEvidence) -> dict[str, float]:
-    return {"gradients across the boundary": one.leaked, "keys reached inside the shard": one.reached}
-
-
 def measure_projection(model: AtlasModel, seed: int = 0) -> list[LayerEvidence]:
     """An entry per layer that has a Q-K projection. `model` is left as it was."""
     twin = deepcopy(model).cpu().double().eval()
@@ -95,57 +100,51 @@ def measure_projection(model: AtlasModel, seed: int = 0) -> list[LayerEvidence]:
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(0, twin.embedding.num_embeddings, (ROWS, tokens), generator=generator)
     layers = [layer for layer in memory_layers(twin) if layer.memory.projector.periods(twin.plan)]
-    seen: dict[int, tuple[Tensor, MemoryState]] = {}
-    hooks = [layer.memory.register_forward_pre_hook(_record(seen, layer.index)) for layer in layers]
+    given: dict[nn.Module, tuple[Any, ...]] = {}  # what each memory was called with
+    hooks = [layer.memory.register_forward_pre_hook(given.__setitem__) for layer in layers]
     with torch.no_grad():
         states = twin(text).state.blocks
     for hook in hooks:
         hook.remove()
-    return [_measure(twin, layer, *seen[layer.index], states[layer.index].memory) for layer in layers]
-
-
-def _record(seen: dict[int, tuple[Tensor, MemoryState]], index: int) -> Callable[[nn.Module, tuple[object, ...]], None]:
-    def hook(_: nn.Module, inputs: tuple[object, ...]) -> None:
-        x, state = inputs[:2]
-        assert isinstance(x, Tensor)
-        assert isinstance(state, MemoryState)
-        seen[index] = x, state
-
-    return hook
+    found = []
+    for layer in layers:
+        x, before = given[layer.memory][:2]
+        found.append(_measure(layer, twin.plan, x, before, states[layer.index].memory))
+    return found
 
 
 def _measure(
-    model: AtlasModel, layer: MemoryLayer, x: Tensor, before: MemoryState, after: MemoryState | None
+    layer: MemoryLayer, plan: ChunkPlan, x: Tensor, before: MemoryState, after: MemoryState | None
 ) -> LayerEvidence:
     """x [B, T, D] is what the model gave to this layer's memory, `after` the state that its forward pass left."""
     assert after is not None
-    memory, plan = layer.memory, model.plan
     with torch.no_grad():
-        tokens, _ = memory.inputs(x, before.recent)
-        errors = _errors_of_steps(layer) | _errors_of_forward(layer, model, x, before, after, tokens.key)
-        start = memory.projector.initial_state(layer.persistent, 1, plan)[0]
-        errors |= _errors_of_queries(layer, model, tokens.query, tokens.key)
-    leaked, reached = _gradients_of_second_shard(layer, model, tokens.query, tokens.key)
+        tokens, _ = layer.memory.inputs(x, before.recent)
+        start = layer.memory.projector.initial_state(layer.persistent, 1, plan)[0]
+        errors = _errors_of_steps(layer) | _errors_of_queries(layer, plan, tokens.query, tokens.key)
+        errors |= _errors_of_forward(layer, plan, x, before, after, tokens.key)
+    leaked, reached = _gradients_of_second_shard(layer, plan, tokens.query, tokens.key)
     return LayerEvidence(layer.index, errors, leaked, reached, tuple(start.norm.tolist()))
 
 
 def _errors_of_steps(layer: MemoryLayer) -> dict[str, float]:
-    """The class that does one token at a time: as built, and reset after it has seen keys."""
+    """The class that takes one token at a time: as built, and reset after it has seen keys."""
     projector = layer.memory.projector
     wanted = persistent_start(layer.persistent.keys, projector.per_key)
     steps = QKProjection(layer.persistent, projector.config.normalisation)
-    found = {"step form, start": _relative_error((steps.matrix, steps.norm_sum), wanted)}
+    start = _relative_error((steps.matrix, steps.norm_sum), wanted)
     for key in layer.persistent.keys.flip(0).unbind(1):  # any keys will do
         steps.update(key)
     moved = _relative_error((steps.matrix, steps.norm_sum), wanted)
     steps.reset_at_shard_boundary()
     reset = _relative_error((steps.matrix, steps.norm_sum), wanted)
-    return found | {"step form, reset": reset if moved > TOLERANCE else float("nan")}  # a reset of nothing says nothing
+    # A reset of sums that had not moved proves nothing.
+    return {"step form, start": start, "step form, reset": reset if moved > TOLERANCE else float("nan")}
 
 
-def _errors_of_queries(layer: MemoryLayer, model: AtlasModel, query: Tensor, key: Tensor) -> dict[str, float]:
+def _errors_of_queries(layer: MemoryLayer, plan: ChunkPlan, query: Tensor, key: Tensor) -> dict[str, float]:
     """The parallel form from its own start, over all tokens [N, T, d], before q' is normalised again."""
-    plan, projector = model.plan, _raw(layer.memory.projector)
+    projector = _raw(layer.memory.projector)
     state = projector.initial_state(layer.persistent, ROWS, plan)
     wanted = persistent_start(layer.persistent.keys, projector.per_key)
     rows = tuple(part.repeat(ROWS, *[1] * (part.dim() - 1)) for part in wanted)  # row b * H + h
@@ -156,17 +155,14 @@ def _errors_of_queries(layer: MemoryLayer, model: AtlasModel, query: Tensor, key
 
 
 def _errors_of_forward(
-    layer: MemoryLayer, model: AtlasModel, x: Tensor, before: MemoryState, after: MemoryState, key: Tensor
+    layer: MemoryLayer, plan: ChunkPlan, x: Tensor, before: MemoryState, after: MemoryState, key: Tensor
 ) -> dict[str, float]:
     """What the model's own forward pass left in the sums, and what the memory recalls with q' by definition instead."""
-    memory, plan = layer.memory, model.plan
-    projector = memory.projector
-    sums = [
-        _relative_error(
-            (left.matrix, left.norm), defined_sums(key, layer.persistent.keys, projector.per_key, period, plan.shard)
-        )
-        for left, period in zip(after.sums, projector.periods(plan), strict=True)
-    ]
+    memory, projector = layer.memory, layer.memory.projector
+    sums = []
+    for left, period in zip(after.sums, projector.periods(plan), strict=True):
+        wanted = defined_sums(key, layer.persistent.keys, projector.per_key, period, plan.shard)
+        sums.append(_relative_error((left.matrix, left.norm), wanted))
     outputs = []
     for raw in (_raw(projector), projector):
         recalled = []
@@ -178,18 +174,18 @@ def _errors_of_forward(
     return {"forward pass, sums": max(sums), "forward pass, output": max(outputs)}
 
 
-def _gradients_of_second_shard(layer: MemoryLayer, model: AtlasModel, query: Tensor, key: Tensor) -> tuple[int, float]:
+def _gradients_of_second_shard(layer: MemoryLayer, plan: ChunkPlan, query: Tensor, key: Tensor) -> tuple[int, float]:
     """AC-P2-7 for both forms of q', in one pass and in two calls that are cut at the boundary."""
-    shard, leaked, reached = model.plan.shard, 0, 1.0
+    shard, leaked, reached = plan.shard, 0, 1.0
     assert shard is not None
     keys = key.detach()[:, : 2 * shard].requires_grad_()
     weight = torch.randn(keys[:, shard:].shape, generator=torch.Generator().manual_seed(1), dtype=keys.dtype)
     for projector in (_raw(layer.memory.projector), layer.memory.projector):
         for stretches in ([(0, 2 * shard)], [(0, shard), (shard, 2 * shard)]):
-            state = projector.initial_state(layer.persistent, ROWS, model.plan)
+            state = projector.initial_state(layer.persistent, ROWS, plan)
             for first, end in stretches:
                 queries = query.detach()[:, first:end]
-                outputs, state = projector(queries, keys[:, first:end], state, first, layer.persistent, model.plan)
+                outputs, state = projector(queries, keys[:, first:end], state, first, layer.persistent, plan)
             total = sum(((out[:, -shard:] * weight).sum() for out in outputs), torch.zeros((), dtype=keys.dtype))
             (gradient,) = torch.autograd.grad(total, keys)
             leaked += int(torch.count_nonzero(gradient[:, :shard]))
