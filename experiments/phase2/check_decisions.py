@@ -8,7 +8,7 @@ from typing import Any
 
 from atlas.config import require
 from experiments.phase2.decide import PROTOCOLS
-from experiments.phase2.decision import Decision, DecisionOutcome
+from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.finding import CheckOutcome, Finding, failed
 from experiments.phase2.sweeps import named, read_sweep
 
@@ -17,7 +17,7 @@ VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # a sweep va
 FREE = ("device.threads", "device.kernels")  # the device's name says
 
 
-def judge_decision(protocol: str, decision: Decision | str) -> Finding:
+def judge_decision(protocol: str, decision: ProtocolDecision | str) -> Finding:
     """`decision` is a text where none could be made: the reason."""
     if isinstance(decision, str):
         return failed(decision)

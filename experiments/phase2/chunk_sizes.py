@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from atlas.config import RECALL, require
-from experiments.phase2.decision import Decision, DecisionOutcome
+from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.sweeps import (
     RecordedJob,
     RecordedSweep,
@@ -141,7 +141,7 @@ def _step_speeds(job: RecordedJob) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-def decide(evidence: Sequence[ChunkRun]) -> Decision:
+def decide(evidence: Sequence[ChunkRun]) -> ProtocolDecision:
     """Raises `ConfigError` where the runs are too few to decide."""
     configured = evidence[0].configured
     _require_candidates(evidence, configured)
@@ -151,7 +151,7 @@ def decide(evidence: Sequence[ChunkRun]) -> Decision:
     misfit = f"Does not fit in memory at {configured} tokens: {', '.join(misfits)}." if misfits else ""
     here = [speed for speed in sets if speed.context == configured]
     if not here:
-        return Decision(DecisionOutcome.stop, "no set fits in memory", misfit, False)
+        return ProtocolDecision(DecisionOutcome.stop, "no set fits in memory", misfit, False)
     fastest = max(here, key=lambda speed: speed.ratio)
     spread = f"{min(fastest.ratios):.2f}x to {max(fastest.ratios):.2f}x over {len(fastest.ratios)} rounds"
     comparison = (
@@ -160,9 +160,9 @@ def decide(evidence: Sequence[ChunkRun]) -> Decision:
     )
     reason = " ".join(filter(None, [comparison, misfit, _contexts(sets)]))
     if fastest.ratio >= RATIO_MIN:
-        return Decision(DecisionOutcome.decided, describe(fastest.candidate), reason, True)
+        return ProtocolDecision(DecisionOutcome.decided, describe(fastest.candidate), reason, True)
     headline = f"best {fastest.candidate} {fastest.ratio:.2f}x < {RATIO_MIN:g}x at {configured} tokens"
-    return Decision(DecisionOutcome.stop, headline, reason, False)
+    return ProtocolDecision(DecisionOutcome.stop, headline, reason, False)
 
 
 def _require_candidates(evidence: Sequence[ChunkRun], configured: int) -> None:

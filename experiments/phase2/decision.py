@@ -31,7 +31,7 @@ class DecisionOutcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Decision:
+class ProtocolDecision:
     """What a rule came to. `headline` stands behind the outcome in one line, `reason` holds the numbers."""
 
     outcome: DecisionOutcome
@@ -64,7 +64,7 @@ class Protocol:
     rule: str
     evidence: Callable[..., Any]
     gather: Callable[[RecordedSweep], Sequence[Any]]
-    decide: Callable[[Sequence[Any]], Decision]
+    decide: Callable[[Sequence[Any]], ProtocolDecision]
     tables: Callable[[Sequence[Any]], Sequence[EvidenceTable]]
 
 
@@ -91,7 +91,7 @@ class DecisionRecord:
     evidence: Sequence[Any]
 
     @property
-    def decision(self) -> Decision:
+    def decision(self) -> ProtocolDecision:
         return self.protocol.decide(self.evidence)
 
     def json(self) -> str:

@@ -16,7 +16,7 @@ from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.jsonl import read_jsonl
 from experiments.phase2.arguments import ExitArguments, override_group
 from experiments.phase2.decide import PROTOCOLS, decide_sweeps
-from experiments.phase2.decision import Decision
+from experiments.phase2.decision import ProtocolDecision
 
 if TYPE_CHECKING:
     from atlas.models.language_model import AtlasModel
@@ -139,7 +139,7 @@ class Evidence:
                 self.show(f"no trained model: {error}")
         return build_model(self.arguments.config), "a model with its initial weights"
 
-    def decision(self, protocol: str) -> Decision | str:
+    def decision(self, protocol: str) -> ProtocolDecision | str:
         """The decision from the protocol's sweep, or why there is none."""
         sweep = self.arguments.sweeps.get(protocol)
         if sweep is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from atlas.config import require
-from experiments.phase2.decision import Decision, DecisionOutcome, EvidenceTable
+from experiments.phase2.decision import DecisionOutcome, EvidenceTable, ProtocolDecision
 from experiments.phase2.sweeps import (
     RecordedJob,
     RecordedSweep,
@@ -100,7 +100,7 @@ def _probe_run(job: RecordedJob) -> ProbeRun:
     )
 
 
-def decide(evidence: Sequence[ProbeRun]) -> Decision:
+def decide(evidence: Sequence[ProbeRun]) -> ProtocolDecision:
     """Raises `ConfigError` where the runs are too few to decide."""
     _require_enough(evidence)
     overheads = [overhead_at(every, evidence) for every in FREQUENCIES]
@@ -114,7 +114,7 @@ def decide(evidence: Sequence[ProbeRun]) -> Decision:
         else f"None is below {OVERHEAD_MAX:.0%}: {chosen.every} is the least frequent."
     )
     reason = " ".join([_measured(evidence), *map(_line, overheads), closing])
-    return Decision(DecisionOutcome.locked, headline + flag, reason, bool(passing))
+    return ProtocolDecision(DecisionOutcome.locked, headline + flag, reason, bool(passing))
 
 
 def _require_enough(evidence: Sequence[ProbeRun]) -> None:

@@ -18,7 +18,7 @@ from atlas.sweeps.record import Job, SweepRecord
 from experiments.phase2 import chunk_sizes, probe_frequency
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.chunk_sizes import BASELINE, SETS, ChunkRun
-from experiments.phase2.decision import Decision, DecisionOutcome
+from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.evidence import sweep_overrides
 from experiments.phase2.finding import CheckOutcome
 from experiments.phase2.probe_frequency import ProbeRun
@@ -95,7 +95,7 @@ def test_an_overhead_that_is_too_high_at_every_frequency_does_not_pass() -> None
 
 def test_a_word_without_its_pass_does_not_pass() -> None:
     for outcome in (DecisionOutcome.locked, DecisionOutcome.decided):
-        finding = judge_decision("probe_frequency", Decision(outcome, "2000 steps, 1.3% overhead", "", False))
+        finding = judge_decision("probe_frequency", ProtocolDecision(outcome, "2000 steps, 1.3% overhead", "", False))
         assert (finding.outcome, finding.detail) == (CheckOutcome.failed, "2000 steps, 1.3% overhead")
 
 
