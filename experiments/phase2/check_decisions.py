@@ -12,9 +12,10 @@ from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.finding import CheckOutcome, Finding, failed
 from experiments.phase2.sweeps import named, read_sweep
 
-MUST_AGREE = ("model", "device")  # groups that a finished sweep shares with the configuration on trial, except what
-VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # a sweep varies itself, or
-FREE = ("device.threads", "device.kernels")  # the device's name says
+# A finished sweep is evidence only if these groups are those of the configuration on trial.
+MUST_AGREE = ("model", "device")
+VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # not these: a sweep varies them itself
+FREE = ("device.threads", "device.kernels")  # nor these: the device's name tells the threads
 
 
 def judge_decision(protocol: str, decision: ProtocolDecision | str) -> Finding:
