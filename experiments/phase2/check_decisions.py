@@ -15,7 +15,7 @@ from experiments.phase2.sweeps import named, read_sweep
 # A finished sweep is evidence only if these groups are those of the configuration on trial.
 MUST_AGREE = ("model", "device")
 VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # not these: a sweep varies them itself
-FREE = ("device.threads", "device.kernels")  # nor these: the device's name tells the threads
+FREE = ("device.threads", "device.kernels")  # nor these: they are part of the device's name
 
 
 def judge_decision(protocol: str, decision: ProtocolDecision | str) -> Finding:
