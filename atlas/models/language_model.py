@@ -5,6 +5,7 @@ Legend: B sequences, T tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,25 @@ class ModelState(NamedTuple):
     @property
     def batch(self) -> int:
         return self.blocks[0].attention.keys.shape[0]
+
+    @property
+    def counters(self) -> tuple[object, ...]:
+        """What its sequences have in common: the position and how far every chunk is; not the tensors."""
+        return tuple(leaf for leaf in pytree.tree_leaves(self) if not isinstance(leaf, Tensor))
+
+    def split(self) -> list[ModelState]:
+        """One state per sequence."""
+        leaves, structure = pytree.tree_flatten(self)
+        rows = [leaf.chunk(self.batch) if isinstance(leaf, Tensor) else [leaf] * self.batch for leaf in leaves]
+        return [pytree.tree_unflatten(list(row), structure) for row in zip(*rows, strict=True)]
+
+    @staticmethod
+    def join(states: Sequence[ModelState]) -> ModelState:
+        """One state of all sequences. They must have the same `counters`."""
+        joined: ModelState = pytree.tree_map(
+            lambda first, *others: torch.cat((first, *others)) if isinstance(first, Tensor) else first, *states
+        )
+        return joined
 
     def detach(self) -> ModelState:
         """The same values, cut from the graph: truncated back-propagation."""
