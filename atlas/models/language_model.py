@@ -5,6 +5,7 @@ Legend: B sequences, T tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from atlas.config.choices import member
 from atlas.models.block import AtlasMAGBlock, BlockState
 from atlas.models.norm import RMSNorm
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.models.state_check import mismatch, shapes
 
 
 class ModelState(NamedTuple):
@@ -24,6 +26,29 @@ class ModelState(NamedTuple):
 
     position: int  # tokens read so far
     blocks: tuple[BlockState, ...]
+
+    @property
+    def batch(self) -> int:
+        return self.blocks[0].attention.keys.shape[0]
+
+    @property
+    def counters(self) -> tuple[object, ...]:
+        """What its sequences have in common: the position and how far every chunk is; not the tensors."""
+        return tuple(leaf for leaf in pytree.tree_leaves(self) if not isinstance(leaf, Tensor))
+
+    def split(self) -> list[ModelState]:
+        """One state per sequence."""
+        leaves, structure = pytree.tree_flatten(self)
+        rows = [leaf.chunk(self.batch) if isinstance(leaf, Tensor) else [leaf] * self.batch for leaf in leaves]
+        return [pytree.tree_unflatten(list(row), structure) for row in zip(*rows, strict=True)]
+
+    @staticmethod
+    def join(states: Sequence[ModelState]) -> ModelState:
+        """One state of all sequences. They must have the same `counters`."""
+        joined: ModelState = pytree.tree_map(
+            lambda first, *others: torch.cat((first, *others)) if isinstance(first, Tensor) else first, *states
+        )
+        return joined
 
     def detach(self) -> ModelState:
         """The same values, cut from the graph: truncated back-propagation."""
@@ -40,12 +65,13 @@ class ModelOutput(NamedTuple):
 class AtlasModel(nn.Module):
     """`model(tokens)` or `model(tokens, state)`: the memory learns from the tokens in training and evaluation alike.
 
-    Errors: ValueError for tokens that are not [B, T >= 1], or a state of another batch size.
+    Errors: ValueError for tokens that are not integers [B >= 1, T >= 1], for a state of another batch size or another
+    model, for a plan without one chunk per local memory, and for a memory whose weights are in half precision.
     """
 
     def __init__(self, config: ModelConfig, chunks: ChunkSizeConfig, vocabulary: int) -> None:
         super().__init__()
-        self.plan = ChunkPlan.from_config(chunks)
+        self.plan, self.windowed = ChunkPlan.from_config(chunks), config.window > 0
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(AtlasMAGBlock(config, len(chunks.local)) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
@@ -55,12 +81,16 @@ class AtlasModel(nn.Module):
                 block.out.weight.mul_((2 * config.layers) ** -0.5)
                 block.feedforward.down.weight.mul_((2 * config.layers) ** -0.5)
 
+        self._shapes = shapes(self.initial_state(1))  # of the state of one sequence
+
     def _blocks(self) -> list[AtlasMAGBlock]:
         return [block for block in self.blocks if isinstance(block, AtlasMAGBlock)]
 
     def initial_state(self, batch: int, plan: ChunkPlan | None = None) -> ModelState:
-        """The state before a sequence's first token."""
+        """The state before a sequence's first token. Raises ValueError for a batch of none."""
         plan = plan or self.plan
+        if batch < 1:
+            raise ValueError(f"batch={batch}: must be >= 1")
         return ModelState(0, tuple(block.initial_state(batch, plan) for block in self._blocks()))
 
     def forward(
@@ -73,8 +103,7 @@ class AtlasModel(nn.Module):
     ) -> ModelOutput:
         """tokens [B, T] int64 -> logits [B, T, V] for the token after each, the state, the gates."""
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
-        if tokens.dim() != 2 or tokens.shape[1] == 0:
-            raise ValueError(f"tokens of shape {list(tokens.shape)}: must be [batch, tokens >= 1]")
+        self._check(tokens, state, plan)
         state = state or self.initial_state(tokens.shape[0], plan)
         x = self.embedding(tokens)
         blocks, gates = [], []
@@ -85,6 +114,26 @@ class AtlasModel(nn.Module):
         logits = F.linear(self.norm(x), self.embedding.weight)
         after = ModelState(state.position + tokens.shape[1], tuple(blocks))
         return ModelOutput(logits, after if torch.is_grad_enabled() else after.detach(), tuple(gates))
+
+    def _check(self, tokens: Tensor, state: ModelState | None, plan: ChunkPlan) -> None:
+        """Raise ValueError for what the model cannot read."""
+        shape = list(tokens.shape)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"tokens of shape {shape}: must be [batch, tokens >= 1], batch >= 1")
+        if tokens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"tokens of {tokens.dtype}: must be of torch.int64 or torch.int32")
+        if len(plan.local) != len(self.plan.local):
+            allowed = f"as many as the model has local memories, {len(self.plan.local)}"
+            raise ValueError(f"plan.local={plan.local}: must be {allowed}")
+        if state is None:
+            return
+        if not isinstance(state, ModelState):
+            raise ValueError(f"state of type {type(state).__name__}: must be a ModelState, as `model(tokens).state`")
+        if state.batch != tokens.shape[0]:
+            raise ValueError(f"state of batch size {state.batch}: must be of {shape[0]}, as tokens of shape {shape}")
+        cached = 0 if self.windowed else state.position
+        if wrong := mismatch(state, self._shapes, state.batch, cached, self.embedding.weight, "state"):
+            raise ValueError(f"{wrong}; a state belongs to the model that made it")
 
 
 def _own_storage(leaf: Tensor) -> Tensor:

@@ -98,6 +98,12 @@ class AtlasMemory(nn.Module):
     ) -> tuple[Tensor, MemoryState]:
         """x [B, T, D] whose first token is number `position` -> what the memories recall [B, T, D], and their state."""
         mode = member(MemoryMode, "mode", mode)
+        dtype = self.inputs.qkv.weight.dtype
+        if dtype not in (torch.float32, torch.float64):
+            how = (
+                f"for half precision leave them in torch.float32 and call the model in torch.autocast(device, {dtype})"
+            )
+            raise ValueError(f"weights of {dtype}: must be of torch.float32 or torch.float64; {how}")
         if mode is MemoryMode.off:
             return torch.zeros_like(x), state
         tokens, recent = self.inputs(x, state.recent)

@@ -5,12 +5,13 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby, islice
 from math import exp, isfinite, nan
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from atlas.config import TrainConfig
 from atlas.data.batch import Batch
@@ -56,18 +57,22 @@ class TrainStep:
         carried: list[ModelState] = []
         polarisation = 0.0
         batch = batch.to(self.device)
-        for index, micro in enumerate(batch.split(self.config.accumulate)):
-            output, loss = self._forward(state, index, micro)
-            part = share_of_batch(loss, micro, batch)
+        before = iter(restart_rows(state.carried, batch.fresh))
+        for micro in batch.split(self.config.accumulate):
+            with self.autocast():
+                outputs = run_rows(state.model, micro.inputs, list(islice(before, len(micro.inputs))))
+            logits = join([output.logits for output in outputs])
+            micro_gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
+            part = share_of_batch(language_loss(logits, micro), micro, batch)
             total = part.total
-            if output.gates and weight:
-                penalty = weight * gate_polarisation(output.gates) / self.config.accumulate
+            if micro_gates and weight:
+                penalty = weight * gate_polarisation(micro_gates) / self.config.accumulate
                 total = total + penalty
                 polarisation += penalty.item()
             total.backward()
             parts.append(LanguageLoss(*(number.detach() for number in part)))
-            gates += [gate.detach() for gate in output.gates]
-            carried.append(output.state.detach())
+            gates += [gate.detach() for gate in micro_gates]
+            carried += [output.state.detach() for output in outputs]
         loss, text, recall = (sum(numbers).item() for numbers in zip(*parts, strict=True))
         norm = self._gradient_norm(state.model)
         finite = isfinite(loss) and isfinite(norm)
@@ -77,14 +82,6 @@ class TrainStep:
             state.carried = carried if self.config.carry_memory else []
         text, recall = (text if not batch.recall.all() else nan), (recall if batch.answers else nan)
         return StepResult(loss, text, recall, norm, polarisation, lr, finite, tuple(gates))
-
-    def _forward(self, state: TrainState, index: int, micro: Batch) -> tuple[ModelOutput, LanguageLoss]:
-        before = None
-        if state.carried:
-            before = restart_rows(state.carried[index], micro.fresh, state.model)
-        with self.autocast():
-            output = state.model(micro.inputs, before)
-        return output, language_loss(output.logits, micro)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
@@ -113,17 +110,30 @@ def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLo
     return LanguageLoss((1 - share) * text + share * recall, text, recall)
 
 
-def restart_rows(state: ModelState, fresh: Tensor, model: AtlasModel) -> ModelState:
-    """`state` with the rows that `fresh` [B] names put back to the state before a sequence's first token."""
-    if not fresh.any():
-        return state
-    initial = model.initial_state(fresh.shape[0])
+def restart_rows(carried: Sequence[ModelState], fresh: Tensor) -> list[ModelState | None]:
+    """The state that every row goes on from; None for the rows that `fresh` [B] names, and for all if none is carried.
 
-    def choose(old: object, new: object) -> object:
-        if not isinstance(old, Tensor) or not isinstance(new, Tensor):
-            return old
-        rows = fresh.repeat_interleave(old.shape[0] // fresh.shape[0])
-        return torch.where(rows.view(-1, *[1] * (old.dim() - 1)), new.to(old.dtype), old)
+    `carried` are the states of all rows, in their order, cut into batches of any size.
+    """
+    rows = [row for state in carried for row in state.split()]
+    if not rows:
+        return [None] * len(fresh)
+    return [None if restarts else row for row, restarts in zip(rows, fresh.tolist(), strict=True)]
 
-    merged: ModelState = pytree.tree_map(choose, state, initial)
-    return merged
+
+def run_rows(model: AtlasModel, tokens: Tensor, before: Sequence[ModelState | None]) -> list[ModelOutput]:
+    """The model on tokens [B, T] whose rows stand at different places of their sequences: outputs in row order.
+
+    Neighbours at the same place go through together, so a row without a state is a fresh sequence in everything.
+    """
+    outputs, first = [], 0
+    for _, group in groupby(before, lambda state: state and state.counters):
+        rows = list(group)
+        states = [state for state in rows if state is not None]
+        outputs.append(model(tokens[first : first + len(rows)], ModelState.join(states) if states else None))
+        first += len(rows)
+    return outputs
+
+
+def join(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
