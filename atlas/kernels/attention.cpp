@@ -15,20 +15,16 @@ constexpr Index BLOCK = 32;  // queries
 extern "C" {
 
 struct AttentionSizes {
-    Index batch, heads, tokens, width, window, prefix, threads;  // B, H, T, d, w, P
-};
-
-// A tensor [B, H, tokens, d] whose last dimension is contiguous.
-struct Heads {
-    float* data;
-    Index batch, head, token;  // strides
-    float* at(Index b, Index h, Index t) const { return data + b * batch + h * head + t * token; }
+    Index threads, batch, heads, tokens, width, window, prefix;  // B, H, T, d, w, P
 };
 
 struct AttentionInputs {
-    Heads query, keys, values;
-    const std::uint8_t* valid;                   // [B, w - 1 + T]
-    const float *prefix_keys, *prefix_values;    // [H, P, d]
+    Tensor query, keys, values;         // [B, H, tokens, d]
+    Tensor valid;                       // [B, w - 1 + T] bytes
+    Tensor prefix_keys, prefix_values;  // [H, P, d]
+    const std::uint8_t* seen(Index b, Index t) const {
+        return reinterpret_cast<const std::uint8_t*>(valid.data) + b * valid.first + t;
+    }
 };
 
 }  // extern "C"
@@ -49,7 +45,7 @@ struct Block {
 Index most_pairs(const AttentionSizes& s) { return (s.prefix + BLOCK + s.window + 6) / 8 * 8; }
 
 // The block's keys or values: prefix, window, zeros.
-void gather(const AttentionSizes& s, const Block& k, const float* prefix, const Heads& tokens, float* rows) {
+void gather(const AttentionSizes& s, const Block& k, const float* prefix, const Tensor& tokens, float* rows) {
     const Index d = s.width;
     std::copy_n(prefix + k.h * s.prefix * d, s.prefix * d, rows);
     for (Index j = 0; j < k.seen; ++j) std::copy_n(tokens.at(k.b, k.h, k.first + j), d, rows + (s.prefix + j) * d);
@@ -60,7 +56,7 @@ void gather(const AttentionSizes& s, const Block& k, const float* prefix, const 
 void scores(const AttentionSizes& s, const AttentionInputs& in, const Block& k, const float* keys, const float* query, float* to) {
     const Index L = k.lanes;
     product<false, Into::set>(k.pairs, L, s.width, keys, s.width, query, L, to, L);
-    const std::uint8_t* valid = in.valid + k.b * (s.window - 1 + s.tokens) + k.first;
+    const std::uint8_t* valid = in.seen(k.b, k.first);
     for (Index j = 0; j < k.pairs - s.prefix; ++j) {
         float* row = to + (s.prefix + j) * L;
         const bool may = j < k.seen && valid[j];
@@ -70,7 +66,7 @@ void scores(const AttentionSizes& s, const AttentionInputs& in, const Block& k, 
     }
 }
 
-void take_scaled(const AttentionSizes& s, const Heads& query, const Block& k, float* rows, float* lanes) {
+void take_scaled(const AttentionSizes& s, const Tensor& query, const Block& k, float* rows, float* lanes) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(s.width));
     for (Index t = 0; t < k.count; ++t) {
         const float* from = query.at(k.b, k.h, k.first + t);
@@ -80,7 +76,7 @@ void take_scaled(const AttentionSizes& s, const Heads& query, const Block& k, fl
     transpose(k.lanes, s.width, rows, s.width, lanes, k.lanes);
 }
 
-void put_back(const Index width, const float* lanes, const Block& k, float factor, const Heads& to, float* rows) {
+void put_back(const Index width, const float* lanes, const Block& k, float factor, const Tensor& to, float* rows) {
     transpose(width, k.lanes, lanes, k.lanes, rows, width);
     for (Index t = 0; t < k.count; ++t) {
         float* own = to.at(k.b, k.h, k.first + t);
@@ -88,12 +84,12 @@ void put_back(const Index width, const float* lanes, const Block& k, float facto
     }
 }
 
-void forward_block(const AttentionSizes& s, const AttentionInputs& in, const Block& k, const Heads& out, float* sums) {
+void forward_block(const AttentionSizes& s, const AttentionInputs& in, const Block& k, const Tensor& out, float* sums) {
     const Index d = s.width, L = k.lanes;
     float *pairs = arena().take(k.pairs * d), *rows = arena().take(L * d), *query = arena().take(d * L);
     float *weights = arena().take(k.pairs * L), *result = arena().take(d * L);
     take_scaled(s, in.query, k, rows, query);
-    gather(s, k, in.prefix_keys, in.keys, pairs);
+    gather(s, k, in.prefix_keys.data, in.keys, pairs);
     scores(s, in, k, pairs, query, weights);
     for (Index t = 0; t < L; t += 8) {
         Eight highest = Eight{} - 3.0e38f, sum = {};
@@ -107,10 +103,11 @@ void forward_block(const AttentionSizes& s, const AttentionInputs& in, const Blo
             store(weights + j * L + t, weight);
             sum += weight;
         }
+        sum = sum == 0.0f ? Eight{} + 1.0f : sum;  // a query that sees nothing reads zeros
         for (Index j = 0; j < k.pairs; ++j) store(weights + j * L + t, load<Eight>(weights + j * L + t) / sum);
         for (Index lane = 0; lane < 8 && t + lane < k.count; ++lane) sums[t + lane] = highest[lane] + std::log(sum[lane]);
     }
-    gather(s, k, in.prefix_values, in.values, pairs);
+    gather(s, k, in.prefix_values.data, in.values, pairs);
     product<true, Into::set>(d, L, k.pairs, pairs, d, weights, L, result, L);
     put_back(d, result, k, 1.0f, out, rows);
 }
@@ -124,12 +121,12 @@ void add_rows(const AttentionSizes& s, const Block& k, const float* rows, float*
 }
 
 struct AttentionGradients {
-    Heads query;                                                 // as the input
-    float *keys, *values, *prefix_keys, *prefix_values;  // [B, H, w - 1 + T, d], [B, H, P, d]
+    Tensor query;
+    float *keys, *values, *prefix_keys, *prefix_values;  // [B, H, w - 1 + T, d], [B, H, P, d]; they start at zero
 };
 
 void backward_block(
-    const AttentionSizes& s, const AttentionInputs& in, const Block& k, const Heads& out, const float* sums, const Heads& d_out,
+    const AttentionSizes& s, const AttentionInputs& in, const Block& k, const Tensor& out, const float* sums, const Tensor& d_out,
     const AttentionGradients& to
 ) {
     const Index d = s.width, L = k.lanes, row = k.b * s.heads + k.h, all = s.window - 1 + s.tokens;
@@ -138,8 +135,8 @@ void backward_block(
     float *d_result = arena().take(d * L), *d_query = arena().take(d * L), *along = arena().take(L), *own = arena().take(L);
     float *weights = arena().take(k.pairs * L), *d_weights = arena().take(k.pairs * L);
     take_scaled(s, in.query, k, query_rows, query);
-    gather(s, k, in.prefix_keys, in.keys, keys);
-    gather(s, k, in.prefix_values, in.values, values);
+    gather(s, k, in.prefix_keys.data, in.keys, keys);
+    gather(s, k, in.prefix_values.data, in.values, values);
     std::fill_n(along, L, 0.0f);
     std::fill_n(own, L, 0.0f);
     std::fill_n(rows, L * d, 0.0f);
@@ -176,32 +173,35 @@ Index working_floats(const AttentionSizes& s) {
 
 }  // namespace
 
-extern "C" void atlas_attention_forward(
-    const AttentionSizes* sizes, const AttentionInputs* inputs, const Heads* out, float* sums
-) {
+// to: out [B, T, H, d], log-sum-exp of every query's scores [B, H, T]
+extern "C" int atlas_attention_forward(const AttentionSizes* sizes, const AttentionInputs* in, const Tensor* to) {
     const AttentionSizes s = *sizes;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index row = 0; row < s.batch * s.heads; ++row) {
+    const Tensor out = to[0].swapped();
+    return for_rows(s.batch * s.heads, s.threads, [&](Index row) {
         for (Index first = 0; first < s.tokens; first += BLOCK) {
             arena().reset(working_floats(s));
-            forward_block(s, *inputs, Block(s, row, first), *out, sums + row * s.tokens + first);
+            forward_block(s, *in, Block(s, row, first), out, to[1].data + row * s.tokens + first);
         }
-    }
+    });
 }
 
-// `gradients`: keys, values and prefix start at zero.
-extern "C" void atlas_attention_backward(
-    const AttentionSizes* sizes, const AttentionInputs* inputs, const Heads* out, const float* sums, const Heads* d_out,
-    const AttentionGradients* gradients
-) {
+struct BackwardInputs {
+    AttentionInputs in;
+    Tensor out, sums, d_out;  // d_out [B, H, T, d]
+};
+
+// to: d_query [B, T, H, d], d_keys and d_values [B, H, w - 1 + T, d], gradients of the prefix [2, B, H, P, d]
+extern "C" int atlas_attention_backward(const AttentionSizes* sizes, const BackwardInputs* from, const Tensor* to) {
     const AttentionSizes s = *sizes;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index row = 0; row < s.batch * s.heads; ++row) {
+    const Tensor out = from->out.swapped();
+    float* d_prefix = to[3].data;
+    const Index half = s.batch * s.heads * s.prefix * s.width;
+    const AttentionGradients gradients{to[0].swapped(), to[1].data, to[2].data, d_prefix, d_prefix + half};
+    return for_rows(s.batch * s.heads, s.threads, [&](Index row) {
         for (Index first = 0; first < s.tokens; first += BLOCK) {
             arena().reset(working_floats(s));
-            backward_block(
-                s, *inputs, Block(s, row, first), *out, sums + row * s.tokens + first, *d_out, *gradients
-            );
+            const float* sums = from->sums.data + row * s.tokens + first;
+            backward_block(s, from->in, Block(s, row, first), out, sums, from->d_out, gradients);
         }
-    }
+    });
 }

@@ -10,8 +10,9 @@
 extern "C" {
 
 struct ScanSizes {
-    atlas::Index rows, chunks, count, width, hidden, features;  // N, n, C, d, h, p
-    atlas::Index prefix, end, threads;
+    atlas::Index threads, rows, chunks, count, width, hidden, features;  // N, n, C, d, h, p
+    atlas::Index prefix, end;
+    atlas::Index parts;           // of what is kept: chunk c uses part c % parts
     double down_limit, up_limit;  // largest norms after a chunk
     atlas::Index down() const { return width * hidden; }
     atlas::Index up() const { return 2 * hidden * features; }
@@ -20,13 +21,13 @@ struct ScanSizes {
 
 // Weights [N, d, h] and [N, 2h, p], and the rule's momentum of the same shapes if it has one; or gradients of them.
 struct ScanMemory {
-    float *down, *up, *momentum_down, *momentum_up;
+    atlas::Tensor down, up, momentum_down, momentum_up;
 };
 
 struct ScanInputs {
+    atlas::Tensor query, key, value, query_features, key_features, rate;
+    atlas::Tensor gates;  // [N, n, 2]: theta and 1 - alpha of a chunk, if the rule has momentum
     ScanMemory start;
-    const float* gates;  // [N, n, 2]: theta and 1 - alpha of a chunk, if the rule has momentum
-    atlas::Rows query, key, value, query_features, key_features, rate;
 };
 
 }  // extern "C"

@@ -136,16 +136,16 @@ class Backward : Block {
     }
 
     void of_weights(Weights to) const {
-        const Rows &keys = in.key_features, &queries = in.query_features;
+        const Tensor &keys = in.key_features, &queries = in.query_features;
         transpose(h, L, read_units, L, rows, h);
         product<false, Into::add>(d, h, count, d_out, L, rows, h, to.down, h);
-        product<false, Into::add>(2 * h, p, count, d_read, wide, queries.at(n, first), queries.token, to.up, p);
+        product<false, Into::add>(2 * h, p, count, d_read, wide, queries.at(n, first), queries.second, to.up, p);
         if (!keys_live) return;
         transpose(h, L, d_back, L, rows, h);
         product<false, Into::add>(d, h, count, error, L, rows, h, to.down, h);
         transpose(h, L, units, L, rows, h);
         product<false, Into::add>(d, h, count, d_error, L, rows, h, to.down, h);  // d_residual by now
-        product<false, Into::add>(2 * h, p, count, d_pre, wide, keys.at(n, first), keys.token, to.up, p);
+        product<false, Into::add>(2 * h, p, count, d_pre, wide, keys.at(n, first), keys.second, to.up, p);
     }
 
     // A = K W^T,  P = Q W^T - gram X,  gram = tril(Q K^T),  X^T K

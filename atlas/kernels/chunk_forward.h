@@ -78,8 +78,8 @@ class Forward : Block {
     void writes(Weights after) const {
         transpose(h, L, units, L, rows, h);
         product<false, INTO>(d, h, count, error, L, rows, h, after.down, h);
-        const Rows& keys = in.key_features;
-        product<false, INTO>(2 * h, p, count, signal, L, keys.at(n, first), keys.token, after.up, p);
+        const Tensor& keys = in.key_features;
+        product<false, INTO>(2 * h, p, count, signal, L, keys.at(n, first), keys.second, after.up, p);
     }
 };
 

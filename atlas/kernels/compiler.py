@@ -1,25 +1,33 @@
 """C++ sources of this folder -> a shared library, built once per machine and kept in the user's cache.
 
-`CXX` names the compiler, `XDG_CACHE_HOME` the cache (by default ~/.cache).
+`CXX` names the compiler, with arguments if need be; `XDG_CACHE_HOME` the cache (by default ~/.cache).
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+from atlas.kernels.cache import CacheError, cache_folder, is_private
 
 FOLDER = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 # No -ffast-math: a NaN has to stay one.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
-TIMEOUT_SECONDS = 120
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
+TIMEOUT_SECONDS = 300
+PART = "build-"  # names of the folders that a build works in
 
 
 class CompileError(Exception):
@@ -31,25 +39,54 @@ def build() -> Path:
     if sys.platform != "linux":
         raise CompileError(f"kernels are compiled on Linux only, this is {sys.platform}")
     compiler = _compiler()
-    folder = _cache()
-    kept = folder / f"{_digest(compiler)}.so"
-    if not _is_whole(kept):
-        try:
-            with tempfile.TemporaryDirectory(dir=folder) as part:
-                fresh = Path(part) / kept.name
-                _compile(compiler, fresh)
-                _seal(fresh).write_text(_sum(fresh), encoding="ascii")
-                for path in (_seal(fresh), fresh):  # each at once, whoever else builds it
-                    path.replace(folder / path.name)
-        except OSError as error:
-            raise CompileError(f"{folder} cannot be written: {error.strerror}") from error
+    digest = _digest(compiler)
+    try:
+        folder = cache_folder()
+    except CacheError as error:
+        raise CompileError(str(error)) from error
+    kept = folder / f"{digest}.so"
+    try:
+        if not _is_whole(kept, digest):
+            with _alone(folder):
+                if not _is_whole(kept, digest):  # nobody else has built it in the meantime
+                    _build(compiler, digest, kept)
+    except OSError as error:
+        raise CompileError(f"{folder} cannot be written: {error.strerror}") from error
     return kept
 
 
-def _is_whole(library: Path) -> bool:
-    """Loading a torn library would end the process."""
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build at a time. What a killed one has left behind is removed."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return _seal(library).read_text(encoding="ascii") == _sum(library)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.glob(f"{PART}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _build(compiler: list[str], digest: str, kept: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=PART, dir=kept.parent) as part:
+        fresh = Path(part) / kept.name
+        mark = Path(part) / "digest.cpp"
+        mark.write_text(f'extern "C" const char atlas_digest[] = "{_mark(digest)}";\n', encoding="ascii")
+        _compile(compiler, [mark, *sorted(FOLDER.glob("*.cpp"))], fresh)
+        _seal(fresh).write_text(_sum(fresh.read_bytes()), encoding="ascii")
+        for path in (_seal(fresh), fresh):
+            path.chmod(0o700)
+            path.replace(kept.parent / path.name)
+
+
+def _is_whole(library: Path, digest: str) -> bool:
+    """Whether it is ours, undamaged, and of these sources. Loading a torn library would end the process."""
+    try:
+        if not (is_private(library) and is_private(_seal(library))):
+            return False
+        content = library.read_bytes()
+        return _seal(library).read_text(encoding="ascii") == _sum(content) and _mark(digest).encode() in content
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -58,26 +95,34 @@ def _seal(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def _sum(library: Path) -> str:
-    return hashlib.sha256(library.read_bytes()).hexdigest()
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _compiler() -> str:
+def _mark(digest: str) -> str:
+    """A text that the library holds."""
+    return f"atlas kernels {digest}"
+
+
+def _compiler() -> list[str]:
+    """The command that compiles: an executable and its arguments."""
     asked = os.environ.get("CXX")
-    for name in (asked,) if asked else COMPILERS:
+    try:
+        # `/my tools/g++` is one word, `ccache g++` is two.
+        commands = [[asked], shlex.split(asked)] if asked else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise CompileError(f"CXX={asked} cannot be read: {error}") from error
+    for name, *arguments in filter(None, commands):
         if found := shutil.which(name):
-            return found
+            return [found, *arguments]
     raise CompileError(f"CXX={asked} is not there" if asked else f"no C++ compiler ({', '.join(COMPILERS)})")
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: list[str]) -> str:
     """Of everything that the library depends on: a cache may be shared by machines with other processors."""
-    try:
-        told = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CompileError(f"{compiler} does not run: {error}") from error
+    version = _run([*compiler, "--version"])
     parts = [path.read_bytes() for path in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])]
-    parts += [told.stdout, " ".join(FLAGS).encode(), _processor().encode()]
+    parts += [version.encode(), shlex.join([*compiler, *FLAGS]).encode(), _processor().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
@@ -91,24 +136,22 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *sorted(set(lines))])
 
 
-def _cache() -> Path:
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas" / "kernels"
-    except RuntimeError as error:
-        raise CompileError(f"no folder for the cache, set XDG_CACHE_HOME: {error}") from error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CompileError(f"{folder} cannot be written: {error.strerror}") from error
-    return folder
+def _compile(compiler: list[str], sources: list[Path], target: Path) -> None:
+    """All sources at the same time: one of them takes more than half of the work."""
+    objects = [target.parent / f"{source.stem}.o" for source in sources]
+    each = zip(sources, objects, strict=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_run, [[*compiler, *FLAGS, "-c", str(source), "-o", str(to)] for source, to in each]))
+    _run([*compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(target)])
 
 
-def _compile(compiler: str, target: Path) -> None:
-    command = [compiler, *FLAGS, *map(str, sorted(FOLDER.glob("*.cpp"))), "-o", str(target)]
+def _run(command: list[str]) -> str:
+    """What a compiler prints."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
-        raise CompileError(f"{compiler} does not run: {error}") from error
+        raise CompileError(f"{command[0]} does not run: {error}") from error
     if done.returncode:
         told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CompileError(f"{compiler} fails: {told[0]}")
+        raise CompileError(f"{command[0]} fails: {told[0]}")
+    return done.stdout

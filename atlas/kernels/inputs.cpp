@@ -8,7 +8,7 @@ using namespace atlas;
 extern "C" {
 
 struct InputSizes {
-    Index batch, heads, tokens, width, lags, threads;  // B, H, T, d, L
+    Index threads, batch, heads, tokens, width, lags;  // B, H, T, d, L
 };
 
 }  // extern "C"
@@ -54,11 +54,11 @@ void forward_part(const InputSizes& s, const Channels& from, int part, float* ou
 
 // d_led and d_weight of these channels, to which is added.
 void backward_part(
-    const InputSizes& s, const Channels& from, int part, const Rows& d_out, Index n, const float* out, const float* inverse,
+    const InputSizes& s, const Channels& from, int part, const Tensor& d_out, Index n, const float* out, const float* inverse,
     float* d_led, float* d_weight
 ) {
     float* d_mixed = arena().take(s.width);
-    for (Index t = 0; t < s.tokens; ++t, out += s.width) {
+    for (Index t = 0; t < s.tokens; ++t) {
         const float* given = d_out.at(n, t);
         if (part == VALUE) {  // silu'(y) = s + y s (1 - s)
             from.mix(t, d_mixed);
@@ -67,8 +67,8 @@ void backward_part(
                 store(d_mixed + i, load<Eight>(given + i) * (gate + y * gate * (1.0f - gate)));
             }
         } else {  // (dy - y <y, dy>) / ||x||
-            const float along = dot(out, given, s.width);
-            for (Index i = 0; i < s.width; ++i) d_mixed[i] = (given[i] - out[i] * along) * inverse[t];
+            const float *unit = out + t * s.width, along = dot(unit, given, s.width);
+            for (Index i = 0; i < s.width; ++i) d_mixed[i] = (given[i] - unit[i] * along) * inverse[t];
         }
         for (Index lag = 0; lag < s.lags; ++lag) {
             const Index at = (t + s.lags - 1 - lag) * from.step;
@@ -84,37 +84,33 @@ void backward_part(
 
 }  // namespace
 
-// out [3, B * H, T, d] of q, k, v; inverse [2, B * H, T], 1 / length of q and k.
-extern "C" void atlas_inputs_forward(
-    const InputSizes* sizes, const float* led, const float* weight, float* out, float* inverse
-) {
+// in: led [B, L - 1 + T, 3D], weight [L, 3D]; to: query, key, value [B * H, T, d], inverse [2, B * H, T], 1 / length of
+// queries and keys before they are scaled
+extern "C" int atlas_inputs_forward(const InputSizes* sizes, const Tensor* in, const Tensor* to) {
     const InputSizes s = *sizes;
     const Index rows = s.batch * s.heads;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index job = 0; job < 3 * rows; ++job) {
-        const Index n = job / 3, part = job % 3, slot = part * rows + n;
-        const Channels from(s, led, weight, n, part);
-        forward_part(s, from, part, out + slot * s.tokens * s.width, part == VALUE ? nullptr : inverse + slot * s.tokens);
-    }
+    return for_rows(3 * rows, s.threads, [=](Index job) {
+        const Index n = job / 3, part = job % 3;
+        const Channels from(s, in[0].data, in[1].data, n, part);
+        float* inverse = part == VALUE ? nullptr : to[3].data + (part * rows + n) * s.tokens;
+        forward_part(s, from, part, to[part].data + n * s.tokens * s.width, inverse);
+    });
 }
 
-// d_led [B, L - 1 + T, 3D] and d_weight [B, L, 3D] start at zero.
-extern "C" void atlas_inputs_backward(
-    const InputSizes* sizes, const float* led, const float* weight, const float* out, const float* inverse,
-    const Rows* d_query, const Rows* d_key, const Rows* d_value, float* d_led, float* d_weight
-) {
+// in: led, weight, query, key, inverse, and gradients of query, key, value; to: d_led [B, L - 1 + T, 3D] and d_weight
+// [B, L, 3D], which start at zero
+extern "C" int atlas_inputs_backward(const InputSizes* sizes, const Tensor* in, const Tensor* to) {
     const InputSizes s = *sizes;
     const Index rows = s.batch * s.heads;
-    const Rows* given[] = {d_query, d_key, d_value};
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index job = 0; job < 3 * rows; ++job) {
-        const Index n = job / 3, part = job % 3, slot = part * rows + n, sequence = n / s.heads;
-        const Channels from(s, led, weight, n, part);
+    return for_rows(3 * rows, s.threads, [=](Index job) {
+        const Index n = job / 3, part = job % 3, sequence = n / s.heads;
+        const Channels from(s, in[0].data, in[1].data, n, part);
         arena().reset(s.width + 16);
-        const Index first = from.weight - weight;
-        float* own_led = d_led + sequence * (s.lags - 1 + s.tokens) * from.step + first;
-        float* own_weight = d_weight + sequence * s.lags * from.step + first;
-        const float* lengths = part == VALUE ? nullptr : inverse + slot * s.tokens;
-        backward_part(s, from, part, *given[part], n, out + slot * s.tokens * s.width, lengths, own_led, own_weight);
-    }
+        const Index first = from.weight - in[1].data;
+        float* own_led = to[0].data + sequence * (s.lags - 1 + s.tokens) * from.step + first;
+        float* own_weight = to[1].data + sequence * s.lags * from.step + first;
+        const float* out = part == VALUE ? nullptr : in[2 + part].data + n * s.tokens * s.width;
+        const float* lengths = part == VALUE ? nullptr : in[4].data + (part * rows + n) * s.tokens;
+        backward_part(s, from, part, in[5 + part], n, out, lengths, own_led, own_weight);
+    });
 }

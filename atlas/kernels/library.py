@@ -1,7 +1,7 @@
-"""The compiled library as Python sees it: its functions, and whether they are used.
+"""The compiled library as Python sees it, and whether it is used.
 
 use(Kernels.torch)          from now on; the default is `auto`
-library()                   its functions, or None: then PyTorch's operations do the work
+library()                   the library, or None: then PyTorch's operations do the work
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from atlas.config import ConfigError, Kernels
 from atlas.config.choices import member
 from atlas.kernels.compiler import CompileError, build
-from atlas.kernels.signatures import declared
 
 
 @dataclass
@@ -42,6 +41,14 @@ def library() -> ctypes.CDLL | None:
     return _selection.loaded
 
 
+def loaded() -> ctypes.CDLL:
+    """The library, whatever has been chosen since: a backward pass needs it after its forward pass."""
+    _load()
+    if _selection.loaded is None:
+        raise RuntimeError(f"no compiled kernels: {_selection.missing}")
+    return _selection.loaded
+
+
 def description() -> str:
     return "PyTorch kernels" if library() is None else "compiled kernels"
 
@@ -55,6 +62,6 @@ def _load() -> None:
     if _selection.loaded is not None or _selection.missing:
         return
     try:
-        _selection.loaded = declared(ctypes.CDLL(str(build())))
+        _selection.loaded = ctypes.CDLL(str(build()))
     except (CompileError, OSError) as error:
         _selection.missing = str(error)

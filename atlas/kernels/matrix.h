@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <vector>
 
 namespace atlas {
@@ -149,16 +150,36 @@ inline float dot(const float* a, const float* b, Index width) {
 // Tokens as lanes: the narrowest vector, or a multiple of the widest.
 inline Index padded(Index tokens) { return tokens <= 8 ? 8 : (tokens + 15) / 16 * 16; }
 
-// A tensor [N, T, width] whose last dimension is contiguous, or [N, T].
-extern "C" struct Rows {
+// A tensor as atlas/kernels/call.py passes it: up to three leading dimensions with their strides, in elements, then a
+// contiguous width. `data` is null for a tensor that is left out.
+extern "C" struct Tensor {
     float* data;
-    Index row, token;  // strides
-    float* at(Index n, Index t) const { return data + n * row + t * token; }
+    Index first, second, third;  // strides
+    float* at(Index n, Index t) const { return data + n * first + t * second; }
+    float* at(Index b, Index h, Index t) const { return data + b * first + h * second + t * third; }
+    Tensor swapped() const { return {data, first, third, second}; }  // [B, T, H, d] as [B, H, T, d]
 };
 
+// Runs `body` for every row, rows shared out among threads. An exception must not leave a thread: 1 says that memory ran
+// out, 0 that all went well.
+template <class Body>
+int for_rows(Index rows, Index threads, Body body) {
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index n = 0; n < rows; ++n) {
+        try {
+            body(n);
+        } catch (const std::exception&) {
+#pragma omp atomic write
+            failed = 1;
+        }
+    }
+    return failed;
+}
+
 // Tokens first..first+count of row n -> [width, lanes] with `step` floats from line to line, filled up with zeros.
-inline void take(const Rows& from, Index n, Index first, Index count, Index width, Index lanes, float* to, Index step) {
-    transpose(count, width, from.at(n, first), from.token, to, step);
+inline void take(const Tensor& from, Index n, Index first, Index count, Index width, Index lanes, float* to, Index step) {
+    transpose(count, width, from.at(n, first), from.second, to, step);
     for (Index i = 0; i < width; ++i) std::fill(to + i * step + count, to + i * step + lanes, 0.0f);
 }
 

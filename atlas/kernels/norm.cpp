@@ -7,7 +7,7 @@ using namespace atlas;
 extern "C" {
 
 struct NormSizes {
-    Index rows, width, block, threads;
+    Index threads, rows, width, block;
     double epsilon;
     Index blocks() const { return (rows + block - 1) / block; }
 };
@@ -41,26 +41,28 @@ void backward_row(
 
 }  // namespace
 
-// x, out [N, width], inverse [N]
-extern "C" void atlas_norm_forward(const NormSizes* sizes, const float* x, const float* weight, float* out, float* inverse) {
+// in: x [N, width], weight [width]; to: out [N, width], inverse [N]
+extern "C" int atlas_norm_forward(const NormSizes* sizes, const Tensor* in, const Tensor* to) {
     const NormSizes s = *sizes;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n) forward_row(s, x + n * s.width, weight, out + n * s.width, inverse + n);
+    const float *x = in[0].data, *weight = in[1].data;
+    float *out = to[0].data, *inverse = to[1].data;
+    return for_rows(s.rows, s.threads, [=](Index n) {
+        forward_row(s, x + n * s.width, weight, out + n * s.width, inverse + n);
+    });
 }
 
-// d_weight [blocks, width]: a block of rows sums up its own, so that the result does not depend on the threads.
-extern "C" void atlas_norm_backward(
-    const NormSizes* sizes, const float* x, const float* weight, const float* inverse, const float* given, float* d_x,
-    float* d_weight
-) {
+// in: x, weight, inverse, d_out; to: d_x [N, width], d_weight [blocks, width]. A block of rows sums up its own d_weight,
+// so that the result does not depend on the threads.
+extern "C" int atlas_norm_backward(const NormSizes* sizes, const Tensor* in, const Tensor* to) {
     const NormSizes s = *sizes;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index b = 0; b < s.blocks(); ++b) {
+    const float *x = in[0].data, *weight = in[1].data, *inverse = in[2].data, *given = in[3].data;
+    float *d_x = to[0].data, *d_weight = to[1].data;
+    return for_rows(s.blocks(), s.threads, [=](Index b) {
         float* own = d_weight + b * s.width;
         std::fill_n(own, s.width, 0.0f);
         for (Index n = b * s.block; n < std::min((b + 1) * s.block, s.rows); ++n) {
             const Index at = n * s.width;
             backward_row(s, x + at, weight, inverse[n], given + at, d_x + at, own);
         }
-    }
+    });
 }

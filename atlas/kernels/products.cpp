@@ -14,7 +14,7 @@ constexpr Index BLOCK = 64;  // tokens
 extern "C" {
 
 struct ProductSizes {
-    Index rows, tokens, width, threads;  // N, T, d
+    Index threads, rows, tokens, width;  // N, T, d
 };
 
 }  // extern "C"
@@ -32,13 +32,13 @@ struct Kept {
     static Index blocks(const ProductSizes& s) { return (s.tokens + BLOCK - 1) / BLOCK; }
 };
 
-void give(const float* from, Index lanes, Index n, Index first, Index count, Index width, const Rows& to, float* rows) {
+void give(const float* from, Index lanes, Index n, Index first, Index count, Index width, const Tensor& to, float* rows) {
     transpose(width, lanes, from, lanes, rows, width);
     for (Index t = 0; t < count; ++t) std::copy_n(rows + t * width, width, to.at(n, first + t));
 }
 
 // `total`: the matrix before the first block, then after the last one.
-void forward_row(const ProductSizes& s, const Rows& query, const Rows& key, Index n, float* kept, const Rows& out, float* total) {
+void forward_row(const ProductSizes& s, const Tensor& query, const Tensor& key, Index n, float* kept, const Tensor& out, float* total) {
     const Index d = s.width;
     const Kept parts(s);
     const Index L = parts.lanes;
@@ -56,14 +56,14 @@ void forward_row(const ProductSizes& s, const Rows& query, const Rows& key, Inde
         product<true, Into::set>(d, L, d, before, d, queries, L, result, L);
         product<false, Into::add>(d, L, L, keys, L, gram, L, result, L);
         give(result, L, n, first, count, d, out, rows);
-        product<false, Into::add>(d, d, count, keys, L, key.at(n, first), key.token, total, d);
+        product<false, Into::add>(d, d, count, keys, L, key.at(n, first), key.second, total, d);
     }
 }
 
 // `later`: the gradient of the matrix after the last block, then of the one before the first.
 void backward_row(
-    const ProductSizes& s, const Rows& query, const Rows& key, const Rows& d_out, Index n, const float* kept, float* later,
-    const Rows& d_query, const Rows& d_key
+    const ProductSizes& s, const Tensor& query, const Tensor& key, const Tensor& d_out, Index n, const float* kept, float* later,
+    const Tensor& d_query, const Tensor& d_key
 ) {
     const Index d = s.width;
     const Kept parts(s);
@@ -90,7 +90,7 @@ void backward_row(
         product<false, Into::set>(d, L, d, both, d, keys, L, d_keys, L);
         product<false, Into::add>(d, L, L, given, L, lower, L, d_keys, L);
         product<false, Into::add>(d, L, L, queries, L, d_lower, L, d_keys, L);
-        product<false, Into::add>(d, d, count, queries, L, d_out.at(n, first), d_out.token, later, d);
+        product<false, Into::add>(d, d, count, queries, L, d_out.at(n, first), d_out.second, later, d);
         give(d_queries, L, n, first, count, d, d_query, rows);
         give(d_keys, L, n, first, count, d, d_key, rows);
     }
@@ -101,25 +101,24 @@ void backward_row(
 // Floats to keep per row.
 extern "C" Index atlas_products_floats(const ProductSizes* s) { return Kept(*s).total * Kept::blocks(*s); }
 
-extern "C" void atlas_products_forward(
-    const ProductSizes* sizes, const Rows* query, const Rows* key, float* kept, const Rows* out, float* total
-) {
+// in: start [N, d, d], query and key [N, T, d]; to: out [N, T, d], the matrix after the last token, kept [N, floats]
+extern "C" int atlas_products_forward(const ProductSizes* sizes, const Tensor* in, const Tensor* to) {
     const ProductSizes s = *sizes;
-    const Index floats = atlas_products_floats(sizes);
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n)
-        forward_row(s, *query, *key, n, kept + n * floats, *out, total + n * s.width * s.width);
+    const Index floats = atlas_products_floats(sizes), size = s.width * s.width;
+    return for_rows(s.rows, s.threads, [=](Index n) {
+        float* total = to[1].data + n * size;
+        std::copy_n(in[0].data + n * size, size, total);
+        forward_row(s, in[1], in[2], n, to[2].data + n * floats, to[0], total);
+    });
 }
 
-extern "C" void atlas_products_backward(
-    const ProductSizes* sizes, const Rows* query, const Rows* key, const Rows* d_out, const float* kept, float* later,
-    const Rows* d_query, const Rows* d_key
-) {
+// in: query, key, d_out, kept, and the gradient of the matrix after the last token; to: d_start, d_query, d_key
+extern "C" int atlas_products_backward(const ProductSizes* sizes, const Tensor* in, const Tensor* to) {
     const ProductSizes s = *sizes;
-    const Index floats = atlas_products_floats(sizes);
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n) {
-        float* own = later + n * s.width * s.width;
-        backward_row(s, *query, *key, *d_out, n, kept + n * floats, own, *d_query, *d_key);
-    }
+    const Index floats = atlas_products_floats(sizes), size = s.width * s.width;
+    return for_rows(s.rows, s.threads, [=](Index n) {
+        float* later = to[0].data + n * size;
+        std::copy_n(in[4].data + n * size, size, later);
+        backward_row(s, in[0], in[1], in[2], n, in[3].data + n * floats, later, to[1], to[2]);
+    });
 }

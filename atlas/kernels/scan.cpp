@@ -17,7 +17,7 @@ struct Memory {
 };
 
 Memory row(const ScanSizes& s, const ScanMemory& memory, Index n) {
-    const auto at = [n](float* matrix, Index size) { return matrix ? matrix + n * size : nullptr; };
+    const auto at = [n](const Tensor& matrix, Index size) { return matrix.data ? matrix.data + n * size : nullptr; };
     return {
         {at(memory.down, s.down()), at(memory.up, s.up())},
         {at(memory.momentum_down, s.down()), at(memory.momentum_up, s.up())},
@@ -43,7 +43,7 @@ struct Kept {
 // What is the same for all chunks of a row.
 class Row {
   public:
-    Row(const ScanSizes& s, const ScanInputs& in, float* const* kept, const ScanMemory& after, Index n)
+    Row(const ScanSizes& s, const ScanInputs& in, const Tensor* kept, const ScanMemory& after, Index n)
         : s(s), in(in), kept(kept), n(n), first(row(s, in.start, n)), last(row(s, after, n)), layout(s), parts(s, layout) {}
 
     void forward(float* out) const {
@@ -58,6 +58,7 @@ class Row {
                 Forward(block(c, b), own(c) + b * layout.total).run(out, sums);
             }
             float* norms = own(c) + parts.norms;
+            std::fill_n(norms, 8, 0.0f);
             norms[0] = finish(how(), gates(c), start.down(), end.down(), s.down(), s.down_limit);
             norms[1] = finish(how(), gates(c), start.up(), end.up(), s.up(), s.up_limit);
         }
@@ -80,7 +81,7 @@ class Row {
   private:
     const ScanSizes& s;
     const ScanInputs& in;
-    float* const* const kept;
+    const Tensor* const kept;
     const Index n;
     const Memory first, last;  // before the first chunk, after the last one
     const Layout layout;
@@ -88,8 +89,8 @@ class Row {
 
     End how() const { return static_cast<End>(s.end); }
     Index gate(Index c) const { return 2 * (n * s.chunks + c); }
-    const float* gates(Index c) const { return in.gates ? in.gates + gate(c) : nullptr; }
-    float* own(Index c) const { return kept[c] + n * parts.total; }
+    const float* gates(Index c) const { return in.gates.data ? in.gates.data + gate(c) : nullptr; }
+    float* own(Index c) const { return kept[c % s.parts].data + n * parts.total; }
     Memory before(Index c) const { return c ? parts.after(own(c - 1)) : first; }
     Memory after(Index c) const { return c + 1 < s.chunks ? parts.after(own(c)) : last; }
 
@@ -113,27 +114,40 @@ class Row {
     }
 };
 
+struct ForwardResults {
+    Tensor out;  // [N, T, d]
+    ScanMemory after;  // the memory after the last chunk, or for UPDATES the chunk's updates
+    Tensor kept[1];
+};
+
+struct BackwardInputs {
+    ScanInputs in;
+    ScanMemory after;
+    Tensor d_out;
+    ScanMemory d_after;  // null where nothing depends on that part of the memory after the last chunk
+    Tensor kept[1];
+};
+
+struct BackwardResults {
+    Tensor residual, query_features, key_features, rate, gates;
+    ScanMemory start;
+};
+
 }  // namespace
 
 // Floats to keep per row and chunk.
 extern "C" Index atlas_scan_floats(const ScanSizes* s) { return Kept(*s, Layout(*s)).total; }
 
-// out [N, T, d]; `after`: the memory after the last chunk, or for UPDATES the chunk's updates.
-extern "C" void atlas_scan_forward(
-    const ScanSizes* sizes, const ScanInputs* inputs, float* const* kept, const ScanMemory* after, float* out
-) {
+extern "C" int atlas_scan_forward(const ScanSizes* sizes, const ScanInputs* in, const ForwardResults* to) {
     const ScanSizes s = *sizes;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n) Row(s, *inputs, kept, *after, n).forward(out);
+    return for_rows(s.rows, s.threads, [&](Index n) { Row(s, *in, to->kept, to->after, n).forward(to->out.data); });
 }
 
-// `given`: null where nothing depends on that part of the memory after the last chunk.
-extern "C" void atlas_scan_backward(
-    const ScanSizes* sizes, const ScanInputs* inputs, float* const* kept, const ScanMemory* after, float* g_out,
-    const ScanMemory* given, const ScanMemory* to, float* d_gates, const TokenGradients* tokens
-) {
+extern "C" int atlas_scan_backward(const ScanSizes* sizes, const BackwardInputs* from, const BackwardResults* to) {
     const ScanSizes s = *sizes;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-    for (Index n = 0; n < s.rows; ++n)
-        Row(s, *inputs, kept, *after, n).backward(g_out, row(s, *given, n), row(s, *to, n), d_gates, *tokens);
+    const TokenGradients tokens{to->residual.data, to->query_features.data, to->key_features.data, to->rate.data};
+    return for_rows(s.rows, s.threads, [&](Index n) {
+        const Memory given = row(s, from->d_after, n), start = row(s, to->start, n);
+        Row(s, from->in, from->kept, from->after, n).backward(from->d_out.data, given, start, to->gates.data, tokens);
+    });
 }

@@ -21,7 +21,12 @@ BLOCK_ELEMENTS = 2**18  # of a block, on a CPU: a few blocks of 1 MiB fit its ca
 
 
 def causal_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, L - 1 + T, D] led by the inputs before the stretch, w [L, D] -> y [B, T, D]."""
+    """x [B, L - 1 + T, D] led by the inputs before the stretch, w [L, D] -> y [B, T, D].
+
+    Raises `ValueError` for other shapes.
+    """
+    if x.dim() != 3 or weight.dim() != 2 or not 1 <= len(weight) <= x.shape[1] or x.shape[2] != weight.shape[1]:
+        raise ValueError(f"causal_convolution: x is {list(x.shape)}, weight is {list(weight.shape)}")
     out: Tensor = BlockwiseConvolution.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
 
@@ -61,7 +66,7 @@ class BlockwiseConvolution(torch.autograd.Function):
 def _blocks(out: Tensor) -> Iterator[tuple[int, int]]:
     """First token and end of every block of [B, T, D]; a GPU takes the stretch as one."""
     tokens = out.shape[1]
-    size = tokens if out.is_cuda else max(1, BLOCK_ELEMENTS // (out.shape[0] * out.shape[2]))
+    size = tokens if out.is_cuda else max(1, BLOCK_ELEMENTS // max(1, out.shape[0] * out.shape[2]))
     for first in range(0, tokens, size):
         yield first, min(first + size, tokens)
 

@@ -25,7 +25,7 @@ from atlas.models.memory import AtlasMemory
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.qk_projection import QKProjection
-from atlas.ops.reference import ReferenceMemory, Token, Weights
+from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.rules.muon import FLOOR
 
 BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 9, 4

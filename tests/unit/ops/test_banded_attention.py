@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas.ops.banded_attention import Prefix, _block_products, _one_kernel
+from atlas.ops.banded_attention.torch import Prefix, block_products, one_kernel
 
 B, H, D = 2, 3, 4
 
@@ -24,7 +24,7 @@ def test_both_forms_agree_in_outputs_and_gradients(window: int, tokens: int, pre
     valid = torch.ones(B, cached + tokens, dtype=torch.bool)
     valid[1, :cached] = False
     found = []
-    for form in (_block_products, _one_kernel):
+    for form in (block_products, one_kernel):
         out = form(query, keys, values, valid, window, Prefix(*pairs) if pairs else None)
         found.append([out, *torch.autograd.grad(out.sin().sum(), [query, keys, values, *pairs])])
     for ours, theirs in zip(*found, strict=True):

@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from atlas.config import Rule
 from atlas.ops.chunk_scan import Scan, ScanState, open_state, written
+from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, read
-from atlas.ops.reference import ReferenceMemory, Token, Weights
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
 from atlas.ops.rules.muon import FLOOR, Muon

@@ -1,6 +1,5 @@
 """The compiled scan beside `FusedChunk` (see `test_fused_chunk.py`) and `bound_norm` in float64."""
 
-import ctypes
 from functools import partial
 
 import pytest
@@ -9,12 +8,14 @@ from torch import Tensor
 
 from atlas.config import Kernels
 from atlas.kernels.library import use
-from atlas.ops.compiled_scan import LONGEST_PREFIX, CompiledScan, ScanSettings, scan_kernel
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, bound_norm, norm_limits
-from atlas.ops.fused_chunk import FusedChunk
 from atlas.ops.rules.momentum import Momentum, MomentumState
 from atlas.ops.rules.rule import ChunkEnd
+from atlas.ops.whole_chunks import LONGEST_PREFIX, compiled, cpp
+from atlas.ops.whole_chunks.torch import FusedChunk
+
+pytestmark = pytest.mark.usefixtures("kernel")
 
 NORM_MAX = 0.25  # some of the weights below are beyond it, some are not
 
@@ -44,15 +45,13 @@ def with_momentum(arguments: list[Tensor]) -> list[Tensor]:
     return [*arguments, *momentum, torch.rand(*arguments[-1].shape, 2, generator=generator)]
 
 
-def compiled(
-    kernel: ctypes.CDLL, prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor, keep: bool = True
-) -> tuple[Tensor, ...]:
-    (down, up, *fields), momentum, gates = arguments[:8], arguments[8:10], None
+def scanned(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    start, fields, momentum, gates = FastWeights(*arguments[:2]), arguments[2:8], None, None
+    tokens = ChunkInputs(*fields, controls=fields[-1][..., None][..., :0])
     if end is ChunkEnd.momentum:
-        gates = arguments[10].unflatten(1, (-1, chunk)).mean(2)
-    settings = ScanSettings(chunk, prefix, end, norm_limits(FastWeights(down, up), NORM_MAX), keep)
-    found: tuple[Tensor, ...] = CompiledScan.apply(kernel, settings, *fields, gates, down, up, *momentum)
-    return found
+        momentum, gates = FastWeights(*arguments[8:10]), arguments[10].unflatten(1, (-1, chunk)).mean(2)
+    out, weights, momentum = cpp.scan(end, start, tokens, chunk, NORM_MAX, prefix, gates, momentum)
+    return out, *weights, *(momentum or ())
 
 
 def plain(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -77,11 +76,9 @@ def plain(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[
 ALL = (0, 1, 2)  # results
 
 
-def compare(
-    kernel: ctypes.CDLL, prefix: bool, end: ChunkEnd, chunk: int, arguments: list[Tensor], used: tuple[int, ...] = ALL
-) -> None:
+def compare(prefix: bool, end: ChunkEnd, chunk: int, arguments: list[Tensor], used: tuple[int, ...] = ALL) -> None:
     exact = [argument.detach().double() for argument in arguments]
-    found = outputs_and_gradients(partial(compiled, kernel, prefix, end, chunk), arguments, used)
+    found = outputs_and_gradients(partial(scanned, prefix, end, chunk), arguments, used)
     wanted = outputs_and_gradients(partial(plain, prefix, end, chunk), exact, used)
     for ours, theirs in zip(found, wanted, strict=True):
         size = theirs.abs().max().item()
@@ -90,70 +87,66 @@ def compare(
 
 @pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.updates])
 @pytest.mark.parametrize("count", [1, 7, 8, 16, 30, 64])
-def test_a_chunk_that_reads_its_prefix(kernel: ctypes.CDLL, count: int, end: ChunkEnd) -> None:
-    compare(kernel, True, end, count, inputs(3, count, 16, 8, 24))
+def test_a_chunk_that_reads_its_prefix(count: int, end: ChunkEnd) -> None:
+    compare(True, end, count, inputs(3, count, 16, 8, 24))
 
 
 @pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.updates])
 @pytest.mark.parametrize("count", [5, 64, 200])
-def test_a_chunk_that_reads_its_start(kernel: ctypes.CDLL, count: int, end: ChunkEnd) -> None:
-    compare(kernel, False, end, count, inputs(3, count, 24, 32, 24))
+def test_a_chunk_that_reads_its_start(count: int, end: ChunkEnd) -> None:
+    compare(False, end, count, inputs(3, count, 24, 32, 24))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("chunk", [1, 8, 20, 80])
-def test_chunks_one_after_the_other(kernel: ctypes.CDLL, chunk: int, prefix: bool) -> None:
+def test_chunks_one_after_the_other(chunk: int, prefix: bool) -> None:
     arguments = inputs(4, 80, 16, 8, 16)
     for part in (*arguments[:2], arguments[-1]):
         part[0] *= 0.1
-    norms = [
-        part.square().sum((1, 2)).sqrt() for part in compiled(kernel, prefix, ChunkEnd.step, chunk, *arguments)[1:]
-    ]
+    norms = [part.square().sum((1, 2)).sqrt() for part in scanned(prefix, ChunkEnd.step, chunk, *arguments)[1:]]
     limits = norm_limits(FastWeights(*arguments[:2]), NORM_MAX)
     beyond = [(norm > 0.999 * limit).tolist() for norm, limit in zip(norms, limits, strict=True)]
     assert [(row[0], any(row)) for row in beyond] == [(False, True)] * 2
-    compare(kernel, prefix, ChunkEnd.step, chunk, arguments)
+    compare(prefix, ChunkEnd.step, chunk, arguments)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (1, 2)])
-def test_results_that_nothing_depends_on(kernel: ctypes.CDLL, prefix: bool, used: tuple[int, ...]) -> None:
+def test_results_that_nothing_depends_on(prefix: bool, used: tuple[int, ...]) -> None:
     """The last chunk's weights are read by nothing, and a gradient may come from them alone."""
-    compare(kernel, prefix, ChunkEnd.step, 4, inputs(2, 12, 16, 16, 16), used)
+    compare(prefix, ChunkEnd.step, 4, inputs(2, 12, 16, 16, 16), used)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("chunk", [1, 8, 20, 80])
-def test_chunks_with_momentum(kernel: ctypes.CDLL, chunk: int, prefix: bool) -> None:
+def test_chunks_with_momentum(chunk: int, prefix: bool) -> None:
     arguments = with_momentum(inputs(4, 80, 16, 8, 16))
     arguments[10][0] = torch.tensor([0.0, 1.0])  # theta 0 and alpha 0: W is the last chunk's update alone
-    compare(kernel, prefix, ChunkEnd.momentum, chunk, arguments, (0, 1, 2, 3, 4))
+    compare(prefix, ChunkEnd.momentum, chunk, arguments, (0, 1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("used", [(0,), (1,), (3,), (2, 4), (1, 4)])
-def test_results_with_momentum_that_nothing_depends_on(
-    kernel: ctypes.CDLL, prefix: bool, used: tuple[int, ...]
-) -> None:
-    compare(kernel, prefix, ChunkEnd.momentum, 4, with_momentum(inputs(2, 12, 16, 16, 16)), used)
+def test_results_with_momentum_that_nothing_depends_on(prefix: bool, used: tuple[int, ...]) -> None:
+    compare(prefix, ChunkEnd.momentum, 4, with_momentum(inputs(2, 12, 16, 16, 16)), used)
 
 
-def test_without_momentum_and_retention_of_all_it_is_a_plain_step(kernel: ctypes.CDLL) -> None:
+def test_without_momentum_and_retention_of_all_it_is_a_plain_step() -> None:
     arguments = inputs(2, 32, 16, 8, 16)
     both = [*with_momentum(arguments)[:10], torch.zeros(2, 32, 2)]
-    plain_step = compiled(kernel, True, ChunkEnd.step, 8, *arguments)
-    found = compiled(kernel, True, ChunkEnd.momentum, 8, *both)[:3]
+    plain_step = scanned(True, ChunkEnd.step, 8, *arguments)
+    found = scanned(True, ChunkEnd.momentum, 8, *both)[:3]
     for ours, theirs in zip(found, plain_step, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_same_on_any_number_of_threads(kernel: ctypes.CDLL) -> None:
+def test_the_same_on_any_number_of_threads() -> None:
     arguments, found = with_momentum(inputs(5, 16, 16, 16, 16)), []
     threads = torch.get_num_threads()
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(outputs_and_gradients(partial(compiled, kernel, True, ChunkEnd.momentum, 4), arguments))
+            found.append(outputs_and_gradients(partial(scanned, True, ChunkEnd.momentum, 4), arguments))
     finally:
         torch.set_num_threads(threads)
     for one, three in zip(*found, strict=True):
@@ -161,11 +154,11 @@ def test_the_same_on_any_number_of_threads(kernel: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("field", range(11))
-def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> None:
+def test_a_number_that_is_none_stays_none(field: int) -> None:
     """A diverged memory must be seen in the loss, and only the row that has it."""
     arguments = with_momentum(inputs(2, 16, 8, 8, 8))
     arguments[field][1].fill_(float("nan"))
-    out, down, up, *_ = compiled(kernel, True, ChunkEnd.momentum, 8, *arguments)
+    out, down, up, *_ = scanned(True, ChunkEnd.momentum, 8, *arguments)
     assert out[1].isnan().any()
     assert torch.stack([down[1].isnan().any(), up[1].isnan().any()]).any() or field in (2, 5)  # queries are not written
     assert not out[0].isnan().any()
@@ -174,24 +167,29 @@ def test_a_number_that_is_none_stays_none(kernel: ctypes.CDLL, field: int) -> No
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.momentum])
-def test_without_gradients_it_is_the_same(kernel: ctypes.CDLL, end: ChunkEnd, prefix: bool) -> None:
+def test_without_gradients_it_is_the_same(end: ChunkEnd, prefix: bool) -> None:
     arguments = inputs(2, 200, 16, 8, 16)
     for chunk in (8, 100):
         given = with_momentum(arguments) if end is ChunkEnd.momentum else arguments
         with torch.no_grad():
-            found = compiled(kernel, prefix, end, chunk, *given, keep=False)
-        for ours, kept in zip(found, compiled(kernel, prefix, end, chunk, *given), strict=True):
+            found = scanned(prefix, end, chunk, *given)
+        for ours, kept in zip(found, scanned(prefix, end, chunk, *given), strict=True):
             assert torch.equal(ours, kept)
 
 
-def test_what_it_does_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
+def test_what_it_does_not_take_is_left_to_pytorch() -> None:
     down, up, *fields = inputs(1, 4, 16, 8, 24)
-    assert scan_kernel(4, True, down, up, *fields) is kernel
-    assert scan_kernel(4, True, down, up.double(), *fields) is None
-    assert scan_kernel(4, True, down, up, *(field.double() for field in fields)) is None
-    assert scan_kernel(4, True, down[:, :12], up, *fields) is None
-    assert scan_kernel(4, True, down, up[..., :20], *fields) is None
-    assert scan_kernel(LONGEST_PREFIX + 1, True, down, up, *fields) is None
-    assert scan_kernel(LONGEST_PREFIX + 1, False, down, up, *fields) is kernel
+
+    def taken(down: Tensor, up: Tensor, *fields: Tensor, chunk: int = 4, prefix: bool = True) -> bool:
+        tokens = ChunkInputs(*fields, controls=fields[-1][..., None])
+        return compiled(FastWeights(down, up), tokens, chunk, prefix=prefix)
+
+    assert taken(down, up, *fields)
+    assert not taken(down, up.double(), *fields)
+    assert not taken(down, up, *(field.double() for field in fields))
+    assert not taken(down[:, :12], up, *fields)
+    assert not taken(down, up[..., :20], *fields)
+    assert not taken(down, up, *fields, chunk=LONGEST_PREFIX + 1)
+    assert taken(down, up, *fields, chunk=LONGEST_PREFIX + 1, prefix=False)
     use(Kernels.torch)
-    assert scan_kernel(4, True, down, up, *fields) is None
+    assert not taken(down, up, *fields)

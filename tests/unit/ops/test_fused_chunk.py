@@ -6,7 +6,7 @@ from torch import Tensor
 
 from atlas.ops.dual_form import ChunkInputs, read_prefix, token_gradients, write_sum
 from atlas.ops.fast_weights import FastWeights, read, subtract
-from atlas.ops.fused_chunk import FusedChunk
+from atlas.ops.whole_chunks.torch import FusedChunk
 
 N, C, D, H, P = 3, 7, 6, 5, 8
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atlas.ops.fast_weights import gated_units
-from atlas.ops.rms_norm import CompiledNorm, rms_norm
-from atlas.ops.swiglu import CompiledSwiglu, swiglu
+from atlas.ops.rms_norm import rms_norm
+from atlas.ops.swiglu import swiglu
 
 EPSILON = torch.finfo(torch.float32).eps
 SHAPES = [(1, 8), (3, 130, 16), (2, 5, 7, 24)]
@@ -81,12 +81,12 @@ def test_a_number_that_is_none_stays_none() -> None:
 
 
 def test_what_they_do_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
-    def node(out: Tensor) -> object:
-        return type(out.grad_fn)
+    def compiled(out: Tensor) -> bool:
+        return "atlas" in str(out.grad_fn.next_functions)  # type: ignore[union-attr]
 
     zeros = partial(torch.zeros, requires_grad=True)
-    assert node(rms_norm(zeros(2, 8), zeros(8))) is CompiledNorm._backward_cls  # type: ignore[attr-defined]
-    assert node(rms_norm(zeros(2, 12), zeros(12))) is not CompiledNorm._backward_cls  # type: ignore[attr-defined]
-    assert node(rms_norm(zeros(2, 8).double(), zeros(8).double())) is not CompiledNorm._backward_cls  # type: ignore[attr-defined]
-    assert node(swiglu(zeros(2, 16))) is CompiledSwiglu._backward_cls  # type: ignore[attr-defined]
-    assert node(swiglu(zeros(2, 24))) is not CompiledSwiglu._backward_cls  # type: ignore[attr-defined]
+    assert compiled(rms_norm(zeros(2, 8), zeros(8)))
+    assert not compiled(rms_norm(zeros(2, 12), zeros(12)))
+    assert not compiled(rms_norm(zeros(2, 8).double(), zeros(8).double()))
+    assert compiled(swiglu(zeros(2, 16)))
+    assert not compiled(swiglu(zeros(2, 24)))

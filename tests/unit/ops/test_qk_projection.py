@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas.ops.qk_projection import BLOCK, Accumulator, CausalProducts, project
-from atlas.ops.reference import projected_queries
+from atlas.ops.qk_projection import Accumulator, project
+from atlas.ops.qk_projection.reference import projected_queries
+from atlas.ops.qk_projection.torch import BLOCK, CausalProducts
 
 ROWS, TOKENS, WIDTH = 2, 2 * BLOCK + 9, 3
 

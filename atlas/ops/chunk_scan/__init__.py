@@ -58,6 +58,8 @@ class Scan:
     def __call__(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """Learn from and read for every token of a stretch [N, T, ...] -> outputs [N, T, d] and the state after it."""
         total = tokens.rate.shape[1]
+        if not total:
+            return tokens.query, state
         if not (self.recompute and torch.is_grad_enabled()) or total <= self.chunk:
             return self._chunks(state, tokens)
         group = self.chunk * isqrt(ceil(total / self.chunk))
@@ -78,7 +80,7 @@ class Scan:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
     def _lengths(self, state: ScanState, tokens: ChunkInputs) -> list[int]:
-        """Of the parts that a stretch is run in: what the open chunk lacks, chunks, the beginning of one. The fast path
+        """Splits a stretch into: the rest of the open chunk, then whole chunks, then a partial chunk. The fast path
         takes all whole chunks as one part."""
         total = tokens.rate.shape[1]
         first = min(self.chunk - state.tokens, total) if state.tokens else 0

@@ -1,4 +1,4 @@
-"""One chunk of the dual form with a hand-derived backward pass: the fast path of rules that write their own gradients.
+"""One chunk of the dual form with a hand-derived backward pass, in PyTorch's operations.
 
 The same function as `token_gradients`, `read_prefix` (with `prefix`, for a chunk that starts fresh; else `read`) and
 `write_sum` of `dual_form.py` in turn. The backward pass has the same matrix products as autograd's, but stacks those
@@ -23,6 +23,29 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from atlas.ops.dual_form import ChunkInputs
+from atlas.ops.fast_weights import FastWeights, bound_norm
+from atlas.ops.periods import cut_fields
+
+
+def closed_chunks(
+    start: FastWeights, tokens: ChunkInputs, chunk: int, norm_max: float, prefix: bool
+) -> tuple[Tensor, FastWeights]:
+    """Whole chunks, each closed by a plain step -> out [N, T, d] and the weights after them."""
+    outputs: list[Tensor] = []
+    # Split at once: a slice per chunk would cost the backward pass a zero-filled gradient of the whole stretch.
+    for fields in zip(*cut_fields(tokens[:6], lambda field: field.split(chunk, dim=1)), strict=True):
+        out, *weights = FusedChunk.apply(prefix, True, *start, *fields)  # type: ignore[no-untyped-call]
+        start = bound_norm(FastWeights(*weights), norm_max)
+        outputs.append(out)
+    return torch.cat(outputs, dim=1), start
+
+
+def chunk_update(start: FastWeights, tokens: ChunkInputs, prefix: bool) -> tuple[Tensor, FastWeights]:
+    """One chunk, or the beginning of one -> out [N, C, d], and the sum of its scaled gradients."""
+    out, *update = FusedChunk.apply(prefix, False, *start, *tokens[:6])  # type: ignore[no-untyped-call]
+    return out, FastWeights(*update)
 
 
 class FusedChunk(torch.autograd.Function):

@@ -1,8 +1,6 @@
-"""Causal attention inside a window, with a prefix that every query sees: three forms of one function.
+"""Window attention by PyTorch's operations: as products of blocks, and through the library's fused kernel.
 
 Legend: B sequences, H heads, T tokens, d head width, w window, n blocks of w tokens, P prefix.
-
-Blocks of w queries meet the 2w - 1 keys that any of them may see: the cost is T * (2w + P), not T^2.
 """
 
 from __future__ import annotations
@@ -13,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.ops.compiled_attention import CompiledAttention, attention_kernel
-
 
 class Prefix(NamedTuple):
     """Pairs before the sequence, visible to every query."""
@@ -23,24 +19,7 @@ class Prefix(NamedTuple):
     values: Tensor  # [H, P, d]
 
 
-def banded_attention(
-    query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, window: int, prefix: Prefix | None
-) -> Tensor:
-    """query [B, H, T, d], keys and values [B, H, w - 1 + T, d], `valid` [B, w - 1 + T] bool -> [B, H, T, d].
-
-    The first w - 1 keys are those before the stretch; one that is not `valid` is seen by no query.
-    """
-    if query.is_cuda:
-        return _one_kernel(query, keys, values, valid, window, prefix)
-    kernel = attention_kernel(query, keys, values, window)
-    if kernel is None:
-        return _block_products(query, keys, values, valid, window, prefix)
-    pairs = prefix or Prefix(*query.new_empty(2, query.shape[1], 0, query.shape[3]))
-    out: Tensor = CompiledAttention.apply(kernel, window, query, keys, values, valid, *pairs)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _block_products(
+def block_products(
     query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, window: int, prefix: Prefix | None
 ) -> Tensor:
     """Scores of own block, block before and prefix as three products, one softmax over them all: no key is copied."""
@@ -50,22 +29,25 @@ def _block_products(
     blocks = scaled.unflatten(2, (-1, window))  # [B, H, n, w, d]
     # One key more in front makes the keys n + 1 blocks of w; no query sees it.
     keys, values = (F.pad(pair, (0, 0, 1, padding)).unflatten(2, (-1, window)) for pair in (keys, values))
-    unseen = ~F.pad(valid, (1, padding)).unflatten(1, (-1, window))[:, None, :-1, None]  # [B, 1, n, 1, w]
+    hidden = ~F.pad(valid, (1, padding)).unflatten(1, (-1, window))[:, None, :, None]  # [B, 1, n + 1, 1, w]
+    sees = F.pad(_sees(valid, window), (0, padding)).view(len(valid), 1, -1, window, 1)  # [B, 1, n, w, 1]
     later = torch.ones(window, window, dtype=torch.bool, device=query.device).triu(1)
     lowest = float("-inf")
-    own = (blocks @ keys[:, :, 1:].mT).masked_fill(later, lowest)  # [B, H, n, w, w]
-    before = (blocks @ keys[:, :, :-1].mT).masked_fill(~later | unseen, lowest)
+    own = (blocks @ keys[:, :, 1:].mT).masked_fill(later | hidden[:, :, 1:] & sees, lowest)  # [B, H, n, w, w]
+    before = (blocks @ keys[:, :, :-1].mT).masked_fill(~later | hidden[:, :, :-1], lowest)
     scores = [before, own]
     if prefix is not None:
         scores.append((scaled @ prefix.keys.to(scaled.dtype).mT).unflatten(2, (-1, window)))
     weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1).split([part.shape[-1] for part in scores], dim=-1)
     out: Tensor = (weights[0] @ values[:, :, :-1] + weights[1] @ values[:, :, 1:]).flatten(2, 3)
-    if prefix is not None:
+    if prefix is None:
+        out = out.masked_fill(~sees.flatten(2, 3), 0)
+    else:
         out = out + weights[2].flatten(2, 3) @ prefix.values.to(out.dtype)
     return out[:, :, :tokens]
 
 
-def _one_kernel(
+def one_kernel(
     query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, window: int, prefix: Prefix | None
 ) -> Tensor:
     """The same through the library's fused kernel, which does not keep the scores: for CUDA and its large windows."""
@@ -74,11 +56,21 @@ def _one_kernel(
     blocks = F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window))
     keys, values = (F.pad(pair, (0, 0, 0, padding)).unfold(2, span, window).mT for pair in (keys, values))
     seen = F.pad(valid, (0, padding), value=True).unfold(1, span, window)  # [B, n, 2w - 1]
+    sees = F.pad(_sees(valid, window), (0, padding), value=True).view(len(valid), 1, -1, window, 1)  # [B, 1, n, w, 1]
     band = torch.ones(window, span, dtype=torch.bool, device=query.device).tril(window - 1).triu()
-    mask = band & seen[:, None, :, None]  # [B, 1, n, w, 2w - 1]
+    mask = band & (seen[:, None, :, None] | ~sees)  # [B, 1, n, w, 2w - 1]
     if prefix is not None:
         keys, values, mask = with_prefix(keys, values, mask, prefix)
-    return F.scaled_dot_product_attention(blocks, keys, values, attn_mask=mask).flatten(2, 3)[:, :, :tokens]
+    out = F.scaled_dot_product_attention(blocks, keys, values, attn_mask=mask)
+    if prefix is None:
+        out = out.masked_fill(~sees, 0)
+    return out.flatten(2, 3)[:, :, :tokens]
+
+
+def _sees(valid: Tensor, window: int) -> Tensor:
+    """Whether each query has a valid key in its window: [B, T]. One that has none gets a row of scores all the same,
+    for a softmax over nothing is NaN, and zeros as its result."""
+    return valid.unfold(1, window, 1).any(-1)
 
 
 def with_prefix(keys: Tensor, values: Tensor, mask: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,187 @@
+"""Chunks one after the other by the kernel of `atlas/kernels/scan.cpp`: `FusedChunk`, what the rule does at a chunk's
+end if that is a `ChunkEnd`, and `bound_norm` in turn.
+
+A chunk as an autograd function of some thirty small operations spends half its time between them. The kernel takes a
+row at a time, whose weights and intermediate values fit the cache of a core, and rows are shared out among threads.
+
+Legend: N rows, n chunks, C tokens of each, T = n * C, d head width, h hidden width, p feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, is_grad_enabled
+
+from atlas.kernels.call import Kernel, Shapes, floats, operator
+from atlas.ops.dual_form import ChunkInputs
+from atlas.ops.fast_weights import FastWeights, norm_limits
+from atlas.ops.rules.rule import ChunkEnd
+
+FIELDS = 6  # of the tokens; then come gates and memory
+MEMORY = "down", "up", "momentum_down", "momentum_up"
+
+
+class ScanSizes(NamedTuple):
+    rows: int
+    chunks: int
+    chunk: int
+    width: int
+    hidden: int
+    features: int
+    prefix: int
+    end: int
+    parts: int
+    down_limit: float
+    up_limit: float
+
+
+class ScanSettings(NamedTuple):
+    """What the operators take besides tensors."""
+
+    chunk: int  # C
+    prefix: bool  # whether a token reads what its own chunk has written so far
+    end: int  # a `ChunkEnd`
+    down_limit: float  # largest norm of W1 after a chunk
+    up_limit: float  # of W2 over W3
+    keep: bool  # what the backward pass needs
+
+
+def _sizes(tensors: Sequence[Any], settings: ScanSettings) -> ScanSizes:
+    query, down, up = tensors[0], *tensors[FIELDS + 1 : FIELDS + 3]
+    rows, total, width = query.shape
+    chunks = total // settings.chunk
+    # A chunk starts from the memory that the one before it has left in its own part: two parts are enough.
+    parts = chunks if settings.keep else min(chunks, 2)
+    shape = rows, chunks, settings.chunk, width, down.shape[2], up.shape[2]
+    return ScanSizes(*shape, int(settings.prefix), settings.end, parts, settings.down_limit, settings.up_limit)
+
+
+def _memory(s: ScanSizes, start: str = "") -> Shapes:
+    momentum = s.end == ChunkEnd.momentum
+    shapes = [(s.rows, s.width, s.hidden), (s.rows, 2 * s.hidden, s.features)]
+    return {
+        start + name: shape
+        for name, shape in zip(MEMORY, [*shapes, *(shapes if momentum else [None] * 2)], strict=True)
+    }
+
+
+def _tokens(s: ScanSizes, *names: str) -> Shapes:
+    tokens = s.rows, s.chunks * s.chunk
+    shapes = {"features": (*tokens, s.features), "rate": tokens}
+    return {name: shapes.get(name.rpartition("_")[2], (*tokens, s.width)) for name in names}
+
+
+def _gates(s: ScanSizes, name: str) -> Shapes:
+    return {name: (s.rows, s.chunks, 2) if s.end == ChunkEnd.momentum else None}
+
+
+def _kept(s: ScanSizes, name: str) -> Shapes:
+    """A tensor for each chunk: small ones are had from memory that was used before."""
+    shape = s.rows, floats("atlas_scan_floats", s)
+    return {f"{name} {part}": shape for part in range(s.parts)}
+
+
+def _inputs(s: ScanSizes) -> Shapes:
+    fields = _tokens(s, "query", "key", "value", "query_features", "key_features", "rate")
+    return {**fields, **_gates(s, "gates"), **_memory(s)}
+
+
+def _results(s: ScanSizes) -> Shapes:
+    return {**_tokens(s, "out"), **_memory(s, "after_"), **_kept(s, "kept")}
+
+
+WIDTHS = "width", "hidden", "features"
+STRIDED = frozenset({"query", "key", "value", "query_features", "key_features", "rate"})
+FORWARD = Kernel("atlas_scan_forward", _inputs, _results, WIDTHS, strided=STRIDED)
+BACKWARD = Kernel(
+    "atlas_scan_backward",
+    lambda s: {
+        **_inputs(s),
+        **_memory(s, "after_"),
+        **_tokens(s, "d_out"),
+        **_memory(s, "d_after_"),
+        **_kept(s, "kept"),
+    },
+    lambda s: {
+        **_tokens(s, "d_residual", "d_query_features", "d_key_features", "d_rate"),
+        **_gates(s, "d_gates"),
+        **_memory(s, "d_"),
+    },
+    WIDTHS,
+    strided=STRIDED,
+    optional=frozenset(f"d_after_{name}" for name in MEMORY),
+)
+_TENSORS = (
+    "Tensor query, Tensor key, Tensor value, Tensor query_features, Tensor key_features, Tensor rate, Tensor? gates, "
+    "Tensor down, Tensor up, Tensor? momentum_down, Tensor? momentum_up"
+)
+_SETTINGS = "int chunk, bool prefix, int end, float down_limit, float up_limit, bool keep"
+INPUTS = FIELDS + 1 + len(MEMORY)  # tensors
+forward = operator(
+    f"whole_chunks({_TENSORS}, {_SETTINGS}) -> Tensor[]",
+    FORWARD,
+    lambda *given: (_sizes(given, ScanSettings(*given[INPUTS:])), given[:INPUTS]),
+    hidden=lambda *given: () if given[-1] else ("kept",),
+)
+backward = operator(
+    f"whole_chunks_backward({_TENSORS}, Tensor[] after, Tensor d_out, Tensor?[] d_after, Tensor[] kept, {_SETTINGS}) "
+    "-> Tensor[]",
+    BACKWARD,
+    lambda *given: (
+        _sizes(given, ScanSettings(*given[INPUTS + 4 :])),
+        (*given[:INPUTS], *_four(given[INPUTS]), given[INPUTS + 1], *_four(given[INPUTS + 2]), *given[INPUTS + 3]),
+    ),
+)
+
+
+def _four(memory: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """With places for a momentum that there is not."""
+    return (*memory, None, None)[: len(MEMORY)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.settings = ScanSettings(*inputs[INPUTS:])
+    ctx.after = 4 if ctx.settings.end == ChunkEnd.momentum else 2
+    ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
+    ctx.mark_non_differentiable(*output[1 + ctx.after :])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # to be asked for once
+    tensors, others = saved[:INPUTS], saved[INPUTS:]
+    d_out, *d_others = given
+    d_out = tensors[0].new_zeros(tensors[0].shape) if d_out is None else d_out
+    after, kept = list(others[: ctx.after]), list(others[ctx.after :])
+    d_residual, d_query_features, d_key_features, d_rate, *d_memory = backward(
+        *tensors, after, d_out, d_others[: ctx.after], kept, *ctx.settings
+    )
+    momentum = ctx.after > 2  # gates, and two matrices more
+    d_memory = d_memory if momentum else [None, *d_memory, None, None]
+    d_tokens = d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
+    return *d_tokens, *d_memory, *[None] * len(ctx.settings)
+
+
+forward.register_autograd(_gradients, setup_context=_keep)
+
+
+def scan(
+    end: ChunkEnd,
+    start: FastWeights,
+    tokens: ChunkInputs,
+    chunk: int,
+    norm_max: float,
+    prefix: bool,
+    gates: Tensor | None = None,
+    momentum: FastWeights | None = None,
+) -> tuple[Tensor, FastWeights, FastWeights | None]:
+    """Whole chunks -> out [N, T, d], the weights after them, and their momentum.
+
+    `ChunkEnd.momentum`: `momentum` is that before them, and `gates` [N, n, 2] are theta and 1 - alpha of the chunks.
+    `ChunkEnd.updates`: there is a single chunk, and its updates come out.
+    """
+    settings = ScanSettings(chunk, prefix, int(end), *norm_limits(start, norm_max), is_grad_enabled())
+    out, *after = forward(*tokens[:FIELDS], gates, *start, *(momentum or (None, None)), *settings)
+    return out, FastWeights(*after[:2]), None if momentum is None else FastWeights(*after[2:4])
