@@ -73,7 +73,7 @@ def _complaint(level: str, result: Mapping[str, Any] | None) -> str:
 
 
 def _numbers_of_level(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: result.get(key) for key in ("outcome", "accuracy", "control", "chance", "threshold")}
+    return {key: result.get(key) for key in ("outcome", "accuracy", "control", "chance", "key_blind", "threshold")}
 
 
 def _numbers_of_run(summary: Mapping[str, Any]) -> dict[str, Any]:
