@@ -21,12 +21,14 @@ from atlas.config import LEVELS, DeviceConfig, NIAHConfig, RunConfig, Unit, requ
 from atlas.config.arguments import run_command
 from atlas.config.composition import CONF_DIR, options
 from atlas.config.refusals import refuse, unknown_key
+from atlas.data import mqar, ruler
 
 if TYPE_CHECKING:
     from atlas.probes.result import Cell, NIAHResult
 
 JSON_FILE = "niah.json"
 PICTURE_FILE = "niah.png"
+DIFFERENCES = {"mqar": mqar.DIFFERS, "ruler": ruler.DIFFERS}  # from the papers
 USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...]"
 
 
@@ -56,7 +58,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
     device, _ = prepare_device(DeviceConfig())
     probe = build_probe(config, build_data(config))
-    results = probe.run(model.to(device), manifest.step)
+    results = probe.run(model.to(device), manifest.step, every_task=True)
     for control, _, control_manifest in loaded:
         results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
@@ -106,22 +108,30 @@ def table(results: Sequence[NIAHResult]) -> list[str]:
     for result in results:
         lines += ["", f"{result.level}  {result.verdict}  [{result.seconds:.1f} s]"]
         unit = LEVELS[result.level].unit
-        head = ("memory", "off", "frozen", "without", "chance" if unit is Unit.share else "algebra")
-        columns = f"  {'task':<12} {'haystack':<13} {'length':>6} {'depth':>6}  {'needle':<14} "
+        head = ("memory", "off", "frozen", "without", "blind", "chance" if unit is Unit.share else "algebra")
+        columns = f"  {'task':<14} {'haystack':<13} {'length':>6} {'depth':>6}  {'needle':<14} "
         lines.append(f"{columns}{' '.join(f'{name:>7}' for name in head)} {'prob.':>6} {'n':>4}")
         lines += [_row(cell, unit) for cell in result.cells]
+        asked = dict.fromkeys(cell.task for cell in result.cells if cell.task in DIFFERENCES)
+        lines += [f"  {task}: {DIFFERENCES[task]}" for task in asked]
     return lines[1:]
 
 
 def _row(cell: Cell, unit: Unit) -> str:
     depth = "" if cell.depth is None else f"{100 * cell.depth:.1f}%"
     chance = cell.chance if unit is Unit.share else cell.expected
-    values = (cell.accuracy, cell.control, cell.frozen, cell.without, chance)
-    numbers = ["-" if value is None else f"{value:{unit.form}}" for value in values]
+    blind = max(cell.key_blind.values(), default=None)
+    values = (cell.accuracy, cell.control, cell.frozen, cell.without, blind, chance)
+    numbers = ["-" if value is None else _number(value, unit) for value in values]
     probability = "" if cell.likelihood is None else f"{cell.likelihood:.3f}"
-    row = f"  {cell.task:<12} {cell.haystack:<13} {cell.length:>6} {depth:>6}  {cell.span:<14} "
+    row = f"  {cell.task:<14} {cell.haystack:<13} {cell.length:>6} {depth:>6}  {cell.span:<14} "
     row += " ".join(f"{number:>7}" for number in numbers)
     return f"{row} {probability:>6} {cell.samples:>4}  {cell.reason}".rstrip()
+
+
+def _number(value: float, unit: Unit) -> str:
+    """A chance of one in millions is not 0.0 %."""
+    return f"{value:.1e}" if unit is Unit.share and 0 < value < 0.0005 else f"{value:{unit.form}}"
 
 
 def _finite(value: Any) -> Any:

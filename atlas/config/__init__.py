@@ -26,7 +26,7 @@ from atlas.config.model import (
     QKProjectionConfig,
     Rule,
 )
-from atlas.config.niah import NIAH_TASKS, NIAHConfig
+from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
     CHANGEABLE,
     DebugConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "CHANGEABLE",
     "C_G",
     "C_L_OPTIONS",
+    "JUDGED_TASK",
     "LEVELS",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",

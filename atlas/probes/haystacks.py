@@ -6,20 +6,22 @@ Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.config import VOCABULARY, NIAHConfig
+from atlas.config import JUDGED_TASK, VOCABULARY, NIAHConfig
 from atlas.data.haystack import build_haystacks
 from atlas.data.layout import depth_layout
 from atlas.data.mqar import IGNORED, mqar_sequences
 from atlas.data.needles import NeedleFormat, RecallSequences, write_needles
-from atlas.data.ruler import DIGITS, ruler_sequences
+from atlas.data.ruler import DIGITS, NUMBERS, ruler_sequences
 from atlas.data.sampler import Stream, generator
 
-MQAR_PAIRS = 8
+MQAR_PAIRS_MAX = 64  # zoology: 4, 8, 16, 64 pairs in 64, 128, 256, 512 tokens
+NONE_SEEN = np.zeros((0, 0, 0, 0), dtype=np.int64)
+MULTI_KEY = ("multi_key", "multi_key_text", "multi_query")
 
 
 @dataclass(frozen=True)
@@ -35,23 +37,32 @@ class Questions:
     place: NDArray[np.int64]  # [N, Q, V]: position whose logits give each answer byte
     answer: NDArray[np.int64]  # [N, Q, V]
     distance: NDArray[np.int64]  # [N, Q]: tokens from a question back to its needle
+    seen: NDArray[np.int64]  # [N, Q, S, V]: values shown before the question, in order, then -1
     candidates: NDArray[np.int64]  # tokens that an answer byte can be: a guess among them is right by chance
     missing: str = ""
 
 
 def grid(
-    settings: NIAHConfig, needles: NeedleFormat, text: NDArray[np.uint8] | None, lengths: list[int]
+    settings: NIAHConfig,
+    needles: NeedleFormat,
+    text: NDArray[np.uint8] | None,
+    lengths: list[int],
+    only: tuple[str, int] | None = None,
 ) -> Iterator[Questions]:
-    """The cells of the depth x length grid of every task. The same needles at every step."""
+    """The cells of the depth x length grid of every task, or `only` those of one task at one length.
+
+    A cell has the same needles at every step, whatever is left out.
+    """
     index = 0
-    for task in settings.tasks:
-        everywhere = settings.all_depths or task == "single"
+    for task in dict.fromkeys((JUDGED_TASK, *settings.tasks)):
+        everywhere = settings.all_depths or task == JUDGED_TASK
         depths = settings.depths if everywhere else settings.depths[:1]
         for length in lengths:
             for depth in [None] if task == "mqar" else depths:
                 rng = generator(settings.seed, Stream.probe, index)
                 index += 1
-                yield build_questions(rng, settings, needles, text, task, length, depth)
+                if only in (None, (task, length)):
+                    yield build_questions(rng, settings, needles, text, task, length, depth)
 
 
 def build_questions(
@@ -64,8 +75,8 @@ def build_questions(
     depth: float | None,
 ) -> Questions:
     """`settings.samples` sequences of a task with the needle at a depth."""
-    haystack = {"text": "text", "ruler": "text", "mqar": "random"}.get(task, "noise")
-    chance = {"mqar": 1 / (VOCABULARY - VOCABULARY // 2), "ruler": 10.0**-DIGITS}.get(
+    haystack = {"text": "text", "multi_key_text": "text", "ruler": "text", "mqar": "random"}.get(task, "noise")
+    chance = {"mqar": 1 / (VOCABULARY - VOCABULARY // 2), "ruler": 1 / NUMBERS}.get(
         task, float(needles.value_alphabet) ** -needles.value_bytes
     )
     if haystack == "text" and (text is None or len(text) <= length):
@@ -77,8 +88,9 @@ def build_questions(
             hay = build_haystacks(rng, settings.samples, length + 1, {"text": 1.0}, text)
             sequences = ruler_sequences(rng, hay, length=length, depth=depth)
             digits = np.arange(ord("0"), ord("9") + 1)
-            return _from_sequences(task, haystack, length, depth, chance, sequences, DIGITS, digits)
-        pairs = 1 + (settings.distractors if task in ("multi_key", "multi_query") else 0)
+            found = _from_sequences(task, haystack, length, depth, chance, sequences, DIGITS, digits)
+            return replace(found, seen=found.answer[:, :, None])
+        pairs = 1 + (settings.distractors if task in MULTI_KEY else 0)
         queries = pairs if task == "multi_query" else 1
         starts, shown = depth_layout(
             rng, settings.samples, length, slot=needles.slot, pairs=pairs, queries=queries, depth=depth
@@ -89,7 +101,22 @@ def build_questions(
     hay = build_haystacks(rng, settings.samples, length + 1, {haystack: 1.0}, text)
     sequences = write_needles(events, starts, shown, hay, needles.value_bytes)
     values = needles.values.astype(np.int64)
-    return _from_sequences(task, haystack, length, depth, chance, sequences, needles.value_bytes, values)
+    found = _from_sequences(task, haystack, length, depth, chance, sequences, needles.value_bytes, values)
+    return replace(found, seen=_seen(events[..., -needles.value_bytes :], starts, shown, queries))
+
+
+def _seen(
+    values: NDArray[np.uint8], starts: NDArray[np.int64], shown: NDArray[np.int64], queries: int
+) -> NDArray[np.int64]:
+    """Values [N, P, V] of all events before each of the questions, which are the last events of a sequence."""
+    order = np.take_along_axis(shown, np.argsort(starts, axis=1), axis=1)  # pairs in order of place
+    values_in_order = np.take_along_axis(values, order[..., None], axis=1).astype(np.int64)
+    count, events, size = values_in_order.shape
+    seen = np.full((count, queries, events - 1, size), -1, dtype=np.int64)
+    for query in range(queries):
+        before = events - queries + query
+        seen[:, query, :before] = values_in_order[:, :before]
+    return seen
 
 
 def _from_sequences(
@@ -109,23 +136,25 @@ def _from_sequences(
     tokens = sequences.tokens.astype(np.int64)
     return Questions(
         task, haystack, length, depth, chance,
-        tokens[:, :-1], place, tokens[row, place + 1], sequences.distance[row, place][..., 0], candidates,
+        tokens[:, :-1], place, tokens[row, place + 1], sequences.distance[row, place][..., 0], NONE_SEEN, candidates,
     )  # fmt: skip
 
 
 def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Questions:
     """Keys and values are ids of the byte vocabulary; the answer is asked for where the key comes again."""
-    sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=MQAR_PAIRS, random_filler=False)
+    pairs = MQAR_PAIRS_MAX if length >= 512 else max(1, length // 16)
+    sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=pairs, random_filler=False)
     place = np.nonzero(sequences.labels != IGNORED)[1].reshape(count, -1)
     answer = np.take_along_axis(sequences.labels, place, axis=1)
-    values = sequences.inputs[:, 1 : 2 * MQAR_PAIRS : 2]
+    values = sequences.inputs[:, 1 : 2 * pairs : 2]
     needle = 2 * (values[:, None, :] == answer[:, :, None]).argmax(axis=2)  # place of the key of the pair
     return Questions(
         "mqar", "none", length, None, chance,
-        sequences.inputs, place[..., None], answer[..., None], place - needle, np.arange(VOCABULARY // 2, VOCABULARY),
+        sequences.inputs, place[..., None], answer[..., None], place - needle,
+        np.broadcast_to(values[:, None, :, None], (count, pairs, pairs, 1)), np.arange(VOCABULARY // 2, VOCABULARY),
     )  # fmt: skip
 
 
 def _missing(task: str, haystack: str, length: int, depth: float | None, chance: float, reason: str) -> Questions:
     none, flat = np.zeros((0, 0, 0), dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
-    return Questions(task, haystack, length, depth, chance, flat, none, none, flat, flat.reshape(-1), reason)
+    return Questions(task, haystack, length, depth, chance, flat, none, none, flat, NONE_SEEN, flat.reshape(-1), reason)

@@ -37,11 +37,14 @@ class NIAHProbe:
     def due(self, step: int) -> bool:
         return self.config.enabled and (step % self.config.every == 0 or step == self.last_step)
 
-    def run(self, model: AtlasModel, step: int) -> list[NIAHResult]:
-        """A result per level. Nothing of the model, of its mode or of any random state is changed."""
+    def run(self, model: AtlasModel, step: int, *, every_task: bool = False) -> list[NIAHResult]:
+        """A result per level. Nothing of the model, of its mode or of any random state is changed.
+
+        `every_task`: not only what is judged, but every task and length of the settings, for a table.
+        """
         results = []
         with untouched(model):
-            subject = Subject(model, self.config, step, self.needles, self.sequence, self.text)
+            subject = Subject(model, self.config, step, self.needles, self.sequence, self.text, every_task)
             for level in self.config.levels:
                 began = time.perf_counter()
                 result = get_method(LEVELS[level].probe)(subject)

@@ -7,6 +7,10 @@ A question counts as answered when every byte of its answer is the likeliest one
 branch off; without a leak it cannot know more than chance, since every needle that counts lies beyond the reach of
 attention, layers * (window - 1) tokens. A control answers with the likeliest byte among those that an answer can be,
 so that a model which only knows what answers look like is at chance, not below it.
+
+Recall is judged by key: several needles, one of them asked for. A model that keeps the first or the last value it saw,
+whatever the key, finds every single needle; of several it must find clearly more than the best such reader
+(`key_blind.py`): the lower end of its share's confidence interval lies above that reader's share of the same samples.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atlas.config import NIAHConfig
+from atlas.config import JUDGED_TASK, NIAHConfig
 from atlas.data.needles import NeedleFormat
+from atlas.data.sampler import Stream, generator
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import MemoryMode
-from atlas.probes.haystacks import Questions, grid
+from atlas.probes.haystacks import Questions, build_questions, grid
+from atlas.probes.key_blind import key_blind_readers, lower_bound
 from atlas.probes.keys import memory_layers
 from atlas.probes.result import Cell, NIAHResult, judge
 from atlas.probes.subject import Subject
@@ -53,16 +59,18 @@ def attention_reach(model: AtlasModel) -> int | None:
 
 
 def probe_recall(subject: Subject) -> NIAHResult:
-    """Judged on the task `single` in noise, over all depths beyond the reach of attention: at the trained length, or at
-    the shortest of `settings.lengths` where these leave that out."""
+    """Judged on the task `multi_key` in noise, over all depths beyond the reach of attention: at the trained length, or
+    at the shortest of `settings.lengths` where these leave that out. All other cells are for tables."""
     model, settings, needles, trained_length = subject.model, subject.settings, subject.needles, subject.trained_length
     reach, has_memory = attention_reach(model), bool(memory_layers(model))
     lengths = settings.lengths or [trained_length * factor for factor in settings.length_factors]
     judged_length = trained_length if trained_length in lengths else min(lengths)
-    cells = []
-    for questions in grid(settings, needles, subject.text, lengths):
-        cells.append(_cell(model, settings, questions, reach, has_memory))
-    judged = [cell for cell in cells if cell.task == "single" and cell.length == judged_length and cell.samples]
+    only = None if subject.every_task else (JUDGED_TASK, judged_length)
+    cells = [
+        _cell(model, settings, questions, reach, has_memory)
+        for questions in grid(settings, needles, subject.text, lengths, only)
+    ]
+    judged = [cell for cell in cells if cell.task == JUDGED_TASK and cell.length == judged_length and cell.samples]
     chance = float(needles.value_alphabet) ** -needles.value_bytes
     control = _weighted(judged, [cell.control for cell in judged])
     faults, leak = [], causality_error(model, settings, needles, judged_length)
@@ -77,13 +85,21 @@ def probe_recall(subject: Subject) -> NIAHResult:
     details |= {} if likelihood is None else {"likelihood": likelihood}
     details |= {} if frozen is None else {"frozen": frozen}
     details |= _by_span(judged)
+    accuracy = _weighted(judged, [cell.accuracy for cell in judged])
+    certain = None if accuracy is None else lower_bound(round(accuracy * trials), trials)
+    details |= {} if certain is None else {"certain": certain}
+    readers = list(judged[0].key_blind) if judged else []
+    blind = {reader: _weighted(judged, [cell.key_blind[reader] for cell in judged]) or 0.0 for reader in readers}
+    details |= {f"key-blind, {reader}": share for reader, share in blind.items()}
     return judge(
         step=subject.step,
         level=LEVEL,
         threshold=settings.threshold,
-        accuracy=_weighted(judged, [cell.accuracy for cell in judged]),
+        accuracy=accuracy,
         control=control,
         chance=chance,
+        key_blind=max(blind.values(), default=None),
+        certain=certain,
         faults=faults,
         missing=_why_missing(model, cells, judged, reach, judged_length),
         cells=cells,
@@ -141,7 +157,11 @@ def _cell(model: AtlasModel, settings: NIAHConfig, questions: Questions, reach: 
         return replace(cell, reason=f"the needle lies within the {reach} tokens that attention reaches")
     off = answer(model, questions, counted, MemoryMode.off, guess=True)
     cell = replace(
-        cell, span=span(questions, counted, model.plan.shard), samples=int(counted.sum()), control=_finite_mean(off)
+        cell,
+        span=span(questions, counted, model.plan.shard),
+        samples=int(counted.sum()),
+        control=_finite_mean(off),
+        key_blind=key_blind_readers(questions, counted),
     )
     if not has_memory:
         return cell
@@ -204,10 +224,12 @@ def answer(
 def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleFormat, length: int) -> float:
     """Largest change of the logits up to a place, when all tokens after it are others, over the largest logit.
 
-    The place is in the middle of a chunk, of a shard and of a global chunk wherever those are longer than a few tokens.
+    The place is in the middle of a chunk, of a shard and of a global chunk wherever those are longer than a few tokens;
+    the second ones, after which nothing new can leak.
     """
-    few = replace(settings, samples=CAUSALITY_ROWS, tasks=["single"], depths=[0.0])
-    questions = next(grid(few, needles, None, [length]))
+    few = replace(settings, samples=CAUSALITY_ROWS)
+    length = min(length, 2 * max(model.plan.global_size, model.plan.shard or 0))
+    questions = build_questions(generator(settings.seed, Stream.probe, 0), few, needles, None, "single", length, 0.0)
     if questions.missing:
         return 0.0
     tokens = torch.from_numpy(questions.inputs).to(model.embedding.weight.device)

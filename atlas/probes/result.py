@@ -31,7 +31,8 @@ class Cell:
     frozen: float | None = None  # the same with a memory that only reads
     without: float | None = None  # recall: the same by a model trained without a memory
     likelihood: float | None = None  # mean probability of the whole answer
-    chance: float = 0.0
+    chance: float = 0.0  # of a guess that has read nothing
+    key_blind: Mapping[str, float] = field(default_factory=dict)  # recall: the same by readers that ignore the key
     expected: float | None = None  # accumulator: what the algebra predicts
     samples: int = 0
     reason: str = ""  # why it was not measured
@@ -49,6 +50,7 @@ class NIAHResult:
     control: float | None  # the same without the memory
     chance: float
     threshold: float
+    key_blind: float | None = None  # recall: the same by the best reader that ignores the key
     expected: float | None = None  # accumulator: what the algebra predicts
     seconds: float = 0.0
     cells: tuple[Cell, ...] = ()
@@ -62,7 +64,9 @@ class NIAHResult:
     def metrics(self) -> dict[str, float | None]:
         own = {"accuracy": self.accuracy, "control": self.control, "chance": self.chance}
         metrics = {f"niah/{self.level}/{name}": value for name, value in own.items()}
-        return metrics | ({"niah/accuracy": self.accuracy} if self.level == RECALL.name else {})
+        if self.level == RECALL.name:
+            metrics |= {f"niah/{self.level}/key_blind": self.key_blind, "niah/accuracy": self.accuracy}
+        return metrics
 
     @property
     def verdict(self) -> str:
@@ -72,7 +76,8 @@ class NIAHResult:
             return f"{word}: {self.reason}"
         text = LEVELS[self.level].unit.text
         numbers = f"{text(self.accuracy)} with memory, {text(self.control)} without"
-        wanted = f"chance {text(self.chance)}, wanted >= {text(self.threshold)}"
+        blind = "" if self.key_blind is None else f"key-blind {text(self.key_blind)}, "
+        wanted = f"chance {text(self.chance)}, {blind}wanted >= {text(self.threshold)}"
         return f"{word}: {numbers} ({wanted})" + (f"; {self.reason}" if self.reason else "")
 
     def describe(self) -> dict[str, Any]:
@@ -85,6 +90,7 @@ class NIAHResult:
             "accuracy": self.accuracy,
             "control": self.control,
             "chance": self.chance,
+            "key_blind": self.key_blind,
             "threshold": self.threshold,
             "expected": self.expected,
             "seconds": round(self.seconds, 3),
@@ -107,18 +113,23 @@ def judge(
     chance: float = 0.0,
     faults: Sequence[str] = (),
     missing: str = "",
+    key_blind: float | None = None,
+    certain: float | None = None,
     expected: float | None = None,
     cells: Sequence[Cell] = (),
     details: Mapping[str, float] | None = None,
 ) -> NIAHResult:
     """The outcome of a measurement. `missing` says why there is none, `faults` what the probe caught on the way.
 
-    A fault fails the level whatever the accuracy; a number that is missing or not finite is never a pass.
+    A fault fails the level whatever the accuracy; a number that is missing or not finite is never a pass. Where
+    `key_blind` is given, `certain`, the lower end of the accuracy's confidence interval, must be above it.
     """
     if not missing and (accuracy is None or not isfinite(accuracy)):
         missing = "the outputs are not finite"
     if not missing and (control is None or not isfinite(control)):
         missing = "the control was not measured"
+    if not missing and level == RECALL.name and key_blind is None:
+        missing = "readers that ignore the key were not measured"
     reason, outcome = "; ".join(faults), Outcome.passed
     if faults:
         outcome = Outcome.failed
@@ -126,6 +137,9 @@ def judge(
         outcome, reason = Outcome.not_measured, missing
     elif accuracy is not None and accuracy < threshold:
         outcome, reason = Outcome.failed, "below the threshold"
+    elif key_blind is not None and not (certain or 0.0) > key_blind:
+        sure = f"only {certain or 0.0:.1%} are certain, and readers that ignore the key find {key_blind:.1%}"
+        outcome, reason = Outcome.failed, f"{sure} (niah.samples, niah.distractors)"
     return NIAHResult(
         step=step,
         level=level,
@@ -135,6 +149,7 @@ def judge(
         control=control if control is not None and isfinite(control) else None,
         chance=chance,
         threshold=threshold,
+        key_blind=key_blind,
         expected=expected,
         cells=tuple(cells),
         details={name: value for name, value in (details or {}).items() if isfinite(value)},

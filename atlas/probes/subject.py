@@ -30,6 +30,7 @@ class Subject:
     needles: NeedleFormat
     trained_length: int  # tokens
     text: NDArray[np.uint8] | None  # of text haystacks; None: the key levels see RULER's noise sentences instead
+    every_task: bool  # False: only the cells that are judged
 
     def rng(self, place: int) -> np.random.Generator:
         """The same at every step. The cells of a grid count from 0, every other user has a place from 2^32 on."""

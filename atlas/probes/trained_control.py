@@ -28,8 +28,9 @@ def with_trained_control(
         last_step=probe.last_step,
         text=probe.text,
     )
-    answers = recall.run(control, step)[0].cells  # a model without a memory has its own recall in the control
-    return [_merged(result, [cell.control for cell in answers]) for result in results]
+    (answers,) = recall.run(control, step, every_task=True)
+    # A model without a memory has its own recall in the control.
+    return [_merged(result, [cell.control for cell in answers.cells]) for result in results]
 
 
 def _merged(result: NIAHResult, without: Sequence[float | None]) -> NIAHResult:

@@ -43,7 +43,8 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
 
 
 def task_name(task: str, haystack: str) -> str:
-    return "MQAR" if task == "mqar" else f"{'single' if task == haystack else task.replace('_', ' ')} in {haystack}"
+    kind = "single" if task == haystack else task.removesuffix("_text").replace("_", " ")
+    return "MQAR" if task == "mqar" else f"{kind} in {haystack}"
 
 
 def depths_of(cells: Sequence[CellRecord], task: tuple[str, str]) -> list[float | None]:

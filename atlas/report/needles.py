@@ -140,16 +140,17 @@ def probe_history(record: RunRecord) -> Table | Text:
     probes = record.kind("probe")
     if not probes:
         return Text("NIAH was not measured during this run.")
-    head = ("step", "level", "outcome", "found", "memory off", "wanted")
+    head = ("step", "level", "outcome", "found", "memory off", "key-blind", "wanted")
     rows = [
         [
             number_cell(event["step"], ",.0f"),
             Cell(str(event.get("level"))),
             Cell(str(event.get("outcome", MISSING)).replace("_", " "), tone=_tone(event)),
-            *(number_cell(event.get(key), ".3f") for key in ("accuracy", "control", "threshold")),
+            *(number_cell(event.get(key), ".3f") for key in ("accuracy", "control", "key_blind", "threshold")),
         ]
         for event in probes
     ]
     of_unit = {unit: " and ".join(level.name for level in LEVELS.values() if level.unit is unit) for unit in Unit}
     note = f"Found: {', '.join(f'{unit.meaning} for {names}' for unit, names in of_unit.items())}."
+    note += " Key-blind: the best reader that ignores the key."
     return Table("NIAH during training", head, rows, note, sortable=True)

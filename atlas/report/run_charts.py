@@ -103,6 +103,7 @@ def _niah(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     for level, colour in zip(reversed(LEVELS.values()), COLOURS, strict=False):
         traces += lines.of(f"niah/{level.name}/accuracy", level.label, colour, width=2.2)
         traces += lines.of(f"niah/{level.name}/control", f"{level.name}, memory off", colour, dash="dash", width=1.2)
+        traces += lines.of(f"niah/{level.name}/key_blind", f"{level.name}, key-blind", colour, dash="dot", width=1.2)
     thresholds = {finite(record.probe(level).get("threshold")) for level in LEVELS} - {None}
     if traces:
         ends = _ends(record)
@@ -132,7 +133,7 @@ def _memory(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
 
 def _others(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
     """Nothing that was recorded is left out."""
-    drawn = {f"niah/{level}/{what}" for level in LEVELS for what in ("accuracy", "control", "chance")}
+    drawn = {f"niah/{level}/{what}" for level in LEVELS for what in ("accuracy", "control", "chance", "key_blind")}
     for key in lines.record.rows.values:
         if key not in NOT_DRAWN and key not in drawn and not key.startswith("memory/"):
             yield _chart(_title(key), lines.of(key, key, "@blue"), layout, key)

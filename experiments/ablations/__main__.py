@@ -65,8 +65,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def recall_of(folder: Path, samples: int, control: Path | None) -> dict[str, Any]:
-    """Accuracy on `samples` needles at each depth: with the memory, with it off, and by the run trained without one."""
-    arguments = [str(folder), "niah.levels=[recall]", "niah.tasks=[single]", f"niah.samples={samples}"]
+    """Accuracy on `samples` keyed needles a depth: with the memory, with it off, by the run trained without one."""
+    arguments = [str(folder), "niah.levels=[recall]", "niah.tasks=[]", f"niah.samples={samples}"]
     (result,) = probe_run(arguments + ([f"control={control}"] if control else []))
     without = [cell.without for cell in result.cells if cell.without is not None]
     return {

@@ -15,7 +15,7 @@ STEPS_REQUIRED = 1000
 ACCURACY_REQUIRED = 0.8
 FINITE_KEYS = ("loss", "perplexity", "grad_norm")  # null in a row where the number was not finite
 RUN_NUMBERS = ("status", "step", "rollbacks", "loss", "validation_loss", "tokens_per_second", "peak_memory_bytes")
-LEVEL_NUMBERS = ("outcome", "accuracy", "control", "chance", "threshold")
+LEVEL_NUMBERS = ("outcome", "accuracy", "control", "chance", "key_blind", "threshold")
 PPL_DELTA = "ppl_delta"
 PPL_TOLERANCE = 1e-9
 

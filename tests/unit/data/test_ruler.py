@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from atlas.data.haystack import build_haystacks
-from atlas.data.ruler import ruler_sequences
+from atlas.data.ruler import PREFACE, ruler_sequences
 
 SENTENCE = re.compile(rb"One of the special magic numbers for (\S+) is: (\d{7})\. ")
 
@@ -20,12 +20,13 @@ def test_the_number_of_the_needle_answers_the_question(depth: float) -> None:
         assert needle is not None
         word, number = needle.groups()
         assert row.endswith(b"The special magic number for " + word + b" mentioned in the provided text is: " + number)
-        assert row[needle.start() - 1 : needle.start()] in (b" ", b"")
+        assert row[needle.start() - 1 : needle.start()] in (b" ", b"\n")
         assert np.flatnonzero(distance).tolist() == list(range(593, 600))
         assert set(distance[593:].tolist()) == {row.rindex(number) - needle.start(2)}
-        question = row.index(b" What is the special")
+        assert row.startswith(PREFACE)
+        question = row.index(b"\nWhat is the special") - len(PREFACE)
         filler = question - len(needle.group())
-        assert needle.start() == pytest.approx(depth * filler, abs=8)
+        assert needle.start() - len(PREFACE) == pytest.approx(depth * filler, abs=8)
         words.add(word)
     assert len(words) > 5
 

@@ -26,7 +26,14 @@ def niah_results(**accuracies: float | None) -> dict[str, Any]:
     found = dict.fromkeys(LEVELS, 0.94) | {"recall": 0.875} | accuracies
     return {
         level: judge(
-            step=STEPS, level=level, threshold=0.8, accuracy=found[level], control=0.05, chance=0.0625
+            step=STEPS,
+            level=level,
+            threshold=0.8,
+            accuracy=found[level],
+            control=0.05,
+            chance=0.0625,
+            key_blind=0.4,
+            certain=0.5,
         ).describe()
         for level in LEVELS
     }

@@ -13,6 +13,7 @@ from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, NIAHConfig
 from atlas.data.needles import KEY_ALPHABET, MARKER, VALUE_ALPHABET, NeedleFormat
 from atlas.models.language_model import AtlasModel, ModelOutput
 from atlas.models.plan import MemoryMode
+from atlas.niah import table
 from atlas.ops.chunk_scan import Scan, ScanState, written
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import read
@@ -60,11 +61,12 @@ class Scripted(AtlasModel):
 
 def probe(model: AtlasModel, *, sequence: int = 128, **settings: Any) -> NIAHResult:
     config = NIAHConfig(levels=["recall"], **settings)
-    return NIAHProbe(config, NEEDLES, sequence=sequence, last_step=1, text=TEXT).run(model, 1)[0]
+    (result,) = NIAHProbe(config, NEEDLES, sequence=sequence, last_step=1, text=TEXT).run(model, 1, every_task=True)
+    return result
 
 
 def test_a_perfect_fake_finds_every_needle_of_every_task() -> None:
-    tasks = ["single", "multi_key", "multi_query", "text"]
+    tasks = ["single", "multi_key", "multi_query", "text", "multi_key_text"]
     result = probe(Scripted((MemoryMode.learn,)), tasks=tasks, all_depths=True, length_factors=[1, 2], samples=16)
     assert (result.outcome, result.reason, result.accuracy) == (Outcome.passed, "", 1.0)
     assert result.control == pytest.approx(CHANCE, abs=3 * (CHANCE * (1 - CHANCE) / 48) ** 0.5)
@@ -101,6 +103,7 @@ def test_metrics_verdict_and_description() -> None:
         "niah/recall/accuracy": 1.0,
         "niah/recall/control": result.control,
         "niah/recall/chance": CHANCE,
+        "niah/recall/key_blind": result.key_blind,
         "niah/accuracy": 1.0,
     }
     assert result.verdict.startswith("PASSED: 100.0% with memory, ")
@@ -109,7 +112,7 @@ def test_metrics_verdict_and_description() -> None:
 
 
 def test_needles_of_the_same_shard_and_of_earlier_ones_are_told_apart() -> None:
-    result = probe(Scripted((MemoryMode.learn,)), samples=2, tasks=["single"], depths=[0.0, 0.4, 0.85, 1.0])
+    result = probe(Scripted((MemoryMode.learn,)), samples=8, tasks=[], depths=[0.0, 0.4, 0.85, 1.0])
     assert [cell.span for cell in result.cells] == ["3 shards back", "2 shards back", "same shard", ""]
     assert result.cells[3].reason == "the needle lies within the 14 tokens that attention reaches"
     assert (result.details["same_shard"], result.details["earlier_shards"]) == (1.0, 1.0)
@@ -177,6 +180,7 @@ def test_what_cannot_be_measured_does_not_pass(
 def test_a_text_that_is_too_short_is_not_measured_and_the_rest_is() -> None:
     result = probe(Scripted((MemoryMode.learn,)), sequence=2560, samples=1, depths=[0.5], tasks=["single", "text"])
     assert [(cell.task, cell.accuracy, cell.reason) for cell in result.cells] == [
+        ("multi_key", 1.0, ""),
         ("single", 1.0, ""),
         ("text", None, "no text of more than 2560 bytes"),
     ]
@@ -186,9 +190,68 @@ def test_mqar_and_ruler_are_asked_beyond_the_reach_of_attention() -> None:
     tasks = ["single", "mqar", "ruler"]
     result = probe(Scripted(()), sequence=512, samples=4, depths=[0.0], tasks=tasks)
     by_task = {cell.task: cell for cell in result.cells}
-    assert (by_task["mqar"].chance, by_task["ruler"].chance) == (1 / 128, 1e-7)
     assert by_task["ruler"].samples == 4
-    assert 0 < by_task["mqar"].samples <= 32  # eight pairs a sequence, less those asked for at once
+    assert 0 < by_task["mqar"].samples <= 4 * 64  # pairs of a sequence, less those asked for at once
+
+
+def test_true_chance_of_mqar_and_ruler_is_printed() -> None:
+    result = probe(Scripted(()), sequence=512, samples=4, depths=[0.0], tasks=["mqar", "ruler"], lengths=[128, 512])
+    cells = {(cell.task, cell.length): cell for cell in result.cells}
+    assert cells["mqar", 128].chance == 1 / 128
+    assert cells["mqar", 128].key_blind["random value"] == 1 / 8  # zoology: 8 pairs in 128 tokens
+    assert cells["mqar", 512].key_blind["random value"] == 1 / 64
+    assert cells["ruler", 512].chance == 1 / 9_000_000  # numbers from 1,000,000 to 9,999,999
+    lines = table([result])
+    assert [line.split()[-4:-2] for line in lines if " ruler " in line and "512" in line] == [["100.0%", "1.1e-07"]]
+    assert any(line.startswith("  ruler: RULER's niah_single_2, but: a token is a byte; ") for line in lines)
+    assert any(line.startswith("  mqar: zoology's MQAR, but: 256 token ids for 8,192; ") for line in lines)
+
+
+class LastValue(Scripted):
+    """Answers with the last value before the question, whatever the key: finds every single needle."""
+
+    def _answer(self, tokens: list[int], logits: Tensor) -> None:
+        last: list[int] = []
+        for place, token in enumerate(tokens):
+            if token == MARKER:
+                for byte, value in enumerate(last):
+                    if place + 2 + byte < len(tokens):
+                        logits[place + 2 + byte, value] = 1.0
+                last = tokens[place + 3 : place + 5]
+
+
+def test_a_reader_that_ignores_the_key_finds_single_needles_and_fails() -> None:
+    reader = LastValue((MemoryMode.learn,))
+    result = probe(reader, samples=64, tasks=["single"], depths=[0.0, 0.4, 0.8])
+    assert [cell.accuracy for cell in result.cells if cell.task == "single"] == [1.0]
+    assert (result.outcome, result.reason) == (Outcome.failed, "below the threshold")
+    assert result.accuracy == result.details["key-blind, last value"]
+
+    easy = probe(reader, samples=64, tasks=[], depths=[0.0, 0.4, 0.8], threshold=0.2)
+    assert easy.outcome is Outcome.failed
+    assert easy.reason == (
+        f"only {easy.details['certain']:.1%} are certain, and readers that ignore the key find {easy.key_blind:.1%}"
+        " (niah.samples, niah.distractors)"
+    )
+    assert easy.details["certain"] < (easy.accuracy or 0.0) <= (easy.key_blind or 0.0)
+
+
+@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 64, "depths": [0.0]}])
+def test_a_perfect_model_does_not_pass_where_a_key_blind_reader_might_be_as_good(settings: dict[str, Any]) -> None:
+    result = probe(Scripted((MemoryMode.learn,)), tasks=[], **settings)
+    assert (result.outcome, result.accuracy) == (Outcome.failed, 1.0)
+    assert "readers that ignore the key find" in result.reason
+
+
+def test_training_measures_what_is_judged_with_the_same_needles_as_the_table() -> None:
+    config = NIAHConfig(levels=["recall"], samples=4, length_factors=[2, 1])
+    niah = NIAHProbe(config, NEEDLES, sequence=128, last_step=1, text=TEXT)
+    model = Scripted((MemoryMode.learn,))
+    (short,), (full,) = niah.run(model, 1), niah.run(model, 1, every_task=True)
+    assert {(cell.task, cell.length) for cell in short.cells} == {("multi_key", 128)}
+    assert short.cells == tuple(cell for cell in full.cells if (cell.task, cell.length) == ("multi_key", 128))
+    assert short.metrics == full.metrics
+    assert short.verdict == full.verdict
 
 
 def test_reach_of_attention() -> None:

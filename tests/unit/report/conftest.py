@@ -77,7 +77,15 @@ def rolled_back(make_run: MakeRun) -> Path:
         event("spike", 8, message="perplexity is 50.0% above its moving average (limit 5.0%)"),
         event("rollback", 5, from_step=8, segment=1, reason="perplexity is too high", change="4 batches left out"),
         event(
-            "probe", 10, level="recall", outcome="failed", accuracy=0.25, control=0.0, threshold=0.8, verdict="FAILED"
+            "probe",
+            10,
+            level="recall",
+            outcome="failed",
+            accuracy=0.25,
+            control=0.0,
+            key_blind=0.4,
+            threshold=0.8,
+            verdict="FAILED",
         ),
         event("end", 10, status="completed", reason=""),
     ]
