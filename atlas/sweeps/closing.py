@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas.config.untrusted import printable
 from atlas.runs.folder import reason, say
 from atlas.sweeps.outcome import Outcome, outcomes
 from atlas.sweeps.record import read_record
@@ -19,7 +20,7 @@ def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
     record = read_record(folder, "hydra.sweep.dir")
     found = outcomes(folder, record)
     rows = [_row(outcome, record.swept(outcome.job)) for outcome in found]
-    print("\n".join(_table([HEAD, *rows])), flush=True)
+    print(printable("\n".join(_table([HEAD, *rows]))), flush=True)
     if any(outcome.summary for outcome in found):
         _report(folder)
     for outcome in found:
