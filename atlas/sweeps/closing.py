@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from atlas.config.untrusted import printable
 from atlas.runs.folder import reason, say
@@ -31,7 +32,7 @@ def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
         say(f"{not_started} of the jobs not started" + (f": {why}" if why else ""))
     completed = sum(outcome.completed for outcome in found)
     if completed < len(found):
-        say(f"python -m atlas.train -m {KEY}={shown} runs the jobs that are left")
+        say(f"python -m atlas.train -m {quote(f'{KEY}={shown}')} runs the jobs that are left")
     say(f"{completed} of {len(found)} jobs completed; see {shown}")
     return 130 if interrupted else int(completed < len(found))
 

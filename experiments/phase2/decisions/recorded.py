@@ -53,7 +53,7 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep folder: `overrides` as they were typed, the `experiment` it ran, or ""."""
+    """A sweep folder: `overrides` and flags as they were typed, the `experiment` it ran, or ""."""
 
     folder: Path
     experiment: str
@@ -73,7 +73,7 @@ def read_sweep(folder: Path) -> Sweep:
         record = json.loads((folder / JOBS_FILE).read_text(encoding="utf-8"))
         choices: Any = OmegaConf.load(folder / CHOICES_FILE).hydra.runtime.choices
         runs = [_read_run(folder, job["folder"], job["number"]) for job in record["jobs"]]
-        return Sweep(folder, choices.get("experiment") or "", record["task"], runs)
+        return Sweep(folder, choices.get("experiment") or "", [*record.get("flags", ()), *record["task"]], runs)
 
 
 def _read_run(sweep: Path, name: str, number: int) -> RecordedRun:
