@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MOST_JSON_BYTES = 16 * 2**20
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """The file, for reading. Raises OSError for what is no file, such as a pipe or a device: reading one may hang."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -36,5 +37,5 @@ def parse_json(data: bytes) -> Any:
 
 
 def printable(text: str) -> str:
-    """`text` with U+FFFD for what steers a terminal, reorders a line or cannot be encoded; line breaks and tabs stay."""
+    """`text` with U+FFFD for what steers a terminal, reorders a line or cannot be encoded; it keeps its lines."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

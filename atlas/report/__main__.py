@@ -13,6 +13,7 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import run_command
+from atlas.config.untrusted import printable
 from atlas.report.writing import write_report
 
 USAGE = "python -m atlas.report DIR... [target=PATH]"
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(arguments: Sequence[str]) -> int:
     folder = write_report(*parse(arguments))
-    print(f"{folder / 'index.html'}\n{folder / 'report.md'}")
+    print(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +38,21 @@ def select_runs(folders: Sequence[Path]) -> Selection:
         if is_run(folder):
             runs.append(folder)
             continue
-        jobs = sorted(filter(is_run, folder.iterdir()), key=_natural)
+        jobs = list(_runs_below(folder, deep=(folder / SWEEP_FILE).exists()))
         empty = "a sweep with at least one job; this one has none yet" if (folder / SWEEP_FILE).exists() else ""
         require(bool(jobs), "DIR", folder, empty or "the folder of a run (config.yaml, summary.json) or of a sweep")
         sweeps.append(folder)
         runs += jobs
     return Selection(given, sweeps, list(dict.fromkeys(runs)))
+
+
+def _runs_below(folder: Path, deep: bool) -> Iterator[Path]:
+    """The runs in `folder`; `deep`: also in folders that are no run, since a sweep may name its jobs a/b."""
+    for path in sorted(folder.iterdir(), key=_natural):
+        if is_run(path):
+            yield path
+        elif deep and path.is_dir() and not path.is_symlink():
+            yield from _runs_below(path, deep)
 
 
 def is_run(folder: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
+from atlas.config.untrusted import printable
 from atlas.report.document import Block, Document, Facts, Markdown, Picture, Table, Text
 
 
@@ -13,7 +15,7 @@ def to_markdown(document: Document) -> str:
     for section in document.sections:
         parts.append(f"## {_inline(section.title)}")
         parts += [text for block in section.blocks for text in _block(block)]
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts) + "\n")
 
 
 def _block(block: Block) -> Iterator[str]:
@@ -44,10 +46,15 @@ def _table(table: Table) -> Iterator[str]:
 def _inline(text: str) -> str:
     """Text of files as text: no markup of theirs takes effect, no line break ends a table's row."""
     flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{letter}" if letter in "|`*\\" else letter for letter in flat)
+    return _without_links("".join(f"\\{letter}" if letter in "|`*\\" else letter for letter in flat))
+
+
+def _without_links(text: str) -> str:
+    """A backslash parts the text of a link from its target, and a name from its definition."""
+    return re.sub(r"\](?=[(\[:])", r"]\\", text)
 
 
 def _demoted(source: str) -> str:
-    """Headings two levels lower, so that they stay below the section's."""
-    lines = source.strip().splitlines()
+    """Headings two levels lower, so that they stay below the section's; neither links nor HTML."""
+    lines = re.sub("<(?=[a-zA-Z/!?])", "&lt;", _without_links(source)).strip().splitlines()
     return "\n".join(f"##{line}" if line.startswith("#") else line for line in lines)

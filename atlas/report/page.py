@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -11,6 +11,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from atlas.config.untrusted import printable
 from atlas.report.document import Block, Cell, Chart, Document, Facts, Markdown, Section, Table, Text
 
 SCRIPT = "plotly.min.js"  # beside the page, see `writing`
@@ -20,14 +21,14 @@ _ASSETS = files("atlas.report") / "assets"
 def to_page(document: Document) -> str:
     asset = {name: (_ASSETS / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     return Template(asset["page.html"]).substitute(
-        title=escape(document.title),
-        lead=escape(document.lead),
+        title=printable(escape(document.title)),
+        lead=printable(escape(document.lead)),
         style=asset["page.css"],
         behaviour=asset["page.js"],
         script=SCRIPT,
-        contents=_contents(document),
-        sections="\n".join(_section(section) for section in document.sections),
-        notes="\n".join(f"<p>{escape(note)}</p>" for note in document.notes),
+        contents=printable(_contents(document)),
+        sections=printable("\n".join(_section(section) for section in document.sections)),
+        notes=printable("\n".join(f"<p>{escape(note)}</p>" for note in document.notes)),
     )
 
 
@@ -92,8 +93,17 @@ def _chart(chart: Chart, name: str) -> str:
 
 def _data(value: Any) -> str:
     """JSON that cannot end the element that holds it."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_shown(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _shown(value: Any) -> Any:
+    """A figure with printable texts: JSON would carry control characters past the page's own check."""
+    if isinstance(value, Mapping):
+        return {key: _shown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _table(table: Table) -> str:

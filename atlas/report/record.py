@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas.config.untrusted import read_json
 from atlas.report.rows import Row, Rows, read_lines, to_columns
 from atlas.report.settings import read_settings
 from atlas.report.wording import finite, moment
@@ -97,7 +97,7 @@ def _sound(event: Row) -> Row:
 
 def _read_json(path: Path, problems: list[str], *, needed: bool = True) -> Mapping[str, Any]:
     try:
-        return _mapping(json.loads(path.read_text(encoding="utf-8")))
+        return _mapping(read_json(path))
     except FileNotFoundError:
         problems += [f"{path.name} is missing"] if needed else []
     except (OSError, ValueError) as error:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.config.untrusted import open_regular, parse_json
 from atlas.telemetry.jsonl import JsonlError, read_jsonl
 
 Floats = NDArray[np.float64]
@@ -56,11 +56,12 @@ def read_lines(path: Path) -> tuple[list[Row], str]:
 
 
 def _salvage(path: Path) -> tuple[list[Row], str]:
-    lines = path.read_bytes().splitlines()
+    with open_regular(path) as file:
+        lines = file.read().splitlines()
     rows = []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

@@ -11,12 +11,14 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from atlas.config.untrusted import open_regular
 from atlas.report.document import MISSING
 from atlas.report.folders import SWEEP_FILE
 from atlas.report.wording import value_text
 
 # Where something is written, not what was computed.
 IGNORED = ("logger", "resume", "sweep.resume", "sweep.round")
+MOST_BYTES, MOST_LEVELS = 2**18, 50  # of a configuration
 ABSENT = "(absent)"
 
 
@@ -93,10 +95,17 @@ def swept_names(sweep: Path) -> list[str]:
 
 
 def _load(path: Path) -> Any:
-    """Raises OSError, and ValueError for what is no YAML."""
+    """Raises OSError, and ValueError for what is no YAML, or YAML that takes for ever to read."""
+    with open_regular(path) as file:
+        text = file.read(MOST_BYTES).decode("utf-8")
     try:
-        return OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MOST_LEVELS:
+                raise ValueError("it repeats parts of itself or is nested too deeply")
+        return OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from atlas.config import ConfigError
+from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
 from atlas.report.document import Block, Document, Picture, Section, Text
 from atlas.report.folders import Selection, names_of, select_runs
@@ -79,14 +79,14 @@ def _decisions(selection: Selection) -> list[Section]:
     blocks: list[Block] = []
     for sweep in selection.sweeps:
         try:
-            outcome = json.loads((sweep / "decision.json").read_text(encoding="utf-8"))
+            outcome = read_json(sweep / "decision.json")
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             blocks.append(Text(f"decision.json of {sweep.name} cannot be read ({type(error).__name__})", tone="bad"))
             continue
         document = sweep / "decision.md"
-        written = document.read_text(encoding="utf-8") if document.is_file() else ""
+        written = document.read_text(encoding="utf-8", errors="replace") if document.is_file() else ""
         blocks += decision_blocks(outcome if isinstance(outcome, dict) else {}, written)
     return [Section("Decision", "decision", blocks)] if blocks else []
 

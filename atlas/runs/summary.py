@@ -6,7 +6,10 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from atlas.config.untrusted import read_json
 
 SUMMARY_FILE = "summary.json"
 
@@ -58,11 +61,20 @@ class RunSummary:
 
 
 def read_summary(folder: Path) -> RunSummary | None:
-    """The summary in a run folder; None if there is none that can be read."""
+    """The summary in a run folder, wherever that lies now; None if there is none that can be read."""
     try:
-        return RunSummary(**json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")))
+        summary = RunSummary(**{**read_json(folder / SUMMARY_FILE), "folder": str(folder)})
     except (OSError, ValueError, TypeError):
         return None
+    return summary if all(_fits(getattr(summary, key), kind) for key, kind in _KINDS.items()) else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    allowed = tuple(get_origin(each) or each for each in (get_args(kind) if get_origin(kind) is UnionType else (kind,)))
+    return type(value) in allowed or (float in allowed and type(value) is int)
+
+
+_KINDS = get_type_hints(RunSummary)
 
 
 def _plain(value: Any) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from atlas.config import RECALL
+from atlas.config.untrusted import printable
 from atlas.runs.folder import reason, say
 from atlas.sweeps.outcome import Outcome, outcomes
 from atlas.sweeps.record import read_record
@@ -20,7 +22,7 @@ def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
     record = read_record(folder, "hydra.sweep.dir")
     found = outcomes(folder, record)
     rows = [_row(outcome, record.swept(outcome.job)) for outcome in found]
-    print("\n".join(_table([HEAD, *rows])), flush=True)
+    print(printable("\n".join(_table([HEAD, *rows]))), flush=True)
     if any(outcome.summary for outcome in found):
         _report(folder)
     for outcome in found:
@@ -31,7 +33,7 @@ def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
         say(f"{not_started} of the jobs not started" + (f": {why}" if why else ""))
     completed = sum(outcome.completed for outcome in found)
     if completed < len(found):
-        say(f"python -m atlas.train -m {KEY}={shown} runs the jobs that are left")
+        say(f"python -m atlas.train -m {quote(f'{KEY}={shown}')} runs the jobs that are left")
     say(f"{completed} of {len(found)} jobs completed; see {shown}")
     return 130 if interrupted else int(completed < len(found))
 

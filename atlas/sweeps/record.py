@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from atlas.config import ConfigError
+from atlas.config.untrusted import read_json
 from atlas.runs.resume import changeable, flat
 
 RECORD_FILE = "sweep.json"
@@ -30,11 +31,15 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """`task` and `hydra` are the overrides that the sweep was started with, as Hydra tells them apart."""
+    """`task` and `hydra` are the overrides that the sweep was started with, as Hydra tells them apart.
+
+    `flags`: where Hydra was told to look for the configuration.
+    """
 
     task: tuple[str, ...]
     hydra: tuple[str, ...]
     jobs: tuple[Job, ...]
+    flags: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Replace the file as a whole. Raises OSError."""
@@ -61,10 +66,11 @@ class SweepRecord:
 def read_record(folder: Path, key: str) -> SweepRecord:
     """The record of the sweep in `folder`. Raises `ConfigError` naming `key` where there is none that can be read."""
     try:
-        content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / RECORD_FILE)
         jobs = tuple(Job(**{**job, "overrides": tuple(job["overrides"])}) for job in content["jobs"])
-        return SweepRecord(tuple(content["task"]), tuple(content["hydra"]), jobs)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        flags = tuple(content.get("flags", ()))  # absent before version 0.2
+        return SweepRecord(tuple(content["task"]), tuple(content["hydra"]), jobs, flags)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{key}={folder}: must be the folder of a sweep (with {RECORD_FILE})") from error
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
+
 from atlas.config import CHANGEABLE, ConfigError, require
 from atlas.runs.resume import changeable
 from atlas.sweeps.record import RECORD_FILE, SweepRecord, override_name, read_record
@@ -26,13 +28,15 @@ def full_command(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     folder = Path(value)
     record = read_record(folder, KEY)
-    flags = [argument for argument in arguments if not _is_override(argument)]
-    given = [argument for argument in arguments if _is_override(argument) and argument not in chosen]
+    parsed = get_args_parser().parse_intermixed_args(list(arguments))
+    flags = [argument for argument in arguments if argument not in parsed.overrides]
+    given = [override for override in parsed.overrides if override not in chosen]
     changes = [override for override in given if override not in (*record.task, *record.hydra)]
     _refuse_other_sweep(changes, record, folder)
     kept = [*_kept(record.task, changes), *_kept(record.hydra, changes)]
     mode = ["--multirun"] if {"-m", "--multirun"}.isdisjoint(flags) else []
-    return [*flags, *mode, *kept, *changes, f"hydra.sweep.dir={quoted(folder)}", f"{KEY}={quoted(folder)}"]
+    places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
+    return [*flags, *mode, *places, *kept, *changes, f"hydra.sweep.dir={quoted(folder)}", f"{KEY}={quoted(folder)}"]
 
 
 def quoted(text: object) -> str:
@@ -41,8 +45,16 @@ def quoted(text: object) -> str:
     return f"'{escaped}'"
 
 
-def _is_override(argument: str) -> bool:
-    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Those of Hydra's flags that say where the configuration lies, as they hold from any working folder."""
+    parsed = get_args_parser().parse_intermixed_args(list(arguments))
+    given = {"--config-path": parsed.config_path, "--config-name": parsed.config_name}
+    given["--config-dir"] = parsed.config_dir and Path(parsed.config_dir).resolve()  # the path: from atlas/train.py
+    return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
+
+
+def _field(flag: str) -> str:
+    return flag.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
 from atlas.sweeps.outcome import left_over, not_started
 from atlas.sweeps.record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
-from atlas.sweeps.resumption import KEY, PLACES, quoted
+from atlas.sweeps.resumption import KEY, PLACES, config_flags, quoted
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.workers import passing_interrupts_on
 
@@ -76,9 +77,14 @@ class ResumableSweeper(BasicSweeper):
         assert self.config is not None
         jobs = tuple(self._compose_job(number, overrides) for number, overrides in enumerate(combinations))
         subdir = self.config.hydra.sweep._get_node("subdir")
-        require(len({job.folder for job in jobs}) == len(jobs), "hydra.sweep.subdir", subdir, "another for each job")
+        places = {Path(os.path.normpath(job.folder)) for job in jobs}
+        apart = len(places) == len(jobs) and not any(parent in places for place in places for parent in place.parents)
+        inside = not any(place.is_absolute() or place.parts[:1] in ((), ("..",)) for place in places)
+        allowed = "a folder for each job, below that of the sweep and not in another job's"
+        require(apart and inside, "hydra.sweep.subdir", subdir, allowed)
         task, hydra = (_texts(self.config.hydra.overrides[kind]) for kind in ("task", "hydra"))
-        return SweepRecord(task, tuple(text for text in hydra if override_name(text) not in PLACES), jobs)
+        hydra = tuple(text for text in hydra if override_name(text) not in PLACES)
+        return SweepRecord(task, hydra, jobs, config_flags(sys.argv[1:]))
 
     def _compose_job(self, number: int, overrides: Sequence[str]) -> Job:
         assert self.config is not None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from atlas.config.untrusted import printable
 from atlas.telemetry.sinks import RunInfo, Sink
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class ConsoleSink(Sink):
         return sys.stdout if self._stream is None else self._stream
 
     def _print(self, line: str, style: str | None = None) -> None:
+        line = printable(line)
         if self._bar is not None:
             self._bar.print(line, style)
             return

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from atlas.config.untrusted import open_regular, parse_json
+
 
 class JsonlError(ValueError):
     """A line other than the last is no JSON object. The message names file and line."""
@@ -36,7 +38,7 @@ def plain(value: Any) -> Any:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """The object in `line`, or None if there is none."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -53,7 +55,8 @@ def _sound_size(data: bytes) -> int:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All rows of `path`. A torn last line is left out; a damaged line before it raises `JsonlError`."""
-    data = Path(path).read_bytes()
+    with open_regular(Path(path)) as file:
+        data = file.read()
     rows = []
     for number, line in enumerate(data[: _sound_size(data)].splitlines(), start=1):
         row = _parse(line)

@@ -48,7 +48,7 @@ def jobs(sweeps: Sequence[str]) -> list[Path]:
     """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
     found: list[Path] = []
     for sweep in sweeps:
-        folders = [path.parent for path in Path(sweep).glob("*/summary.json")]
+        folders = [path.parent for path in Path(sweep).rglob("summary.json")]
         completed = [folder for folder in folders if read_run(folder)[1]["status"] == "completed"]
         require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")
         for left_out in sorted(set(folders) - set(completed)):

@@ -65,7 +65,7 @@ class RecordedJob:
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A sweep folder: `overrides` as they were typed, the `experiment` it ran, or ""."""
+    """A sweep folder: `overrides` and flags as they were typed, the `experiment` it ran, or ""."""
 
     folder: Path
     experiment: str
@@ -85,7 +85,8 @@ def read_sweep(folder: Path) -> RecordedSweep:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         choices: Any = OmegaConf.load(folder / CHOICES_FILE).hydra.runtime.choices
         jobs = [_read_job(folder, job["folder"], job["number"]) for job in record["jobs"]]
-        return RecordedSweep(folder, choices.get("experiment") or "", record["task"], jobs)
+        overrides = [*record.get("flags", ()), *record["task"]]
+        return RecordedSweep(folder, choices.get("experiment") or "", overrides, jobs)
 
 
 def _read_job(sweep: Path, name: str, number: int) -> RecordedJob:

@@ -40,7 +40,7 @@ def main(repeats: int = 5) -> int:
         written = [time_writing(sweep) for _ in range(repeats)]
         page = sweep / "report" / "index.html"
         seen = [time_opening(page) for _ in range(repeats)] if find_browser() else []
-        sizes = {"rows": sum(p.stat().st_size for p in sweep.glob("*/metrics.jsonl")), "page": page.stat().st_size}
+        sizes = {"rows": sum(p.stat().st_size for p in sweep.rglob("metrics.jsonl")), "page": page.stat().st_size}
     record = {
         "runs": RUNS, "rows": ROWS, "bytes": sizes, "limits": LIMITS,
         "seconds": {

@@ -4,6 +4,9 @@ import json
 import re
 from html.parser import HTMLParser
 
+import pytest
+from markdown_it import MarkdownIt
+
 from atlas.report.document import Cell, Chart, Document, Facts, Markdown, Section, Table, Text
 from atlas.report.markdown import to_markdown
 from atlas.report.page import to_page
@@ -47,6 +50,37 @@ def test_markup_from_files_never_takes_effect_on_the_page() -> None:
     assert "alert('x')</script>" not in page
     assert 'href="javascript' not in page
     assert len(re.findall("<script", page)) == 4  # errors, plotly, the chart's figure, behaviour
+
+
+STEERING = "a\x1b[2J\x07b\x9bc\u202ed\ud800e\rf\x00"
+SHOWN = "a\ufffd[2J\ufffdb\ufffdc\ufffdd\ufffde"
+
+
+def test_control_characters_and_terminal_escapes_are_shown_as_such() -> None:
+    blocks = [
+        Text(STEERING),
+        Facts([(STEERING, Cell(STEERING))]),
+        Table(STEERING, (STEERING,), [[Cell(STEERING)]], STEERING),
+        Chart(STEERING, [{"name": STEERING, "y": [1.5]}], {"title": {"text": [STEERING]}}, STEERING),
+        Markdown(f"# {STEERING}"),
+    ]
+    document = Document(STEERING, STEERING, [Section(STEERING, "first", blocks)], [STEERING])
+    page, text = to_page(document), to_markdown(document)
+    assert {letter for letter in page + text if not letter.isprintable()} == {"\n"}
+    assert not re.search(r"\\u(00[01]|007f|009|d8|202)", page)  # in the data of a figure
+    assert (page.count(SHOWN), text.count(SHOWN)) == (17, 12)
+
+
+LINKS = ["[x](javascript:alert(1))", "[x]: javascript:alert(1)", "[x][y]", "![x](data:text/html,x)", "<javascript:x>"]
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_no_link_of_a_file_s_text_is_one_in_markdown(link: str) -> None:
+    blocks = [Text(link), Table("t", (link,), [[Cell(link)]]), Markdown(f"{link}\n\n[y]: javascript:alert(2)\n")]
+    text = to_markdown(Document(link, link, [Section(link, "first", blocks)], [link]))
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table")
+    rendered.validateLink = lambda _: True  # a reader that lets everything through
+    assert not re.search(r"<(a|img|javascript)\b", str(rendered.render(text)))
 
 
 def test_the_page_asks_for_nothing_but_its_own_script() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from atlas.config import ConfigError
 from atlas.report.__main__ import main
 from atlas.report.writing import write_report
+from tests.unit.report.conftest import MakeRun
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
 
@@ -61,6 +63,28 @@ def test_a_decision_comes_first(sweep: Path) -> None:
     page = (folder / "index.html").read_text()
     assert '<p class="bad">STOP: too slow</p>' in page
     assert page.index("<td>A</td>") < page.index("Best run")
+
+
+def test_a_folder_that_somebody_else_made_is_reported_as_far_as_it_can_be_read(make_run: MakeRun) -> None:
+    deep = {"reason": "\x1b[2J[x](javascript:alert(1))", "status": "failed"}
+    run = make_run("\x1b]0;owned\x07", summary=deep)
+    for name in ("metrics.jsonl", "events.jsonl", "niah.json"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+    (run / "config.yaml").write_text(f"a0: &a0 [x]\n{bomb}", encoding="utf-8")
+    text = (write_report([run]) / "report.md").read_text(encoding="utf-8")
+    assert "# run \ufffd]0;owned\ufffd\n" in text
+    assert "failed: \ufffd[2J[x]\\(javascript:alert(1))" in text
+    assert "metrics.jsonl cannot be read (not a regular file)" in text
+    assert "niah.json cannot be read (OSError)" in text
+    assert "config.yaml cannot be read (ValueError)" in text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "summary.json", "niah.json", "config.yaml"])
+def test_nesting_without_end_is_a_damaged_file(rolled_back: Path, name: str) -> None:
+    (rolled_back / name).write_text("[" * 50_000 + "\n" + "[" * 50_000 + "\n", encoding="utf-8")
+    assert f"{name}" in (write_report([rolled_back]) / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_second_report_replaces_the_first(rolled_back: Path) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 from math import inf, nan
 from pathlib import Path
+
+import pytest
 
 from atlas.runs.summary import RunSummary, read_summary
 
@@ -22,4 +25,40 @@ def test_a_summary_is_read_back(tmp_path: Path) -> None:
     summary.write()
     assert read_summary(tmp_path) == summary
     (tmp_path / "summary.json").write_text("{")
+    assert read_summary(tmp_path) is None
+
+
+def test_a_summary_belongs_to_the_folder_in_which_it_lies(tmp_path: Path) -> None:
+    """A run that was moved is written where it is now."""
+    before, now = tmp_path / "before", tmp_path / "now"
+    before.mkdir()
+    RunSummary(str(before), step=3).write()
+    before.rename(now)
+    found = read_summary(now)
+    assert found == RunSummary(str(now), step=3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"validation_loss": "low"},
+        {"niah": [1]},
+        {"step": True},
+        {"step": 1.5},
+        {"reason": None},
+        {"history": {}},
+        {"unknown": 1},
+        [1],
+    ],
+)
+def test_values_of_other_types_are_no_summary(tmp_path: Path, content: object) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    assert read_summary(tmp_path) is None
+
+
+def test_what_cannot_be_read_in_full_is_no_summary(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("[" * 100_000, encoding="utf-8")
+    assert read_summary(tmp_path) is None
+    (tmp_path / "summary.json").unlink()
+    os.mkfifo(tmp_path / "summary.json")
     assert read_summary(tmp_path) is None

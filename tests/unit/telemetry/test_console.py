@@ -43,6 +43,18 @@ def test_an_event_shows_its_message_or_its_fields() -> None:
     assert describe_event({**event, "message": "back to 200"}) == "step 300  rollback: back to 200"
 
 
+def test_nothing_that_is_shown_steers_the_terminal(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(stream)
+    sink.open(RunInfo(folder=tmp_path / "\x1b]0;owned\x07", steps=10))
+    sink.event({"kind": "warning", "step": 1, "time": 1.0, "message": "a\x1b[2Jb\x9b\u202e"})
+    sink.event({"kind": "probe", "step": 1, "time": 1.0, "level": "\x1bc", "verdict": "\r"})
+    sink.close("failed", {}, [("\x08", "\x1b[31mred\ud800")])
+    lines = stream.getvalue()
+    assert all(letter.isprintable() or letter == "\n" for letter in lines)
+    assert lines.startswith("step 1  warning: a\ufffd[2Jb\ufffd\ufffd\nstep 1  probe: niah \ufffdc \ufffd\n")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "00:00"), (59.6, "01:00"), (3599, "59:59"), (3723, "1:02:03")])
 def test_durations(seconds: float, text: str) -> None:
     assert describe_duration(seconds) == text
