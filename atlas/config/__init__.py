@@ -29,6 +29,8 @@ from atlas.config.model import (
 from atlas.config.niah import NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
     CHANGEABLE,
+    MOVABLE,
+    DataChanged,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -53,6 +55,7 @@ __all__ = [
     "C_G",
     "C_L_OPTIONS",
     "LEVELS",
+    "MOVABLE",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",
     "RECALL",
@@ -63,6 +66,7 @@ __all__ = [
     "CheckpointConfig",
     "ChunkSizeConfig",
     "ConfigError",
+    "DataChanged",
     "DebugConfig",
     "DeviceConfig",
     "DeviceKind",
