@@ -29,6 +29,8 @@ from atlas.config.model import (
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
     CHANGEABLE,
+    MOVABLE,
+    DataChanged,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -54,6 +56,7 @@ __all__ = [
     "C_L_OPTIONS",
     "JUDGED_TASK",
     "LEVELS",
+    "MOVABLE",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",
     "RECALL",
@@ -64,6 +67,7 @@ __all__ = [
     "CheckpointConfig",
     "ChunkSizeConfig",
     "ConfigError",
+    "DataChanged",
     "DebugConfig",
     "DeviceConfig",
     "DeviceKind",

@@ -16,7 +16,26 @@ from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
 # May differ when a run is continued: where and how often something is written, not its numbers.
-CHANGEABLE = ("logger", "telemetry", "checkpoint", "device.threads", "device.kernels", "debug", "resume", "sweep")
+CHANGEABLE = (
+    "logger",
+    "telemetry",
+    "checkpoint",
+    "device.threads",
+    "device.kernels",
+    "debug",
+    "resume",
+    "sweep",
+    "data_changed",
+)
+# May differ as well, as long as the text is the same: where it lies.
+MOVABLE = "data.paths"
+
+
+class DataChanged(StrEnum):
+    """What a run does that goes on and finds other text than it was trained on."""
+
+    refuse = "refuse"
+    accept = "accept"
 
 
 class DeviceKind(StrEnum):
@@ -65,6 +84,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     chunk_size: ChunkSizeConfig = field(default_factory=ChunkSizeConfig)
     data: dict[str, Any] = field(default_factory=dict)
+    data_changed: DataChanged = DataChanged.refuse
     optim: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)

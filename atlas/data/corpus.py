@@ -39,7 +39,7 @@ class Corpus:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of both parts: equal where every batch is."""
-        parts = [hashlib.sha256(part).hexdigest() for part in (self.train, self.validation)]
+        parts = [hashlib.sha256(part.data).hexdigest() for part in (self.train, self.validation)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @cached_property

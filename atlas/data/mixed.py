@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class MixedData:
         )
         self.task = recall
         self.text = CorpusData(
-            corpus=load_corpus(paths, encoding, validation_share),
+            load=partial(load_corpus, paths, encoding, validation_share),
             sequence=sequence,
             batch_size=batch_size,
             seed=seed,

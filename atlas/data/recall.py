@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from math import inf, log
 
 import numpy as np
@@ -166,13 +167,18 @@ class RecallData:
     ) -> None:
         recall.require_fit(sequence)
         self.task = recall
-        self.corpus: Corpus | None = None
-        if recall.needs_text:
-            self.corpus = load_corpus(paths, encoding, validation_share)
-            self.corpus.require_length(sequence)
+        self._load = partial(load_corpus, paths, encoding, validation_share)
         self.sequence = sequence
         self.batch_size = batch_size
         self.seed = seed
+
+    @cached_property
+    def corpus(self) -> Corpus | None:
+        if not self.task.needs_text:
+            return None
+        corpus = self._load()
+        corpus.require_length(self.sequence)
+        return corpus
 
     @property
     def needles(self) -> NeedleFormat:

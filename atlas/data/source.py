@@ -16,7 +16,7 @@ class DataSource(Protocol):
 
     @property
     def corpus(self) -> Corpus | None:
-        """The text behind the batches, where there is one."""
+        """The text behind the batches, where there is one. Read when it is asked for; raises `ConfigError`."""
         ...
 
     @property

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from atlas.data.sampler import VALIDATION_SEED, Stream, generator
 
 
 class CorpusData:
-    """Sequences of T tokens of a corpus. Every target counts the same.
+    """Sequences of T tokens of the corpus that `load` reads. Every target counts the same.
 
     Without `carry_memory` every row starts at a random place. With it, row r reads one segment after the other: the
     training bytes are cut into segments of T tokens (from an offset that depends on the seed), row r starts at
@@ -27,13 +28,20 @@ class CorpusData:
     vocabulary = VOCABULARY
     needles = None
 
-    def __init__(self, *, corpus: Corpus, sequence: int, batch_size: int, seed: int, carry_memory: bool) -> None:
-        corpus.require_length(sequence)
-        self.corpus = corpus
+    def __init__(
+        self, *, load: Callable[[], Corpus], sequence: int, batch_size: int, seed: int, carry_memory: bool
+    ) -> None:
+        self._load = load
         self.sequence = sequence
         self.batch_size = batch_size
         self.seed = seed
         self.carry_memory = carry_memory
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        corpus = self._load()
+        corpus.require_length(self.sequence)
+        return corpus
 
     def rows(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Bytes [B, T + 1] of a training step and which rows are fresh [B]."""
@@ -91,7 +99,7 @@ class StdlibData(CorpusData):
         carry_memory: bool,
     ) -> None:
         super().__init__(
-            corpus=stdlib_corpus(validation_share),
+            load=partial(stdlib_corpus, validation_share),
             sequence=sequence,
             batch_size=batch_size,
             seed=seed,
@@ -116,7 +124,7 @@ class TextData(CorpusData):
     ) -> None:
         require(len(paths) > 0, "data.paths", list(paths), "at least one file or pattern, as in data.paths=[**/*.md]")
         super().__init__(
-            corpus=load_corpus(paths, encoding, validation_share),
+            load=partial(load_corpus, paths, encoding, validation_share),
             sequence=sequence,
             batch_size=batch_size,
             seed=seed,

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from atlas.checkpoint.contents import MODEL
 from atlas.checkpoint.manifest import Manifest
-from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Kernels, Precision, RunConfig, require
+from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Kernels, NIAHConfig, Precision, RunConfig, require
 from atlas.config.composition import load_config
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
@@ -29,6 +29,7 @@ from atlas.training.optimizer import ScheduledOptimizer
 
 UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # where training shows none
 PROBE_VALIDATION_SHARE = 0.1  # of the standard library, where the data brings no text
+TEXT_TASKS = frozenset({"text", "ruler"})  # of the recall level, see `build_questions`
 
 
 def build_model(config: RunConfig) -> AtlasModel:
@@ -39,7 +40,7 @@ def build_model(config: RunConfig) -> AtlasModel:
 
 
 def build_data(config: RunConfig) -> DataSource:
-    """The batches of the run. Raises `ConfigError` for data that cannot be used."""
+    """The batches of the run; its text is read when its corpus is asked for. Raises `ConfigError`."""
     source: DataSource = _component(
         config.data,
         sequence=config.train.sequence,
@@ -80,7 +81,7 @@ def prepare_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
 def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
     """The NIAH probes of the run. Text haystacks are the data's validation text, or the standard library's."""
     text = None
-    if config.niah.enabled:
+    if config.niah.enabled and reads_text(config.niah):
         text = (data.corpus or stdlib_corpus(PROBE_VALIDATION_SHARE)).validation
     return NIAHProbe(
         config.niah,
@@ -89,6 +90,11 @@ def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
         last_step=config.train.steps,
         text=text,
     )
+
+
+def reads_text(niah: NIAHConfig) -> bool:
+    """Whether a probe needs text: for the keys of the key levels, or as the haystack of a task of recall."""
+    return niah.levels != ["recall"] or not TEXT_TASKS.isdisjoint(niah.tasks)
 
 
 def build_telemetry(config: RunConfig) -> TelemetryLogger:

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from atlas.config import CHANGEABLE, ConfigError, RunConfig
+from atlas.config import CHANGEABLE, MOVABLE, ConfigError, RunConfig
 from atlas.config.composition import load_config
 
 CHECKPOINTS = "checkpoints"
@@ -39,7 +39,9 @@ def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> 
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     wanted = {key: value for key, value in flat(asdict(given)).items() if any(_sets(name, key) for name in names)}
     refuse_other_settings(wanted, flat(asdict(frozen)), folder)
-    for name in filter(changeable, names):
+    for name in names:
+        if not changeable(name) and name != MOVABLE:
+            continue
         _transfer(given, frozen, name.split("."))
     return frozen
 
@@ -47,13 +49,18 @@ def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> 
 def refuse_other_settings(wanted: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
     """Raise `ConfigError` where `wanted`, by flat keys, differs from what the run in `folder` was started with."""
     missing = object()
-    differing = [key for key, value in wanted.items() if not changeable(key) and before.get(key, missing) != value]
+    differing = [
+        key
+        for key, value in wanted.items()
+        if not changeable(key) and not (key == MOVABLE and key in before) and before.get(key, missing) != value
+    ]
     if not differing:
         return
     changes = ", ".join(f"{key}={_text(wanted[key])} instead of {_text(before.get(key))}" for key in differing)
     schedule = "; the schedule hangs on train.steps" if "train.steps" in differing else ""
+    free = ", ".join([*CHANGEABLE, MOVABLE])
     raise ConfigError(
-        f"{changes}: must be as in {folder / CONFIG_FILE} to continue that run, only {', '.join(CHANGEABLE)} may change"
+        f"{changes}: must be as in {folder / CONFIG_FILE} to continue that run, only {free} may change"
         f"{schedule} (init_from={folder} starts a new run from its weights)"
     )
 

@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.config.composition import load_config
 from atlas.kernels.library import missing
-from atlas.models.language_model import AtlasModel
 from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
+from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
-from atlas.runs.resume import CHECKPOINTS
+from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import RunInfo, SweepJob
@@ -41,6 +42,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     that is complete already is left as it is.
     """
     keep_freed_memory()
+    config = rooted(config)
     device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
     checkpoints = CheckpointManager(
@@ -48,7 +50,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         config.checkpoint.every,
         config.checkpoint.keep,
         last_step=config.train.steps,
-        config_hash=config_hash(config),
+        config_hash=_identity(config, folder),
         versions=versions(),
         parts=TrainState.PARTS,
     )
@@ -56,7 +58,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     step = TrainStep(config.train, device, precision)
     try:
         trainer = _build_trainer(config, state, step, checkpoints)
-        notices = [*_kernel_notices(), *starting_point(config, folder, state, checkpoints)]
+        notices = [*_kernel_notices(), *starting_point(config, folder, state, checkpoints, trainer.data.corpus)]
         finished = read_summary(folder)
         if state.step >= config.train.steps and finished is not None and finished.status == "completed":
             print(f"the run in {folder} is complete: nothing is left to do")
@@ -66,6 +68,12 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         checkpoints.close()
 
 
+def _identity(config: RunConfig, folder: Path) -> str:
+    """The configuration's hash, for a run that goes on that of its first start: its text may lie elsewhere now."""
+    frozen = folder / CONFIG_FILE
+    return config_hash(load_config(frozen) if config.resume is not None and frozen.exists() else config)
+
+
 def _kernel_notices() -> list[str]:
     reason = missing()
     return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
@@ -73,6 +81,7 @@ def _kernel_notices() -> list[str]:
 
 def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkpoints: CheckpointManager) -> Trainer:
     data = build_data(config)
+    state.data = data.corpus.digest if data.corpus else ""
     fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
     probe = build_probe(config, data) if config.niah.enabled else None
     evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
@@ -83,7 +92,7 @@ def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkp
 def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str], job: SweepJob | None) -> RunSummary:
     state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
     peak = PeakMemory(device)
-    summary = _new_summary(config, folder, state.model, device)
+    summary = _new_summary(config, folder, state, trainer.checkpoints.config_hash, device)
     summary.launcher = job.launcher if job else ""
     summary.write()  # a killed run is seen to be unfinished
     try:
@@ -112,15 +121,16 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
     return summary
 
 
-def _new_summary(config: RunConfig, folder: Path, model: AtlasModel, device: torch.device) -> RunSummary:
+def _new_summary(config: RunConfig, folder: Path, state: TrainState, identity: str, device: torch.device) -> RunSummary:
     return RunSummary(
         folder=str(folder),
         steps=config.train.steps,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         device=device_name(device),
         versions=versions(),
         git=git_revision(),
-        config_hash=config_hash(config),
+        config_hash=identity,
+        data_digest=state.data,
     )
 
 

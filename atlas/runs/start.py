@@ -11,16 +11,20 @@ from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import load_config, save_config
+from atlas.data.corpus import Corpus
+from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
 from atlas.training.state import TrainState
 from atlas.training.watch.journal import JournalEntry, read_journal
 
 
-def starting_point(config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
+def starting_point(
+    config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None
+) -> list[str]:
     """Put the state where the run begins, and freeze its configuration; returns what the user should know.
 
-    From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it or a
-    checkpoint does not fit.
+    From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it, a
+    checkpoint does not fit, or the text is another one.
     """
     frozen = folder / CONFIG_FILE
     taken = frozen.exists() and config.resume is None
@@ -32,7 +36,9 @@ def starting_point(config: RunConfig, folder: Path, state: TrainState, checkpoin
         _lock(folder, checkpoints)
     else:
         _lock(folder, checkpoints)
-        notices = _resume(config, state, checkpoints)
+        notices = _resume(config, state, checkpoints, corpus)
+    if corpus is not None:
+        record_data(folder, corpus)
     if not frozen.exists():
         save_config(config, frozen)
     return notices
@@ -45,13 +51,14 @@ def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
         raise ConfigError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
 
 
-def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager) -> list[str]:
+def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None) -> list[str]:
     if not any(checkpoints.root.glob("step-*")):
         return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
     chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
+    notices += require_same_data(payload.get("data"), corpus, config.data_changed, checkpoints.root.parent)
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
         if journal is not None and behind and manifest.step > journal.step:

@@ -50,6 +50,7 @@ class RunSummary:
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     config_hash: str = ""
+    data_digest: str = ""  # of the text that was trained on, see `Corpus.digest`
     launcher: str = ""  # of the sweep: basic (one job after the other), joblib, submitit_...; "" = a single run
 
     def write(self) -> None:

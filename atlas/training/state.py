@@ -35,6 +35,7 @@ class TrainState:
     rollbacks: int = 0
     skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
     carried: list[ModelState] = field(default_factory=list)
+    data: str = ""  # digest of the text that the batches come from; "" without text
 
     PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
 
@@ -48,6 +49,7 @@ class TrainState:
             "position": {name: getattr(self, name) for name in POSITION},
             "carried": [pytree.tree_leaves(state) for state in self.carried],
             "rng": rng_state(),
+            "data": self.data,
         }
 
     def restore(self, payload: dict[str, Any]) -> None:

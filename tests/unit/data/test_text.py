@@ -17,7 +17,7 @@ CORPUS = Corpus("made up", ("a",), 1, TRAIN, VALIDATION)
 def data(
     *, corpus: Corpus = CORPUS, sequence: int = 16, rows: int = 4, seed: int = 0, carry: bool = False
 ) -> CorpusData:
-    return CorpusData(corpus=corpus, sequence=sequence, batch_size=rows, seed=seed, carry_memory=carry)
+    return CorpusData(load=lambda: corpus, sequence=sequence, batch_size=rows, seed=seed, carry_memory=carry)
 
 
 def row_bytes(source: CorpusData, step: int, row: int) -> bytes:
@@ -124,5 +124,5 @@ def test_refuses_no_paths_and_a_corpus_shorter_than_a_sequence(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"^data\.paths=\[\]: must be at least one"):
         text_data([], 20)
     with pytest.raises(ConfigError, match=r"^data\.paths=.*train\.sequence=20 bytes"):
-        text_data([f"{tmp_path}/a.txt"], 20)
-    text_data([f"{tmp_path}/a.txt"], 19)
+        assert text_data([f"{tmp_path}/a.txt"], 20).corpus
+    assert text_data([f"{tmp_path}/a.txt"], 19).corpus.files == 1

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import atlas
+from atlas.config import ConfigError
 from atlas.config.composition import options
-from atlas.runs.build import build_data, build_model, build_optimizer, build_telemetry
+from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry
 
 CLASSES = {"mixed": "MixedData", "recall": "RecallData", "stdlib": "StdlibData", "text": "TextData"}
 
@@ -87,3 +88,14 @@ def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     other = build_model(config).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_a_probe_that_reads_no_text_does_not_ask_for_it(tmp_path: Path) -> None:
+    """The text of a run may be gone when its model is probed."""
+    gone = ["data=text", f"data.paths=[{tmp_path}/gone.txt]"]
+    config = atlas.compose([*gone, "niah.levels=[recall]", "niah.tasks=[single,mqar]"])
+    assert build_probe(config, build_data(config)).text is None
+    for more in (["niah.tasks=[single,text]"], ["niah.levels=[recall]", "niah.tasks=[single,ruler]"]):
+        config = atlas.compose([*gone, *more])
+        with pytest.raises(ConfigError, match=r"gone\.txt' matches none$"):
+            build_probe(config, build_data(config))

@@ -1,0 +1,58 @@
+"""What a run says of its text when it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas.config import ConfigError, DataChanged
+from atlas.data.corpus import Corpus
+from atlas.runs.data_record import DATA_FILE, record_data, require_same_data
+
+
+def corpus(text: bytes, contents: dict[str, str]) -> Corpus:
+    half = len(text) // 2
+    parts = np.frombuffer(text[:half], dtype=np.uint8), np.frombuffer(text[half:], dtype=np.uint8)
+    return Corpus("x/*", ("x/*",), len(contents), *parts, contents)
+
+
+OLD = corpus(b"some text", {"a": "1", "b": "2"})
+NEW = corpus(b"some more", {"a": "1", "b": "3", "c": "4"})
+
+
+def difference(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        require_same_data(OLD.digest, NEW, DataChanged.refuse, folder)
+    return str(caught.value).partition("; ")[2].partition(" (data_changed=")[0]
+
+
+def test_the_same_text_needs_no_word(tmp_path: Path) -> None:
+    same = corpus(b"some text", {"other name": "1"})
+    assert require_same_data(OLD.digest, same, DataChanged.refuse, tmp_path) == []
+    assert require_same_data("", None, DataChanged.refuse, tmp_path) == []
+    assert require_same_data(None, None, DataChanged.refuse, tmp_path) == []
+
+
+def test_the_first_file_that_differs_is_named(tmp_path: Path) -> None:
+    record_data(tmp_path, OLD)
+    record_data(tmp_path, NEW)  # both stay known
+    assert difference(tmp_path) == "files 1 changed, 1 added; the first: 'b' changed"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b'{"%s": 3}' % OLD.digest.encode(), b"\xff"])
+def test_a_record_that_is_lost_costs_the_name_only(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / DATA_FILE).write_bytes(content)
+    assert difference(tmp_path) == "it is another one, and data.json does not tell which files differ"
+    record_data(tmp_path, NEW)
+    assert require_same_data(NEW.digest, NEW, DataChanged.refuse, tmp_path) == []
+
+
+def test_another_split_of_the_same_files_is_another_text(tmp_path: Path) -> None:
+    moved = Corpus("x/*", ("x/*",), 2, OLD.train[:2], np.concatenate([OLD.train[2:], OLD.validation]), OLD.contents)
+    record_data(tmp_path, OLD)
+    assert require_same_data(OLD.digest, moved, DataChanged.accept, tmp_path) == [
+        "goes on with another text (data_changed=accept): its files are the same, their split is not"
+    ]
