@@ -196,12 +196,13 @@ def test_the_command_line_tells_how_to_continue(
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_costs_nothing(overrides: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "atlas.train", *overrides, "train.steps=100000", "checkpoint.every=100000"]
+    rows = tmp_path / "run" / "metrics.jsonl"
     process, terminal = pty.fork()
     if not process:  # pragma: no cover - the child
         os.environ["OMP_NUM_THREADS"] = "1"
         os.execv(sys.executable, [*command, f"hydra.run.dir={tmp_path / 'run'}"])
     try:
-        while not (tmp_path / "run" / "metrics.jsonl").exists():
+        while not (rows.exists() and rows.read_bytes()):
             assert os.read(terminal, 1024)
     finally:
         os.close(terminal)
