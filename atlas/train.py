@@ -1,15 +1,17 @@
 """Entry point of a training run: `python -m atlas.train`, `atlas-train`, `atlas.train(config)`.
 
-Exit status: 0 completed; 1 failed or aborted, in a sweep any job; 2 refused configuration; 130 stopped by Ctrl-C.
+Exit status: 0 completed; 1 failed or aborted, in a sweep any job; 2 refused configuration; 130 stopped by Ctrl-C,
+SIGTERM, SIGHUP or SIGUSR1.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -28,17 +30,19 @@ from atlas.config.help import help_text
 from atlas.config.refusals import refuse
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
-from atlas.runs.summary import RunSummary
+from atlas.runs.signals import handled_by, interrupt
+from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
-from atlas.sweeps.resumption import full_command
+from atlas.sweeps.resumption import full_command, quoted
 from atlas.telemetry.sinks import SweepJob
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
     """Train as `python -m atlas.train` does; `folder` is the run folder, by default outputs/runs/<time>.
 
-    With `resume=PATH` it is the folder of that run.
+    With `resume=PATH` it is the folder of that run. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 that the caller does not handle
+    save the step reached and raise KeyboardInterrupt; outside of the main thread they do nothing here.
     """
     require(config.sweep.resume is None, "sweep.resume", config.sweep.resume, "given on the command line")
     return _train_in(config, _folder(config, folder))
@@ -71,12 +75,12 @@ def main() -> int:
         print(help_text())
         return 0
     register()
-    signal.signal(signal.SIGTERM, _interrupt)  # a cluster that wants its node back: end in good order, as with Ctrl-C
     try:
-        arguments = full_command(sys.argv[1:])
-        require_installed(arguments)
-        with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
-            _start()
+        with handled_by(interrupt):
+            arguments = full_command(sys.argv[1:])
+            require_installed(arguments)
+            with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
+                _start()
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -101,10 +105,6 @@ def _hydra_sees(arguments: Sequence[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = own_choice
-
-
-def _interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 class Check(Callback):
@@ -140,6 +140,7 @@ def _run(composed: DictConfig) -> str:
         config, folder = _continued(to_run_config(composed), running.overrides, folder)
         return _train_in(config, folder).status
     except KeyboardInterrupt:
+        _tell_how_to_continue(folder)
         sys.exit(130)
     except ConfigError as error:
         _refuse(error)
@@ -164,6 +165,16 @@ def _continued(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple
     if config.resume is not None and (folder / CONFIG_FILE).exists():
         config = resumed_config(config, overrides.task, folder)
     return config, folder
+
+
+def _tell_how_to_continue(folder: Path) -> None:
+    summary = read_summary(folder)
+    if summary is None or summary.status == "completed" or not (folder / CONFIG_FILE).exists():
+        return
+    named = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    given = named if re.fullmatch(r"[\w./-]+", named) else quoted(named)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"continue with: python -m atlas.train {shlex.quote(f'resume={given}')}", flush=True)
 
 
 def _refuse(error: ConfigError) -> NoReturn:

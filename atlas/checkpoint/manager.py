@@ -56,7 +56,8 @@ class CheckpointManager:
     """The checkpoints under `root`, one every `every` steps and at `last_step`.
 
     Kept are the newest `keep`, the one with the lowest `validation_loss`, the newest healthy one (a rollback would use
-    it) and the one named by `protect`. Only a process that holds the lock writes; reading needs no lock.
+    it) and the one named by `protect`; one of a stop (`health["stopped"]`) only until the next one is saved. Only a
+    process that holds the lock writes; reading needs no lock.
     With a `config_hash`, checkpoints of another one are passed over like damaged ones, and those without all `parts`.
     """
 
@@ -193,6 +194,8 @@ class CheckpointManager:
                 sync_file(file)
             sync_folder(temporary)
             verify(replace(manifest, path=temporary))
+            if final.exists():
+                self._delete(final)  # of a stop, see `_make_room`: it goes once the other one is complete
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -201,11 +204,14 @@ class CheckpointManager:
         return manifest
 
     def _make_room(self, final: Path) -> None:
-        """A sound checkpoint is never overwritten; an unsound one in its place is set aside."""
+        """A sound checkpoint is not overwritten, except one of a stop; an unsound one in its place is set aside."""
         try:
-            verify(read_manifest(final))
+            manifest = read_manifest(final)
+            verify(manifest)
         except UnsoundError:
             self._set_aside(final, "damaged")
+            return
+        if manifest.stopped:
             return
         raise CheckpointError(f"{final} exists already and is sound: it is not overwritten")
 
@@ -220,13 +226,13 @@ class CheckpointManager:
         return target
 
     def _prune(self) -> None:
-        manifests = self.list()
+        newest, manifests = self.list()[-1], [manifest for manifest in self.list() if not manifest.stopped]
         measured = [manifest for manifest in manifests if manifest.validation_loss < math.inf]
         best = sorted(measured, key=lambda manifest: manifest.validation_loss)[:1]
         rollback_target = [manifest for manifest in manifests if manifest.healthy][-1:]
         protected = [manifest for manifest in manifests if manifest.step == self._protected]
-        wanted = {manifest.path for manifest in (*manifests[-self.keep :], *best, *rollback_target, *protected)}
-        for manifest in manifests:
+        wanted = {manifest.path for manifest in (newest, *manifests[-self.keep :], *best, *rollback_target, *protected)}
+        for manifest in self.list():
             if manifest.path not in wanted:
                 self._delete(manifest.path)
 
@@ -246,6 +252,8 @@ class CheckpointManager:
         for folder in folders:
             try:
                 manifest = read_manifest(folder)
+                if healthy and manifest.stopped:
+                    continue
                 if healthy and not manifest.healthy:
                     raise UnsoundError(f"not healthy: {manifest.health}")
                 if self.config_hash and manifest.config_hash not in ("", self.config_hash):

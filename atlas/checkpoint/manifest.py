@@ -38,6 +38,18 @@ class Manifest:
     versions: dict[str, str]
 
     @property
+    def stopped(self) -> bool:
+        """Whether a signal was the reason to save, in which case only the next start needs it.
+
+        A rollback that used it would go elsewhere than that of a run that nobody stopped.
+        """
+        return self.health.get("stopped") is True
+
+    @property
+    def is_rollback_target(self) -> bool:
+        return self.healthy and not self.stopped
+
+    @property
     def validation_loss(self) -> float:
         """In nats per token; infinite if it was not measured."""
         value = self.health.get("validation_loss")

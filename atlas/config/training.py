@@ -115,6 +115,7 @@ class RollbackConfig(Choices, prefix="rollback."):
 class CheckpointConfig:
     every: int = 250  # steps; the last step is always saved
     keep: int = 3  # newest checkpoints kept, besides the best one
+    on_stop: bool = True  # Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the step that the run has reached
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, ">= 1")

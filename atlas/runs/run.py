@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE
+from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import RunInfo, SweepJob
@@ -38,8 +40,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     """Train in `folder` and leave there what docs/architecture.md section 3 lists; `job` names the sweep it belongs to.
 
     Raises `ConfigError` before anything is written; later errors leave a summary of status `failed` and are raised
-    again, Ctrl-C one of status `aborted`. A safeguard that stops the run returns a summary of status `aborted`. A run
-    that is complete already is left as it is.
+    again, a signal (`signals.py`) one of status `aborted` and KeyboardInterrupt. A safeguard that stops the run returns
+    a summary of status `aborted`. A run that is complete already is left as it is.
     """
     keep_freed_memory()
     config = rooted(config)
@@ -95,29 +97,32 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
     summary = _new_summary(config, folder, state, trainer.checkpoints.config_hash, device)
     summary.launcher = job.launcher if job else ""
     summary.write()  # a killed run is seen to be unfinished
-    try:
-        summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
-        telemetry.open(_run_info(config, folder, state, job))
-        describe = trainer.data.describe()
-        telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
-        for notice in notices:
-            telemetry.event("notice", state.step, message=notice)
-        for warning in trainer.data.corpus.warnings if trainer.data.corpus else ():
-            telemetry.event("warning", state.step, message=warning)
-        trainer.run()
-        summary.status = "completed"
-    except AbortError as error:
-        summary.status, summary.reason = "aborted", str(error)
-    except KeyboardInterrupt:
-        summary.status, summary.reason = "aborted", "interrupted (Ctrl-C or SIGTERM)"
-        raise
-    except BaseException as error:
-        summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"
-        log.exception("the run failed")
-        raise
-    finally:
-        finish(summary, trainer, peak)
-        close(summary, trainer)
+    with ExitStack() as end:
+        try:
+            summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
+            telemetry.open(_run_info(config, folder, state, job))
+            describe = trainer.data.describe()
+            telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
+            for notice in notices:
+                telemetry.event("notice", state.step, message=notice)
+            for warning in trainer.data.corpus.warnings if trainer.data.corpus else ():
+                telemetry.event("warning", state.step, message=warning)
+            end.enter_context(listening(trainer.stop))
+            trainer.run()
+            summary.status = "completed"
+        except AbortError as error:
+            summary.status, summary.reason = "aborted", str(error)
+        except KeyboardInterrupt as error:
+            summary.status, summary.reason = "aborted", str(error) or "interrupted (Ctrl-C or SIGTERM)"
+            raise
+        except BaseException as error:
+            summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"
+            log.exception("the run failed")
+            raise
+        finally:
+            finish(summary, trainer, peak)
+            close(summary, trainer)
+    trainer.stop.check()  # a signal that came too late to stop this run is the caller's
     return summary
 
 

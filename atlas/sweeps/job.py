@@ -41,7 +41,8 @@ def run_job(composed: DictConfig, train: Train) -> None:
         with _worker(sweep, info.launcher):
             status = train(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
     except KeyboardInterrupt:
-        stop.put_up(INTERRUPTED)
+        if info.launcher in (SERIAL, JOBLIB):  # a cluster warns one job: it tells nothing of the others
+            stop.put_up(INTERRUPTED)
         if info.launcher == SERIAL:
             raise
         return

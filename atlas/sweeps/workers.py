@@ -17,13 +17,14 @@ from types import FrameType
 from typing import BinaryIO, ClassVar
 
 from atlas.runs.folder import say
+from atlas.runs.signals import claim, handled_by, interrupt
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 
 _FOLDER = ".workers"
 
 
 class Worker:
-    """This process, as one that runs jobs of a sweep beside others. Ctrl-C reaches the job it runs, once."""
+    """This process, as one that runs jobs of a sweep beside others. A signal reaches the job it runs, once."""
 
     places: ClassVar[dict[Path, tuple[int, BinaryIO]]] = {}  # of this process; the open files hold the locks
     busy: ClassVar[bool] = False
@@ -34,7 +35,7 @@ class Worker:
         """Take a place among the sweep's workers, the same for every job of this process; gives its number."""
         if sweep not in cls.places:
             cls.places[sweep] = _take_place(sweep / _FOLDER)
-        signal.signal(signal.SIGINT, cls._interrupt)
+        claim(cls._interrupt)
         cls.busy = True
         try:
             yield cls.places[sweep][0]
@@ -46,7 +47,7 @@ class Worker:
         """A terminal and the sweep itself may both send it: what the first one ends in good order must not be torn."""
         if cls.busy:
             cls.busy = False
-            raise KeyboardInterrupt
+            interrupt(signal_number)
 
 
 def _take_place(folder: Path) -> tuple[int, BinaryIO]:
@@ -90,7 +91,7 @@ def use_own_device(place: int) -> None:
 
 @contextmanager
 def passing_interrupts_on(sweep: Path) -> Iterator[None]:
-    """While jobs run in other processes, Ctrl-C and SIGTERM go to them and no other job is started.
+    """While jobs run in other processes, a signal goes to them and no other job is started.
 
     The second time raises KeyboardInterrupt here.
     """
@@ -106,9 +107,5 @@ def passing_interrupts_on(sweep: Path) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGINT)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -65,6 +65,15 @@ class TelemetryLogger:
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
         self._each(lambda sink: sink.row(row))
 
+    def hold_row(self) -> dict[str, Any]:
+        """The present row, taken back unless it is written already: `take_up_row` of a later start goes on with it."""
+        unwritten, self._unwritten = self._unwritten, False
+        return {"values": dict(self._values), "unwritten": unwritten}
+
+    def take_up_row(self, step: int, *, values: Mapping[str, Any], unwritten: bool) -> None:
+        """Go on with the row of `step` that an earlier start held."""
+        self._step, self._values, self._unwritten = step, dict(values), unwritten
+
     def close(
         self, status: str, summary: Mapping[str, Any] | None = None, table: Sequence[tuple[str, str]] = ()
     ) -> None:

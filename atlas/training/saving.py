@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.telemetry.logger import TelemetryLogger
@@ -41,6 +42,14 @@ class Saver:
             "checkpoint", state.step, path=saved.path.name, bytes=saved.bytes, seconds=round(saved.seconds, 4)
         )
 
+    def save_stopped(self, unfinished: dict[str, Any]) -> None:
+        """Save for the start that goes on with the step: nothing else uses it. Nothing is to be done where this step is
+        saved, or none yet. Raises `AbortError`."""
+        newest = next(reversed(self.checkpoints.list()), None)
+        if newest is not None and newest.step < self.state.step:
+            self.state.unfinished = unfinished
+            self.save({"stopped": True, "healthy": self.state.history.healthy})
+
     def _protect_rollback_target(self) -> None:
         """Frequent saving may not push out the checkpoint that a rollback would need.
 
@@ -48,7 +57,11 @@ class Saver:
         """
         history = self.state.history
         good = min(last_good_step(history.readings), *history.passed.values(), sys.maxsize)
-        steps = [manifest.step for manifest in self.checkpoints.list() if manifest.healthy and manifest.step <= good]
+        steps = [
+            manifest.step
+            for manifest in self.checkpoints.list()
+            if manifest.is_rollback_target and manifest.step <= good
+        ]
         self.checkpoints.protect(max(steps, default=None))
 
     def _answer(self, error: CheckpointError) -> None:

@@ -36,12 +36,13 @@ class TrainState:
     skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
     carried: list[ModelState] = field(default_factory=list)
     data: str = ""  # digest of the text that the batches come from; "" without text
+    unfinished: dict[str, Any] | None = None  # of a step that a signal has cut off: its row, and whether it is measured
 
     PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
 
     def payload(self) -> dict[str, Any]:
         """Plain containers and tensors, as a checkpoint keeps them."""
-        return {
+        payload = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
@@ -51,6 +52,7 @@ class TrainState:
             "rng": rng_state(),
             "data": self.data,
         }
+        return payload if self.unfinished is None else {**payload, "unfinished": self.unfinished}
 
     def restore(self, payload: dict[str, Any]) -> None:
         """Continue from a payload, bitwise. Raises `RuntimeError` for weights of another model, any error for a part
@@ -62,6 +64,7 @@ class TrainState:
         for name in POSITION:
             setattr(self, name, operator.index(payload["position"][name]))
         self.carried = [self._carried_state(leaves) for leaves in payload["carried"]]
+        self.unfinished = payload.get("unfinished")
         restore_rng(payload["rng"])
 
     def _carried_state(self, leaves: list[Any]) -> ModelState:

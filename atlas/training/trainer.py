@@ -14,12 +14,13 @@ from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.clocks import Clocks
-from atlas.training.errors import AbortError
+from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
+from atlas.training.stop import StopRequest
 from atlas.training.w_init import Calibrator
 from atlas.training.watch.faults import FaultInjector
 from atlas.training.watch.gate_monitor import GateStatistics, gate_statistics
@@ -74,6 +75,8 @@ class Trainer:
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
+        self.stop = StopRequest()
+        self.measured = True  # whether validation and probe of the present step are behind it
         self.last: StepResult | None = None
         self.gates: GateStatistics | None = None  # of the last step
         self.norms: dict[str, float | None] = {}  # of the last step, where its row is due
@@ -83,25 +86,54 @@ class Trainer:
         self.trained_tokens = 0  # by this process, undone ones included
 
     def run(self) -> None:
-        """Train to the last step. Raises `AbortError` where a safeguard stops the run."""
+        """Train to the last step. Raises `AbortError` where a safeguard stops the run, `StopRequested` for a signal."""
+        try:
+            self._run()
+        except StopRequested:
+            self._save_stopped()
+            raise
+
+    def _run(self) -> None:
         state = self.state
         if state.step == 0 and not self.checkpoints.list():
             self._calibrate()
             self._save()  # a rollback may be needed before the first regular checkpoint
+        if state.unfinished is not None:
+            self._finish_step(state.unfinished)
         while state.step < self.config.train.steps:
+            self.stop.check()
             result = self._train_step()
             self._watch(result)
             self._log(result)
             self._check_gates(result)
-            if not self._goes_on(result):
-                continue
-            self._validate()
-            self._probe()
-            if not self._goes_on(result):  # a probe may have failed
-                continue
-            if self.checkpoints.due(state.step):
-                self._save()
+            if self._goes_on(finite=result.finite):
+                self._measure()
         self._measure_reset()
+
+    def _measure(self) -> None:
+        """What follows a step that stands: validation, probe and checkpoint, where they are due."""
+        self.measured = False
+        self._validate()
+        self._probe()
+        self.measured = True
+        if self._goes_on(finite=True) and self.checkpoints.due(self.state.step):  # a probe may have failed
+            self._save()
+
+    def _finish_step(self, unfinished: dict[str, Any]) -> None:
+        """Go on in the middle of the step in which a signal stopped the run."""
+        self.state.unfinished = None
+        self.telemetry.take_up_row(self.state.step, **unfinished["row"])
+        if not unfinished["measured"]:
+            self._measure()
+
+    def _save_stopped(self) -> None:
+        """Save the step reached, such that the next start ends as if nobody had stopped this one."""
+        if self.measured:
+            self.telemetry.flush()
+        unfinished = {"row": self.telemetry.hold_row(), "measured": self.measured}
+        if self.config.checkpoint.on_stop:
+            with self.clocks.measure("checkpoint"):
+                self.saver.save_stopped(unfinished)
 
     def _train_step(self) -> StepResult:
         state = self.state
@@ -150,19 +182,19 @@ class Trainer:
             values |= self.norms
             self.telemetry.log_step(self.state.step + (not result.finite), values)
 
-    def _goes_on(self, result: StepResult) -> bool:
+    def _goes_on(self, *, finite: bool) -> bool:
         """Judge the history; False where the run was rolled back and goes on from an earlier step."""
         decision = decide(self.state.history.readings, self.state.rollbacks, self.config.rollback)
         if decision is None:
             return True
         with self.clocks.measure("rollback"):
-            return self.recovery.answer(decision, finite=result.finite)
+            return self.recovery.answer(decision, finite=finite)
 
     def _validate(self) -> None:
         step, settings = self.state.step, self.config.train
         if step % settings.validation_every and step != settings.steps:
             return
-        with self.clocks.measure("validation"):
+        with self.clocks.measure("validation"), self.stop.checked_by(self.state.model):
             loss = self.evaluator.validation_loss(self.state.model)
         self.validation = step, loss
         self.telemetry.log_step(step, {"validation/loss": loss})
@@ -171,7 +203,7 @@ class Trainer:
         state = self.state
         if self.probe is None or not self.probe.due(state.step):
             return
-        with self.clocks.measure("probe"):
+        with self.clocks.measure("probe"), self.stop.checked_by(state.model):
             self.probe_results = list(self.probe.run(state.model, state.step))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
@@ -185,14 +217,14 @@ class Trainer:
         """Give the local memories the W_init that the configuration asks for, before the first step."""
         if not self.config.calibration.enabled:
             return
-        with self.clocks.measure("calibration"):
+        with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
             found = self.calibrator.calibrate(self.state.model, self.config.train.sequence)
         self._tell_reset(found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): ")
 
     def _measure_reset(self) -> None:
         if not self.config.calibration.measure:
             return
-        with self.clocks.measure("calibration"):
+        with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
             found = self.calibrator.measure(self.state.model)
         self._tell_reset(found, "")
 

@@ -1,17 +1,27 @@
-"""The small model that these commands train, and where their results go."""
+"""The small model that these commands train, how a disturbed run is compared, and where the results go."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils import _pytree as pytree
+
 import atlas
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
 from atlas.runs.environment import git_revision, versions
+from atlas.runs.run import run
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.rows import without_clock
 
 HERE = Path(__file__).parent
+TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # little text: a start takes less than a second
 # One layer of width 32 on the standard library's text; watch, rollback and optimiser as by default.
 SMALL = [
     "model.width=32",
@@ -34,6 +44,45 @@ SMALL = [
 
 def small(*overrides: str, data: str = "data=stdlib") -> RunConfig:
     return atlas.compose([*SMALL, data, *overrides])
+
+
+def start(config: RunConfig, folder: Path) -> int:
+    """Run in a process of its own; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        status = 0 if run(config, folder).status == "completed" else 1
+    except KeyboardInterrupt:
+        status = 130
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = 2
+    os._exit(status)
+
+
+def compare(folder: Path, whole: Path) -> dict[str, Any]:
+    """What the disturbed run came to, bitwise against the undisturbed one."""
+    payloads = [CheckpointManager(path / "checkpoints", every=1, keep=2).load()[0] for path in (folder, whole)]
+    for payload in payloads:
+        del payload["rng"]
+    (first, structure), (second, other) = (pytree.tree_flatten(payload) for payload in payloads)
+    equal = [
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b) for a, b in zip(first, second, strict=True)
+    ]
+    rows = [[without_clock(row) for row in read_jsonl(path / "metrics.jsonl")] for path in (folder, whole)]
+    notices = [event["message"] for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "notice"]
+    last = max(row["segment"] for row in rows[1])
+    return {
+        "state_equal": structure == other and all(equal),
+        "rows_of_last_segment_equal": [r for r in rows[0] if r["segment"] == last]
+        == [r for r in rows[1] if r["segment"] == last],
+        "resumes": sum(text.startswith("resumed from") for text in notices),
+        "passed_over": sum("was passed over" in text for text in notices),
+        "damaged": len(list((folder / "checkpoints").glob("damaged-*"))),
+    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -17,39 +17,17 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import small, table, write_result
-from torch.utils import _pytree as pytree
+from common import TEXT, compare, small, start, table, write_result
 
-import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
-from atlas.runs.run import run
-from atlas.telemetry.jsonl import read_jsonl
-from atlas.telemetry.rows import without_clock
 
 EVERY = 2
-TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # little text: a start takes less than a second
 LIFE_SECONDS = 1.0  # after its start event a run lives for a random time up to this
 STRUCK_EARLY = 0.1  # share of the kills that do not wait for the start event
 START_SECONDS = 60.0  # patience with a start
-
-
-def start(config: RunConfig, folder: Path) -> int:
-    """Run in a process of its own; returns its id."""
-    process = os.fork()
-    if process:
-        return process
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        status = 0 if run(config, folder).status == "completed" else 1
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        status = 2
-    os._exit(status)
 
 
 def newest_step(folder: Path) -> int:
@@ -87,28 +65,6 @@ def _wait_for_growth(path: Path, size: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while _size(path) <= size and time.monotonic() < deadline:
         time.sleep(0.005)
-
-
-def compare(folder: Path, whole: Path) -> dict[str, Any]:
-    """What the disturbed run came to, bitwise against the undisturbed one."""
-    payloads = [CheckpointManager(path / "checkpoints", every=1, keep=2).load()[0] for path in (folder, whole)]
-    for payload in payloads:
-        del payload["rng"]
-    (first, structure), (second, other) = (pytree.tree_flatten(payload) for payload in payloads)
-    equal = [
-        torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b) for a, b in zip(first, second, strict=True)
-    ]
-    rows = [[without_clock(row) for row in read_jsonl(path / "metrics.jsonl")] for path in (folder, whole)]
-    notices = [event["message"] for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "notice"]
-    last = max(row["segment"] for row in rows[1])
-    return {
-        "state_equal": structure == other and all(equal),
-        "rows_of_last_segment_equal": [r for r in rows[0] if r["segment"] == last]
-        == [r for r in rows[1] if r["segment"] == last],
-        "resumes": sum(text.startswith("resumed from") for text in notices),
-        "passed_over": sum("was passed over" in text for text in notices),
-        "damaged": len(list((folder / "checkpoints").glob("damaged-*"))),
-    }
 
 
 def main() -> None:

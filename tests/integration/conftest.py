@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +68,29 @@ class Interrupt(Sink):
             raise KeyboardInterrupt
 
 
+class Signal(Sink):
+    """A logger that sends a signal: once `key` of step `at` is known, or at the first event of kind `on`.
+
+    With `second` another one follows at once.
+    """
+
+    def __init__(self, *, number: int, at: int, key: str, on: str, second: int | None) -> None:
+        self.numbers, self.at, self.key, self.on = [number, second], at, key, on
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if step == self.at and self.key in values:
+            self._send()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == self.on:
+            self._send()
+
+    def _send(self) -> None:
+        numbers, self.numbers = self.numbers, []
+        for number in filter(None, numbers):
+            signal.raise_signal(number)
+
+
 @pytest.fixture
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Settings of the logger that interrupts the run."""
@@ -74,6 +98,24 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any
     vars(module)["Interrupt"] = Interrupt
     monkeypatch.setitem(sys.modules, "interrupting", module)
     return lambda *, at=-1, on="": {"_target_": "interrupting.Interrupt", "at": at, "on": on}
+
+
+@pytest.fixture
+def signalling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Settings of the logger that sends a signal to the run. Ctrl-C is as in a terminal, whoever started the tests."""
+    module = ModuleType("signalling")
+    vars(module)["Signal"] = Signal
+    monkeypatch.setitem(sys.modules, "signalling", module)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def settings(
+        number: signal.Signals, *, at: int = -1, key: str = "loss", on: str = "", second: int | None = None
+    ) -> dict[str, Any]:
+        target = {"_target_": "signalling.Signal", "number": int(number)}
+        return {**target, "at": at, "key": key, "on": on, "second": second}
+
+    yield settings
+    signal.signal(signal.SIGINT, before)
 
 
 class Left:

@@ -192,7 +192,7 @@ def test_an_interrupted_gate_stops_its_run_and_says_what_was_not_run(overrides: 
     assert printed.splitlines()[-1] == "PHASE 2 SUMMARY: 0/7 checkpoints passed"
     assert set(outcomes(folder).values()) == {"NOT RUN"}
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["reason"]) == ("aborted", "interrupted (Ctrl-C or SIGTERM)")
+    assert (summary["status"], summary["reason"]) == ("aborted", "stopped by Ctrl-C")
 
 
 @pytest.mark.slow

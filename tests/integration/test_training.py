@@ -1,13 +1,7 @@
-"""One run as a whole: determinism, Ctrl-C, the step, carried memory, the trained model."""
+"""One run as a whole: determinism, the step, carried memory, the trained model."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +35,6 @@ def test_two_runs_of_one_seed_are_the_same(tiny: Any, tmp_path: Path, left: Any,
     assert same_state(first.state, second.state)
     other = left(Path(atlas.train(tiny("seed=1"), tmp_path / "c").folder))
     assert first.rows[-1]["loss"] != other.rows[-1]["loss"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_an_aborted_run_and_status_130(
-    overrides: list[str], stop: signal.Signals, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "atlas.train", *overrides, "train.steps=100000", "hydra.run.dir=run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed,
-    ) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("step     10/100000"):
-            assert process.poll() is None
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (130, "")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["reason"]) == ("aborted", "interrupted (Ctrl-C or SIGTERM)")
-    assert 10 <= summary["step"] < 100000
-    assert json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])["status"] == "aborted"
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -1,0 +1,37 @@
+"""A request to end the run: a signal makes it, the trainer looks at it where the run can end in good order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from atlas.training.errors import StopRequested
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class StopRequest:
+    """`by`: who asked the run to end, such as SIGTERM; empty: nobody did. `since`: seconds of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.by, self.since = "", 0.0
+
+    def make(self, by: str) -> None:
+        self.by, self.since = by, time.monotonic()
+
+    def check(self, *_: object) -> None:
+        """Raise `StopRequested` once somebody asked."""
+        if self.by:
+            raise StopRequested(f"stopped by {self.by}")
+
+    @contextmanager
+    def checked_by(self, model: nn.Module) -> Iterator[None]:
+        """Check before every forward pass of the model: probes and validations are left between two of them."""
+        hook = model.register_forward_pre_hook(self.check)
+        try:
+            yield
+        finally:
+            hook.remove()
