@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.phase2.decisions.recorded import read_sweep
+from experiments.phase2.sweeps import read_sweep
 from tests.integration.sweep_commands import Ended, command, contents, summary, table
 
 
@@ -86,7 +86,7 @@ def test_jobs_in_folders_of_folders_are_reported_decided_and_resumed(
     names = [f"seed={seed}/steps={steps}/run" for seed in (3, 4) for steps in (1, 2)]
     assert report.startswith("# sweep sweep\n\n4 runs: 4 completed.")
     assert all(f"| {name} " in report for name in names)
-    assert {run.folder for run in read_sweep(sweep).runs} == {sweep / name for name in names}
+    assert {run.folder for run in read_sweep(sweep).jobs} == {sweep / name for name in names}
     kill(sweep / names[1])
     others = {name: contents(sweep / name) for name in names if name != names[1]}
     resumed = command("-m", f"sweep.resume={sweep}", "hydra/launcher=basic")
