@@ -27,6 +27,7 @@ from omegaconf import DictConfig, open_dict
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import CONF_DIR, register, to_run_config
 from atlas.config.help import help_text
+from atlas.config.path_overrides import readable
 from atlas.config.refusals import refuse
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
@@ -77,7 +78,7 @@ def main() -> int:
     register()
     try:
         with handled_by(interrupt):
-            arguments = full_command(sys.argv[1:])
+            arguments = full_command(readable(sys.argv[1:]))
             require_installed(arguments)
             with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
                 _start()

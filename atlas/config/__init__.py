@@ -30,7 +30,6 @@ from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
     CHANGEABLE,
     MOVABLE,
-    DataChanged,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -67,7 +66,6 @@ __all__ = [
     "CheckpointConfig",
     "ChunkSizeConfig",
     "ConfigError",
-    "DataChanged",
     "DebugConfig",
     "DeviceConfig",
     "DeviceKind",

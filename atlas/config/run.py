@@ -25,17 +25,10 @@ CHANGEABLE = (
     "debug",
     "resume",
     "sweep",
-    "data_changed",
+    "accept_changed_data",
 )
 # May differ as well, as long as the text is the same: where it lies.
 MOVABLE = "data.paths"
-
-
-class DataChanged(StrEnum):
-    """What a run does that goes on and finds other text than it was trained on."""
-
-    refuse = "refuse"
-    accept = "accept"
 
 
 class DeviceKind(StrEnum):
@@ -84,7 +77,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     chunk_size: ChunkSizeConfig = field(default_factory=ChunkSizeConfig)
     data: dict[str, Any] = field(default_factory=dict)
-    data_changed: DataChanged = DataChanged.refuse
+    accept_changed_data: bool = False  # a run that goes on may find another text than it was trained on
     optim: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -13,6 +13,7 @@ from typing import Any
 
 from atlas.config import CHANGEABLE, MOVABLE, ConfigError, RunConfig
 from atlas.config.composition import load_config
+from atlas.config.path_overrides import expanded
 
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
@@ -23,7 +24,7 @@ def run_folder(resume: str) -> Path:
 
     Raises `ConfigError` where there is no run.
     """
-    path = Path(resume).resolve()
+    path = expanded(resume).resolve()
     for folder in (path, path.parent.parent):
         if (folder / CONFIG_FILE).is_file():
             return folder

@@ -11,6 +11,7 @@ from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import load_config, save_config
+from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
@@ -54,11 +55,11 @@ def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
 def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None) -> list[str]:
     if not any(checkpoints.root.glob("step-*")):
         return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
-    chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
+    chosen = None if config.resume == "auto" else _checkpoint_folder(expanded(config.resume or ""))
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
-    notices += require_same_data(payload.get("data"), corpus, config.data_changed, checkpoints.root.parent)
+    notices += require_same_data(payload.get("data"), corpus, config.accept_changed_data, checkpoints.root.parent)
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
         if journal is not None and behind and manifest.step > journal.step:
@@ -102,6 +103,7 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
 
     Raises `ConfigError` naming `key`.
     """
+    path = expanded(path)
     chosen = _checkpoint_folder(path)
     if chosen is not None and not (chosen / MANIFEST_FILE).is_file():
         raise ConfigError(f"{key}={path}: must be a run folder (with {CHECKPOINTS}/) or one of its checkpoints")

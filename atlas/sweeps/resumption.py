@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 
 from atlas.config import CHANGEABLE, ConfigError, require
+from atlas.config.path_overrides import expanded, quoted
 from atlas.runs.resume import changeable
 from atlas.sweeps.record import RECORD_FILE, SweepRecord, override_name, read_record
 
@@ -26,7 +27,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     value = chosen[-1].partition("=")[2].strip("'\"") if chosen else "null"
     if value == "null" or not {"-c", "--cfg"}.isdisjoint(arguments):
         return list(arguments)
-    folder = Path(value)
+    folder = expanded(value)
     record = read_record(folder, KEY)
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in parsed.overrides]
@@ -37,12 +38,6 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     mode = ["--multirun"] if {"-m", "--multirun"}.isdisjoint(flags) else []
     places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
     return [*flags, *mode, *places, *kept, *changes, f"hydra.sweep.dir={quoted(folder)}", f"{KEY}={quoted(folder)}"]
-
-
-def quoted(text: object) -> str:
-    """The value of an override, as Hydra reads it back whatever characters it holds."""
-    escaped = str(text).replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:
