@@ -27,7 +27,7 @@ from omegaconf import DictConfig, open_dict
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import CONF_DIR, register, to_run_config
 from atlas.config.help import help_text
-from atlas.config.path_overrides import readable
+from atlas.config.path_overrides import quoted, readable
 from atlas.config.refusals import refuse
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
@@ -35,7 +35,7 @@ from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
-from atlas.sweeps.resumption import full_command, quoted
+from atlas.sweeps.resumption import full_command
 from atlas.telemetry.sinks import SweepJob
 
 
