@@ -15,6 +15,7 @@ from atlas.kernels.library import missing
 from atlas.models.language_model import AtlasModel
 from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
+from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.resume import CHECKPOINTS
@@ -45,6 +46,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     keep_freed_memory()
     device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
+    before = frozen_config(folder)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
         config.checkpoint.every,
@@ -53,17 +55,21 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         config_hash=config_hash(config),
         versions=versions(),
         parts=TrainState.PARTS,
+        former_hashes=former_hashes(folder, before),
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision)
     try:
         trainer = _build_trainer(config, state, step, checkpoints)
-        notices = [*_kernel_notices(), *starting_point(config, folder, state, checkpoints)]
+        notices = [*_kernel_notices(), *starting_point(config, before, folder, state, checkpoints)]
+        changes = Changes.between(before or config, config)
         finished = read_summary(folder)
         if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+            changes.require_none(f"the run in {folder} is complete", state.step)
             print(f"the run in {folder} is complete: nothing is left to do")
             return finished
-        return _train(config, folder, trainer, notices, job)
+        changes.apply(state)
+        return _train(config, folder, trainer, changes, notices, job)
     finally:
         checkpoints.close()
 
@@ -82,7 +88,9 @@ def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkp
     return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
 
 
-def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str], job: SweepJob | None) -> RunSummary:
+def _train(
+    config: RunConfig, folder: Path, trainer: Trainer, changes: Changes, notices: list[str], job: SweepJob | None
+) -> RunSummary:
     state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
     peak = PeakMemory(device)
     summary = _new_summary(config, folder, state.model, device)
@@ -94,6 +102,7 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
             telemetry.open(_run_info(config, folder, state, job))
             describe = trainer.data.describe()
             telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
+            changes.record(folder, state, telemetry)
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
             for warning in trainer.data.corpus.warnings if trainer.data.corpus else ():
