@@ -15,21 +15,6 @@ from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
-# May differ when a run is continued: where and how often something is written, not its numbers.
-CHANGEABLE = (
-    "logger",
-    "telemetry",
-    "checkpoint",
-    "device.threads",
-    "device.kernels",
-    "debug",
-    "resume",
-    "sweep",
-    "accept_changed_data",
-)
-# May differ as well, as long as the text is the same: where it lies.
-MOVABLE = "data.paths"
-
 
 class DeviceKind(StrEnum):
     auto = "auto"

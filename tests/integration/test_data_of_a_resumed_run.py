@@ -63,7 +63,8 @@ def test_a_run_whose_text_moved_goes_on_bitwise(
         assert other.rows == whole.rows
         assert same_state(other.state, whole.state)
     assert summary.data_digest == finished.data_digest == second.state["data"]
-    assert (len(summary.data_digest), summary.config_hash) == (64, finished.config_hash)
+    assert len(summary.data_digest) == 64
+    assert go_on(second.folder).status == "completed"  # the new place is the run's
 
 
 Change = Callable[[Path], object]
@@ -117,7 +118,7 @@ def test_another_standard_library_is_refused(
     )
     with pytest.raises(ConfigError, match=said):
         go_on(run.folder)
-    with pytest.raises(ConfigError, match=r"^data\.paths=\['texts'\] instead of None: must be as in "):
+    with pytest.raises(ConfigError, match=r"^data\.paths=\['texts'\]: must be a key of data: "):
         go_on(run.folder, "data.paths=[texts]")
 
 
