@@ -7,6 +7,7 @@ This package imports no torch, so that `--help`, `--cfg job` and a refused value
 from __future__ import annotations
 
 from atlas.config.calibration import CalibrationConfig
+from atlas.config.continuing import CHANGEABLE
 from atlas.config.errors import ConfigError, require
 from atlas.config.levels import LEVELS, RECALL, Level, Unit
 from atlas.config.model import (
@@ -28,8 +29,6 @@ from atlas.config.model import (
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
-    CHANGEABLE,
-    MOVABLE,
     DataChanged,
     DebugConfig,
     DeviceConfig,
@@ -56,7 +55,6 @@ __all__ = [
     "C_L_OPTIONS",
     "JUDGED_TASK",
     "LEVELS",
-    "MOVABLE",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",
     "RECALL",

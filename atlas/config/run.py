@@ -15,21 +15,6 @@ from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
-# May differ when a run is continued: where and how often something is written, not its numbers.
-CHANGEABLE = (
-    "logger",
-    "telemetry",
-    "checkpoint",
-    "device.threads",
-    "device.kernels",
-    "debug",
-    "resume",
-    "sweep",
-    "data_changed",
-)
-# May differ as well, as long as the text is the same: where it lies.
-MOVABLE = "data.paths"
-
 
 class DataChanged(StrEnum):
     """What a run does that goes on and finds other text than it was trained on."""

@@ -10,7 +10,7 @@ from atlas.checkpoint.contents import MODEL
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
-from atlas.config.composition import load_config, save_config
+from atlas.config.composition import save_config
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
@@ -19,28 +19,34 @@ from atlas.training.watch.journal import JournalEntry, read_journal
 
 
 def starting_point(
-    config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None
+    config: RunConfig,
+    before: RunConfig | None,
+    folder: Path,
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    corpus: Corpus | None,
 ) -> list[str]:
     """Put the state where the run begins, and freeze its configuration; returns what the user should know.
+
+    `before`: the frozen configuration of the run in `folder`, if there is one.
 
     From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it, a
     checkpoint does not fit, or the text is another one.
     """
-    frozen = folder / CONFIG_FILE
-    taken = frozen.exists() and config.resume is None
+    taken = before is not None and config.resume is None
     require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
-    if frozen.exists():
-        refuse_other_settings(flat(asdict(config)), flat(asdict(load_config(frozen))), folder)
+    if before is not None:
+        refuse_other_settings(flat(asdict(config)), flat(asdict(before)), folder)
     if config.resume is None:
         notices = _take_weights(config, state)  # before anything is written
         _lock(folder, checkpoints)
     else:
         _lock(folder, checkpoints)
-        notices = _resume(config, state, checkpoints, corpus)
+        notices = _resume(config, before, state, checkpoints, corpus)
     if corpus is not None:
         record_data(folder, corpus)
-    if not frozen.exists():
-        save_config(config, frozen)
+    if before is None:
+        save_config(config, folder / CONFIG_FILE)
     return notices
 
 
@@ -51,7 +57,13 @@ def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
         raise ConfigError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
 
 
-def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None) -> list[str]:
+def _resume(
+    config: RunConfig,
+    before: RunConfig | None,
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    corpus: Corpus | None,
+) -> list[str]:
     if not any(checkpoints.root.glob("step-*")):
         return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
     chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
@@ -73,6 +85,9 @@ def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager
         raise
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("resume", manifest, error) from error
+    steps = config.train.steps
+    unchanged = before is None or steps == before.train.steps
+    require(unchanged or steps > state.step, "train.steps", steps, f"> {state.step}, the steps that the run has taken")
     if journal is not None and behind:
         journal.apply(state)
     checkpoints.retire(manifest.step)
