@@ -57,6 +57,7 @@ def refuse_other_settings(wanted: Mapping[str, Any], before: Mapping[str, Any], 
     missing = object()
     differing = [key for key, value in wanted.items() if before.get(key, missing) != value]
     refused = {key: change_rule(key).why for key in differing if change_rule(key).effect is Effect.refused}
+    refused |= {key: "that run has no such setting" for key in differing if key not in before and not changeable(key)}
     if "train.accumulate" in differing and before["train.carry_memory"]:
         refused["train.accumulate"] = "train.carry_memory keeps a memory for each part of the batch"
     if not refused:

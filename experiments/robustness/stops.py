@@ -102,6 +102,8 @@ def measure(settings: list[str], stops: int, scratch: Path) -> dict[str, Any]:
 def main() -> None:
     stops = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     torch.set_num_threads(1)
+    for number in SIGNALS:  # a shell in the background or nohup has them ignored
+        signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as scratch, handled_by(interrupt):
         found = {name: measure(settings, stops, Path(scratch) / name) for name, settings in SETTINGS.items()}
     names = list(next(iter(found.values())))

@@ -118,7 +118,9 @@ def test_another_standard_library_is_refused(
     )
     with pytest.raises(ConfigError, match=said):
         go_on(run.folder)
-    with pytest.raises(ConfigError, match=r"^data\.paths=\['texts'\]: must be a key of data: "):
+    with pytest.raises(
+        ConfigError, match=r"^data\.paths=\['texts'\] instead of None: must be as in .*that run has no such setting"
+    ):
         go_on(run.folder, "data.paths=[texts]")
 
 
