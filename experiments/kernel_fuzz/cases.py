@@ -49,7 +49,14 @@ def run_case(seed: int, number: int) -> str:
         return f"{drawn.name}: refused"
     if isinstance(wanted, Exception):
         raise WrongError(f"{drawn.name}: PyTorch's operations refuse it: {wanted}") from wanted
-    _compare(drawn.name, found, wanted)
+    try:
+        _compare(drawn.name, found, wanted)
+    except WrongError:
+        if kind != "right":
+            raise
+        random.setstate(state)
+        use(Kernels.torch)
+        _compare(drawn.name, found, wanted, rounded=_values(drawn, tensors, random, exact=False))
     return f"{drawn.name}: the same"
 
 
@@ -96,8 +103,17 @@ def _values(drawn: Operation, tensors: list[Tensor], random: Random, *, exact: b
     return [*out, *(None if part is None or not part.numel() else part for part in results)]
 
 
-def _compare(name: str, found: list[Tensor | None], wanted: list[Tensor | None]) -> None:
-    """An error counts beside the largest number of its tensor; beside that of all results where its own cancel out."""
+def _compare(
+    name: str,
+    found: list[Tensor | None],
+    wanted: list[Tensor | None],
+    rounded: list[Tensor | None] | None = None,
+) -> None:
+    """An error counts beside the largest number of its tensor; beside that of all results where its own cancel out.
+
+    `rounded`: PyTorch's results in float32. Where they are far off as well, as gradients through many chunks may be, an
+    error may be 10 times theirs.
+    """
     exact = [None if part is None else part.detach().resolve_neg().double() for part in wanted]
     sizes = [part.abs().max().item() if part is not None and part.numel() else 0.0 for part in exact]
     for index, (ours, theirs) in enumerate(zip(found, exact, strict=True)):
@@ -106,9 +122,10 @@ def _compare(name: str, found: list[Tensor | None], wanted: list[Tensor | None])
                 raise WrongError(f"{name}: result {index} is None in one form only")
             continue
         half = {ours.dtype, wanted[index].dtype} & {torch.bfloat16, torch.float16}  # type: ignore[union-attr]
-        precision = 2e-2 if half else 1e-4
-        size = max(sizes[index], 0.2 * max(sizes), 0.01)
+        tolerance = (2e-2 if half else 1e-4) * max(sizes[index], 0.2 * max(sizes), 0.01)
+        if rounded is not None and rounded[index] is not None:
+            tolerance = max(tolerance, 10 * (rounded[index].double() - theirs).abs().max().item())  # type: ignore[union-attr]
         try:
-            torch.testing.assert_close(ours.detach().double(), theirs, rtol=0, atol=precision * size, equal_nan=True)
+            torch.testing.assert_close(ours.detach().double(), theirs, rtol=0, atol=tolerance, equal_nan=True)
         except AssertionError as error:
             raise WrongError(f"{name}: result {index} of shape {list(theirs.shape)}: {error}") from error

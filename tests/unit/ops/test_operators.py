@@ -56,7 +56,7 @@ def test_an_operator_keeps_the_rules_of_operators(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCANS)
 def test_the_scan_keeps_the_rules_of_operators(name: str) -> None:
-    """Without the comparison of all results after tracing: a part of what is kept for the backward pass is not written."""
+    """Without comparing all results after tracing: a part of what is kept for the backward pass is never written."""
     opcheck(chunks.forward, SCANS[name], test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
