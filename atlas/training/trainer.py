@@ -1,4 +1,4 @@
-"""The training loop: it orders what its collaborators do, and ends every run with a summary."""
+"""The training loop: a step, then watch, log, validate, probe and save, each where it is due, and rollback."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Trainer:
         self._measure_reset()
 
     def _measure(self) -> None:
-        """What follows a step that stands: validation, probe and checkpoint, where they are due."""
+        """Validation, probe and checkpoint after a step that was not rolled back, where they are due."""
         self.measured = False
         self._validate()
         self._probe()
@@ -127,7 +127,7 @@ class Trainer:
             self._measure()
 
     def _save_stopped(self) -> None:
-        """Save the step reached, such that the next start ends as if nobody had stopped this one."""
+        """Save the step reached, so that the next start ends as if this one had not been stopped."""
         if self.measured:
             self.telemetry.flush()
         unfinished = {"row": self.telemetry.hold_row(), "measured": self.measured}
