@@ -1,5 +1,5 @@
 // Causal attention inside a window, with a prefix that every query sees: the same function as `banded_attention` in
-// atlas/ops/banded_attention.py. Forward, and backward from the log-sum-exp of the scores.
+// atlas/ops/banded_attention. Forward, and backward from the log-sum-exp of the scores.
 //
 // A row is a sequence's head. Its queries go in blocks, which are the vectorised dimension ("lanes"); a block meets the
 // prefix and the keys that any of its queries may see, all of them in one product.

@@ -1,4 +1,4 @@
-// A block of tokens of one memory's chunk, forward and backward: the same function as atlas/ops/fused_chunk.py, whose
+// A block of tokens of one memory's chunk, forward and backward: the same function as atlas/ops/whole_chunks/torch.py, whose
 // legend of names and equations holds here.
 //
 // Tokens are the vectorised dimension: a name stands for its transpose, [width, lanes], unless it ends in `_rows`. The

@@ -1,5 +1,5 @@
 // Queries, keys and values of a memory from their projections: causal depthwise convolution, rows of length 1 for
-// queries and keys, SiLU for values. The same function as `plain_inputs` in atlas/ops/memory_inputs.py.
+// queries and keys, SiLU for values. The same function as atlas/ops/memory_inputs/torch.py.
 
 #include "matrix.h"
 

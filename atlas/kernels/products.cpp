@@ -1,5 +1,5 @@
 // Causal products of the Q-K projection, M_t q_t with M_t = start + sum_{i <= t} k_i k_i^T: the same function as
-// `CausalProducts` in atlas/ops/qk_projection.py, whose legend and equations hold here.
+// `causal_products` in atlas/ops/qk_projection, whose legend and equations hold here.
 //
 // A row goes block by block; inside, a name stands for its transpose, [width, tokens], unless it ends in `_rows`.
 

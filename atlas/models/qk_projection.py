@@ -1,6 +1,6 @@
 """Q-K projection of the local memories' queries: the step-by-step form, and the parallel form over a stretch.
 
-Legend: H heads, d head width, N rows, T tokens. Equations: `atlas/ops/qk_projection.py`.
+Legend: H heads, d head width, N rows, T tokens. Equations: `atlas/ops/qk_projection/`.
 """
 
 from __future__ import annotations
