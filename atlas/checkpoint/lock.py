@@ -53,6 +53,19 @@ class RunLock:
         self._lock.release()
 
 
+def is_held(folder: Path, name: str = ".lock") -> bool:
+    """Whether a process holds the lock now."""
+    if not (folder / name).is_file():
+        return False
+    lock = FileLock(folder / name, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError) as error:
+        return isinstance(error, Timeout)
+    lock.release()
+    return False
+
+
 def holder(path: Path) -> str:
     """Who holds the lock, by its own word."""
     with suppress(OSError):

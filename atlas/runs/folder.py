@@ -21,6 +21,10 @@ LOG_FILE = "train.log"
 log = logging.getLogger("atlas")
 
 
+class HeldError(ConfigError):
+    """Another process writes the run's folder."""
+
+
 def make_folder(path: Path, key: str) -> None:
     """Make the folder. Raises `ConfigError` where that, or writing to it, does not work."""
     try:
