@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import warnings
 from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -18,24 +19,55 @@ class LockedError(RuntimeError):
 
 
 class RunLock:
-    """Held from construction until `release`. Raises `LockedError`, or OSError if the folder cannot be written."""
+    """Held from construction until `release`. Raises `LockedError`, or OSError if the folder cannot be written.
 
-    def __init__(self, folder: Path) -> None:
-        file = (folder / ".lock").open("ab+", buffering=0)
+    `name`: of the lock's file in the folder, which holds the process and its host.
+    """
+
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
+        self._path = folder / name
+        # A soft lock, the library's way out, would stay when its process dies.
+        self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.acquire()
+        except Timeout as error:
+            raise LockedError(f"{folder} is being written by another run ({holder(self._path)})") from error
         except OSError as error:
             if error.errno not in UNSUPPORTED:
-                file.seek(0)
-                holder = file.read().decode(errors="replace") or "an unknown process"
-                file.close()
-                raise LockedError(f"{folder} is being written by another run ({holder})") from error
+                raise
             warnings.warn(f"{folder} is on a file system without locks: start only one run on it", stacklevel=2)
         with suppress(OSError):  # on a full disk the lock holds, only without a name
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        self._file = file
+            self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        self._file = self._path.stat()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file is still the one that was locked: the folder may have been removed."""
+        try:
+            return os.path.samestat(self._path.stat(), self._file)
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let others in. Releasing twice is allowed."""
-        self._file.close()
+        self._lock.release()
+
+
+def is_held(folder: Path, name: str = ".lock") -> bool:
+    """Whether a process holds the lock now."""
+    if not (folder / name).is_file():
+        return False
+    lock = FileLock(folder / name, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError) as error:
+        return isinstance(error, Timeout)
+    lock.release()
+    return False
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock, by its own word."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace") or "an unknown process"
+    return "an unknown process"

@@ -96,8 +96,9 @@ class CheckpointManager:
         `save` and `retire` do this themselves; call it early to learn of another run before any work.
         Raises `CheckpointError` if another process holds it or it cannot be written.
         """
-        if self._lock is not None:
+        if self._lock is not None and self._lock.holds:
             return
+        self.close()  # of a folder that was removed meanwhile
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.root)

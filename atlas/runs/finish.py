@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
+from atlas.config.composition import save_config
 from atlas.runs.environment import PeakMemory
+from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.sinks import TelemetryError
 from atlas.training.step import StepResult
 from atlas.training.trainer import Trainer
@@ -36,12 +40,15 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)
     folder = Path(summary.folder)
-    with suppress(OSError):
+    with suppress(OSError, ValueError, LookupError, TypeError):  # files that somebody else changed
         _take_record(summary, folder)
     if summary.calibration:
         summary.calibration["seconds"] = round(clocks.seconds.get("calibration", 0.0), 3)
     if trainer.config.rollback.observe and state.step > 0:
-        trainer.telemetry.event("notice", state.step, message=write_calibration(folder, state.history.deltas))
+        try:
+            trainer.telemetry.event("notice", state.step, message=write_calibration(folder, state.history.deltas))
+        except (OSError, TelemetryError) as error:
+            print(f"warning: the rollback calibration was not written: {error}", file=sys.stderr)
 
 
 def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
@@ -75,21 +82,33 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
 def close(summary: RunSummary, trainer: Trainer) -> None:
     """Write summary.json and end the telemetry. A disk that refuses keeps neither from being tried, and is named.
 
-    Raises the first refusal where nothing else went wrong.
+    The telemetry comes before a summary that a full disk refuses: it waits for room, and says on the console how the
+    run ended. Raises the first refusal where nothing else went wrong.
     """
     refusals: list[Exception] = []
-    for action in (
-        summary.write,
+    with suppress(OSError):
+        summary.write()
+    actions: tuple[Callable[[], None], ...] = (
         lambda: trainer.telemetry.event("end", summary.step, status=summary.status, reason=summary.reason),
         lambda: trainer.telemetry.close(summary.status, asdict(summary), closing_table(summary)),
-    ):
+        lambda: when_there_is_room(summary.write),
+        lambda: _keep_config(trainer, Path(summary.folder) / CONFIG_FILE),
+    )
+    for action in actions:
         try:
             action()
         except (OSError, TelemetryError) as error:
-            print(f"warning: {error}", file=sys.stderr)
+            told = f"{summary.folder}: {error.strerror}" if isinstance(error, OSError) else error
+            print(f"warning: {told}; this run is {summary.status}", file=sys.stderr)
             refusals.append(error)
     if refusals and summary.status == "completed":
         raise refusals[0]
+
+
+def _keep_config(trainer: Trainer, path: Path) -> None:
+    """A run folder that was removed while the run went on is one that can be continued all the same."""
+    if not path.exists():
+        save_config(trainer.config, path)
 
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:

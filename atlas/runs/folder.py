@@ -6,7 +6,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,9 +15,14 @@ from atlas.config import ConfigError
 from atlas.config.untrusted import printable
 from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.room import when_there_is_room
 
 LOG_FILE = "train.log"
 log = logging.getLogger("atlas")
+
+
+class HeldError(ConfigError):
+    """Another process writes the run's folder."""
 
 
 def make_folder(path: Path, key: str) -> None:
@@ -39,7 +44,7 @@ def remove_if_empty(folder: Path) -> None:
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
     """Send the package's log to train.log, which comes to be with the first line."""
-    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=True)
+    handler = _LogFile(folder / LOG_FILE, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)
@@ -52,6 +57,21 @@ def log_file(folder: Path) -> Iterator[None]:
         handler.close()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk ends: one line says so, where logging's own answer is a traceback for each line."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        if not self.told:
+            say(f"warning: {self.baseFilename} cannot be written ({sys.exception()}); its lines are lost")
+        self.told = True
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is buffered and does not fit; the error was told
+            super().close()
+
+
 def record_failure(folder: Path, error: Exception, composed: DictConfig, launcher: str = "") -> None:
     """Leave what a run leaves that fails, where it failed before it could do so itself.
 
@@ -60,14 +80,17 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
     summary = read_summary(folder)
     if summary is not None and (summary.status, summary.reason) == ("failed", reason(error)):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with log_file(folder):
-        log.error("the run failed", exc_info=error)
-    if not (folder / CONFIG_FILE).exists():
-        OmegaConf.save(composed, folder / CONFIG_FILE)
     summary = summary or RunSummary(str(folder), launcher=launcher)
     summary.status, summary.reason = "failed", reason(error)
-    summary.write()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with log_file(folder):
+            log.error("the run failed", exc_info=error)
+        if not (folder / CONFIG_FILE).exists():
+            OmegaConf.save(composed, folder / CONFIG_FILE)
+        when_there_is_room(summary.write)
+    except OSError as refusal:
+        say(f"warning: the failure is not on record in {folder} ({refusal.strerror})")
 
 
 def reason(error: BaseException) -> str:

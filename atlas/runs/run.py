@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from atlas.runs.resume import CHECKPOINTS
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
-from atlas.telemetry.sinks import RunInfo, SweepJob
+from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError
 from atlas.training.evaluation import Evaluator
@@ -113,6 +113,10 @@ def _train(
             trainer.run()
             summary.status = "completed"
         except AbortError as error:
+            summary.status, summary.reason = "aborted", str(error)
+        except TelemetryError as error:
+            with suppress(AbortError, TelemetryError):  # a last try: the checkpoints may lie on another disk
+                trainer.saver.save({"healthy": state.history.healthy})
             summary.status, summary.reason = "aborted", str(error)
         except KeyboardInterrupt as error:
             summary.status, summary.reason = "aborted", str(error) or "interrupted (Ctrl-C or SIGTERM)"

@@ -14,6 +14,7 @@ from atlas.config.composition import save_config
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import record_data, require_same_data
+from atlas.runs.folder import HeldError
 from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
 from atlas.training.state import TrainState
 from atlas.training.watch.journal import JournalEntry, read_journal
@@ -55,7 +56,7 @@ def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
     try:
         checkpoints.lock()
     except CheckpointError as error:
-        raise ConfigError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
+        raise HeldError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
 
 
 def _resume(

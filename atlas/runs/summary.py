@@ -57,8 +57,13 @@ class RunSummary:
         """Replace the file as a whole; numbers that are not finite become null."""
         path = Path(self.folder) / SUMMARY_FILE
         temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(_plain(asdict(self)), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)  # a folder that was removed while the run went on
+        try:
+            temporary.write_text(json.dumps(_plain(asdict(self)), indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_summary(folder: Path) -> RunSummary | None:

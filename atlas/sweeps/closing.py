@@ -64,6 +64,8 @@ def _row(outcome: Outcome, swept: dict[str, str]) -> tuple[str, ...]:
 
 def _why(outcome: Outcome) -> str:
     assert outcome.summary is not None
+    if outcome.held:
+        return "another process runs it"
     text = outcome.summary.reason or "its process ended without a word"
     return text.splitlines()[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,13 +12,13 @@ from omegaconf import DictConfig
 
 from atlas.config import RunConfig, require
 from atlas.config.composition import to_run_config
-from atlas.runs.folder import LOG_FILE, reason, record_failure, remove_if_empty, say
+from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config
 from atlas.runs.summary import RunSummary
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
 from atlas.sweeps.record import read_record
 from atlas.sweeps.stop import INTERRUPTED, StopSign
-from atlas.sweeps.workers import Worker, use_own_device
+from atlas.sweeps.workers import Worker, in_own_process, use_own_device
 from atlas.telemetry.sinks import SweepJob
 
 Train = Callable[[RunConfig, Path, SweepJob], RunSummary]
@@ -37,8 +38,23 @@ def run_job(composed: DictConfig, train: Train) -> None:
         return
     info = SweepJob(sweep.name, launcher_name(hydra), record.swept(job))
     say(f"job {job.number}: {info.name}")
+    work = partial(_work, composed, train, sweep, job.number, info)
+    if info.launcher != JOBLIB:
+        work()
+    elif killed_by := in_own_process(work):
+        say(f"job {job.number} was killed (signal {killed_by})")
+        if composed.sweep.fail_fast:
+            stop.put_up(f"job {job.number} killed (sweep.fail_fast)")
+
+
+def _work(composed: DictConfig, train: Train, sweep: Path, number: int, info: SweepJob) -> None:
+    hydra = HydraConfig.get()
+    folder, stop = Path(hydra.runtime.output_dir), StopSign(sweep)
     try:
         with _worker(sweep, info.launcher):
+            if stop.reason is not None:  # put up while this process started
+                remove_if_empty(folder)
+                return
             status = train(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
     except KeyboardInterrupt:
         if info.launcher in (SERIAL, JOBLIB):  # a cluster warns one job: it tells nothing of the others
@@ -46,12 +62,15 @@ def run_job(composed: DictConfig, train: Train) -> None:
         if info.launcher == SERIAL:
             raise
         return
+    except HeldError as error:  # what the other process writes is its own
+        say(f"job {number} is left alone: {error}")
+        status = "running"
     except Exception as error:
         record_failure(folder, error, composed, info.launcher)
-        say(f"job {job.number} failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
+        say(f"job {number} failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
         status = "failed"
     if status != "completed" and composed.sweep.fail_fast:
-        stop.put_up(f"job {job.number} {status} (sweep.fail_fast)")
+        stop.put_up(f"job {number} {status} (sweep.fail_fast)")
 
 
 @contextmanager

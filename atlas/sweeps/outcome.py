@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from atlas.checkpoint.lock import is_held
+from atlas.runs.resume import CHECKPOINTS
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.record import Job, SweepRecord
 
@@ -13,10 +15,13 @@ from atlas.sweeps.record import Job, SweepRecord
 class Outcome:
     job: Job
     summary: RunSummary | None  # None: it was not started
+    held: bool = False  # another process runs it
 
     @property
     def status(self) -> str:
-        """completed, failed, aborted, killed or not started."""
+        """completed, failed, aborted, killed, running (by another process) or not started."""
+        if self.held:
+            return "running"
         status = self.summary.status if self.summary else "not started"
         return "killed" if status == "running" else status
 
@@ -26,8 +31,12 @@ class Outcome:
 
 
 def outcomes(folder: Path, record: SweepRecord) -> list[Outcome]:
-    """One for each job, in their order; only of a sweep of which no job is running."""
-    return [Outcome(job, read_summary(folder / job.folder)) for job in record.jobs]
+    """One for each job, in their order; only of a sweep of which this process runs no job."""
+    places = [folder / job.folder for job in record.jobs]
+    return [
+        Outcome(job, read_summary(place), is_held(place / CHECKPOINTS))
+        for job, place in zip(record.jobs, places, strict=True)
+    ]
 
 
 def left_over(folder: Path, record: SweepRecord) -> list[Job]:
@@ -35,6 +44,6 @@ def left_over(folder: Path, record: SweepRecord) -> list[Job]:
     return [outcome.job for outcome in outcomes(folder, record) if not outcome.completed]
 
 
-def not_started(folder: Path, record: SweepRecord) -> list[Job]:
-    """The jobs that left no summary."""
-    return [outcome.job for outcome in outcomes(folder, record) if outcome.summary is None]
+def cut_short(folder: Path, record: SweepRecord) -> list[Job]:
+    """The jobs that were not started, and those whose process was killed."""
+    return [outcome.job for outcome in outcomes(folder, record) if outcome.status in ("not started", "killed")]

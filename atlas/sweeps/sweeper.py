@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,13 +21,15 @@ from atlas.config.path_overrides import quoted
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
 from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
-from atlas.sweeps.outcome import left_over, not_started
+from atlas.sweeps.outcome import cut_short, left_over
 from atlas.sweeps.record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
 from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
-from atlas.sweeps.workers import passing_interrupts_on
+from atlas.sweeps.workers import living_workers, passing_interrupts_on
 
 MULTIRUN_FILE = "multirun.yaml"
+MOST_BREAKDOWNS = 3  # of the launcher, after which the jobs that are left stay so
+ENDING_SECONDS = 20.0
 log = logging.getLogger("atlas")
 
 
@@ -57,6 +60,7 @@ class ResumableSweeper(BasicSweeper):
             if not resumed:
                 OmegaConf.save(self.config, folder / MULTIRUN_FILE)
                 record.write(folder)
+            _let_workers_end(folder)
             jobs = left_over(folder, record)
             if resumed:
                 say(f"{len(record.jobs) - len(jobs)} of {len(record.jobs)} jobs are complete, {len(jobs)} are left")
@@ -104,12 +108,13 @@ class ResumableSweeper(BasicSweeper):
             say("jobs run at the same time: their timings are no evidence")
         try:
             with nullcontext() if launcher == SERIAL else passing_interrupts_on(folder):
-                while jobs:
-                    broke, before = self._hand_over(folder, jobs), len(jobs)
-                    # joblib gives up all jobs if one worker is killed: those that were not started can still be.
-                    again = broke and launcher == JOBLIB and stop.reason is None
-                    jobs = not_started(folder, record) if again else []
-                    jobs = jobs if len(jobs) < before else []
+                for _ in range(MOST_BREAKDOWNS):
+                    broke = bool(jobs) and self._hand_over(folder, jobs)
+                    # joblib gives up all jobs if one of its own processes is killed: what it cut short can go on.
+                    if not broke or launcher != JOBLIB or stop.reason is not None:
+                        break
+                    _let_workers_end(folder)
+                    jobs = cut_short(folder, record)
         except KeyboardInterrupt:
             stop.put_up(INTERRUPTED)
         return stop.reason == INTERRUPTED
@@ -147,6 +152,18 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _let_workers_end(folder: Path) -> None:
+    """Wait for processes that an earlier start of the sweep, or a launcher that broke down, left behind.
+
+    Raises `ConfigError` where they go on, as those of a cluster do.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while living := living_workers(folder):
+        allowed = f"a sweep of which no job is running; {', '.join(living)} runs one"
+        require(time.monotonic() < deadline, KEY, folder, allowed)
+        time.sleep(0.2)
 
 
 def _refuse_other_jobs(now: SweepRecord, before: SweepRecord, folder: Path) -> None:

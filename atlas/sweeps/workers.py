@@ -1,42 +1,49 @@
 """The processes that run a sweep's jobs at the same time: which there are, their CUDA device, and how they are stopped.
 
-Each holds a numbered file in the sweep's folder, locked for as long as it lives, with its process id and host.
+Each holds a numbered lock in the sweep's folder for as long as it lives. With joblib a job has a process of its own, a
+child of joblib's worker: joblib gives up all jobs if one of its workers is killed, and what the system kills for its
+memory is the process that trains.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, ClassVar
+from typing import Any, ClassVar
 
+from atlas.checkpoint.lock import LockedError, RunLock, holder, is_held
 from atlas.runs.folder import say
-from atlas.runs.signals import claim, handled_by, interrupt
+from atlas.runs.signals import SIGNALS, claim, handled_by, interrupt
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 
 _FOLDER = ".workers"
+_WATCH_SECONDS = 0.5
 
 
 class Worker:
     """This process, as one that runs jobs of a sweep beside others. A signal reaches the job it runs, once."""
 
-    places: ClassVar[dict[Path, tuple[int, BinaryIO]]] = {}  # of this process; the open files hold the locks
+    places: ClassVar[dict[Path, tuple[int, RunLock]]] = {}  # of this process
     busy: ClassVar[bool] = False
 
     @classmethod
     @contextmanager
     def at_work(cls, sweep: Path) -> Iterator[int]:
         """Take a place among the sweep's workers, the same for every job of this process; gives its number."""
+        cls.busy = True
+        claim(cls._interrupt)  # before it has a place, by which the sweep finds it
         if sweep not in cls.places:
             cls.places[sweep] = _take_place(sweep / _FOLDER)
-        claim(cls._interrupt)
-        cls.busy = True
         try:
             yield cls.places[sweep][0]
         finally:
@@ -50,33 +57,71 @@ class Worker:
             interrupt(signal_number)
 
 
-def _take_place(folder: Path) -> tuple[int, BinaryIO]:
+def _take_place(folder: Path) -> tuple[int, RunLock]:
     folder.mkdir(exist_ok=True)
     for number in count():
-        file = (folder / str(number)).open("ab+", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        file.truncate(0)
-        file.write(f"{os.getpid()} {socket.gethostname()}".encode())
-        return number, file
+        with suppress(LockedError):
+            return number, RunLock(folder, str(number))
     raise AssertionError("unreachable: count() has no end")
+
+
+def living_workers(sweep: Path) -> list[str]:
+    """The workers of a sweep that live, on any host: `process 12 on host`."""
+    places = sorted((sweep / _FOLDER).glob("*"))
+    return [holder(path) for path in places if is_held(path.parent, path.name)]
 
 
 def worker_processes(sweep: Path) -> list[int]:
     """Ids of the living workers of a sweep on this host."""
-    found = []
-    for path in sorted((sweep / _FOLDER).glob("*")):
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # not held: its process is gone
-            except BlockingIOError:
-                process, _, host = file.read().decode().partition(" ")
-                if host == socket.gethostname() and process.isdigit():
-                    found.append(int(process))
-    return found
+    words = [worker.split(maxsplit=3) for worker in living_workers(sweep)]
+    return [int(word[1]) for word in words if word[3:] == [socket.gethostname()] and word[1].isdecimal()]
+
+
+def in_own_process(work: Callable[[], None]) -> int:
+    """Do `work` in a child of this process, which ends with it; returns the signal that killed the child, 0 if none.
+
+    A signal to their group reaches both: the child's work is to end in good order, this process waits for it.
+    """
+    _end_with_parent(os.getppid())
+    for number in SIGNALS:
+        _own_handlers.setdefault(number, signal.getsignal(number))
+        signal.signal(number, signal.SIG_IGN)
+    me = os.getpid()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            for number, handler in _own_handlers.items():
+                signal.signal(number, handler)
+            _watched.clear()  # a fork has no threads
+            _end_with_parent(me)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # what the parent registered for its end is the parent's
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return max(0, -ended)
+
+
+_own_handlers: dict[signal.Signals, Any] = {}  # of this process, before it waited for a child
+_watched: set[int] = set()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process soon after its parent, which may be killed and then ends nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    if parent not in _watched:
+        _watched.add(parent)
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def use_own_device(place: int) -> None:

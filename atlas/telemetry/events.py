@@ -32,7 +32,7 @@ def make_event(kind: str, step: int, fields: Mapping[str, Any]) -> dict[str, Any
 
 
 class EventLog:
-    """events.jsonl: every event is on file when `record` returns."""
+    """events.jsonl: every event is on file when `record` returns, unless the disk is full."""
 
     def __init__(self, path: Path) -> None:
         self._writer = JsonlWriter(path)
@@ -48,6 +48,12 @@ class EventLog:
     def write(self, event: Mapping[str, Any]) -> None:
         """Write an event made by `make_event`."""
         self._writer.append(event)
+
+    def retry(self) -> None:
+        self._writer.retry()
+
+    def news(self) -> list[str]:
+        return self._writer.news()
 
     def close(self) -> None:
         self._writer.close()

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from atlas.config.untrusted import open_regular, parse_json
+from atlas.telemetry.room import when_there_is_room
+
+MOST_WAITING_BYTES = 16 * 2**20  # of rows that a full disk refused: some ten thousand
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK  # a pipe in its place is refused, not waited for
 
 
 class JsonlError(ValueError):
@@ -69,50 +75,124 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 class JsonlWriter:
     """Appends one line per row, each by a single write. A torn last line found at opening is cut off.
 
-    A row that could not be written whole is taken back before the OSError is raised: the next row starts a line.
+    A row that the disk refuses waits in memory, and those after it, until there is room. A file that is removed or cut
+    while it is written is noticed with the next row; what was removed is written anew. `news` says so, once each.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        data = self.path.read_bytes()
-        self._size = _sound_size(data)  # bytes of complete lines
-        self._torn = self._size < len(data)
+        self._descriptor: int | None = os.open(self.path, _FLAGS, 0o644)
+        self._waiting: deque[bytes] = deque()
+        self._refused = False
+        self._news: list[str] = []
+        self._adopt()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write `row`. Raises OSError if the disk refuses, TypeError if JSON cannot hold a value."""
-        descriptor = self._open_descriptor()
+        """Write `row`, or let it wait. Raises OSError if too many wait, TypeError if JSON cannot hold a value."""
+        self._open_descriptor()
         line = json.dumps(plain(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        if self._torn:
-            os.ftruncate(descriptor, self._size)
-        self._torn = True
+        self._waiting.append(line)
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not self._refused:
+                reason = f"{self.path.name} cannot be written ({error.strerror})"
+                self._news.append(f"{reason}: its rows wait in memory until there is room")
+            self._refused = True
+            if sum(map(len, self._waiting)) > MOST_WAITING_BYTES:
+                self._waiting.pop()
+                raise OSError(error.errno, f"{error.strerror}; {len(self._waiting)} rows wait in memory") from error
+
+    def retry(self) -> None:
+        """Write the rows that wait, if the disk takes them; notice a file that is gone."""
+        with suppress(OSError):
+            self._write_waiting()
+
+    def news(self) -> list[str]:
+        """What the user should know and was not told yet."""
+        told, self._news = self._news, []
+        return told
+
+    def close(self) -> None:
+        """Bring everything to the disk and close. Closing twice is allowed.
+
+        Raises OSError where rows are lost: the disk is full and stays so for `ROOM_SECONDS`.
+        """
+        if self._descriptor is None:
+            return
+        try:
+            when_there_is_room(self._write_waiting)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            lost = f"; {len(self._waiting)} rows are lost" if self._waiting else ""
+            raise OSError(error.errno, f"{error.strerror}{lost}") from error
+        finally:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+
+    def _write_waiting(self) -> None:
+        self._find_file()
+        while self._waiting:
+            self._write(self._waiting[0])
+            self._waiting.popleft()
+        if self._refused:
+            self._refused = False
+            self._news.append(f"{self.path.name} can be written again: no row is lost")
+
+    def _write(self, line: bytes) -> None:
+        """All of the line or nothing of it."""
+        descriptor = self._open_descriptor()
         try:
             written = os.write(descriptor, line)
             while written < len(line):  # a nearly full disk takes a part; asking again tells why
                 written += os.write(descriptor, line[written:])
-        except OSError:
+        except BaseException:
             os.ftruncate(descriptor, self._size)
-            self._torn = False
             raise
         self._size += len(line)
-        self._torn = False
+
+    def _find_file(self) -> None:
+        """See to it that the open file is the one at `path`, with all that was written."""
+        open_one = os.fstat(self._open_descriptor())
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (open_one.st_dev, open_one.st_ino):
+            self._write_anew()
+        elif there.st_size < self._size:
+            self._news.append(f"{self.path.name} was cut by somebody else: rows before this one are missing")
+            self._adopt()
+
+    def _write_anew(self) -> None:
+        """The system keeps a removed file for as long as it is open."""
+        before = self._open_descriptor()
+        content = os.pread(before, self._size, 0)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._descriptor = os.open(self.path, _FLAGS, 0o644)
+        os.close(before)
+        self._adopt()
+        self._news.append(f"{self.path} was removed or replaced by somebody else: it is written anew")
+
+    def _adopt(self) -> None:
+        """Take the open file as it is, without a torn last line."""
+        with open_regular(self.path) as file:
+            data = file.read()
+        self._size = _sound_size(data)  # bytes of complete lines
+        if self._size < len(data):
+            os.ftruncate(self._open_descriptor(), self._size)
 
     def _open_descriptor(self) -> int:
         if self._descriptor is None:
             raise ValueError(f"{self.path} is closed")
         return self._descriptor
-
-    def close(self) -> None:
-        """Bring everything to the disk and close. Closing twice is allowed."""
-        if self._descriptor is None:
-            return
-        descriptor, self._descriptor = self._descriptor, None
-        try:
-            if self._torn:
-                os.ftruncate(descriptor, self._size)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def __enter__(self) -> JsonlWriter:
         return self

@@ -56,6 +56,7 @@ class TelemetryLogger:
         """Send an event at once, and after it the row of the present step."""
         self._send_event(make_event(kind, step, fields))
         self.flush(now=True)
+        self._tell_news()
 
     def flush(self, *, now: bool = False) -> None:
         """Write the present step's row if it is due, or in any case with `now`. Call it before saving a checkpoint."""
@@ -64,6 +65,7 @@ class TelemetryLogger:
         self._unwritten = False
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
         self._each(lambda sink: sink.row(row))
+        self._tell_news()
 
     def hold_row(self) -> dict[str, Any]:
         """The present row, taken back unless it is written already: `take_up_row` of a later start goes on with it."""
@@ -93,6 +95,11 @@ class TelemetryLogger:
 
     def _send_event(self, event: Mapping[str, Any]) -> None:
         self._each(lambda sink: sink.event(event))
+
+    def _tell_news(self) -> None:
+        while news := [text for sink in self._sinks for text in sink.news()]:  # telling may make news as well
+            for text in news:
+                self._send_event(make_event("warning", self._step, {"message": text}))
 
     def _each(self, action: Callable[[Sink], object], sinks: Sequence[Sink] | None = None) -> None:
         for sink in list(self._sinks if sinks is None else sinks):

@@ -63,6 +63,10 @@ class Sink:
     def event(self, event: Mapping[str, Any]) -> None:
         """An event, at once."""
 
+    def news(self) -> list[str]:
+        """What the user should know and was not told yet."""
+        return []
+
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         """The run ended as `status` (completed, failed or aborted); `table` holds the lines of the closing table."""
 
@@ -92,6 +96,8 @@ class JsonlSink(Sink):
         if rows is None:
             raise TelemetryError("metrics.jsonl is not open")
         _write(rows.path, lambda: rows.append(row))
+        if self._events is not None:
+            self._events.retry()
 
     def event(self, event: Mapping[str, Any]) -> None:
         events = self._events
@@ -99,18 +105,23 @@ class JsonlSink(Sink):
             raise TelemetryError("events.jsonl is not open")
         _write(events.path, lambda: events.write(event))
 
+    def news(self) -> list[str]:
+        return [text for file in (self._rows, self._events) if file is not None for text in file.news()]
+
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         self._release()
 
     def _release(self) -> None:
-        rows, self._rows = self._rows, None
-        events, self._events = self._events, None
-        try:
-            if rows is not None:
-                _write(rows.path, rows.close)
-        finally:
-            if events is not None:
-                _write(events.path, events.close)
+        refused = []
+        for file in (self._rows, self._events):
+            if file is not None:
+                try:
+                    _write(file.path, file.close)
+                except TelemetryError as error:
+                    refused.append(str(error))
+        self._rows = self._events = None
+        if refused:
+            raise TelemetryError("; ".join(refused))
 
 
 def _write(path: Path, action: Callable[[], None]) -> None:

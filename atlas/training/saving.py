@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.room import when_there_is_room
 from atlas.training.errors import AbortError
 from atlas.training.state import TrainState
 from atlas.training.watch.rollback import last_good_step
@@ -32,8 +34,9 @@ class Saver:
         """Save the state as it is. Raises `AbortError`."""
         state = self.state
         self._protect_rollback_target()
+        saving = partial(self.checkpoints.save, state.step, state.payload(), health)
         try:
-            saved = self.checkpoints.save(state.step, state.payload(), health)
+            saved = when_there_is_room(saving) if self._must_succeed else saving()
         except CheckpointError as error:
             self._answer(error)
             return
@@ -64,10 +67,16 @@ class Saver:
         ]
         self.checkpoints.protect(max(steps, default=None))
 
+    @property
+    def _must_succeed(self) -> bool:
+        """Whether the run ends if this one fails; then it is worth waiting for room."""
+        last = self.state.step == self.last_step or self.failed + 1 == FAILED_SAVES
+        return last or not self.checkpoints.list()
+
     def _answer(self, error: CheckpointError) -> None:
+        ends, step = self._must_succeed, self.state.step
         self.failed += 1
-        step = self.state.step
-        if not self.checkpoints.list() or step == self.last_step or self.failed == FAILED_SAVES:
+        if ends:
             raise AbortError(f"{error} ({self.failed} failed in a row)") from error
         left = FAILED_SAVES - self.failed
         self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import atlas
 from atlas.config import ConfigError
+from atlas.runs.summary import read_summary
+from atlas.telemetry.sinks import Sink
 
 STEPS = 160
 FAULT_AT = 101
@@ -70,6 +77,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody makes room on these disks."""
+    monkeypatch.setattr("atlas.telemetry.room.ROOM_SECONDS", 0.1)
+
+
 def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
@@ -94,6 +107,108 @@ def test_a_full_disk_costs_no_older_checkpoint_and_stops_a_run_that_it_cannot_ke
     assert [event["message"] for event in run.events("notice")] == [f"resumed from step-{saved[-1]:08d}"]
     whole = left(Path(atlas.train(config, tmp_path / "whole").folder))
     assert same_state(run.state, whole.state)
+
+
+class FullFrom(Sink):
+    """A logger that fills the disk at a step, for some seconds or for good."""
+
+    def __init__(self, disk: Path, at: int, seconds: float | None) -> None:
+        self.filling, self.at, self.seconds = disk / "filling", at, seconds
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if step == self.at and not self.filling.exists():
+            with suppress(OSError), self.filling.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            if self.seconds is not None:
+                threading.Timer(self.seconds, self.filling.unlink).start()
+
+
+@pytest.fixture
+def filling(monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> Callable[[int, float | None], dict[str, Any]]:
+    module = ModuleType("filling")
+    vars(module)["logger"] = lambda *, at, seconds: FullFrom(small_disk, at, seconds)
+    monkeypatch.setitem(sys.modules, "filling", module)
+    return lambda at, seconds: {"_target_": "filling.logger", "at": at, "seconds": seconds}
+
+
+QUIET = ["checkpoint.every=1000", "telemetry.every=1", "train.steps=40"]  # rows are what is written meanwhile
+
+
+def test_room_that_comes_back_costs_neither_a_row_nor_the_run(
+    tiny: Any, left: Any, small_disk: Path, filling: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas.telemetry.room.ROOM_SECONDS", 6.0)
+    summary = atlas.train(replace(tiny(*QUIET), logger=filling(20, 2.0)), small_disk / "run")
+    run = left(small_disk / "run")
+    assert [row["step"] for row in run.rows] == list(range(1, 41))
+    written = read_summary(run.folder)
+    assert written is not None
+    assert (summary.status, written.status, written.step) == ("completed", "completed", 40)
+    told = capsys.readouterr()
+    assert "metrics.jsonl cannot be written (No space left on device): its rows wait in memory" in told.out
+    assert "Traceback" not in told.out + told.err
+
+
+def test_a_disk_that_stays_full_ends_in_one_line_and_no_traceback(
+    tiny: Any, small_disk: Path, filling: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = atlas.train(replace(tiny(*QUIET), logger=filling(20, None)), small_disk / "run")
+    assert summary.status == "aborted"
+    assert "step 40 could not be saved in" in summary.reason
+    told = capsys.readouterr()
+    assert "  status           aborted\n" in told.out
+    lines = told.err.splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(
+        r"warning: .*/metrics\.jsonl cannot be written: No space left on device; \d\d rows are lost; "
+        "this run is aborted",
+        lines[0],
+    )
+    assert lines[1] == f"warning: {small_disk}/run: No space left on device; this run is aborted"
+
+
+def test_rows_without_room_in_memory_end_the_run_with_a_last_save(
+    tiny: Any, left: Any, small_disk: Path, filling: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The checkpoints lie on another disk, which has room."""
+    monkeypatch.setattr("atlas.telemetry.jsonl.MOST_WAITING_BYTES", 5000)
+    run, elsewhere = small_disk / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (run / "checkpoints").symlink_to(elsewhere)
+    summary = atlas.train(replace(tiny(*QUIET), logger=filling(20, None)), run)
+    assert summary.status == "aborted"
+    assert "metrics.jsonl cannot be written: No space left on device; " in summary.reason
+    assert sorted(path.name for path in elsewhere.glob("step-*")) == ["step-00000000", f"step-{summary.step:08d}"]
+    assert summary.step < 40
+
+
+class Removing(Sink):
+    """A logger that removes the run's folder at a step."""
+
+    def __init__(self, folder: str, at: int) -> None:
+        self.folder, self.at = folder, at
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if step == self.at:
+            shutil.rmtree(self.folder)
+
+
+def test_a_run_folder_that_is_removed_is_written_anew_and_can_be_continued(
+    tiny: Any, left: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("removing")
+    vars(module)["logger"] = lambda *, folder, at: Removing(folder, at)
+    monkeypatch.setitem(sys.modules, "removing", module)
+    folder = tmp_path / "run"
+    config = replace(tiny(), logger={"_target_": "removing.logger", "folder": str(folder), "at": 12})
+    assert atlas.train(config, folder).status == "completed"
+    run = left(folder)
+    assert [row["step"] for row in run.rows][-4:] == [15, 20, 25, 30]
+    assert len(run.events("warning")) == 2
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-00000020", "step-00000030"]
+    assert atlas.train(replace(tiny(), resume="auto"), folder).status == "completed"
 
 
 def test_a_read_only_folder_is_refused_before_any_work(tiny: Any, left: Any, small_disk: Path) -> None:

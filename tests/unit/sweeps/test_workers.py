@@ -52,7 +52,7 @@ def test_a_worker_of_another_host_is_left_alone(tmp_path: Path) -> None:
     with worker(tmp_path) as only:
         first_line(only)
         place = tmp_path / ".workers" / "0"
-        place.write_text(f"{only.pid} not-{socket.gethostname()}", encoding="utf-8")
+        place.write_text(f"process {only.pid} on not-{socket.gethostname()}", encoding="utf-8")
         assert worker_processes(tmp_path) == []
         only.communicate()
 

@@ -2,12 +2,15 @@ import json
 import math
 import os
 import resource
-from collections.abc import Iterator
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from atlas.telemetry import jsonl, room
 from atlas.telemetry.jsonl import JsonlError, JsonlWriter, read_jsonl
 
 
@@ -77,15 +80,109 @@ def test_a_damaged_inner_line_is_named(tmp_path: Path) -> None:
         read_jsonl(path)
 
 
-def test_a_row_that_does_not_fit_is_taken_back_and_the_next_starts_a_line(tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_wait_and_are_written_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with JsonlWriter(path) as writer:
         writer.append({"step": 1})
-        with file_size_limit(50), pytest.raises(OSError, match="File too large"):
+        with file_size_limit(50):
             writer.append({"step": 2, "text": "x" * 100})
-        assert path.read_bytes() == b'{"step":1}\n'
+            writer.append({"step": 3})
+            assert path.read_bytes() == b'{"step":1}\n'
+            assert writer.news() == [
+                "rows.jsonl cannot be written (File too large): its rows wait in memory until there is room"
+            ]
+            assert writer.news() == []
+        writer.append({"step": 4})
+        assert writer.news() == ["rows.jsonl can be written again: no row is lost"]
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3, 4]
+
+
+def test_the_memory_for_waiting_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MOST_WAITING_BYTES", 40)
+    path = tmp_path / "rows.jsonl"
+    writer = JsonlWriter(path)
+    with file_size_limit(5):
+        for step in (1, 2, 3):
+            writer.append({"step": step})
+        for step in (4, 5):
+            with pytest.raises(OSError, match="File too large; 3 rows wait in memory"):
+                writer.append({"step": step})
+    writer.close()
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
+
+
+def test_room_that_comes_back_while_the_file_is_closed_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    writer = JsonlWriter(path)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    with file_size_limit(5):
+        writer.append({"step": 1})
+        timer = threading.Timer(0.4, resource.setrlimit, (resource.RLIMIT_FSIZE, (hard, hard)))
+        timer.start()
+        writer.close()
+        timer.join()
+    assert read_jsonl(path) == [{"step": 1}]
+
+
+def test_rows_that_are_lost_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "ROOM_SECONDS", 0.1)
+    writer = JsonlWriter(tmp_path / "rows.jsonl")
+    with file_size_limit(5):
+        writer.append({"step": 1})
+        writer.append({"step": 2})
+        with pytest.raises(OSError, match="File too large; 2 rows are lost"):
+            writer.close()
+    writer.close()
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def remove_the_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+
+
+def replace_it(path: Path) -> None:
+    path.with_suffix(".new").write_text("something else\n", encoding="utf-8")
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [remove, remove_the_folder, move, replace_it])
+def test_a_file_that_is_gone_is_written_anew_with_the_next_row(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    path = tmp_path / "run" / "rows.jsonl"
+    path.parent.mkdir()
+    with JsonlWriter(path) as writer:
+        writer.append({"step": 1})
+        writer.append({"step": 2})
+        change(path)
         writer.append({"step": 3})
-    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+        assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
+        assert writer.news() == [f"{path} was removed or replaced by somebody else: it is written anew"]
+        change(path)
+        writer.retry()  # by a row of another file
+        assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
+
+
+def test_a_file_that_is_cut_is_noticed_and_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        for step in (1, 2, 3):
+            writer.append({"step": step})
+        os.truncate(path, 15)
+        writer.append({"step": 4})
+        assert writer.news() == ["rows.jsonl was cut by somebody else: rows before this one are missing"]
+    assert [row["step"] for row in read_jsonl(path)] == [1, 4]
+
+
+def test_a_pipe_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(OSError, match="not a regular file"):
+        JsonlWriter(tmp_path / "rows.jsonl")
 
 
 def test_writing_after_close_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import resource
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,19 +178,56 @@ def test_an_error_of_the_run_s_own_files_is_raised(tmp_path: Path) -> None:
         logger.open(RunInfo(folder=tmp_path, steps=1))
 
 
-def test_a_disk_that_takes_no_more_is_named_and_what_was_written_stays(tmp_path: Path) -> None:
-    logger = started(tmp_path, every=1)
+def test_a_disk_that_takes_no_more_is_told_once_and_what_waits_is_written_when_there_is_room(tmp_path: Path) -> None:
+    mirror = Recorder()
+    logger = started(tmp_path, mirror, every=1)
     logger.log_step(1, {"loss": 1.0})
     logger.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 20, hard))
     try:
-        logger.log_step(2, {"loss": 1.0})
-        with pytest.raises(TelemetryError, match=r"metrics\.jsonl cannot be written: File too large") as caught:
+        for step in (2, 3, 4):
+            logger.log_step(step, {"loss": 1.0})
+        assert steps_in(tmp_path) == [1]
+        assert [value for name, value in mirror.calls if name == "row"] == [1, 2, 3]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    logger.close("completed")
+    assert steps_in(tmp_path) == [1, 2, 3, 4]
+    assert [event["message"] for event in read_jsonl(tmp_path / "events.jsonl")] == [
+        "metrics.jsonl cannot be written (File too large): its rows wait in memory until there is room",
+        "metrics.jsonl can be written again: no row is lost",
+    ]
+
+
+def test_both_files_that_are_gone_are_told_with_the_next_row(tmp_path: Path) -> None:
+    run, mirror = tmp_path / "run", Recorder()
+    run.mkdir()
+    logger = started(run, mirror, every=1)
+    logger.log_step(1, {"loss": 1.0})
+    logger.event("probe", 1)
+    shutil.rmtree(run)
+    logger.log_step(2, {"loss": 1.0})
+    logger.flush()
+    assert steps_in(run) == [1, 2]
+    told = [event.get("message") for event in read_jsonl(run / "events.jsonl")]
+    removed = "was removed or replaced by somebody else: it is written anew"
+    assert told == [None, f"{run / 'metrics.jsonl'} {removed}", f"{run / 'events.jsonl'} {removed}"]
+    assert [value for name, value in mirror.calls if name == "event"] == ["probe", "warning", "warning"]
+
+
+def test_too_many_rows_that_wait_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.telemetry.jsonl.MOST_WAITING_BYTES", 100)
+    logger = started(tmp_path, every=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        logger.log_step(1, {"loss": 1.0})
+        message = r"metrics\.jsonl cannot be written: File too large; 0 rows wait in memory"
+        with pytest.raises(TelemetryError, match=message) as caught:
             logger.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EFBIG
     logger.close("failed")
-    assert steps_in(tmp_path) == [1]
