@@ -56,7 +56,7 @@ class DebugConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Choices):
     """One run. `data`, `optim` and `logger` are components: a `_target_` with its keyword arguments."""
 
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -26,6 +26,7 @@ from atlas.niah import probe_run
 from atlas.runs.build import build_data, load_checkpointed
 from atlas.runs.environment import git_revision, versions
 from atlas.runs.resume import flat
+from atlas.telemetry.jsonl import read_jsonl
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
 
@@ -92,6 +93,13 @@ def answer_loss(folder: Path) -> float:
     return mean(losses)
 
 
+def polarised_at_peak(folder: Path, settings: dict[str, Any]) -> float | None:
+    """Share of polarised gates in the last row written while the loss on them was at its peak; None without one."""
+    last = settings["train.gate.polarisation_hold"] * settings["train.steps"]
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if row["step"] <= last and "gate/polarised" in row]
+    return rows[-1]["gate/polarised"] if rows else None
+
+
 def collect(folders: Sequence[Path], samples: int) -> list[Run]:
     read = {folder: read_run(folder) for folder in folders}
     reference = next(iter(read.values()))[0]
@@ -104,6 +112,7 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
         changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
         control = memory_free.get(settings["seed"]) if settings["model.memory.enabled"] else None
         found = recall_of(folder, samples, control) if settings["model.memory.enabled"] else {}
+        found["polarised_peak"] = polarised_at_peak(folder, settings)
         if share := settings.get("data.recall_share_end"):
             found |= {"answer_loss": answer_loss(folder), "recall_share": share}
         runs.append(Run.of(changed, settings, summary, found))

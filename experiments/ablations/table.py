@@ -23,6 +23,7 @@ COLUMNS = (
 )
 
 
+GATES = ("setting", "seeds", "polarised at the peak", "polarised at the end", "standard deviation at the end")
 BESIDE_ATTENTION = ("setting", "seeds", "loss of text", "lower in", "loss of both", "lower in")
 
 
@@ -40,6 +41,9 @@ class Run:
     without: float | None  # the same needles, by the run of this seed that was trained without a memory
     chance: float | None
     needles: int
+    polarised_peak: float | None  # share of gates below 0.1 or above 0.9 where the loss on them last is at its peak
+    polarised_end: float | None
+    gate_std: float | None  # at the end
     trained_at: str  # revision
 
     @property
@@ -66,6 +70,9 @@ class Run:
             without=found.get("without"),
             chance=found.get("chance"),
             needles=found.get("needles", 0),
+            polarised_peak=found.get("polarised_peak"),
+            polarised_end=summary["gate_polarised"],
+            gate_std=summary["gate_std"],
             trained_at=summary["git"] or "unknown",
         )
 
@@ -92,7 +99,7 @@ def document(runs: Sequence[Run], record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     trained = _joined(sorted({run.trained_at for run in runs}))
     origin = f"Trained at revision {trained}, probed at {record['git'] or 'unknown'}; {versions}."
-    return "\n".join([*about, *lines, "", *_beside_attention(groups), "", origin, ""])
+    return "\n".join([*about, *lines, "", *_beside_attention(groups), "", *_gates(groups), "", origin, ""])
 
 
 def _beside_attention(groups: dict[str, list[Run]]) -> list[str]:
@@ -108,6 +115,17 @@ def _beside_attention(groups: dict[str, list[Run]]) -> list[str]:
             lower = sum(difference is not None and difference < 0 for difference in differences)
             cells += [_spread(differences, "+.4f"), f"{lower} of {len(pairs)}"]
         lines += [f"| {' | '.join(cells)} |"] if pairs else []
+    return lines
+
+
+def _gates(groups: dict[str, list[Run]]) -> list[str]:
+    lines = ["Gates below 0.1 or above 0.9; wanted >= 80% at the peak of the loss on them and >= 20% at the end:", ""]
+    lines += _head(GATES)
+    for setting, runs in groups.items():
+        cells = [setting, ", ".join(str(run.seed) for run in runs)]
+        cells += [_spread([getattr(run, name) for run in runs], ".1%") for name in ("polarised_peak", "polarised_end")]
+        cells.append(_spread([run.gate_std for run in runs], ".3f"))
+        lines += [f"| {' | '.join(cells)} |"] if runs[0].memory else []
     return lines
 
 

@@ -164,13 +164,14 @@ def _errors_of_forward(
         wanted = defined_sums(key, layer.persistent.keys, projector.per_key, period, plan.shard)
         sums.append(_relative_error((left.matrix, left.norm), wanted))
     outputs = []
+    mix, memory.mix = memory.mix, None  # the memory reads with q' alone: a lambda near 0 would hide it
     for raw in (_raw(projector), projector):
         recalled = []
         for form in (raw, DefinedProjector(raw)):
             memory.projector = form
             recalled.append(memory(x, before, 0, layer.persistent, plan, MemoryMode.learn)[0])
         outputs.append(_relative_error(recalled[:1], recalled[1:]))
-    memory.projector = projector
+    memory.projector, memory.mix = projector, mix
     return {"forward pass, sums": max(sums), "forward pass, output": max(outputs)}
 
 

@@ -106,6 +106,7 @@ def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: py
     recall = ["pairs=4", "queries=3", "sparse_queries=3", "sparse_share=0", "distance_min=8"]
     mixed = ["data=mixed", f"data.paths=[{text}]", *(f"data.recall.{setting}" for setting in recall)]
     common = [*(setting for setting in RUN if setting != "data=text"), *mixed, "train.steps=2", "checkpoint.every=2"]
+    common += ["telemetry.every=1", "train.gate.polarisation_hold=0.5"]
     settings: tuple[tuple[str, ...], ...] = (
         (),
         ("seed=1",),
@@ -126,7 +127,8 @@ def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: py
         "model.fusion=additive",
     ]
     assert [run["without"] is None for run in runs] == [False, True, True, False]  # a control of the same seed only
-    rows = [line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("|")][2:]
+    tables = [part for part in (tmp_path / "RESULTS.md").read_text().split("\n\n") if part.startswith("|")]
+    rows, attention, gates = ([line for line in table.splitlines() if line][2:] for table in tables)
     mean = (losses[0] + losses[1]) / 2
     assert f"| {mean:.4f} ({min(losses[:2]):.4f} to {max(losses[:2]):.4f}) | - |" in rows[0]
     share, answers = runs[3]["recall_share"], [run["answer_loss"] for run in runs]
@@ -134,12 +136,14 @@ def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: py
     text_cells, both_cells = (f"| {x[3]:.4f} | {x[3] - x[0]:+.4f} |" for x in (losses, both))
     assert rows[2].endswith(text_cells.removesuffix(" |") + " " + both_cells)
     beside = [f"{x[3] - x[2]:+.4f} | {int(x[3] < x[2])} of 1" for x in (losses, both)]  # attention alone
-    assert rows[-1] == f"| model.fusion=additive | 0 | {beside[0]} | {beside[1]} |"
-    assert rows[-2].startswith("| reference | 0 |")  # seed 1 has no run without a memory to be beside
+    assert attention[-1] == f"| model.fusion=additive | 0 | {beside[0]} | {beside[1]} |"
+    assert attention[-2].startswith("| reference | 0 |")  # seed 1 has no run without a memory to be beside
+    peak, end, std = (runs[3][name] for name in ("polarised_peak", "polarised_end", "gate_std"))
+    assert gates[1:] == [f"| model.fusion=additive | 0 | {peak:.1%} | {end:.1%} | {std:.3f} |"]
     capsys.readouterr()
     for arguments, message in (
         ([], "SWEEP=: must be one or more folders"),
-        ([str(tmp_path)], "must be the folder of a sweep of which a job has completed"),
+        ([str(text.parent)], "must be the folder of a sweep of which a job has completed"),
         ([str(tmp_path / "sweep"), "samples=0"], "samples=0: must be >= 1"),
     ):
         assert ablations(arguments) == 2

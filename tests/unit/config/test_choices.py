@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.config import ConfigError, RunConfig
+from atlas.config import ConfigError, MemoryConfig, ModelConfig, RunConfig
 from atlas.config.choices import Choices
 from atlas.generate import GenerationSettings
 
@@ -26,12 +26,16 @@ def choices(settings: type, prefix: str = "") -> Iterator[tuple[type, str, str, 
             yield settings, name, f"{prefix}{name}", kind
 
 
+NEEDED: dict[type, dict[str, Any]] = {
+    GenerationSettings: {"prompt": "x"},
+    RunConfig: {"model": ModelConfig(memory=MemoryConfig(enabled=False))},
+}
 ALL = [*choices(RunConfig), *choices(GenerationSettings)]
 each_choice = pytest.mark.parametrize(("settings", "name", "key", "kind"), ALL, ids=lambda value: str(value))
 
 
 def made(settings: type, **values: Any) -> Any:
-    return settings(**({"prompt": "x"} if settings is GenerationSettings else {}), **values)
+    return settings(**NEEDED.get(settings, {}), **values)
 
 
 @each_choice

@@ -136,6 +136,15 @@ def test_what_is_left_out_at_a_shard_boundary_is_named(
     assert [name for name in names if f"layer 1: {name} differs" not in told] == []
 
 
+def test_a_mix_that_has_learnt_nothing_hides_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("model.memory.qk_projection.mix=true")
+    mixes = [block.memory.mix for block in model.blocks]
+    assert judge(model).outcome is CheckOutcome.passed
+    assert all(block.memory.mix is mix for block, mix in zip(model.blocks, mixes, strict=True))
+    never_reset(monkeypatch)
+    assert "layer 1: forward pass, output differs" in " ".join(judge(model).evidence)
+
+
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [
