@@ -26,6 +26,7 @@ from atlas.niah import probe_run
 from atlas.runs.build import build_data, load_checkpointed
 from atlas.runs.environment import git_revision, versions
 from atlas.runs.resume import flat
+from atlas.sweeps.record import RECORD_FILE
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
@@ -49,7 +50,8 @@ def jobs(sweeps: Sequence[str]) -> list[Path]:
     """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
     found: list[Path] = []
     for sweep in sweeps:
-        folders = [path.parent for path in Path(sweep).rglob("summary.json")]
+        nested = (Path(sweep) / RECORD_FILE).is_file()  # any folder else may hold runs that were not asked for
+        folders = [path.parent for path in Path(sweep).glob("**/summary.json" if nested else "*/summary.json")]
         completed = [folder for folder in folders if read_run(folder)[1]["status"] == "completed"]
         require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")
         for left_out in sorted(set(folders) - set(completed)):

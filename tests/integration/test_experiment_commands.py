@@ -143,8 +143,8 @@ def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: py
     capsys.readouterr()
     for arguments, message in (
         ([], "SWEEP=: must be one or more folders"),
-        ([str(text.parent)], "must be the folder of a sweep of which a job has completed"),
+        ([str(tmp_path)], "must be the folder of a sweep of which a job has completed"),
         ([str(tmp_path / "sweep"), "samples=0"], "samples=0: must be >= 1"),
     ):
-        assert ablations(arguments) == 2
+        assert ablations([*arguments, f"folder={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
