@@ -25,7 +25,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from atlas.config import ConfigError, RunConfig, require
-from atlas.config.composition import CONF_DIR, register, to_run_config
+from atlas.config.composition import register, to_run_config
+from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.refusals import refuse
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say

@@ -29,6 +29,7 @@ from atlas.config.model import (
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
     CHANGEABLE,
+    MOST_THREADS,
     MOVABLE,
     DataChanged,
     DebugConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "C_L_OPTIONS",
     "JUDGED_TASK",
     "LEVELS",
+    "MOST_THREADS",
     "MOVABLE",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",

@@ -6,12 +6,15 @@ Their keys are those of the target's signature, less the arguments that the run 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Set
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from difflib import get_close_matches
+from functools import cache
 from pkgutil import resolve_name
 from typing import Any
 
 from atlas.config import ConfigError
+from atlas.config.files import CONF_DIR
 
 # What `build.py` hands to a component besides its keys in YAML.
 HANDED_OVER: Mapping[str, frozenset[str]] = {
@@ -19,7 +22,35 @@ HANDED_OVER: Mapping[str, frozenset[str]] = {
     "optim": frozenset({"model", "steps"}),
     "logger": frozenset(),
 }
+_TARGET = re.compile(r"^_target_: (\S+)", re.MULTILINE)
 _HYDRA_KEYS = frozenset({"_target_", "_args_", "_convert_", "_recursive_", "_partial_"})
+
+
+def require_trusted(key: str, node: Any, trust: Sequence[str]) -> None:
+    """Raise `ConfigError` where `node`, at `key`, names a target that is neither in `conf/` nor in a trusted module.
+
+    Nothing is imported: a run folder or an option file of a stranger is not executed unasked.
+    """
+    if isinstance(node, Mapping):
+        path = node.get("_target_")
+        ours = path in own_targets(key.partition(".")[0])
+        trusted = isinstance(path, str) and any(path == name or path.startswith(f"{name}.") for name in trust)
+        if "_target_" in node and not ours and not trusted:
+            module = str(path).rpartition(".")[0] or path
+            allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"
+            raise ConfigError(f"{key}._target_={path}: must be {allowed}")
+        for name, value in node.items():
+            require_trusted(f"{key}.{name}", value, trust)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            require_trusted(key, value, trust)
+
+
+@cache
+def own_targets(group: str) -> frozenset[str]:
+    """The targets that the options of a group name."""
+    files = sorted((CONF_DIR / group).rglob("*.yaml"))
+    return frozenset(found[1] for path in files if (found := _TARGET.search(path.read_text(encoding="utf-8"))))
 
 
 def check_component(key: str, settings: Mapping[str, Any], handed_over: frozenset[str] = frozenset(), /) -> None:

@@ -23,12 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 from atlas.config import RunConfig
-from atlas.config.components import HANDED_OVER, check_component
+from atlas.config.components import HANDED_OVER, check_component, require_trusted
+from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel carries the files inside the package; a checkout has them beside it.
-CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 GROUPS = {
     "model": "size and kind of the language model",
     "chunk_size": "chunks of the local memories, in tokens",
@@ -82,6 +80,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         _check_keys(composed, "")
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
+        for group in HANDED_OVER:
+            require_trusted(group, getattr(config, group), config.trust)
         for group, handed_over in HANDED_OVER.items():
             settings = getattr(config, group)
             if settings or group != "logger":
@@ -94,10 +94,15 @@ def save_config(config: RunConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError` and `OSError`."""
+def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
+    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError` and `OSError`.
+
+    `trust` is the reader's, never the file's: whoever sends a run does not say what may be executed here.
+    """
     with refuse(CONF_DIR):
-        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path)))  # type: ignore[arg-type]
+        content = read_yaml(path) | {"trust": list(trust)}
+        require_values(path, content)
+        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), content))  # type: ignore[arg-type]
 
 
 def options(group: str) -> list[str]:

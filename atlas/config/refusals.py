@@ -29,6 +29,8 @@ def refuse(conf_dir: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, conf_dir, overrides) from error
+    except RecursionError as error:
+        raise ConfigError("the settings must not be nested so deeply, nor refer to each other in a circle") from error
 
 
 def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> ConfigError:

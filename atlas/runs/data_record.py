@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import ConfigError, DataChanged, RunConfig
+from atlas.config.untrusted import read_json
 from atlas.data.corpus import Corpus
 from atlas.data.files import absolute
 
@@ -74,7 +75,7 @@ def _difference(before: Any, corpus: Corpus) -> str:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / DATA_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / DATA_FILE)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,10 +6,11 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError
 from atlas.config.untrusted import printable
@@ -64,6 +65,8 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
     with log_file(folder):
         log.error("the run failed", exc_info=error)
     if not (folder / CONFIG_FILE).exists():
+        with suppress(OmegaConfBaseException):
+            OmegaConf.resolve(composed)
         OmegaConf.save(composed, folder / CONFIG_FILE)
     summary = summary or RunSummary(str(folder), launcher=launcher)
     summary.status, summary.reason = "failed", reason(error)

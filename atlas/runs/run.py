@@ -73,7 +73,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
 def _identity(config: RunConfig, folder: Path) -> str:
     """The configuration's hash, for a run that goes on that of its first start: its text may lie elsewhere now."""
     frozen = folder / CONFIG_FILE
-    return config_hash(load_config(frozen) if config.resume is not None and frozen.exists() else config)
+    return config_hash(load_config(frozen, config.trust) if config.resume is not None and frozen.exists() else config)
 
 
 def _kernel_notices() -> list[str]:

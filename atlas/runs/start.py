@@ -30,7 +30,7 @@ def starting_point(
     taken = frozen.exists() and config.resume is None
     require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
     if frozen.exists():
-        refuse_other_settings(flat(asdict(config)), flat(asdict(load_config(frozen))), folder)
+        refuse_other_settings(flat(asdict(config)), flat(asdict(load_config(frozen, config.trust))), folder)
     if config.resume is None:
         notices = _take_weights(config, state)  # before anything is written
         _lock(folder, checkpoints)

@@ -8,7 +8,8 @@ import pytest
 
 import atlas
 from atlas.config import C_G, C_L_OPTIONS, PERSISTENT_KEYS, S_L, DeviceKind, K
-from atlas.config.composition import CONF_DIR, GROUPS, load_config, options, save_config
+from atlas.config.composition import GROUPS, load_config, options, save_config
+from atlas.config.files import CONF_DIR
 
 EVERY_OPTION = [(group, option) for group in GROUPS for option in options(group)]
 
