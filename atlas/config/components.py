@@ -8,13 +8,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_type_hints
 
 from atlas.config import ConfigError
 from atlas.config.files import CONF_DIR
+from atlas.config.values import check_value
 
 # What `build.py` hands to a component besides its keys in YAML.
 HANDED_OVER: Mapping[str, frozenset[str]] = {
@@ -54,8 +56,12 @@ def own_targets(group: str) -> frozenset[str]:
 
 
 def check_component(key: str, settings: Mapping[str, Any], handed_over: frozenset[str] = frozenset(), /) -> None:
-    """Raise `ConfigError` where `settings`, found at `key`, do not fit the signature of their `_target_`."""
-    parameters = inspect.signature(_target(key, settings)).parameters
+    """Raise `ConfigError` where `settings`, found at `key`, do not fit the signature of their `_target_`.
+
+    Types and ranges are those of its annotations (`values.py`); a parameter without one takes anything.
+    """
+    target = _target(key, settings)
+    parameters, kinds = inspect.signature(target).parameters, _annotations(target)
     named = {name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in settings.items():
@@ -67,9 +73,20 @@ def check_component(key: str, settings: Mapping[str, Any], handed_over: frozense
             raise ConfigError(f"{key}.{name}={value}: must be {_one_of(key, name, named - handed_over)}")
         if isinstance(value, Mapping) and "_target_" in value:
             check_component(f"{key}.{name}", value)
+        if name in kinds:
+            check_value(f"{key}.{name}", value, kinds[name])
     required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
     for name in sorted(required - handed_over - set(settings)):
         raise ConfigError(f"{key}.{name}: must be set, {settings['_target_']} needs it")
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a class's constructor or of a function; {} where they cannot be evaluated."""
+    plain_class = inspect.isclass(target) and not is_dataclass(target)
+    try:
+        return get_type_hints(target.__init__ if plain_class else target, include_extras=True)
+    except (NameError, TypeError):  # of a component of the user's: a name that only type checkers import
+        return {}
 
 
 def _one_of(key: str, name: str, known: Set[str]) -> str:

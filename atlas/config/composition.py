@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from atlas.config import RunConfig
+from atlas.config import RunConfig, require
 from atlas.config.components import HANDED_OVER, check_component, require_trusted
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
@@ -80,6 +81,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         _check_keys(composed, "")
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
+        _check_numbers(config, "")
         for group in HANDED_OVER:
             require_trusted(group, getattr(config, group), config.trust)
         for group, handed_over in HANDED_OVER.items():
@@ -109,6 +111,18 @@ def options(group: str) -> list[str]:
     """Names of a group's options, numbers in their natural order: c8 before c16."""
     names = [path.stem for path in (CONF_DIR / group).glob("*.yaml")]
     return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+
+
+def _check_numbers(settings: Any, prefix: str) -> None:
+    """Refuse numbers that no range of a setting means to take: not finite, or beyond 64 bits."""
+    for name, value in vars(settings).items():
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float):
+                require(isfinite(number), f"{prefix}{name}", value, "finite")
+            elif isinstance(number, int):
+                require(-(2**63) <= number < 2**63, f"{prefix}{name}", value, "in [-2**63, 2**63)")
 
 
 def _check_keys(node: DictConfig, prefix: str) -> None:

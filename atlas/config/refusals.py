@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError, RunConfig
+from atlas.config.values import describe
 
 
 @contextmanager
@@ -86,7 +85,7 @@ def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> C
     if override and full_key:
         wanted = dict(_schema_keys(RunConfig, "")).get(re.sub(r"\[\d+\]$", "", full_key[1]))
         if wanted is not None:
-            return ConfigError(f"{override[1]}: must be {_allowed(wanted)}")
+            return ConfigError(f"{override[1]}: must be {describe(wanted)}")
     return ConfigError(f"{_one_line(error)}: {_one_line(cause)}" if cause else _one_line(error))
 
 
@@ -95,25 +94,6 @@ def _schema_keys(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{name}", kind
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from _schema_keys(kind, f"{prefix}{name}.")
-
-
-def _allowed(kind: Any) -> str:
-    """What a value of this type looks like, in words."""
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_allowed(member) for member in typing.get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return f"one of {', '.join(kind.__members__)}"
-    if typing.get_origin(kind) is list:
-        examples = {int: "[8,16]", float: "[0.25,0.5]", str: "[a,b]"}
-        return f"a list, such as {examples[typing.get_args(kind)[0]]}"
-    words = {
-        int: "an integer, such as 1000",
-        float: "a number",
-        bool: "true or false",
-        str: "a text",
-        type(None): "null",
-    }
-    return words.get(kind, "an option of the group, or keys as {key: value}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -182,12 +182,25 @@ def test_an_override_that_cannot_be_read_is_refused(override: str, message: str)
         ("~data.validation_share", "data.validation_share: must be set, atlas.data.mixed.MixedData needs it"),
         ("+optim.momentum=0.9", "optim.momentum=0.9: must be a key of optim: betas, lr, lr_min_ratio, "),
         ("~optim", "optim._target_=None: must be the dotted name of a class or function"),
-        ("data._target_=nowhere.Data", "data._target_=nowhere.Data: must be the name of a class or function (No mod"),
-        ("data._target_=atlas.config.K", "data._target_=atlas.config.K: must be the name of a class or function"),
+        (
+            "data._target_=nowhere.Data",
+            "data._target_=nowhere.Data: must be a component of atlas, unless it is code that you trust to be executed:"
+            " trust=[nowhere]",
+        ),
+        (
+            "data._target_=nowhere.Data trust=[nowhere]",
+            "data._target_=nowhere.Data: must be the name of a class or function (No module named 'nowhere')",
+        ),
+        (
+            "data._target_=atlas.config.K trust=[atlas.config]",
+            "data._target_=atlas.config.K: must be the name of a class or function",
+        ),
+        ("data._target_=nowhere.Data trust=[nowher]", "data._target_=nowhere.Data: must be a component of atlas,"),
+        ("data._target_=5", "data._target_=5: must be a component of atlas,"),
     ],
 )
 def test_a_component_that_does_not_fit_its_target_is_refused(override: str, message: str) -> None:
-    assert refusal(override).startswith(message)
+    assert refusal(*override.split()).startswith(message)
 
 
 def test_a_key_of_another_option_is_not_suggested_as_itself() -> None:
