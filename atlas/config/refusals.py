@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shlex
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,7 +42,14 @@ def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> 
         options = sorted(error.options, key=lambda name: (len(name), name))
         return ConfigError(f"{group}={option}: must be one of {', '.join(options)}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override}: must be written KEY=VALUE or GROUP=OPTION (quote special characters)")
+        allowed = "written KEY=VALUE or GROUP=OPTION (quote special characters)"
+        if os.path.isdir(error.override):  # noqa: PTH112 (a long text is no error)
+            allowed = f"resume={error.override} to continue that run (python -m atlas.niah, generate or report read it)"
+        key, _, value = error.override.partition("=")
+        if value and not set("\"'[]{}()") & set(value):
+            quoted = shlex.quote(f'{key}="{value}"')
+            allowed += f", here {quoted}"
+        return ConfigError(f"{error.override}: must be {allowed}")
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error, conf_dir)
     if "Config group override must be a string" in str(error):  # Hydra does not say which
@@ -57,10 +67,32 @@ def unknown_key(override: str, conf_dir: Path) -> ConfigError:
     known = known_keys(conf_dir)
     near = get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if full := in_full(override, conf_dir):
+        hint = f"; did you mean {' or '.join(full)}?"
     if key in known:
         hint = f"; another option of {key.partition('.')[0]} has it"
     listing = "hydra" if key.startswith("hydra.") else "job"
     return ConfigError(f"{override}: must be a key that exists (--cfg {listing} lists them){hint}")
+
+
+def in_full(override: str, conf_dir: Path) -> list[str]:
+    """The override with every full key whose last word it gives: `optim.lr=0.01` for `lr=0.01`."""
+    word, known = override.partition("=")[0], known_keys(conf_dir)
+    longer = [key for key in known if key.endswith(f".{word}")]
+    return [key.removesuffix(word) + override for key in longer]
+
+
+def refuse_flags(arguments: Sequence[str], conf_dir: Path) -> None:
+    """Raise `ConfigError` for `--steps=100`: settings are written without dashes."""
+    flags = [text for action in get_args_parser()._actions for text in action.option_strings]
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if argument.startswith("--") and not any(flag.startswith(name) for flag in flags):
+            key = name.removeprefix("--").replace("-", "_")
+            plain = f"{key}={value or 'VALUE'}"
+            keys = [plain] if key in known_keys(conf_dir) else in_full(plain, conf_dir)
+            allowed = f"written {' or '.join(keys)}" if keys else "one of the flags that --hydra-help shows"
+            raise ConfigError(f"{argument}: must be {allowed}")
 
 
 def known_keys(conf_dir: Path) -> list[str]:

@@ -23,7 +23,7 @@ def run_folder(resume: str) -> Path:
 
     Raises `ConfigError` where there is no run.
     """
-    path = Path(resume).resolve()
+    path = Path(resume).expanduser().resolve()
     for folder in (path, path.parent.parent):
         if (folder / CONFIG_FILE).is_file():
             return folder

@@ -34,7 +34,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     value = chosen[-1].partition("=")[2].strip("'\"") if chosen else "null"
     if value == "null" or not {"-c", "--cfg"}.isdisjoint(arguments):
         return list(arguments)
-    folder = Path(value)
+    folder = Path(value).expanduser()
     record = read_record(folder, KEY)
     for override in (*record.task, *record.hydra):
         if override not in arguments and not _harmless(override):
