@@ -177,7 +177,7 @@ def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name == f"atlas_memory-{atlas.__version__}-py3-none-any.whl"
+    assert wheel.name == f"atlas_test_time_memory-{atlas.__version__}-py3-none-any.whl"
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
     code = "import atlas, atlas.config.composition as c; print(c.CONF_DIR); print(atlas.compose(['chunk_size=set_c']))"
