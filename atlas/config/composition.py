@@ -23,7 +23,7 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from atlas.config import RunConfig, require
+from atlas.config import ConfigError, RunConfig, require
 from atlas.config.components import HANDED_OVER, check_component, require_trusted
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
@@ -97,12 +97,15 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
-    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError` and `OSError`.
+    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError`.
 
     `trust` is the reader's, never the file's: whoever sends a run does not say what may be executed here.
     """
     with refuse(CONF_DIR):
-        content = read_yaml(path) | {"trust": list(trust)}
+        try:
+            content = read_yaml(path) | {"trust": list(trust)}
+        except OSError as error:
+            raise ConfigError(f"{path}: must be a file that can be read ({error.strerror})") from error
         require_values(path, content)
         return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), content))  # type: ignore[arg-type]
 
