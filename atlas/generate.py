@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from atlas.config import MOST_THREADS, VOCABULARY, ConfigError, DeviceConfig, DeviceKind, require
 from atlas.config.arguments import names, read_device, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
+from atlas.config.path_overrides import expanded
 
 if TYPE_CHECKING:
     from atlas.models.plan import ChunkPlan
@@ -95,7 +95,7 @@ class GenerationSettings(Choices):
             return os.fsencode(self.prompt)  # an argument that is not UTF-8 comes through as it was typed
         try:
             piped = self.prompt_file == "-"
-            content = sys.stdin.buffer.read() if piped else Path(self.prompt_file).read_bytes()
+            content = sys.stdin.buffer.read() if piped else expanded(self.prompt_file).read_bytes()
         except OSError as error:
             allowed = f"a file that can be read ({error.strerror})"
             raise ConfigError(f"prompt_file={self.prompt_file}: must be {allowed}") from error

@@ -59,7 +59,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
 
     model, trained, manifest = load_checkpointed(path, trust)
     config = with_overrides(trained, [text for text in settings if _name(text) not in own])
-    loaded = [load_checkpointed(Path(path).expanduser(), trust) for path in controls]
+    loaded = [load_checkpointed(path, trust) for path in controls]
     for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
     device, _ = prepare_device(chosen)

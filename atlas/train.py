@@ -28,6 +28,7 @@ from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import register, to_run_config
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
+from atlas.config.path_overrides import quoted, readable
 from atlas.config.refusals import refuse, refuse_flags
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
@@ -35,7 +36,7 @@ from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
-from atlas.sweeps.resumption import full_command, quoted
+from atlas.sweeps.resumption import full_command
 from atlas.telemetry.sinks import SweepJob
 
 
@@ -79,7 +80,7 @@ def main() -> int:
     try:
         with handled_by(interrupt):
             refuse_flags(sys.argv[1:], CONF_DIR)
-            arguments = full_command(sys.argv[1:])
+            arguments = full_command(readable(sys.argv[1:]))
             require_installed(arguments)
             with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
                 _start()

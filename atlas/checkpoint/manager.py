@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class CheckpointManager:
     Kept are the newest `keep`, the one with the lowest `validation_loss`, the newest healthy one (a rollback would use
     it) and the one named by `protect`; one of a stop (`health["stopped"]`) only until the next one is saved. Only a
     process that holds the lock writes; reading needs no lock.
-    With a `config_hash`, checkpoints of another one are passed over like damaged ones, and those without all `parts`.
+    With a `config_hash`, checkpoints of another one are passed over like damaged ones, except those of `former_hashes`,
+    and those without all `parts`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class CheckpointManager:
         config_hash: str = "",
         versions: Mapping[str, str] | None = None,
         parts: tuple[str, ...] = (),
+        former_hashes: Collection[str] = (),
     ) -> None:
         self.root = Path(root)
         self.every = every
@@ -79,6 +81,7 @@ class CheckpointManager:
         self.config_hash = config_hash
         self.versions = dict(versions or {})
         self.parts = parts
+        self.former_hashes = former_hashes
         self.skipped: Skipped = ()  # by the last `load` or `rollback`
         self._protected: int | None = None
         self._lock: RunLock | None = None
@@ -256,7 +259,7 @@ class CheckpointManager:
                     continue
                 if healthy and not manifest.healthy:
                     raise UnsoundError(f"not healthy: {manifest.health}")
-                if self.config_hash and manifest.config_hash not in ("", self.config_hash):
+                if self.config_hash and manifest.config_hash not in ("", self.config_hash, *self.former_hashes):
                     raise UnsoundError(f"of a run of other settings, with config hash {manifest.config_hash}")
                 payload = read_state(manifest, self.parts)
             except UnsoundError as error:

@@ -7,6 +7,7 @@ This package imports no torch, so that `--help`, `--cfg job` and a refused value
 from __future__ import annotations
 
 from atlas.config.calibration import CalibrationConfig
+from atlas.config.continuing import CHANGEABLE
 from atlas.config.errors import ConfigError, require
 from atlas.config.levels import LEVELS, RECALL, Level, Unit
 from atlas.config.model import (
@@ -28,10 +29,7 @@ from atlas.config.model import (
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
-    CHANGEABLE,
     MOST_THREADS,
-    MOVABLE,
-    DataChanged,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -58,7 +56,6 @@ __all__ = [
     "JUDGED_TASK",
     "LEVELS",
     "MOST_THREADS",
-    "MOVABLE",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",
     "RECALL",
@@ -69,7 +66,6 @@ __all__ = [
     "CheckpointConfig",
     "ChunkSizeConfig",
     "ConfigError",
-    "DataChanged",
     "DebugConfig",
     "DeviceConfig",
     "DeviceKind",

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from enum import Enum
-from pathlib import Path
 from typing import Any, TypeVar
 
 from atlas.config import ConfigError, DeviceConfig, require
 from atlas.config.console import OutputError, tell
+from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 
 Settings = TypeVar("Settings")
@@ -54,7 +54,7 @@ def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str
             raise ConfigError(f"{argument}: must be written {plain if '=' in plain else f'{plain}=VALUE'}: {usage}")
     folders = [argument for argument in arguments if _is_folder(argument)]
     require(len(folders) == 1, "RUN", " ".join(folders), f"one run or checkpoint folder: {usage}")
-    return str(Path(folders[0]).expanduser()), [argument for argument in arguments if not _is_folder(argument)]
+    return str(expanded(folders[0])), [argument for argument in arguments if not _is_folder(argument)]
 
 
 def _is_folder(argument: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shlex
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError, RunConfig
+from atlas.config.path_overrides import shell_example
 from atlas.config.values import describe
 
 
@@ -42,13 +42,9 @@ def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> 
         options = sorted(error.options, key=lambda name: (len(name), name))
         return ConfigError(f"{group}={option}: must be one of {', '.join(options)}")
     if isinstance(error, OverrideParseException):
-        allowed = "written KEY=VALUE or GROUP=OPTION (quote special characters)"
+        allowed = f"written KEY=VALUE or GROUP=OPTION ({_quoting(error.override)})"
         if os.path.isdir(error.override):  # noqa: PTH112 (a long text is no error)
             allowed = f"resume={error.override} to continue that run (python -m atlas.niah, generate or report read it)"
-        key, _, value = error.override.partition("=")
-        if value and not set("\"'[]{}()") & set(value):
-            quoted = shlex.quote(f'{key}="{value}"')
-            allowed += f", here {quoted}"
         return ConfigError(f"{error.override}: must be {allowed}")
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error, conf_dir)
@@ -109,7 +105,7 @@ def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> C
     if found := re.match(r"Could not override '.*'\.\nTo append to your config use \+(.*)", message):
         return unknown_key(found[1], conf_dir)
     if found := re.match(r"Ambiguous value for argument '(.*)'", message):
-        return ConfigError(f"{found[1]}: must be one value; add -m to sweep over several")
+        return ConfigError(f"{found[1]}: must be one value; add -m to sweep over several ({_quoting(found[1])})")
     if found := re.match(r"Multiple values for (\S+)\.", message):
         return ConfigError(f"{found[1]}: must be given once, as {found[1]}=OPTION without +")
     override = re.match(r"Error merging override (.*)", message)
@@ -119,6 +115,13 @@ def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> C
         if wanted is not None:
             return ConfigError(f"{override[1]}: must be {describe(wanted)}")
     return ConfigError(f"{_one_line(error)}: {_one_line(cause)}" if cause else _one_line(error))
+
+
+def _quoting(override: str) -> str:
+    """How to write a value with characters that mean something to Hydra."""
+    if "=" not in override:
+        return "quote special characters"
+    return f"quote special characters: {shell_example(override)}"
 
 
 def _schema_keys(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -15,29 +15,7 @@ from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
-# May differ when a run is continued: where and how often something is written, not its numbers.
-CHANGEABLE = (
-    "logger",
-    "telemetry",
-    "checkpoint",
-    "device.threads",
-    "device.kernels",
-    "debug",
-    "resume",
-    "sweep",
-    "data_changed",
-    "trust",
-)
-# May differ as well, as long as the text is the same: where it lies.
-MOVABLE = "data.paths"
 MOST_THREADS = 1024  # a machine that cannot start so many ends the process
-
-
-class DataChanged(StrEnum):
-    """What a run does that goes on and finds other text than it was trained on."""
-
-    refuse = "refuse"
-    accept = "accept"
 
 
 class DeviceKind(StrEnum):
@@ -90,7 +68,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     chunk_size: ChunkSizeConfig = field(default_factory=ChunkSizeConfig)
     data: dict[str, Any] = field(default_factory=dict)
-    data_changed: DataChanged = DataChanged.refuse
+    accept_changed_data: bool = False  # a run that goes on may find another text than it was trained on
     optim: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)

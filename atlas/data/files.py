@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from atlas.config import ConfigError, require
+from atlas.config.path_overrides import expanded
 
 # Compressed files that may hold no NUL byte near their start; others (gzip, xz, zip) are known by one.
 COMPRESSED = {
@@ -63,7 +64,7 @@ def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], 
 
 def absolute(pattern: str) -> Path:
     """The pattern from the root on, `~` replaced."""
-    return Path.cwd() / os.path.expanduser(pattern)  # noqa: PTH111 (leaves the name of an unknown user as it is)
+    return Path.cwd() / expanded(pattern)
 
 
 def _files(listed: Sequence[str]) -> str:

@@ -13,13 +13,13 @@ class CacheError(Exception):
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/atlas/kernels` or `~/.cache/atlas/kernels`, made if it is not there. Raises `CacheError`."""
-    named = os.environ.get("XDG_CACHE_HOME")
+    named, home = os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME")
     try:
-        base = Path(named) if named else Path.home() / ".cache"
+        base = Path(named) if named else (Path.home() if home is None else Path(home)) / ".cache"
     except RuntimeError as error:
         raise CacheError(f"no folder for the cache, set XDG_CACHE_HOME: {error}") from error
     if not base.is_absolute():
-        source = f"XDG_CACHE_HOME={named}" if named else f"HOME={os.environ.get('HOME', '')}"
+        source = f"XDG_CACHE_HOME={named}" if named else f"HOME={home}"
         raise CacheError(f"no folder for the cache: {source} must be an absolute path")
     base = base.resolve()
     folder = base / "atlas" / "kernels"

@@ -11,12 +11,13 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch.library import custom_op
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from atlas.kernels.library import library, loaded
@@ -28,17 +29,38 @@ STRIDES = 3  # of a `Tensor` in matrix.h, besides the width, whose stride is 1
 # order of the structure of the same name in the C++ source, where `threads` comes before them.
 Shapes = dict[str, tuple[int, ...] | None]
 
+NOTHING = (0,) * (1 + STRIDES)  # a `Tensor` that is left out
+PLAIN = torch.empty(0, dtype=torch.float32, device="cpu")  # what results are made like
+MOST_PLANS = 512  # of a kernel
+
 
 def takes(*tensors: Tensor, widths: Iterable[int]) -> bool:
     """Whether there are kernels, and they take such tensors: strided float32 on a CPU, widths of whole granules."""
     if any(width <= 0 or width % GRANULE for width in widths):
         return False
     for part in tensors:
-        if part.dtype is not torch.float32 or part.device.type != "cpu" or part.layout is not torch.strided:
+        if part.dtype is not torch.float32 or not part.is_cpu or part.layout is not torch.strided:
             return False
-        if type(part) is not Tensor and is_traceable_wrapper_subclass(part):  # a DTensor, for example
+        if type(part) not in (Tensor, Parameter) and is_traceable_wrapper_subclass(part):  # a DTensor, for example
             return False
     return library() is not None
+
+
+class _Described(NamedTuple):
+    """What is expected of an input, or made for a result."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    strides: tuple[int, ...]  # of a contiguous tensor, as `Tensor` of matrix.h has them
+
+
+class _Plan(NamedTuple):
+    """What a call needs besides its tensors. The same sizes come again and again."""
+
+    sizes: bytes  # as the structure of the C++ source, `threads` included
+    inputs: list[_Described]
+    results: list[_Described]
+    packs: tuple[struct.Struct, struct.Struct]  # of inputs and results: arrays of `Tensor`
 
 
 @dataclass(frozen=True)
@@ -56,52 +78,84 @@ class Kernel:
     optional: frozenset[str] = field(default_factory=frozenset)  # inputs that may be None whatever the sizes
     masks: frozenset[str] = field(default_factory=frozenset)  # inputs that are bool, others are float32
     zeroed: bool = False  # the results start at zero
+    plans: dict[Any, _Plan] = field(default_factory=dict, compare=False)
 
     def __call__(self, sizes: Any, *given: Tensor | None) -> list[Tensor | None]:
         """Raises `ValueError` for sizes and tensors that the kernel cannot take."""
-        if min(sizes) < 0 or any(getattr(sizes, width) % GRANULE for width in self.widths):
-            raise ValueError(f"{self.name}: {sizes}, widths must be multiples of {GRANULE}")
-        shapes = self.inputs(sizes)
-        if len(given) != len(shapes):
-            raise ValueError(f"{self.name}: {len(given)} tensors, must be {len(shapes)}")
-        held = [self._laid_out(*pair, tensor) for pair, tensor in zip(shapes.items(), given, strict=True)]
-        results = self.empty(sizes)
-        if getattr(loaded(), self.name)(_packed(sizes), _described(held), _described(results)):
+        plan = self._plan(sizes)
+        if len(given) != len(plan.inputs):
+            raise ValueError(f"{self.name}: {len(given)} tensors, must be {len(plan.inputs)}")
+        held: list[Tensor | None] = []
+        numbers: list[int] = []
+        for expected, tensor in zip(plan.inputs, given, strict=True):
+            tensor = self._laid_out(expected, tensor)
+            held.append(tensor)
+            if tensor is None:
+                numbers += NOTHING
+            elif tensor.is_contiguous():
+                numbers += (tensor.data_ptr(), *expected.strides)
+            else:
+                numbers += (tensor.data_ptr(), *_padded(tensor.stride()))
+        make = PLAIN.new_zeros if self.zeroed else PLAIN.new_empty
+        results = [None if made.shape is None else make(made.shape) for made in plan.results]
+        addresses: list[int] = []
+        for made, tensor in zip(plan.results, results, strict=True):
+            addresses += NOTHING if tensor is None else (tensor.data_ptr(), *made.strides)
+        packed = plan.packs[0].pack(*numbers), plan.packs[1].pack(*addresses)
+        if getattr(loaded(), self.name)(plan.sizes, *packed):
             raise MemoryError(f"{self.name}: no memory for its working space")
         return results
 
     def empty(self, sizes: Any) -> list[Tensor | None]:
-        """The results before the call. Also right for symbolic sizes and fake tensors."""
-        make = torch.zeros if self.zeroed else torch.empty
+        """The results before the call, for symbolic sizes and fake tensors too."""
         shapes = self.results(sizes).values()
-        return [None if shape is None else make(shape, dtype=torch.float32, device="cpu") for shape in shapes]
+        return [None if shape is None else torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
 
-    def _laid_out(self, name: str, shape: tuple[int, ...] | None, tensor: Tensor | None) -> Tensor | None:
+    def _plan(self, sizes: Any) -> _Plan:
+        key = sizes, torch.get_num_threads()
+        if (found := self.plans.get(key)) is not None:
+            return found
+        if min(sizes) < 0 or any(getattr(sizes, width) % GRANULE for width in self.widths):
+            raise ValueError(f"{self.name}: {sizes}, widths must be multiples of {GRANULE}")
+        inputs, results = (
+            [_Described(name, shape, _contiguous(shape)) for name, shape in shapes.items()]
+            for shapes in (self.inputs(sizes), self.results(sizes))
+        )
+        packs = struct.Struct(f"{len(NOTHING) * len(inputs)}q"), struct.Struct(f"{len(NOTHING) * len(results)}q")
+        if len(self.plans) >= MOST_PLANS:
+            self.plans.clear()
+        return self.plans.setdefault(key, _Plan(_packed(sizes), inputs, results, packs))
+
+    def _laid_out(self, expected: _Described, tensor: Tensor | None) -> Tensor | None:
+        name, shape, _ = expected
         if tensor is None:
             if shape is not None and name not in self.optional:
                 raise ValueError(f"{self.name}: {name} is missing")
             return None
         dtype = torch.bool if name in self.masks else torch.float32
-        if shape is None or tensor.shape != shape or tensor.dtype is not dtype or tensor.device.type != "cpu":
+        if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_cpu:
             wanted = "left out" if shape is None else f"{dtype} {list(shape)} on cpu"
             found = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device.type}"
             raise ValueError(f"{self.name}: {name} is {found}, must be {wanted}")
-        tensor = tensor.resolve_conj().resolve_neg()
-        if name in self.strided and tensor.stride(-1) == 1:
+        if tensor.is_neg():
+            tensor = tensor.resolve_neg()
+        if tensor.is_contiguous() or (name in self.strided and tensor.stride(-1) == 1):
             return tensor
         return tensor.contiguous()
 
 
-def _described(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_int64]:
-    """As an array of `Tensor` of matrix.h. Whoever calls this must hold the tensors for as long as it is used."""
-    numbers: list[int] = []
-    for tensor in tensors:
-        if tensor is None:
-            numbers += [0] * (1 + STRIDES)
-        else:
-            strides = tensor.stride()[:STRIDES]
-            numbers += (tensor.data_ptr(), *strides, *[0] * (STRIDES - len(strides)))
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+def _contiguous(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape or ()):
+        strides.append(step)
+        step *= size
+    return _padded(strides[::-1])
+
+
+def _padded(strides: Sequence[int]) -> tuple[int, ...]:
+    return (*strides[:STRIDES], *[0] * (STRIDES - len(strides)))
 
 
 def floats(name: str, sizes: Any) -> int:
@@ -122,28 +176,26 @@ def operator(
     schema: str,
     kernel: Kernel,
     arguments: Callable[..., tuple[Any, Sequence[Tensor | None]]],
-    hidden: Callable[..., tuple[str, ...]] = lambda *_: (),
+    hidden: Callable[..., int] = lambda *_: 0,
 ) -> CustomOpDef:
     """A kernel as an operator `atlas::...` of PyTorch, which compilers, exporters and fake tensors can see.
 
     `arguments` makes the kernel's sizes and tensors of the operator's arguments. Results that the sizes leave out are
-    not returned, nor are those whose name begins as one of `hidden`.
+    not returned, nor are the last ones, as many as `hidden` says for sizes and arguments.
     """
     name, _, signature = schema.partition("(")
 
-    def returned(given: Any, sizes: Any, results: list[Tensor | None]) -> Any:
-        unseen = hidden(*given)
-        pairs = zip(kernel.results(sizes), results, strict=True)
-        found = [part for name, part in pairs if part is not None and not (unseen and name.startswith(unseen))]
+    def returned(results: list[Tensor | None], unseen: int) -> Any:
+        found = [part for part in results[: len(results) - unseen] if part is not None]
         return found if schema.endswith("[]") else tuple(found) if schema.endswith(")") else found[0]
 
     def run(*given: Any) -> Any:
         sizes, tensors = arguments(*given)
-        return returned(given, sizes, kernel(sizes, *tensors))
+        return returned(kernel(sizes, *tensors), hidden(sizes, *given))
 
     def fake(*given: Any) -> Any:
         sizes, _ = arguments(*given)
-        return returned(given, sizes, kernel.empty(sizes))
+        return returned(kernel.empty(sizes), hidden(sizes, *given))
 
     defined = custom_op(f"atlas::{name}", run, mutates_args=(), device_types="cpu", schema=f"({signature}")
     defined.register_fake(fake)

@@ -25,7 +25,7 @@ def causal_convolution(x: Tensor, weight: Tensor) -> Tensor:
 
     Raises `ValueError` for other shapes.
     """
-    if x.dim() != 3 or weight.dim() != 2 or not 1 <= len(weight) <= x.shape[1] or x.shape[2] != weight.shape[1]:
+    if x.dim() != 3 or weight.dim() != 2 or not 0 < len(weight) <= x.shape[1] + 1 or x.shape[2] != weight.shape[1]:
         raise ValueError(f"causal_convolution: x is {list(x.shape)}, weight is {list(weight.shape)}")
     out: Tensor = BlockwiseConvolution.apply(x, weight)  # type: ignore[no-untyped-call]
     return out

@@ -14,6 +14,7 @@ from pathlib import Path
 from atlas.config import require
 from atlas.config.arguments import run_command
 from atlas.config.console import PROGRESS_SECONDS, progress, tell
+from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 from atlas.report.writing import write_report
 
@@ -39,11 +40,11 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path | None]:
         key, _, value = argument.partition("=")
         if key == "target":
             require(bool(value) and target is None, "target", value, "one folder")
-            target = Path(value).expanduser()
+            target = expanded(value)
         else:
             known = not argument.startswith("-") and (key == argument or Path(argument).exists() or "/" in argument)
             require(known, key, value, f"left out: {USAGE}")
-            folders.append(Path(argument).expanduser())
+            folders.append(expanded(argument))
     return folders, target
 
 

@@ -12,7 +12,17 @@ from hydra.utils import instantiate
 
 from atlas.checkpoint.contents import MODEL
 from atlas.checkpoint.manifest import Manifest
-from atlas.config import VOCABULARY, DeviceConfig, DeviceKind, Kernels, NIAHConfig, Precision, RunConfig, require
+from atlas.config import (
+    RECALL,
+    VOCABULARY,
+    DeviceConfig,
+    DeviceKind,
+    Kernels,
+    NIAHConfig,
+    Precision,
+    RunConfig,
+    require,
+)
 from atlas.config.composition import load_config
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
@@ -29,7 +39,7 @@ from atlas.training.optimizer import ScheduledOptimizer
 
 UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # where training shows none
 PROBE_VALIDATION_SHARE = 0.1  # of the standard library, where the data brings no text
-TEXT_TASKS = frozenset({"text", "ruler"})  # of the recall level, see `build_questions`
+NO_TEXT_TASKS = frozenset({"single", "multi_key", "multi_query", "mqar"})  # of the recall level, see `build_questions`
 
 
 def build_model(config: RunConfig) -> AtlasModel:
@@ -94,7 +104,7 @@ def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
 
 def reads_text(niah: NIAHConfig) -> bool:
     """Whether a probe needs text: for the keys of the key levels, or as the haystack of a task of recall."""
-    return niah.levels != ["recall"] or not TEXT_TASKS.isdisjoint(niah.tasks)
+    return niah.levels != [RECALL.name] or not NO_TEXT_TASKS.issuperset(niah.tasks)
 
 
 def build_telemetry(config: RunConfig) -> TelemetryLogger:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atlas.config import ConfigError, DataChanged, RunConfig
+from atlas.config import ConfigError, RunConfig
 from atlas.config.untrusted import read_json
 from atlas.data.corpus import Corpus
 from atlas.data.files import absolute
 
 DATA_FILE = "data.json"  # digest -> source and files with their hashes, for each text that the run has seen
+
+MOST_RECORD_BYTES = 2**28
 
 
 def rooted(config: RunConfig) -> RunConfig:
@@ -35,7 +37,7 @@ def record_data(folder: Path, corpus: Corpus) -> None:
     temporary.replace(folder / DATA_FILE)
 
 
-def require_same_data(digest: object, corpus: Corpus | None, changed: DataChanged, folder: Path) -> list[str]:
+def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:
     """What the user should know of the text, where the checkpoint was trained on that of `digest`.
 
     Raises `ConfigError` where the corpus is another one, unless that is accepted.
@@ -47,12 +49,12 @@ def require_same_data(digest: object, corpus: Corpus | None, changed: DataChange
     if corpus is None or digest == corpus.digest:
         return []
     difference = _difference(_read(folder).get(str(digest)), corpus)
-    if changed is DataChanged.accept:
-        return [f"goes on with another text (data_changed=accept): {difference}"]
+    if accepted:
+        return [f"goes on with another text (accept_changed_data=true): {difference}"]
     moved = "; data.paths=[...] names the place that it was moved to" if corpus.paths else ""
     raise ConfigError(
         f"resume={folder}: must find the text that the run was trained on; {difference}"
-        f" (data_changed=accept goes on with the text as it is now{moved})"
+        f" (accept_changed_data=true goes on with the text as it is now{moved})"
     )
 
 
@@ -75,7 +77,7 @@ def _difference(before: Any, corpus: Corpus) -> str:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        found = read_json(folder / DATA_FILE)
+        found = read_json(folder / DATA_FILE, MOST_RECORD_BYTES)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,8 +11,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from atlas.config import CHANGEABLE, MOVABLE, ConfigError, RunConfig
-from atlas.config.composition import load_config
+from omegaconf import OmegaConf
+
+from atlas.config import CHANGEABLE, ConfigError, RunConfig
+from atlas.config.composition import load_config, to_run_config
+from atlas.config.continuing import Effect, change_rule
+from atlas.config.path_overrides import expanded
 
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
@@ -23,7 +27,7 @@ def run_folder(resume: str) -> Path:
 
     Raises `ConfigError` where there is no run.
     """
-    path = Path(resume).expanduser().resolve()
+    path = expanded(resume).resolve()
     for folder in (path, path.parent.parent):
         if (folder / CONFIG_FILE).is_file():
             return folder
@@ -33,40 +37,48 @@ def run_folder(resume: str) -> Path:
 def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> RunConfig:
     """The frozen configuration of the run in `folder`, with what `overrides` change of it; `given` holds their values.
 
-    An override may repeat what the run was started with. Raises `ConfigError` for one that would change its numbers.
+    An override may repeat what the run was started with. Raises `ConfigError` for one that may not change.
     """
     frozen = load_config(folder / CONFIG_FILE, given.trust)
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     wanted = {key: value for key, value in flat(asdict(given)).items() if any(_sets(name, key) for name in names)}
     refuse_other_settings(wanted, flat(asdict(frozen)), folder)
-    for name in names:
-        if not changeable(name) and name != MOVABLE:
-            continue
-        _transfer(given, frozen, name.split("."))
-    return frozen
+    for name in filter(changeable, names):  # whole groups: another logger has other keys
+        transfer(given, frozen, name.split("."))
+    for key in wanted:
+        if not changeable(key):
+            transfer(given, frozen, key.split("."))
+    return to_run_config(OmegaConf.structured(frozen))  # what fits alone may not fit together
 
 
 def refuse_other_settings(wanted: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
-    """Raise `ConfigError` where `wanted`, by flat keys, differs from what the run in `folder` was started with."""
+    """Raise `ConfigError` where `wanted`, by flat keys, differs from what the run in `folder` was started with, in a
+    setting that may not change."""
     missing = object()
-    differing = [
-        key
-        for key, value in wanted.items()
-        if not changeable(key) and not (key == MOVABLE and key in before) and before.get(key, missing) != value
-    ]
-    if not differing:
+    differing = [key for key, value in wanted.items() if before.get(key, missing) != value]
+    refused = {key: change_rule(key).why for key in differing if change_rule(key).effect is Effect.refused}
+    refused |= {key: "that run has no such setting" for key in differing if key not in before and not changeable(key)}
+    if "train.accumulate" in differing and before["train.carry_memory"]:
+        refused["train.accumulate"] = "train.carry_memory keeps a memory for each part of the batch"
+    if not refused:
         return
-    changes = ", ".join(f"{key}={_text(wanted[key])} instead of {_text(before.get(key))}" for key in differing)
-    schedule = "; the schedule hangs on train.steps" if "train.steps" in differing else ""
-    free = ", ".join([*CHANGEABLE, MOVABLE])
+    changes = ", ".join(f"{key}={as_text(wanted[key])} instead of {as_text(before.get(key))}" for key in refused)
+    reasons = "; ".join(dict.fromkeys(refused.values()))
     raise ConfigError(
-        f"{changes}: must be as in {folder / CONFIG_FILE} to continue that run, only {free} may change"
-        f"{schedule} (init_from={folder} starts a new run from its weights)"
+        f"{changes}: must be as in {folder / CONFIG_FILE} to continue that run: {reasons}"
+        f" (init_from={folder} starts a new run from its weights)"
     )
 
 
+def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Flat key -> both values, where they differ; None for a key that there is not."""
+    was, flat_now = flat(asdict(before)), flat(asdict(now))
+    keys = dict.fromkeys([*was, *flat_now])
+    return {key: (was.get(key), flat_now.get(key)) for key in keys if was.get(key) != flat_now.get(key)}
+
+
 def changeable(key: str) -> bool:
-    """Whether a continued run may have another value at this flat key."""
+    """Whether another value at this flat key is of one start, and leaves the run's recorded settings as they are."""
     return any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
 
 
@@ -86,7 +98,7 @@ def _sets(name: str, key: str) -> bool:
     return name == "experiment" or key == name or key.startswith(f"{name}.")
 
 
-def _transfer(source: Any, target: Any, path: Sequence[str]) -> None:
+def transfer(source: Any, target: Any, path: Sequence[str]) -> None:
     """Give the setting at `path` in `target` its value in `source`; both are dataclasses, components are dicts."""
     for name in path[:-1]:
         source, target = _get(source, name), _get(target, name)
@@ -100,5 +112,5 @@ def _get(node: Any, name: str) -> Any:
     return node[name] if isinstance(node, dict) else getattr(node, name)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     return str(value.value if isinstance(value, Enum) else value)

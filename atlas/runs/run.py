@@ -11,14 +11,14 @@ from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
-from atlas.config.composition import load_config
 from atlas.kernels.library import missing
 from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
+from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
-from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE
+from atlas.runs.resume import CHECKPOINTS
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
@@ -47,33 +47,32 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     config = rooted(config)
     device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
+    before = frozen_config(folder, config.trust)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
         config.checkpoint.every,
         config.checkpoint.keep,
         last_step=config.train.steps,
-        config_hash=_identity(config, folder),
+        config_hash=config_hash(config),
         versions=versions(),
         parts=TrainState.PARTS,
+        former_hashes=former_hashes(folder, before),
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision)
     try:
         trainer = _build_trainer(config, state, step, checkpoints)
-        notices = [*_kernel_notices(), *starting_point(config, folder, state, checkpoints, trainer.data.corpus)]
+        notices = [*_kernel_notices(), *starting_point(config, before, folder, state, checkpoints, trainer.data.corpus)]
+        changes = Changes.between(rooted(before or config), config)
         finished = read_summary(folder)
         if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+            changes.require_none(f"the run in {folder} is complete", state.step)
             print(f"the run in {folder} is complete: nothing is left to do")
             return finished
-        return _train(config, folder, trainer, notices, job)
+        changes.apply(state)
+        return _train(config, folder, trainer, changes, notices, job)
     finally:
         checkpoints.close()
-
-
-def _identity(config: RunConfig, folder: Path) -> str:
-    """The configuration's hash, for a run that goes on that of its first start: its text may lie elsewhere now."""
-    frozen = folder / CONFIG_FILE
-    return config_hash(load_config(frozen, config.trust) if config.resume is not None and frozen.exists() else config)
 
 
 def _kernel_notices() -> list[str]:
@@ -91,10 +90,12 @@ def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkp
     return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
 
 
-def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str], job: SweepJob | None) -> RunSummary:
+def _train(
+    config: RunConfig, folder: Path, trainer: Trainer, changes: Changes, notices: list[str], job: SweepJob | None
+) -> RunSummary:
     state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
     peak = PeakMemory(device)
-    summary = _new_summary(config, folder, state, trainer.checkpoints.config_hash, device)
+    summary = _new_summary(config, folder, state, device)
     summary.launcher = job.launcher if job else ""
     summary.write()  # a killed run is seen to be unfinished
     with ExitStack() as end:
@@ -103,6 +104,7 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
             telemetry.open(_run_info(config, folder, state, job))
             describe = trainer.data.describe()
             telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
+            changes.record(folder, state, telemetry)
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
             for warning in trainer.data.corpus.warnings if trainer.data.corpus else ():
@@ -126,7 +128,7 @@ def _train(config: RunConfig, folder: Path, trainer: Trainer, notices: list[str]
     return summary
 
 
-def _new_summary(config: RunConfig, folder: Path, state: TrainState, identity: str, device: torch.device) -> RunSummary:
+def _new_summary(config: RunConfig, folder: Path, state: TrainState, device: torch.device) -> RunSummary:
     return RunSummary(
         folder=str(folder),
         steps=config.train.steps,
@@ -134,7 +136,7 @@ def _new_summary(config: RunConfig, folder: Path, state: TrainState, identity: s
         device=device_name(device),
         versions=versions(),
         git=git_revision(),
-        config_hash=identity,
+        config_hash=config_hash(config),
         data_digest=state.data,
     )
 

@@ -11,8 +11,9 @@ from atlas.checkpoint.contents import MODEL
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
-from atlas.config.composition import load_config, save_config
+from atlas.config.composition import save_config
 from atlas.config.files import read_yaml
+from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
@@ -21,28 +22,34 @@ from atlas.training.watch.journal import JournalEntry, read_journal
 
 
 def starting_point(
-    config: RunConfig, folder: Path, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None
+    config: RunConfig,
+    before: RunConfig | None,
+    folder: Path,
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    corpus: Corpus | None,
 ) -> list[str]:
     """Put the state where the run begins, and freeze its configuration; returns what the user should know.
+
+    `before`: the frozen configuration of the run in `folder`, if there is one.
 
     From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it, a
     checkpoint does not fit, or the text is another one.
     """
-    frozen = folder / CONFIG_FILE
-    taken = frozen.exists() and config.resume is None
+    taken = before is not None and config.resume is None
     require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
-    if frozen.exists():
-        refuse_other_settings(flat(asdict(config)), flat(asdict(load_config(frozen, config.trust))), folder)
+    if before is not None:
+        refuse_other_settings(flat(asdict(config)), flat(asdict(before)), folder)
     if config.resume is None:
         notices = _take_weights(config, state)  # before anything is written
         _lock(folder, checkpoints)
     else:
         _lock(folder, checkpoints)
-        notices = _resume(config, state, checkpoints, corpus)
+        notices = _resume(config, before, state, checkpoints, corpus)
     if corpus is not None:
         record_data(folder, corpus)
-    if not frozen.exists():
-        save_config(config, frozen)
+    if before is None:
+        save_config(config, folder / CONFIG_FILE)
     return notices
 
 
@@ -53,14 +60,20 @@ def _lock(folder: Path, checkpoints: CheckpointManager) -> None:
         raise ConfigError(f"hydra.run.dir={folder}: must be a folder that this run alone writes ({error})") from error
 
 
-def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager, corpus: Corpus | None) -> list[str]:
+def _resume(
+    config: RunConfig,
+    before: RunConfig | None,
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    corpus: Corpus | None,
+) -> list[str]:
     if not any(checkpoints.root.glob("step-*")):
         return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
-    chosen = None if config.resume == "auto" else _checkpoint_folder(Path(config.resume or ""))
+    chosen = None if config.resume == "auto" else _checkpoint_folder(expanded(config.resume or ""))
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
-    notices += require_same_data(payload.get("data"), corpus, config.data_changed, checkpoints.root.parent)
+    notices += require_same_data(payload.get("data"), corpus, config.accept_changed_data, checkpoints.root.parent)
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
         if journal is not None and behind and manifest.step > journal.step:
@@ -75,6 +88,9 @@ def _resume(config: RunConfig, state: TrainState, checkpoints: CheckpointManager
         raise
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("resume", manifest, error) from error
+    steps = config.train.steps
+    unchanged = before is None or steps == before.train.steps
+    require(unchanged or steps > state.step, "train.steps", steps, f"> {state.step}, the steps that the run has taken")
     if journal is not None and behind:
         journal.apply(state)
     checkpoints.retire(manifest.step)
@@ -91,7 +107,7 @@ def _read_journal(checkpoints: CheckpointManager) -> JournalEntry | None:
 def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
     if config.init_from is None:
         return []
-    payload, manifest, notices = find_checkpoint(Path(config.init_from).expanduser(), "init_from")
+    payload, manifest, notices = find_checkpoint(Path(config.init_from), "init_from")
     try:
         state.model.load_state_dict(payload[MODEL])
     except Exception as error:
@@ -104,6 +120,7 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
 
     Raises `ConfigError` naming `key`.
     """
+    path = expanded(path)
     chosen = _checkpoint_folder(path)
     if chosen is not None and not (chosen / MANIFEST_FILE).is_file():
         raise ConfigError(f"{key}={path}: must be a run folder (with {CHECKPOINTS}/) or one of its checkpoints")

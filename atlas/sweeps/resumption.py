@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from atlas.config import CHANGEABLE, ConfigError, require
+from atlas.config.path_overrides import expanded, quoted
 from atlas.runs.resume import changeable
 from atlas.sweeps.record import RECORD_FILE, SweepRecord, override_name, read_record
 
@@ -34,7 +35,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     value = chosen[-1].partition("=")[2].strip("'\"") if chosen else "null"
     if value == "null" or not {"-c", "--cfg"}.isdisjoint(arguments):
         return list(arguments)
-    folder = Path(value).expanduser()
+    folder = expanded(value)
     record = read_record(folder, KEY)
     for override in (*record.task, *record.hydra):
         if override not in arguments and not _harmless(override):
@@ -64,12 +65,6 @@ def _harmless(override: str) -> bool:
         return _HARMLESS.fullmatch(override) is not None
     is_option = "." not in key and key not in ("resume", "init_from")
     return not (is_option and ("/" in value or ".." in value))
-
-
-def quoted(text: object) -> str:
-    """The value of an override, as Hydra reads it back whatever characters it holds."""
-    escaped = str(text).replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -16,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
+from atlas.config.path_overrides import quoted
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
 from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
 from atlas.sweeps.outcome import left_over, not_started
 from atlas.sweeps.record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
-from atlas.sweeps.resumption import KEY, PLACES, config_flags, quoted
+from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.workers import passing_interrupts_on
 

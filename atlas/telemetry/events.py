@@ -9,7 +9,19 @@ from typing import Any
 
 from atlas.telemetry.jsonl import JsonlWriter
 
-KINDS = ("start", "notice", "calibration", "probe", "spike", "rollback", "checkpoint", "warning", "error", "end")
+KINDS = (
+    "start",
+    "notice",
+    "settings",
+    "calibration",
+    "probe",
+    "spike",
+    "rollback",
+    "checkpoint",
+    "warning",
+    "error",
+    "end",
+)
 
 
 def make_event(kind: str, step: int, fields: Mapping[str, Any]) -> dict[str, Any]:

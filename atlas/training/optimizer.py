@@ -106,6 +106,10 @@ class ScheduledOptimizer:
         return {"scale": self.scale, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over moments and scale. Weight decay, betas and the like stay those of the configuration."""
         self.scale = state["scale"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)

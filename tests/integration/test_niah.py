@@ -70,7 +70,7 @@ def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
     recall = record["results"][2]
     assert recall["outcome"] == "failed"
     lengths = {(cell["task"], cell["length"]) for cell in recall["cells"]}
-    assert lengths == {(task, n) for task in record["settings"]["tasks"] for n in (64, 128)}
+    assert lengths == {(task, n) for task in ("multi_key", *record["settings"]["tasks"]) for n in (64, 128)}
     assert (untrained_run / "niah.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     printed = capsys.readouterr().out
     assert all(f"{result['level']}  {result['verdict']}" in printed for result in record["results"])

@@ -30,7 +30,7 @@ def block_products(
     # One key more in front makes the keys n + 1 blocks of w; no query sees it.
     keys, values = (F.pad(pair, (0, 0, 1, padding)).unflatten(2, (-1, window)) for pair in (keys, values))
     hidden = ~F.pad(valid, (1, padding)).unflatten(1, (-1, window))[:, None, :, None]  # [B, 1, n + 1, 1, w]
-    sees = F.pad(_sees(valid, window), (0, padding)).view(len(valid), 1, -1, window, 1)  # [B, 1, n, w, 1]
+    sees = F.pad(_sees(valid, window, prefix), (0, padding)).view(len(valid), 1, -1, window, 1)  # [B, 1, n, w, 1]
     later = torch.ones(window, window, dtype=torch.bool, device=query.device).triu(1)
     lowest = float("-inf")
     own = (blocks @ keys[:, :, 1:].mT).masked_fill(later | hidden[:, :, 1:] & sees, lowest)  # [B, H, n, w, w]
@@ -56,7 +56,9 @@ def one_kernel(
     blocks = F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window))
     keys, values = (F.pad(pair, (0, 0, 0, padding)).unfold(2, span, window).mT for pair in (keys, values))
     seen = F.pad(valid, (0, padding), value=True).unfold(1, span, window)  # [B, n, 2w - 1]
-    sees = F.pad(_sees(valid, window), (0, padding), value=True).view(len(valid), 1, -1, window, 1)  # [B, 1, n, w, 1]
+    sees = F.pad(_sees(valid, window, prefix), (0, padding), value=True).view(
+        len(valid), 1, -1, window, 1
+    )  # [B, 1, n, w, 1]
     band = torch.ones(window, span, dtype=torch.bool, device=query.device).tril(window - 1).triu()
     mask = band & (seen[:, None, :, None] | ~sees)  # [B, 1, n, w, 2w - 1]
     if prefix is not None:
@@ -67,10 +69,10 @@ def one_kernel(
     return out.flatten(2, 3)[:, :, :tokens]
 
 
-def _sees(valid: Tensor, window: int) -> Tensor:
-    """Whether each query has a valid key in its window: [B, T]. One that has none gets a row of scores all the same,
-    for a softmax over nothing is NaN, and zeros as its result."""
-    return valid.unfold(1, window, 1).any(-1)
+def _sees(valid: Tensor, window: int, prefix: Prefix | None) -> Tensor:
+    """Whether each query sees a key: [B, T]. One that sees none gets a row of scores all the same, for a softmax over
+    nothing is NaN, and zeros as its result."""
+    return valid.unfold(1, window, 1).any(-1) | (prefix is not None)
 
 
 def with_prefix(keys: Tensor, values: Tensor, mask: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ __all__ = ["memory_inputs", "rows_of_heads"]
 def memory_inputs(led: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, L - 1 + T, 3D] led by the projections before the stretch, w [L, 3D] -> q, k, v [N, T, d]."""
     width, rest = divmod(led.shape[-1], 3 * heads)
-    fits = not rest and led.dim() == 3 and weight.dim() == 2 and 1 <= len(weight) <= led.shape[1]
+    fits = not rest and led.dim() == 3 and weight.dim() == 2 and 0 < len(weight) <= led.shape[1] + 1
     if fits and takes(led, weight, widths=[width]):
         return cpp.memory_inputs(led, weight, heads)
     return plain.memory_inputs(led, weight, heads)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atlas.kernels.call import Kernel, Shapes, operator
 
+EPSILON = torch.finfo(torch.float32).eps
 BLOCK_ROWS = 64  # whose share of the weight's gradient is summed up by one thread
 
 
@@ -23,7 +24,7 @@ class NormSizes(NamedTuple):
 
 
 def _sizes(x: Tensor) -> NormSizes:
-    return NormSizes(x.shape[0], x.shape[1], BLOCK_ROWS, torch.finfo(torch.float32).eps)
+    return NormSizes(x.shape[0], x.shape[1], BLOCK_ROWS, EPSILON)
 
 
 def _inputs(s: NormSizes) -> Shapes:

@@ -47,4 +47,4 @@ forward.register_autograd(_gradients, setup_context=_keep)
 def swiglu(x: Tensor) -> Tensor:
     """[..., 2D] -> [..., D], the same as `gated_units`."""
     out: Tensor = forward(x.reshape(-1, x.shape[-1]))
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], x.shape[-1] // 2)

@@ -123,7 +123,7 @@ forward = operator(
     f"whole_chunks({_TENSORS}, {_SETTINGS}) -> Tensor[]",
     FORWARD,
     lambda *given: (_sizes(given, ScanSettings(*given[INPUTS:])), given[:INPUTS]),
-    hidden=lambda *given: () if given[-1] else ("kept",),
+    hidden=lambda sizes, *given: 0 if given[-1] else sizes.parts,
 )
 backward = operator(
     f"whole_chunks_backward({_TENSORS}, Tensor[] after, Tensor d_out, Tensor?[] d_after, Tensor[] kept, {_SETTINGS}) "

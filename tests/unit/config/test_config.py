@@ -162,8 +162,16 @@ def test_an_unknown_key_is_refused(override: str, message: str) -> None:
     ("override", "message"),
     [
         ("niah", "niah: must be written KEY=VALUE or GROUP=OPTION (quote special characters)"),
-        ("niah.levels=[a", "niah.levels=[a: must be written KEY=VALUE or GROUP=OPTION (quote special characters)"),
-        ("chunk_size=c8,c16", "chunk_size=c8,c16: must be one value; add -m to sweep over several"),
+        (
+            "niah.levels=[a",
+            "niah.levels=[a: must be written KEY=VALUE or GROUP=OPTION"
+            " (quote special characters: 'niah.levels=[\"a\"]')",
+        ),
+        (
+            "chunk_size=c8,c16",
+            "chunk_size=c8,c16: must be one value; add -m to sweep over several"
+            " (quote special characters: 'chunk_size=\"c8,c16\"')",
+        ),
     ],
 )
 def test_an_override_that_cannot_be_read_is_refused(override: str, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -67,6 +69,61 @@ def test_a_damaged_library_is_built_again() -> None:
     assert path.read_bytes() == whole
 
 
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+def test_a_library_that_is_sealed_but_of_other_sources_is_built_again() -> None:
+    path = build()
+    right = path.read_bytes()
+    wrong = right.replace(f"atlas kernels {path.stem}".encode(), b"atlas kernels " + b"0" * len(path.stem))
+    path.write_bytes(wrong)
+    path.with_suffix(".sha256").write_text(hashlib.sha256(wrong).hexdigest())
+    assert build() == path
+    assert path.read_bytes() == right
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+def test_a_library_that_others_can_write_is_built_again(own_cache: Path) -> None:
+    path = build()
+    path.chmod(0o777)
+    assert build() == path
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+def test_what_a_killed_build_leaves_is_removed_by_the_next(own_cache: Path) -> None:
+    left = own_cache / "atlas" / "kernels" / "build-killed"
+    left.mkdir(parents=True, mode=0o700)
+    for folder in (left.parent, left.parent.parent):
+        folder.chmod(0o700)
+    (left / "scan.o").write_text("half")
+    path = build()
+    assert sorted(entry.suffix for entry in path.parent.iterdir()) == [".sha256", ".so"]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+@pytest.mark.parametrize("words", ["{real} -m64", "{wrapper} {real}", "'{wrapper}' {real} -O2"])
+def test_the_compiler_may_have_arguments_or_stand_behind_another(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    real = next(filter(None, map(shutil.which, COMPILERS)))
+    wrapper = script(own_cache, 'exec "$@"')
+    monkeypatch.setenv("CXX", words.format(real=real, wrapper=wrapper))
+    assert ctypes.CDLL(str(build())).one() == 1
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+def test_a_compiler_whose_path_holds_a_blank(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = own_cache / "my tools"
+    folder.mkdir()
+    real = next(filter(None, map(shutil.which, COMPILERS)))
+    monkeypatch.setenv("CXX", script(folder, f'exec {real} "$@"'))
+    assert ctypes.CDLL(str(build())).one() == 1
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(CompileError, match=r"^no C\+\+ compiler \(c\+\+, g\+\+, clang\+\+\)$"):
@@ -86,6 +143,9 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_compiler_that_is_named_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CompileError, match=r"^CXX=no-such-compiler is not there$"):
+        build()
+    monkeypatch.setenv("CXX", "'g++")
+    with pytest.raises(CompileError, match=r"^CXX='g\+\+ cannot be read: No closing quotation$"):
         build()
 
 

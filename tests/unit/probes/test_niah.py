@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import atlas
-from atlas.config import LEVELS, ChunkSizeConfig, Level, ModelConfig, NIAHConfig, Unit
+from atlas.config import LEVELS, ChunkSizeConfig, Level, MemoryConfig, ModelConfig, NIAHConfig, Unit
 from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
 from atlas.niah import table
@@ -128,7 +128,14 @@ def test_a_new_level_is_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch
 
 def test_a_probe_every_1000_steps_costs_less_than_a_quarter_percent_of_the_default_run() -> None:
     config = atlas.compose(["logger=none"])
-    small = ModelConfig(width=8, layers=config.model.layers, heads=1, window=config.model.window, feedforward=8)
+    small = ModelConfig(
+        width=8,
+        layers=config.model.layers,
+        heads=1,
+        window=config.model.window,
+        feedforward=8,
+        memory=MemoryConfig(hidden=4),
+    )
     model, read = AtlasModel(small, config.chunk_size, 256), []
     model.register_forward_hook(lambda _model, arguments, _out: read.append(arguments[0].numel()))
     text = np.frombuffer(b"It was the best of times. " * 40, dtype=np.uint8)

@@ -138,9 +138,9 @@ def test_a_memory_that_reads_what_the_whole_chunk_wrote_is_caught(monkeypatch: p
 
     torch.manual_seed(0)
     model = AtlasModel(SMALL, CHUNKS, 256)
-    assert probe(model, samples=1).details["causality_error"] < 1e-6
+    assert probe(model, samples=1, tasks=[], depths=[0.0]).details["causality_error"] < 1e-6
     monkeypatch.setattr(Scan, "__call__", update_then_read)
-    result = probe(model, samples=1)
+    result = probe(model, samples=1, tasks=[], depths=[0.0])
     assert result.outcome is Outcome.failed
     assert "the future leaks" in result.reason
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas.config import ConfigError, DataChanged
+from atlas.config import ConfigError
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import DATA_FILE, record_data, require_same_data
 
@@ -24,15 +24,15 @@ NEW = corpus(b"some more", {"a": "1", "b": "3", "c": "4"})
 
 def difference(folder: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        require_same_data(OLD.digest, NEW, DataChanged.refuse, folder)
-    return str(caught.value).partition("; ")[2].partition(" (data_changed=")[0]
+        require_same_data(OLD.digest, NEW, False, folder)
+    return str(caught.value).partition("; ")[2].partition(" (accept_changed_data=")[0]
 
 
 def test_the_same_text_needs_no_word(tmp_path: Path) -> None:
     same = corpus(b"some text", {"other name": "1"})
-    assert require_same_data(OLD.digest, same, DataChanged.refuse, tmp_path) == []
-    assert require_same_data("", None, DataChanged.refuse, tmp_path) == []
-    assert require_same_data(None, None, DataChanged.refuse, tmp_path) == []
+    assert require_same_data(OLD.digest, same, False, tmp_path) == []
+    assert require_same_data("", None, False, tmp_path) == []
+    assert require_same_data(None, None, False, tmp_path) == []
 
 
 def test_the_first_file_that_differs_is_named(tmp_path: Path) -> None:
@@ -47,12 +47,12 @@ def test_a_record_that_is_lost_costs_the_name_only(content: bytes | None, tmp_pa
         (tmp_path / DATA_FILE).write_bytes(content)
     assert difference(tmp_path) == "it is another one, and data.json does not tell which files differ"
     record_data(tmp_path, NEW)
-    assert require_same_data(NEW.digest, NEW, DataChanged.refuse, tmp_path) == []
+    assert require_same_data(NEW.digest, NEW, False, tmp_path) == []
 
 
 def test_another_split_of_the_same_files_is_another_text(tmp_path: Path) -> None:
     moved = Corpus("x/*", ("x/*",), 2, OLD.train[:2], np.concatenate([OLD.train[2:], OLD.validation]), OLD.contents)
     record_data(tmp_path, OLD)
-    assert require_same_data(OLD.digest, moved, DataChanged.accept, tmp_path) == [
-        "goes on with another text (data_changed=accept): its files are the same, their split is not"
+    assert require_same_data(OLD.digest, moved, True, tmp_path) == [
+        "goes on with another text (accept_changed_data=true): its files are the same, their split is not"
     ]

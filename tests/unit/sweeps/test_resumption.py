@@ -4,8 +4,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from atlas.config import ConfigError
+from atlas.config.path_overrides import quoted
 from atlas.sweeps.record import Job, SweepRecord
-from atlas.sweeps.resumption import full_command, quoted
+from atlas.sweeps.resumption import full_command
 
 TASK = ("seed=0,1", "logger=wandb", "logger.mode=offline", "train.steps=5")
 HYDRA = ("hydra.sweep.dir=elsewhere", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.mode=MULTIRUN")

@@ -1,0 +1,97 @@
+"""What may change when a run goes on: a rule for every key, for refusals, messages and the README's table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Effect(StrEnum):
+    """Of a changed setting on the steps that follow."""
+
+    exact = "training stays bitwise the same"
+    differs = "numbers differ"
+    refused = "refused"
+
+
+@dataclass(frozen=True)
+class ChangeRule:
+    """`keys`: settings or whole groups. `lasting`: the change is written into config.yaml, else it is of one start."""
+
+    keys: tuple[str, ...]
+    effect: Effect
+    why: str
+    lasting: bool = True
+
+
+RULES = (
+    ChangeRule(
+        ("logger", "telemetry", "checkpoint"),
+        Effect.exact,
+        "where and how often something is written; a rollback may find another checkpoint",
+        lasting=False,
+    ),
+    ChangeRule(("device.threads", "device.kernels"), Effect.differs, "by rounding", lasting=False),
+    ChangeRule(("debug",), Effect.differs, "a fault is rehearsed", lasting=False),
+    ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", lasting=False),
+    ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", lasting=False),
+    ChangeRule(
+        ("train.validation_every", "train.validation_batches"),
+        Effect.exact,
+        "validation losses are of other steps or over other batches",
+    ),
+    ChangeRule(("niah",), Effect.exact, "with `niah` among `rollback.triggers` the probes decide on rollbacks"),
+    ChangeRule(
+        ("calibration.measure", "calibration.threshold", "calibration.horizon", "calibration.rows"),
+        Effect.exact,
+        "the reset shock is measured at the end",
+    ),
+    ChangeRule(
+        ("train.steps",),
+        Effect.differs,
+        "learning rate, gate polarisation and recall share follow the schedule of the new length",
+    ),
+    ChangeRule(("optim",), Effect.differs, "the optimiser keeps its state and takes the new values"),
+    ChangeRule(("train.gradient_clip", "train.gate", "rollback"), Effect.differs, "hold from the next step on"),
+    ChangeRule(("train.accumulate",), Effect.differs, "by rounding; refused with `train.carry_memory`"),
+    ChangeRule(("device.kind", "device.precision"), Effect.differs, "by rounding"),
+    ChangeRule(("data.paths",), Effect.exact, "where the text lies now; another text is refused"),
+    ChangeRule(
+        ("accept_changed_data",), Effect.differs, "where the text is another one, the run goes on", lasting=False
+    ),
+    ChangeRule(("model", "chunk_size"), Effect.refused, "weights and memories have its shape"),
+    ChangeRule(
+        ("data", "seed", "train.batch_size", "train.sequence", "train.carry_memory", "train.pad_shards"),
+        Effect.refused,
+        "the batches would be others",
+    ),
+    ChangeRule(("optim._target_",), Effect.refused, "another optimiser cannot go on with the saved state"),
+    ChangeRule(("rollback.watch_rows",), Effect.refused, "the watched perplexity is one series"),
+    ChangeRule(
+        ("calibration.enabled", "calibration.tokens", "calibration.attempts", "init_from"),
+        Effect.refused,
+        "it is over before step 1",
+    ),
+)
+# May differ between two starts of one run and leave the hash of its configuration as it is.
+CHANGEABLE = tuple(key for rule in RULES if not rule.lasting for key in rule.keys)
+
+
+def change_rule(key: str) -> ChangeRule:
+    """The rule of a flat key: that of the longest name which is the key or a group above it.
+
+    Raises KeyError for a key without a rule.
+    """
+    found = {name: rule for rule in RULES for name in rule.keys if key == name or key.startswith(f"{name}.")}
+    if not found:
+        raise KeyError(key)
+    return found[max(found, key=len)]
+
+
+def change_table() -> list[str]:
+    """The rules as the README's table."""
+    lines = ["| setting | when it changes | |", "|---|---|---|"]
+    for rule in RULES:
+        effect = rule.effect.value + ("" if rule.lasting else ", for this start only")
+        lines.append(f"| {' '.join(f'`{key}`' for key in rule.keys)} | {effect} | {rule.why} |")
+    return lines

@@ -1,0 +1,108 @@
+"""What a start changes of the run that it continues: told in one message, kept in events.jsonl and config.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas.config import ConfigError, RunConfig
+from atlas.config.composition import load_config, save_config
+from atlas.config.continuing import Effect, change_rule
+from atlas.runs.build import build_optimizer
+from atlas.runs.environment import config_hash
+from atlas.runs.resume import CONFIG_FILE, as_text, differences, transfer
+from atlas.telemetry.jsonl import JsonlError, read_jsonl
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.state import TrainState
+
+EVENT = "settings"
+
+
+def frozen_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
+    """The configuration that the run in `folder` has had so far; None for a new run."""
+    return load_config(folder / CONFIG_FILE, trust) if (folder / CONFIG_FILE).exists() else None
+
+
+def former_hashes(folder: Path, frozen: RunConfig | None) -> frozenset[str]:
+    """Hashes of the configurations that earlier starts of the run had: their checkpoints are this run's as well."""
+    events: list[dict[str, Any]] = []
+    with suppress(OSError, JsonlError):
+        events = read_jsonl(folder / "events.jsonl")
+    former = {str(event["former_config_hash"]) for event in events if event["kind"] == EVENT}
+    return frozenset(former | ({config_hash(frozen)} if frozen else set()))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """`settings`: flat key -> value before and now, of all that is kept or changes the numbers."""
+
+    frozen: RunConfig
+    config: RunConfig
+    settings: Mapping[str, tuple[Any, Any]]
+
+    @classmethod
+    def between(cls, frozen: RunConfig, config: RunConfig) -> Changes:
+        found = differences(frozen, config)
+        told = {key: both for key, both in found.items() if change_rule(key).lasting or _differs(key, config)}
+        return cls(frozen, config, told)
+
+    @property
+    def lasting(self) -> list[str]:
+        return [key for key in self.settings if change_rule(key).lasting]
+
+    def require_none(self, reason: str, step: int) -> None:
+        """Raise `ConfigError` where there is a change to keep, for a run that has nothing left to do."""
+        if self.lasting:
+            given = ", ".join(f"{key}={as_text(self.settings[key][1])}" for key in self.lasting)
+            raise ConfigError(f"{given}: must be given with train.steps > {step}: {reason}")
+
+    def apply(self, state: TrainState) -> None:
+        """Let the restored state go on under the new settings."""
+        if "train.steps" in self.settings and "recall_share_start" in self.config.data:
+            state.carried = []  # which rows the next batch continues hangs on the recall share of the step before
+
+    def record(self, folder: Path, state: TrainState, telemetry: TelemetryLogger) -> None:
+        """Tell, then keep. In this order: config.yaml never knows of a change that events.jsonl does not."""
+        if not self.settings:
+            return
+        telemetry.event(
+            EVENT,
+            state.step,
+            changes={key: [as_text(value) for value in both] for key, both in self.settings.items()},
+            former_config_hash=config_hash(self.frozen),
+            message=self._message(state),
+        )
+        kept = deepcopy(self.frozen)
+        for key in self.lasting:
+            transfer(self.config, kept, key.split("."))
+        temporary = folder / f".{CONFIG_FILE}.new"
+        save_config(kept, temporary)
+        temporary.replace(folder / CONFIG_FILE)
+
+    def _message(self, state: TrainState) -> str:
+        changed = ", ".join(
+            f"{key}={as_text(now)} instead of {as_text(was)}" for key, (was, now) in self.settings.items()
+        )
+        differs = any(_differs(key, self.config) for key in self.settings)
+        effect = "the numbers differ from those of a run without the change" if differs else Effect.exact.value
+        return f"from step {state.step + 1} on {changed}: {effect}{self._learning_rate(state)}"
+
+    def _learning_rate(self, state: TrainState) -> str:
+        if state.step in (0, self.config.train.steps):
+            return ""
+        if not any(key == "train.steps" or key.startswith("optim.") for key in self.settings):
+            return ""
+        before = build_optimizer(self.frozen, state.model)
+        before.scale = state.optimizer.scale
+        was, now = before.lr_at(state.step), state.optimizer.lr_at(state.step + 1)
+        steps = self.config.train.steps
+        return f"; the learning rate goes from {was:.3g} to {now:.3g}, by the schedule of {steps} steps"
+
+
+def _differs(key: str, config: RunConfig) -> bool:
+    decides = key.startswith("niah.") and "niah" in config.rollback.triggers
+    return decides or change_rule(key).effect is Effect.differs
