@@ -12,8 +12,10 @@ RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the c
   memory=on | off | frozen         frozen reads its initial weights and writes nothing
   device=auto | cpu | cuda
   threads=1                        of the CPU; more do not help a small model, 0 is torch's own choice
+  device.kernels=auto | torch      without compiled kernels
+  trust=MODULE                     a module of your own that the run's components come from
 
-Exit status: 0 done, 2 refused, 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 stdout takes nothing, 2 refused, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, TextIO
 
-from atlas.config import ConfigError, DeviceConfig, DeviceKind, require
-from atlas.config.arguments import read_settings, run_command, split_arguments
+from atlas.config import MOST_THREADS, VOCABULARY, ConfigError, DeviceConfig, DeviceKind, require
+from atlas.config.arguments import names, read_device, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
+from atlas.config.console import PROGRESS_SECONDS, progress, writing
 from atlas.config.path_overrides import expanded
 
 if TYPE_CHECKING:
@@ -71,18 +74,20 @@ class GenerationSettings(Choices):
     memory: Memory = Memory.on
     device: DeviceKind = DeviceKind.auto
     threads: int = 1
+    trust: str = ""
 
     def __post_init__(self) -> None:
         both = bool(self.prompt) and bool(self.prompt_file)
         require(not both, "prompt_file", self.prompt_file, "left out where prompt is given")
         require(bool(self.prompt or self.prompt_file), "prompt", self.prompt, "a text that is not empty")
-        require(self.tokens >= 1, "tokens", self.tokens, ">= 1")
+        require(1 <= self.tokens < 2**31, "tokens", self.tokens, "in [1, 2**31)")
         warm = isfinite(self.temperature) and self.temperature >= 0
         require(warm, "temperature", self.temperature, ">= 0 (0 = the likeliest byte)")
-        require(self.top_k >= 0, "top_k", self.top_k, ">= 0 (0 = all)")
+        require(0 <= self.top_k <= VOCABULARY, "top_k", self.top_k, f"in [0, {VOCABULARY}] (0 = all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
-        require(self.threads >= 0, "threads", self.threads, ">= 0 (0 = torch's own choice)")
+        allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
+        require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)
 
     def prompt_bytes(self) -> bytes:
         """The prompt as the model reads it. Raises `ConfigError` for a file that cannot be read or is empty."""
@@ -109,12 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_continuation(arguments: Sequence[str]) -> int:
     folder, overrides = split_arguments(arguments, USAGE)
-    settings = read_settings(GenerationSettings, overrides)
-    print_stream(continuation(folder, settings), sys.stdout)
+    dotted = [text for text in overrides if text.startswith("device.")]
+    settings = read_settings(GenerationSettings, [text for text in overrides if text not in dotted])
+    device = read_device([f"device={settings.device}", f"device.threads={settings.threads}", *dotted])
+    with progress(quiet_seconds=PROGRESS_SECONDS):
+        print_stream(continuation(folder, settings, device), sys.stdout)
     return 0
 
 
-def continuation(folder: str, settings: GenerationSettings) -> Iterator[bytes]:
+def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig | None = None) -> Iterator[bytes]:
     """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
     prompt = settings.prompt_bytes()
     import torch
@@ -123,8 +131,8 @@ def continuation(folder: str, settings: GenerationSettings) -> Iterator[bytes]:
     from atlas.models.plan import MemoryMode
     from atlas.runs.build import load, prepare_device
 
-    device, _ = prepare_device(DeviceConfig(kind=settings.device, threads=settings.threads))
-    model, _ = load(folder)
+    device, _ = prepare_device(where or DeviceConfig(kind=settings.device, threads=settings.threads))
+    model, _ = load(folder, names(settings.trust))
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
     prefill, plan = plans(model.plan, settings)
     tokens = decode(
@@ -147,18 +155,19 @@ def plans(trained: ChunkPlan, settings: GenerationSettings) -> tuple[ChunkPlan, 
     return prefill, prefill._replace(local=(1,) * len(trained.local))
 
 
-def print_stream(pieces: Iterator[bytes], stream: TextIO) -> None:
-    """Write UTF-8 as it comes; a character waits for its last byte. A reader that goes away ends it in silence."""
+def print_stream(pieces: Iterator[bytes], to: TextIO | None) -> None:
+    """Write UTF-8 as it comes; a character waits for its last byte. A reader that goes away ends it in silence.
+
+    Raises `OutputError` where nothing can be written.
+    """
     decoder = getincrementaldecoder("utf-8")("replace")
     last = ""
-    try:
+    with writing(to) as stream:
         for piece in pieces:
             last = _write(decoder.decode(piece), stream) or last
         last = _write(decoder.decode(b"", final=True), stream) or last
         if last != "\n":
             _write("\n", stream)
-    except BrokenPipeError:  # spare the interpreter a second failure when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _write(text: str, stream: TextIO) -> str:

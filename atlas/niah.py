@@ -1,8 +1,10 @@
-"""Probe a trained model: `python -m atlas.niah RUN [control=RUN] [niah=thorough] [niah.samples=32 ...]`.
+"""Probe a trained model: `python -m atlas.niah RUN [control=RUN] [niah=thorough] [niah.samples=32 ...] [device=cpu]`.
 
 RUN is a run folder (its newest checkpoint) or a checkpoint folder; `control` names a run that was trained without a
 memory (`model=attention_only`), which then answers the same questions. Writes niah.json and niah.png into the run
-folder and prints a table. Exit status: 0 every level passed; 1 one failed or was not measured; 2 refused.
+folder and prints a table. `device`, `device.threads` and `device.kernels` say where it runs; `trust=MODULE` names a
+module of your own that the run's components come from. Exit status: 0 every level passed; 1 one failed or was not
+measured; 2 refused.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import LEVELS, DeviceConfig, NIAHConfig, RunConfig, Unit, require
-from atlas.config.arguments import run_command
-from atlas.config.composition import CONF_DIR, options
+from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, require
+from atlas.config.arguments import names, read_device, run_command, split_arguments
+from atlas.config.composition import options
+from atlas.config.console import progress, tell
+from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
 
@@ -29,7 +33,8 @@ if TYPE_CHECKING:
 JSON_FILE = "niah.json"
 PICTURE_FILE = "niah.png"
 DIFFERENCES = {"mqar": mqar.DIFFERS, "ruler": ruler.DIFFERS}  # from the papers
-USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...]"
+USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...] [device.KEY=VALUE ...]"
+_ALLOWED = "niah or a key of it, or where it runs (device.threads=1): all else is the run's own"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,24 +48,26 @@ def _probe(arguments: Sequence[str]) -> int:
 
 def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     """Probe as the command line says. Raises `ConfigError` for arguments that cannot be used."""
-    paths = [argument for argument in arguments if "=" not in argument]
-    require(len(paths) == 1, "RUN", " ".join(paths), f"one run or checkpoint folder: {USAGE}")
+    path, settings = split_arguments(arguments, USAGE)
+    own = {key: [text for text in settings if _name(text) == key] for key in ("control", "trust", "device")}
+    controls = [text.partition("=")[2] for text in own["control"]]
+    require(len(controls) <= 1, "control", " ".join(controls), "one run or checkpoint folder")
+    trust = [name for text in own["trust"] for name in names(text.partition("=")[2])]
+    chosen = read_device(own["device"])
     from atlas.probes.trained_control import with_trained_control
     from atlas.runs.build import build_data, build_probe, load_checkpointed, prepare_device
 
-    settings = [argument for argument in arguments if "=" in argument]
-    controls = [setting.partition("=")[2] for setting in settings if setting.startswith("control=")]
-    require(len(controls) <= 1, "control", " ".join(controls), "one run or checkpoint folder")
-    model, trained, manifest = load_checkpointed(paths[0])
-    config = with_overrides(trained, [setting for setting in settings if not setting.startswith("control=")])
-    loaded = [load_checkpointed(path) for path in controls]
+    model, trained, manifest = load_checkpointed(path, trust)
+    config = with_overrides(trained, [text for text in settings if _name(text) not in own])
+    loaded = [load_checkpointed(path, trust) for path in controls]
     for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
-    device, _ = prepare_device(DeviceConfig())
+    device, _ = prepare_device(chosen)
     probe = build_probe(config, build_data(config))
-    results = probe.run(model.to(device), manifest.step, every_task=True)
-    for control, _, control_manifest in loaded:
-        results = with_trained_control(results, probe, control.to(device), control_manifest.step)
+    with progress():
+        results = probe.run(model.to(device), manifest.step, every_task=True)
+        for control, _, control_manifest in loaded:
+            results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
     write_json(folder / JSON_FILE, manifest.path.name, config.niah, results)
     cells = [asdict(cell) for result in results if LEVELS[result.level].grid for cell in result.cells]
@@ -68,9 +75,14 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         from atlas.report.heatmap import draw_heatmaps
 
         draw_heatmaps(cells, f"{folder.name}, step {manifest.step}: needles found, %", folder / PICTURE_FILE)
-    print("\n".join(table(results)))
-    print(f"\nfiles  {folder / JSON_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
+    tell("\n".join(table(results)))
+    tell(f"\nfiles  {folder / JSON_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
     return results
+
+
+def _name(setting: str) -> str:
+    """The first word of a setting's key."""
+    return setting.partition("=")[0].partition(".")[0]
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -78,10 +90,10 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     settings: Any = OmegaConf.structured(replace(config.niah, enabled=True))
     for override in overrides:
         key, _, value = override.partition("=")
-        require(key == "niah" or key.startswith("niah."), key, value, "niah or a key of it: all else is the run's own")
+        require(key == "niah" or key.startswith("niah."), key, value, _ALLOWED)
         if key == "niah":
-            names = [name for name in options("niah") if name != "off"]
-            require(value in names, "niah", value, f"one of {', '.join(names)}")
+            known = [name for name in options("niah") if name != "off"]
+            require(value in known, "niah", value, f"one of {', '.join(known)}")
             option = OmegaConf.load(CONF_DIR / "niah" / f"{value}.yaml")
             settings = OmegaConf.merge(OmegaConf.structured(NIAHConfig), option)
         elif key.removeprefix("niah.") not in {field.name for field in fields(NIAHConfig)}:

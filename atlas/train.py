@@ -25,10 +25,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from atlas.config import ConfigError, RunConfig, require
-from atlas.config.composition import CONF_DIR, register, to_run_config
+from atlas.config.composition import register, to_run_config
+from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
-from atlas.config.refusals import refuse
+from atlas.config.refusals import refuse, refuse_flags
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
@@ -78,6 +79,7 @@ def main() -> int:
     register()
     try:
         with handled_by(interrupt):
+            refuse_flags(sys.argv[1:], CONF_DIR)
             arguments = full_command(readable(sys.argv[1:]))
             require_installed(arguments)
             with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
@@ -144,6 +146,7 @@ def _run(composed: DictConfig) -> str:
         _tell_how_to_continue(folder)
         sys.exit(130)
     except ConfigError as error:
+        remove_if_empty(Path(running.runtime.output_dir))
         _refuse(error)
     except Exception as error:
         record_failure(folder, error, composed)

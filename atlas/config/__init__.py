@@ -29,6 +29,7 @@ from atlas.config.model import (
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.run import (
+    MOST_THREADS,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -54,6 +55,7 @@ __all__ = [
     "C_L_OPTIONS",
     "JUDGED_TASK",
     "LEVELS",
+    "MOST_THREADS",
     "NIAH_TASKS",
     "PERSISTENT_KEYS",
     "RECALL",

@@ -5,6 +5,7 @@ For commands whose values are plain text: unlike Hydra's, a value may hold any c
 
 from __future__ import annotations
 
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any, TypeVar
 
-from atlas.config import ConfigError, require
+from atlas.config import ConfigError, DeviceConfig, require
+from atlas.config.console import OutputError, tell
+from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 
 Settings = TypeVar("Settings")
@@ -23,41 +26,76 @@ WORDS = {int: "an integer, such as 100", float: "a number, such as 0.5"}
 def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
     """Exit status of `work` on the arguments, by default those of the process.
 
-    0 where they ask for help; 2, with one line on stderr, where `work` raises `ConfigError`.
+    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError` and 1 where stdout takes
+    nothing.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not {"-h", "--help"}.isdisjoint(given):
-        print(help_text)
-        return 0
     try:
+        if not {"-h", "--help"}.isdisjoint(given):
+            tell(help_text)
+            return 0
         return work(given)
     except ConfigError as error:
         print(printable(f"atlas: {error}"), file=sys.stderr)
         return 2
+    except OutputError as error:
+        print(f"atlas: stdout: must be open and take what is written ({error.strerror})", file=sys.stderr)
+        return 1
 
 
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
-    """The one folder among the arguments, and the settings. Raises `ConfigError` unless there is exactly one."""
-    folders = [argument for argument in arguments if "=" not in argument]
+    """The one folder among the arguments, and the settings. Raises `ConfigError` unless there is exactly one.
+
+    A folder's name may hold "=", as a sweep's job does.
+    """
+    for argument in arguments:
+        if argument.startswith("--"):
+            plain = argument.removeprefix("--")
+            raise ConfigError(f"{argument}: must be written {plain if '=' in plain else f'{plain}=VALUE'}: {usage}")
+    folders = [argument for argument in arguments if _is_folder(argument)]
     require(len(folders) == 1, "RUN", " ".join(folders), f"one run or checkpoint folder: {usage}")
-    return folders[0], [argument for argument in arguments if "=" in argument]
+    return str(expanded(folders[0])), [argument for argument in arguments if not _is_folder(argument)]
 
 
-def read_settings(kind: type[Settings], arguments: Sequence[str]) -> Settings:
+def _is_folder(argument: str) -> bool:
+    key, _, _ = argument.partition("=")
+    return key == argument or "/" in key or os.path.isdir(argument)  # noqa: PTH112 (a long text is no error)
+
+
+def names(text: str) -> list[str]:
+    """`a,b` or `[a,b]` as a list."""
+    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+
+
+def read_device(arguments: Sequence[str]) -> DeviceConfig:
+    """Where a trained model runs is the caller's choice: `device=OPTION` and `device.KEY=VALUE` arguments."""
+    given = [
+        argument.replace("device=", "kind=", 1) if argument.startswith("device=") else argument.removeprefix("device.")
+        for argument in arguments
+    ]
+    for text in given:
+        if text.startswith("precision="):
+            raise ConfigError(f"device.{text}: must be left out: a trained model is read in fp32")
+    return read_settings(DeviceConfig, given, "device.")
+
+
+def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "") -> Settings:
     """The settings that `KEY=VALUE` arguments give, defaults for the rest; the last of several values of a key counts.
 
-    Fields are str, int, float or an Enum. Raises `ConfigError` naming the argument and what is allowed.
+    Fields are str, int, float or an Enum; `prefix` stands before their names where they are told. Raises `ConfigError`
+    naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for argument in arguments:
         key, _, text = argument.partition("=")
-        if key not in names:
-            near = get_close_matches(key, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{argument}: must be one of the keys {', '.join(names)}{hint}")
-        given[key] = _value(hints[key], key, text)
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            keys = ", ".join(f"{prefix}{name}" for name in known)
+            raise ConfigError(f"{prefix}{argument}: must be one of the keys {keys}{hint}")
+        given[key] = _value(hints[key], f"{prefix}{key}", text)
     return kind(**given)
 
 

@@ -6,12 +6,17 @@ Their keys are those of the target's signature, less the arguments that the run 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Set
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_type_hints
 
 from atlas.config import ConfigError
+from atlas.config.files import CONF_DIR
+from atlas.config.values import check_value
 
 # What `build.py` hands to a component besides its keys in YAML.
 HANDED_OVER: Mapping[str, frozenset[str]] = {
@@ -19,12 +24,44 @@ HANDED_OVER: Mapping[str, frozenset[str]] = {
     "optim": frozenset({"model", "steps"}),
     "logger": frozenset(),
 }
+_TARGET = re.compile(r"^_target_: (\S+)", re.MULTILINE)
 _HYDRA_KEYS = frozenset({"_target_", "_args_", "_convert_", "_recursive_", "_partial_"})
 
 
+def require_trusted(key: str, node: Any, trust: Sequence[str]) -> None:
+    """Raise `ConfigError` where `node`, at `key`, names a target that is neither in `conf/` nor in a trusted module.
+
+    Nothing is imported: a run folder or an option file of a stranger is not executed unasked.
+    """
+    if isinstance(node, Mapping):
+        path = node.get("_target_")
+        ours = path in own_targets(key.partition(".")[0])
+        trusted = isinstance(path, str) and any(path == name or path.startswith(f"{name}.") for name in trust)
+        if "_target_" in node and not ours and not trusted:
+            module = str(path).rpartition(".")[0] or path
+            allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"
+            raise ConfigError(f"{key}._target_={path}: must be {allowed}")
+        for name, value in node.items():
+            require_trusted(f"{key}.{name}", value, trust)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            require_trusted(key, value, trust)
+
+
+@cache
+def own_targets(group: str) -> frozenset[str]:
+    """The targets that the options of a group name."""
+    files = sorted((CONF_DIR / group).rglob("*.yaml"))
+    return frozenset(found[1] for path in files if (found := _TARGET.search(path.read_text(encoding="utf-8"))))
+
+
 def check_component(key: str, settings: Mapping[str, Any], handed_over: frozenset[str] = frozenset(), /) -> None:
-    """Raise `ConfigError` where `settings`, found at `key`, do not fit the signature of their `_target_`."""
-    parameters = inspect.signature(_target(key, settings)).parameters
+    """Raise `ConfigError` where `settings`, found at `key`, do not fit the signature of their `_target_`.
+
+    Types and ranges are those of its annotations (`values.py`); a parameter without one takes anything.
+    """
+    target = _target(key, settings)
+    parameters, kinds = inspect.signature(target).parameters, _annotations(target)
     named = {name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in settings.items():
@@ -36,9 +73,20 @@ def check_component(key: str, settings: Mapping[str, Any], handed_over: frozense
             raise ConfigError(f"{key}.{name}={value}: must be {_one_of(key, name, named - handed_over)}")
         if isinstance(value, Mapping) and "_target_" in value:
             check_component(f"{key}.{name}", value)
+        if name in kinds:
+            check_value(f"{key}.{name}", value, kinds[name])
     required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
     for name in sorted(required - handed_over - set(settings)):
         raise ConfigError(f"{key}.{name}: must be set, {settings['_target_']} needs it")
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a class's constructor or of a function; {} where they cannot be evaluated."""
+    plain_class = inspect.isclass(target) and not is_dataclass(target)
+    try:
+        return get_type_hints(target.__init__ if plain_class else target, include_extras=True)
+    except (NameError, TypeError):  # of a component of the user's: a name that only type checkers import
+        return {}
 
 
 def _one_of(key: str, name: str, known: Set[str]) -> str:

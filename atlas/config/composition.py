@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,11 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from atlas.config import RunConfig
-from atlas.config.components import HANDED_OVER, check_component
+from atlas.config import ConfigError, RunConfig, require
+from atlas.config.components import HANDED_OVER, check_component, require_trusted
+from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel carries the files inside the package; a checkout has them beside it.
-CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 GROUPS = {
     "model": "size and kind of the language model",
     "chunk_size": "chunks of the local memories, in tokens",
@@ -82,6 +81,9 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         _check_keys(composed, "")
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
+        _check_numbers(config, "")
+        for group in HANDED_OVER:
+            require_trusted(group, getattr(config, group), config.trust)
         for group, handed_over in HANDED_OVER.items():
             settings = getattr(config, group)
             if settings or group != "logger":
@@ -94,16 +96,36 @@ def save_config(config: RunConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError` and `OSError`."""
+def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
+    """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError`.
+
+    `trust` is the reader's, never the file's: whoever sends a run does not say what may be executed here.
+    """
     with refuse(CONF_DIR):
-        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path)))  # type: ignore[arg-type]
+        try:
+            content = read_yaml(path) | {"trust": list(trust)}
+        except OSError as error:
+            raise ConfigError(f"{path}: must be a file that can be read ({error.strerror})") from error
+        require_values(path, content)
+        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), content))  # type: ignore[arg-type]
 
 
 def options(group: str) -> list[str]:
     """Names of a group's options, numbers in their natural order: c8 before c16."""
     names = [path.stem for path in (CONF_DIR / group).glob("*.yaml")]
     return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+
+
+def _check_numbers(settings: Any, prefix: str) -> None:
+    """Refuse numbers that no range of a setting means to take: not finite, or beyond 64 bits."""
+    for name, value in vars(settings).items():
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{prefix}{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float):
+                require(isfinite(number), f"{prefix}{name}", value, "finite")
+            elif isinstance(number, int):
+                require(-(2**63) <= number < 2**63, f"{prefix}{name}", value, "in [-2**63, 2**63)")
 
 
 def _check_keys(node: DictConfig, prefix: str) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from atlas.config.composition import CONF_DIR, GROUPS, options
+from atlas.config.composition import GROUPS, options
+from atlas.config.files import CONF_DIR
 
 FAULTS = ("bad_batch", "lr_burst", "weights", "nan_loss", "nan_gradient", "nan_memory")
 _TEXT = """\

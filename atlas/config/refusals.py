@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.path_overrides import shell_example
+from atlas.config.values import describe
 
 
 @contextmanager
@@ -30,6 +31,8 @@ def refuse(conf_dir: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, conf_dir, overrides) from error
+    except RecursionError as error:
+        raise ConfigError("the settings must not be nested so deeply, nor refer to each other in a circle") from error
 
 
 def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> ConfigError:
@@ -39,7 +42,10 @@ def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> 
         options = sorted(error.options, key=lambda name: (len(name), name))
         return ConfigError(f"{group}={option}: must be one of {', '.join(options)}")
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override}: must be written KEY=VALUE or GROUP=OPTION ({_quoting(error.override)})")
+        allowed = f"written KEY=VALUE or GROUP=OPTION ({_quoting(error.override)})"
+        if os.path.isdir(error.override):  # noqa: PTH112 (a long text is no error)
+            allowed = f"resume={error.override} to continue that run (python -m atlas.niah, generate or report read it)"
+        return ConfigError(f"{error.override}: must be {allowed}")
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error, conf_dir)
     if "Config group override must be a string" in str(error):  # Hydra does not say which
@@ -57,10 +63,32 @@ def unknown_key(override: str, conf_dir: Path) -> ConfigError:
     known = known_keys(conf_dir)
     near = get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if full := in_full(override, conf_dir):
+        hint = f"; did you mean {' or '.join(full)}?"
     if key in known:
         hint = f"; another option of {key.partition('.')[0]} has it"
     listing = "hydra" if key.startswith("hydra.") else "job"
     return ConfigError(f"{override}: must be a key that exists (--cfg {listing} lists them){hint}")
+
+
+def in_full(override: str, conf_dir: Path) -> list[str]:
+    """The override with every full key whose last word it gives: `optim.lr=0.01` for `lr=0.01`."""
+    word, known = override.partition("=")[0], known_keys(conf_dir)
+    longer = [key for key in known if key.endswith(f".{word}")]
+    return [key.removesuffix(word) + override for key in longer]
+
+
+def refuse_flags(arguments: Sequence[str], conf_dir: Path) -> None:
+    """Raise `ConfigError` for `--steps=100`: settings are written without dashes."""
+    flags = [text for action in get_args_parser()._actions for text in action.option_strings]
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if argument.startswith("--") and not any(flag.startswith(name) for flag in flags):
+            key = name.removeprefix("--").replace("-", "_")
+            plain = f"{key}={value or 'VALUE'}"
+            keys = [plain] if key in known_keys(conf_dir) else in_full(plain, conf_dir)
+            allowed = f"written {' or '.join(keys)}" if keys else "one of the flags that --hydra-help shows"
+            raise ConfigError(f"{argument}: must be {allowed}")
 
 
 def known_keys(conf_dir: Path) -> list[str]:
@@ -85,7 +113,7 @@ def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> C
     if override and full_key:
         wanted = dict(_schema_keys(RunConfig, "")).get(re.sub(r"\[\d+\]$", "", full_key[1]))
         if wanted is not None:
-            return ConfigError(f"{override[1]}: must be {_allowed(wanted)}")
+            return ConfigError(f"{override[1]}: must be {describe(wanted)}")
     return ConfigError(f"{_one_line(error)}: {_one_line(cause)}" if cause else _one_line(error))
 
 
@@ -101,25 +129,6 @@ def _schema_keys(schema: type, prefix: str) -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{name}", kind
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from _schema_keys(kind, f"{prefix}{name}.")
-
-
-def _allowed(kind: Any) -> str:
-    """What a value of this type looks like, in words."""
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_allowed(member) for member in typing.get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return f"one of {', '.join(kind.__members__)}"
-    if typing.get_origin(kind) is list:
-        examples = {int: "[8,16]", float: "[0.25,0.5]", str: "[a,b]"}
-        return f"a list, such as {examples[typing.get_args(kind)[0]]}"
-    words = {
-        int: "an integer, such as 1000",
-        float: "a number",
-        bool: "true or false",
-        str: "a text",
-        type(None): "null",
-    }
-    return words.get(kind, "an option of the group, or keys as {key: value}")
 
 
 def _one_line(error: BaseException) -> str:

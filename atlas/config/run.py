@@ -15,6 +15,8 @@ from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
+MOST_THREADS = 1024  # a machine that cannot start so many ends the process
+
 
 class DeviceKind(StrEnum):
     auto = "auto"
@@ -40,6 +42,10 @@ class DeviceConfig(Choices, prefix="device."):
     precision: Precision = Precision.auto
     threads: int = 0  # CPU threads; 0 = torch's own choice
     kernels: Kernels = Kernels.auto  # of the memory's chunks on a CPU: compiled C++, or PyTorch's operations
+
+    def __post_init__(self) -> None:
+        allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
+        require(0 <= self.threads <= MOST_THREADS, "device.threads", self.threads, allowed)
 
 
 @dataclass
@@ -77,6 +83,7 @@ class RunConfig(Choices):
     seed: int = 0
     resume: str | None = None
     init_from: str | None = None
+    trust: list[str] = field(default_factory=list)  # modules of your own whose components may be executed
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")

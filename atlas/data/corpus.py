@@ -10,16 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas.config import require
+from atlas.config.values import within
 from atlas.data.files import read_files
 from atlas.data.leakage import BLOCK, shared_blocks
 
 FILES_TO_SPLIT = 10  # from so many files on, whole files go to validation; below, the tail of their bytes
-ENCODINGS = ("bytes", "utf8")
+Encoding = Literal["bytes", "utf8"]
+Part = Annotated[float, within("(0, 1)")]  # of the bytes
+ENCODINGS = get_args(Encoding)
 LEAKAGE = 0.01  # share of validation blocks that stand in training: above it the validation loss flatters
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
 

@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 
 from atlas.config import VOCABULARY, require
+from atlas.config.values import Share
 from atlas.data.batch import Batch
-from atlas.data.corpus import Corpus, load_corpus
+from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.recall import RecallTask
 from atlas.data.sampler import Stream, generator
@@ -62,13 +63,13 @@ class MixedData:
         self,
         *,
         recall: RecallTask,
-        recall_share_start: float,
-        recall_share_end: float,
-        recall_hold: float,
-        recall_blend_end: float,
+        recall_share_start: Share,
+        recall_share_end: Share,
+        recall_hold: Share,
+        recall_blend_end: Share,
         paths: Sequence[str],
-        encoding: str,
-        validation_share: float,
+        encoding: Encoding,
+        validation_share: Part,
         sequence: int,
         batch_size: int,
         seed: int,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch
-from atlas.data.corpus import Corpus, load_corpus
+from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
 from atlas.data.haystack import HAYSTACKS, build_haystacks
 from atlas.data.layout import Layout, random_layout
 from atlas.data.needles import KEY_ALPHABET, VALUE_ALPHABET, NeedleFormat, RecallSequences, write_needles
@@ -157,8 +157,8 @@ class RecallData:
         *,
         recall: RecallTask,
         paths: Sequence[str],
-        encoding: str,
-        validation_share: float,
+        encoding: Encoding,
+        validation_share: Part,
         sequence: int,
         batch_size: int,
         seed: int,

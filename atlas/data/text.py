@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch
 from atlas.data.bigram import Bigram
-from atlas.data.corpus import Corpus, load_corpus, stdlib_corpus
+from atlas.data.corpus import Corpus, Encoding, Part, load_corpus, stdlib_corpus
 from atlas.data.sampler import VALIDATION_SEED, Stream, generator
 
 
@@ -91,7 +91,7 @@ class StdlibData(CorpusData):
     def __init__(
         self,
         *,
-        validation_share: float,
+        validation_share: Part,
         sequence: int,
         batch_size: int,
         seed: int,
@@ -114,8 +114,8 @@ class TextData(CorpusData):
         self,
         *,
         paths: Sequence[str],
-        encoding: str,
-        validation_share: float,
+        encoding: Encoding,
+        validation_share: Part,
         sequence: int,
         batch_size: int,
         seed: int,

@@ -16,6 +16,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from atlas.config.console import log
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.models.plan import ChunkPlan, MemoryMode
 
@@ -60,6 +61,8 @@ def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMo
     """The state after `prompt` [B, T >= 0]."""
     state = model.initial_state(prompt.shape[0], plan)
     for first in range(0, prompt.shape[1], PREFILL_TOKENS):
+        if first:
+            log.info("reads the prompt: %d of %d tokens", first, prompt.shape[1])
         state = model(prompt[:, first : first + PREFILL_TOKENS], state, plan=plan, mode=mode).state
     return state
 

@@ -10,6 +10,7 @@ from hydra.utils import get_method
 from numpy.typing import NDArray
 
 from atlas.config import LEVELS, NIAHConfig
+from atlas.config.console import log
 from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
 from atlas.probes.neutral import untouched
@@ -46,6 +47,7 @@ class NIAHProbe:
         with untouched(model):
             subject = Subject(model, self.config, step, self.needles, self.sequence, self.text, every_task)
             for level in self.config.levels:
+                log.info("level %s", level)
                 began = time.perf_counter()
                 result = get_method(LEVELS[level].probe)(subject)
                 results.append(replace(result, seconds=time.perf_counter() - began))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlas.config import JUDGED_TASK, NIAHConfig
+from atlas.config.console import log
 from atlas.data.needles import NeedleFormat
 from atlas.data.sampler import Stream, generator
 from atlas.models.block import AtlasMAGBlock
@@ -66,10 +67,10 @@ def probe_recall(subject: Subject) -> NIAHResult:
     lengths = settings.lengths or [trained_length * factor for factor in settings.length_factors]
     judged_length = trained_length if trained_length in lengths else min(lengths)
     only = None if subject.every_task else (JUDGED_TASK, judged_length)
-    cells = [
-        _cell(model, settings, questions, reach, has_memory)
-        for questions in grid(settings, needles, subject.text, lengths, only)
-    ]
+    cells = []
+    for questions in grid(settings, needles, subject.text, lengths, only):
+        log.info("level recall: task %s, %d tokens", questions.task, questions.length)
+        cells.append(_cell(model, settings, questions, reach, has_memory))
     judged = [cell for cell in cells if cell.task == JUDGED_TASK and cell.length == judged_length and cell.samples]
     chance = float(needles.value_alphabet) ** -needles.value_bytes
     control = _weighted(judged, [cell.control for cell in judged])

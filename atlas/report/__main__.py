@@ -13,6 +13,7 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import run_command
+from atlas.config.console import PROGRESS_SECONDS, progress, tell
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 from atlas.report.writing import write_report
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(arguments: Sequence[str]) -> int:
-    folder = write_report(*parse(arguments))
-    print(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
+    with progress(quiet_seconds=PROGRESS_SECONDS):
+        folder = write_report(*parse(arguments))
+    tell(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
     return 0
 
 
@@ -42,7 +44,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path | None]:
         else:
             known = not argument.startswith("-") and (key == argument or Path(argument).exists() or "/" in argument)
             require(known, key, value, f"left out: {USAGE}")
-            folders.append(Path(argument))
+            folders.append(expanded(argument))
     return folders, target
 
 

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atlas.config.untrusted import open_regular
+from atlas.config import ConfigError
+from atlas.config.files import read_yaml, require_values
 from atlas.report.document import MISSING
 from atlas.report.folders import SWEEP_FILE
 from atlas.report.wording import value_text
 
 # Where something is written, not what was computed.
-IGNORED = ("logger", "resume", "sweep.resume", "sweep.round")
-MOST_BYTES, MOST_LEVELS = 2**18, 50  # of a configuration
+IGNORED = ("logger", "resume", "sweep.resume", "sweep.round", "trust")
 ABSENT = "(absent)"
 
 
@@ -71,42 +70,31 @@ def read_settings(path: Path, problems: list[str]) -> dict[str, Any]:
     A job that failed early leaves one with references, which are resolved if they can be.
     """
     try:
-        loaded = _load(path)
+        content: Any = read_yaml(path)
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
+        return {}
+    except ConfigError as error:
+        problems.append(f"{path.name} {str(error).removeprefix(f'{path}: ')}")
         return {}
     try:
-        content = OmegaConf.to_container(loaded, resolve=True)
-    except OmegaConfBaseException:
-        content = OmegaConf.to_container(loaded, resolve=False)
-    return dict(_flat(content)) if isinstance(content, dict) else {}
+        require_values(path, content)
+        content = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+    except (ConfigError, OmegaConfBaseException):
+        pass  # a reference that leads nowhere is shown as it stands
+    return dict(_flat(content))
 
 
 def swept_names(sweep: Path) -> list[str]:
     """Keys and groups that the command line of a sweep gave; [] where it is not on record."""
     try:
-        overrides = OmegaConf.select(_load(sweep / SWEEP_FILE), "hydra.overrides.task", default=None)
-    except (OSError, ValueError, OmegaConfBaseException):
+        overrides = read_yaml(sweep / SWEEP_FILE)["hydra"]["overrides"]["task"]
+        return [str(override).partition("=")[0].lstrip("+~") for override in overrides]
+    except (OSError, ConfigError, LookupError, TypeError):
         return []
-    return [str(override).partition("=")[0].lstrip("+~") for override in overrides or ()]
-
-
-def _load(path: Path) -> Any:
-    """Raises OSError, and ValueError for what is no YAML, or YAML that takes for ever to read."""
-    with open_regular(path) as file:
-        text = file.read(MOST_BYTES).decode("utf-8")
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > MOST_LEVELS:
-                raise ValueError("it repeats parts of itself or is nested too deeply")
-        return OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(str(error)) from error
 
 
 def _flat(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:

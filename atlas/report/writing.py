@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from atlas.config import ConfigError
+from atlas.config.console import log
 from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
 from atlas.report.document import Block, Document, Picture, Section, Text
@@ -33,7 +34,10 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
     """
     selection = select_runs(folders)
     target = _target(selection, target)
-    records = [read_run(run, name) for run, name in zip(selection.runs, names_of(selection.runs), strict=True)]
+    records: list[RunRecord] = []
+    for run, name in zip(selection.runs, names_of(selection.runs), strict=True):
+        log.info("reads run %d of %d: %s", len(records) + 1, len(selection.runs), name)
+        records.append(read_run(run, name))
     document = compose_document(selection, records)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -59,6 +63,7 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
     if several:
         sections.append(comparison_section(records, differing, labels, anchors, limit))
     for record, name, anchor in zip(records, labels, anchors, strict=True):
+        log.info("describes %s", name)
         sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
     lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {moment(newest)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,22 +115,24 @@ def build_telemetry(config: RunConfig) -> TelemetryLogger:
     return TelemetryLogger(sinks, every=config.telemetry.every)
 
 
-def load(path: str | Path) -> tuple[AtlasModel, RunConfig]:
+def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[AtlasModel, RunConfig]:
     """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
 
     The model is on the CPU, in evaluation mode. A damaged checkpoint is passed over for the sound one before it, with a
-    warning. Raises `ConfigError` for a folder that is neither, or without a sound checkpoint.
+    warning. `trust` names the modules whose components the run may name, besides those of atlas.
+
+    Raises `ConfigError` for a folder that is neither, or without a sound checkpoint.
     """
-    model, config, _ = load_checkpointed(path)
+    model, config, _ = load_checkpointed(path, trust)
     return model, config
 
 
-def load_checkpointed(path: str | Path) -> tuple[AtlasModel, RunConfig, Manifest]:
+def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[AtlasModel, RunConfig, Manifest]:
     """`load`, and the manifest that tells which checkpoint it was."""
     payload, manifest, passed_over = find_checkpoint(Path(path), "path")
     for notice in passed_over:
         warnings.warn(notice, stacklevel=2)
-    config = load_config(manifest.path.parents[1] / CONFIG_FILE)
+    config = load_config(manifest.path.parents[1] / CONFIG_FILE, trust)
     model = build_model(config)
     try:
         model.load_state_dict(payload[MODEL])

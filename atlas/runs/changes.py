@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from atlas.training.state import TrainState
 EVENT = "settings"
 
 
-def frozen_config(folder: Path) -> RunConfig | None:
+def frozen_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
     """The configuration that the run in `folder` has had so far; None for a new run."""
-    return load_config(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else None
+    return load_config(folder / CONFIG_FILE, trust) if (folder / CONFIG_FILE).exists() else None
 
 
 def former_hashes(folder: Path, frozen: RunConfig | None) -> frozenset[str]:

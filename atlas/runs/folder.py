@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError
 from atlas.config.untrusted import printable
@@ -87,6 +88,8 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
         with log_file(folder):
             log.error("the run failed", exc_info=error)
         if not (folder / CONFIG_FILE).exists():
+            with suppress(OmegaConfBaseException):
+                OmegaConf.resolve(composed)
             OmegaConf.save(composed, folder / CONFIG_FILE)
         when_there_is_room(summary.write)
     except OSError as refusal:

@@ -39,7 +39,7 @@ def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> 
 
     An override may repeat what the run was started with. Raises `ConfigError` for one that may not change.
     """
-    frozen = load_config(folder / CONFIG_FILE)
+    frozen = load_config(folder / CONFIG_FILE, given.trust)
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     wanted = {key: value for key, value in flat(asdict(given)).items() if any(_sets(name, key) for name in names)}
     refuse_other_settings(wanted, flat(asdict(frozen)), folder)

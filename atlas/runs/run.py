@@ -47,7 +47,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     config = rooted(config)
     device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
-    before = frozen_config(folder)
+    before = frozen_config(folder, config.trust)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
         config.checkpoint.every,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import save_config
+from atlas.config.files import read_yaml
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import record_data, require_same_data
@@ -110,7 +112,7 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
     try:
         state.model.load_state_dict(payload[MODEL])
     except Exception as error:
-        raise other_model("init_from", manifest, error) from error
+        raise other_model("init_from", manifest, error, config) from error
     return [*notices, f"starts from the weights of {manifest.path}"]
 
 
@@ -146,6 +148,13 @@ def _checkpoint_folder(path: Path) -> Path | None:
     return None if (path / CHECKPOINTS).is_dir() else path
 
 
-def other_model(key: str, manifest: Manifest, error: Exception) -> ConfigError:
-    first = (str(error) if isinstance(error, RuntimeError) else repr(error)).strip().splitlines()[:2]
-    return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({' '.join(first)})")
+def other_model(key: str, manifest: Manifest, error: Exception, config: RunConfig | None = None) -> ConfigError:
+    """The refusal of weights that do not fit; it names the settings in which their run differs from `config`."""
+    reason = " ".join((str(error) if isinstance(error, RuntimeError) else repr(error)).split())[:200]
+    with suppress(OSError, ConfigError):
+        theirs = flat(read_yaml(manifest.path.parents[1] / CONFIG_FILE)) if config else {}
+        ours = flat(asdict(config)) if config else {}
+        shaped = [name for name in ours if name.startswith(("model.", "chunk_size.")) and name in theirs]
+        different = [f"{name}={theirs[name]}, not {ours[name]}" for name in shaped if theirs[name] != ours[name]]
+        reason = f"it has {'; '.join(different)}" if different else reason
+    return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({reason})")

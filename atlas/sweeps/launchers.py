@@ -21,12 +21,12 @@ _NAMES = {
     "LocalLauncher": "submitit_local",
     "SlurmLauncher": "submitit_slurm",
 }
-# option -> the plugin that it needs, and the extra of this package that brings it
+# option -> the plugin that it needs, and the package that brings it, as in pyproject.toml
 _PLUGINS = {
-    "joblib": ("hydra_joblib_launcher", "parallel"),
-    "submitit_local": ("hydra_submitit_launcher", "slurm"),
-    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
-    "slurm": ("hydra_submitit_launcher", "slurm"),
+    "joblib": ("hydra_joblib_launcher", "hydra-joblib-launcher==1.2.0"),
+    "submitit_local": ("hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0"),
+    "submitit_slurm": ("hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0"),
+    "slurm": ("hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0"),
 }
 
 
@@ -35,9 +35,9 @@ def require_installed(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if override_name(argument) == "hydra/launcher":
             name = argument.partition("=")[2]
-            plugin, extra = _PLUGINS.get(name, (None, None))
+            plugin, package = _PLUGINS.get(name, (None, None))
             there = plugin is None or find_spec(f"hydra_plugins.{plugin}") is not None
-            require(there, "hydra/launcher", name, f'installed: pip install "atlas-memory[{extra}]"')
+            require(there, "hydra/launcher", name, f"installed: pip install {package}")
 
 
 def launcher_name(hydra: DictConfig | HydraConf) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from atlas.config import CHANGEABLE, ConfigError, require
 from atlas.config.path_overrides import expanded, quoted
@@ -16,6 +19,11 @@ KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
 _FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
 _LAUNCHER = "hydra/launcher"
+_HARMLESS = re.compile(
+    r"trust=.*|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
+    r"hydra\.launcher\.(n_jobs|partition|account|qos|constraint|timeout_min|nodes|tasks_per_node|cpus_per_task|"
+    r"gpus_per_node|mem_gb|array_parallelism)=[\w.:-]+"
+)
 
 
 def full_command(arguments: Sequence[str]) -> list[str]:
@@ -29,15 +37,34 @@ def full_command(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     folder = expanded(value)
     record = read_record(folder, KEY)
+    for override in (*record.task, *record.hydra):
+        if override not in arguments and not _harmless(override):
+            allowed = f"repeated on the command line, since it may execute code, or taken out of {folder / RECORD_FILE}"
+            raise ConfigError(f"{override}: must be {allowed}")
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in parsed.overrides]
     given = [override for override in parsed.overrides if override not in chosen]
-    changes = [override for override in given if override not in (*record.task, *record.hydra)]
+    # Whom to trust is not for the file to say.
+    recorded = [override for override in (*record.task, *record.hydra) if override_name(override) != "trust"]
+    changes = [override for override in given if override not in recorded]
     _refuse_other_sweep(changes, record, folder)
-    kept = [*_kept(record.task, changes), *_kept(record.hydra, changes)]
+    kept = _kept(recorded, changes)
     mode = ["--multirun"] if {"-m", "--multirun"}.isdisjoint(flags) else []
     places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
     return [*flags, *mode, *places, *kept, *changes, f"hydra.sweep.dir={quoted(folder)}", f"{KEY}={quoted(folder)}"]
+
+
+def _harmless(override: str) -> bool:
+    """Whether an override of a sweep that a stranger may have sent executes nothing and reads no file of his."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except (HydraException, ValueError):
+        return False
+    key, value = parsed.key_or_group, override.partition("=")[2]
+    if key.startswith("hydra") or key == "trust":
+        return _HARMLESS.fullmatch(override) is not None
+    is_option = "." not in key and key not in ("resume", "init_from")
+    return not (is_option and ("/" in value or ".." in value))
 
 
 def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:

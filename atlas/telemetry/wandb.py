@@ -7,10 +7,10 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from atlas.config import require
+from atlas.config.values import Allowed, of_length
 from atlas.telemetry.sinks import RunInfo, Sink, SweepJob
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ DEFAULT_HOST = "https://api.wandb.ai"
 INIT_SECONDS = 20.0  # patience with a network that does not answer, at the start
 FINISH_SECONDS = 60.0  # and at the end
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
+Name = Annotated[str, of_length(1, LONGEST_NAME)]
+SPECIAL = "/\\#?%:"
+WITHOUT_SPECIAL = Allowed(f"without any of {SPECIAL}", lambda text: not set(text) & set(SPECIAL))
 OFFLINE_HINT = "upload later with `wandb sync`"
 
 
@@ -92,14 +95,13 @@ class WandbSink(Sink):
     def __init__(
         self,
         *,
-        mode: str,
-        project: str,
-        group: str | None,
-        name: str | None,
-        job_type: str | None,
-        tags: Sequence[str],
+        mode: Literal["auto", "online", "offline", "disabled"],
+        project: Annotated[str, of_length(1, LONGEST_NAME), WITHOUT_SPECIAL],
+        group: Name | None,
+        name: Name | None,
+        job_type: Annotated[str, of_length(1, LONGEST_TAG)] | None,
+        tags: Sequence[Annotated[str, of_length(1, LONGEST_TAG)]],
     ) -> None:
-        require(mode in MODES, "logger.mode", mode, f"one of {', '.join(MODES)}")
         self._mode = mode
         self._project, self._group, self._name, self._job_type = project, group, name, job_type
         self._tags = list(tags)

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import cos, pi
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from atlas.config import require
+from atlas.config.values import Allowed, Share, within
+
+Positive = Annotated[float, within("(0, inf)")]
+Steps = Annotated[int, within("[0, inf)")]
+Betas = Annotated[
+    Sequence[float], Allowed("of two numbers in [0, 1)", lambda b: len(b) == 2 and all(0 <= beta < 1 for beta in b))
+]
 
 
 def adamw(
     *,
     model: nn.Module,
     steps: int,
-    lr: float,
-    weight_decay: float,
-    betas: Sequence[float],
-    warmup: int,
-    lr_min_ratio: float,
+    lr: Positive,
+    weight_decay: Annotated[float, within("[0, inf)")],
+    betas: Betas,
+    warmup: Steps,
+    lr_min_ratio: Share,
 ) -> ScheduledOptimizer:
     """AdamW; weight decay on matrices of linear layers only."""
-    _check(lr, weight_decay, betas)
     matrices, rest = parameter_groups(model)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
@@ -37,27 +42,19 @@ def muon(
     *,
     model: nn.Module,
     steps: int,
-    lr: float,
-    weight_decay: float,
-    betas: Sequence[float],
-    warmup: int,
-    lr_min_ratio: float,
+    lr: Positive,
+    weight_decay: Annotated[float, within("[0, inf)")],
+    betas: Betas,
+    warmup: Steps,
+    lr_min_ratio: Share,
 ) -> ScheduledOptimizer:
     """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
-    _check(lr, weight_decay, betas)
     matrices, rest = parameter_groups(model)
     optimizers = [
         torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0),
     ]
     return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio)
-
-
-def _check(lr: float, weight_decay: float, betas: Sequence[float]) -> None:
-    require(lr > 0, "optim.lr", lr, "> 0")
-    require(weight_decay >= 0, "optim.weight_decay", weight_decay, ">= 0")
-    allowed = "two numbers in [0, 1)"
-    require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "optim.betas", list(betas), allowed)
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -78,8 +75,6 @@ class ScheduledOptimizer:
         warmup: int,
         lr_min_ratio: float,
     ) -> None:
-        require(warmup >= 0, "optim.warmup", warmup, ">= 0 steps")
-        require(0 <= lr_min_ratio <= 1, "optim.lr_min_ratio", lr_min_ratio, "in [0, 1]")
         self.optimizers = list(optimizers)
         self.lr, self.steps, self.lr_min_ratio = lr, steps, lr_min_ratio
         self.warmup = min(warmup, steps)

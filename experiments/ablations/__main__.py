@@ -1,6 +1,6 @@
 """What each part of the memory is worth: a table over sweeps, with every run probed anew on many needles.
 
-python -m experiments.ablations SWEEP [SWEEP ...] [samples=64] [folder=experiments/ablations]
+python -m experiments.ablations SWEEP [SWEEP ...] [samples=64] [folder=experiments/ablations] [trust=MODULE]
 
 The settings of the first job are the reference; every other row names what it changes. Runs of one seed are compared
 with each other: the same data, the same needles, and the run trained without a memory as second control.
@@ -14,18 +14,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from atlas.config import require
-from atlas.config.arguments import read_settings, run_command
+from atlas.config import ConfigError, require
+from atlas.config.arguments import names, read_settings, run_command
+from atlas.config.composition import load_config
 from atlas.data.batch import Batch
 from atlas.niah import probe_run
 from atlas.runs.build import build_data, load_checkpointed
 from atlas.runs.environment import git_revision, versions
 from atlas.runs.resume import flat
+from atlas.runs.summary import read_summary
 from atlas.sweeps.record import RECORD_FILE
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.training.losses import language_loss
@@ -40,19 +41,20 @@ IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.")  # what a run l
 class Settings:
     samples: int = 64  # needles at each depth
     folder: str = str(HERE)  # of ablations.json and RESULTS.md
+    trust: str = ""  # modules of your own that the runs' components come from
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", self.samples, ">= 1")
         require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
 
 
-def jobs(sweeps: Sequence[str]) -> list[Path]:
+def jobs(sweeps: Sequence[str], trust: str) -> list[Path]:
     """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
     found: list[Path] = []
     for sweep in sweeps:
         nested = (Path(sweep) / RECORD_FILE).is_file()  # any folder else may hold runs that were not asked for
         folders = [path.parent for path in Path(sweep).glob("**/summary.json" if nested else "*/summary.json")]
-        completed = [folder for folder in folders if read_run(folder)[1]["status"] == "completed"]
+        completed = [folder for folder in folders if read_run(folder, trust)[1]["status"] == "completed"]
         require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")
         for left_out in sorted(set(folders) - set(completed)):
             print(f"left out, it did not complete: {left_out}")
@@ -60,16 +62,17 @@ def jobs(sweeps: Sequence[str]) -> list[Path]:
     return found
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(folder: Path, trust: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings by their flat keys, and the summary."""
-    settings = flat(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return settings, summary
+    summary = read_summary(folder)
+    if summary is None:
+        raise ConfigError(f"SWEEP={folder}: must hold a summary.json that can be read")
+    return flat(asdict(load_config(folder / "config.yaml", names(trust)))), asdict(summary)
 
 
-def recall_of(folder: Path, samples: int, control: Path | None) -> dict[str, Any]:
+def recall_of(folder: Path, samples: int, control: Path | None, trust: str) -> dict[str, Any]:
     """Accuracy on `samples` keyed needles a depth: with the memory, with it off, by the run trained without one."""
-    arguments = [str(folder), "niah.levels=[recall]", "niah.tasks=[]", f"niah.samples={samples}"]
+    arguments = [str(folder), "niah.levels=[recall]", "niah.tasks=[]", f"niah.samples={samples}", f"trust={trust}"]
     (result,) = probe_run(arguments + ([f"control={control}"] if control else []))
     without = [cell.without for cell in result.cells if cell.without is not None]
     return {
@@ -83,9 +86,9 @@ def recall_of(folder: Path, samples: int, control: Path | None) -> dict[str, Any
 
 
 @torch.no_grad()
-def answer_loss(folder: Path) -> float:
+def answer_loss(folder: Path, trust: str) -> float:
     """Nats per answer byte of recall rows of the run's own kind that it has not seen."""
-    model, config, _ = load_checkpointed(folder)
+    model, config, _ = load_checkpointed(folder, names(trust))
     data = build_data(config)
     losses = []
     for step in range(config.train.steps + 1, config.train.steps + 1 + ANSWER_BATCHES):
@@ -102,8 +105,8 @@ def polarised_at_peak(folder: Path, settings: dict[str, Any]) -> float | None:
     return rows[-1]["gate/polarised"] if rows else None
 
 
-def collect(folders: Sequence[Path], samples: int) -> list[Run]:
-    read = {folder: read_run(folder) for folder in folders}
+def collect(folders: Sequence[Path], samples: int, trust: str) -> list[Run]:
+    read = {folder: read_run(folder, trust) for folder in folders}
     reference = next(iter(read.values()))[0]
     memory_free = {
         settings["seed"]: folder for folder, (settings, _) in read.items() if not settings["model.memory.enabled"]
@@ -113,10 +116,10 @@ def collect(folders: Sequence[Path], samples: int) -> list[Run]:
         changed = {key: value for key, value in settings.items() if value != reference.get(key)}
         changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
         control = memory_free.get(settings["seed"]) if settings["model.memory.enabled"] else None
-        found = recall_of(folder, samples, control) if settings["model.memory.enabled"] else {}
+        found = recall_of(folder, samples, control, trust) if settings["model.memory.enabled"] else {}
         found["polarised_peak"] = polarised_at_peak(folder, settings)
         if share := settings.get("data.recall_share_end"):
-            found |= {"answer_loss": answer_loss(folder), "recall_share": share}
+            found |= {"answer_loss": answer_loss(folder, trust), "recall_share": share}
         runs.append(Run.of(changed, settings, summary, found))
     return runs
 
@@ -131,7 +134,7 @@ def measure(arguments: Sequence[str]) -> int:
     sweeps = [argument for argument in arguments if "=" not in argument]
     require(bool(sweeps), "SWEEP", "", "one or more folders of sweeps")
     settings = read_settings(Settings, [argument for argument in arguments if "=" in argument])
-    runs = collect(jobs(sweeps), settings.samples)
+    runs = collect(jobs(sweeps, settings.trust), settings.samples, settings.trust)
     record = {"runs": [asdict(run) for run in runs], "git": git_revision(), "versions": versions()}
     folder = Path(settings.folder)
     (folder / "ablations.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -81,7 +81,7 @@ class CheckedRun:
         rows, events = (
             read_jsonl(path) if path.is_file() else [] for path in (folder / "metrics.jsonl", folder / "events.jsonl")
         )
-        config = load_config(frozen) if frozen.is_file() else config
+        config = load_config(frozen, config.trust) if frozen.is_file() else config
         return cls(folder, exit_status, config, read_summary(folder), rows, events)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:

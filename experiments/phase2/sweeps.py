@@ -6,7 +6,6 @@ Timings are evidence only from one machine, one job after the other, in interlea
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
-
 from atlas.config import ConfigError, require
+from atlas.config.files import read_yaml
+from atlas.config.untrusted import read_json
 from atlas.runs.resume import CONFIG_FILE, flat
 from atlas.runs.summary import SUMMARY_FILE
 from atlas.sweeps.record import RECORD_FILE
@@ -82,8 +79,8 @@ def read_sweep(folder: Path) -> RecordedSweep:
     for name in (RECORD_FILE, CHOICES_FILE):
         require((folder / name).is_file(), "SWEEP", folder, f"the folder of a sweep ({name} is not in it)")
     with readable(folder):
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        choices: Any = OmegaConf.load(folder / CHOICES_FILE).hydra.runtime.choices
+        record = read_json(folder / RECORD_FILE)
+        choices = read_yaml(folder / CHOICES_FILE)["hydra"]["runtime"]["choices"]
         jobs = [_read_job(folder, job["folder"], job["number"]) for job in record["jobs"]]
         overrides = [*record.get("flags", ()), *record["task"]]
         return RecordedSweep(folder, choices.get("experiment") or "", overrides, jobs)
@@ -94,8 +91,7 @@ def _read_job(sweep: Path, name: str, number: int) -> RecordedJob:
     for path in (config, summary):
         allowed = f"finished: job {number} left no {path.name}; `python -m atlas.train -m sweep.resume={sweep}` runs it"
         require(path.is_file(), "SWEEP", sweep, allowed)
-    settings: Any = OmegaConf.to_container(OmegaConf.load(config))
-    return RecordedJob(number, sweep / name, flat(settings), json.loads(summary.read_text(encoding="utf-8")))
+    return RecordedJob(number, sweep / name, flat(read_yaml(config)), read_json(summary))
 
 
 @contextmanager
@@ -105,7 +101,7 @@ def readable(folder: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException, YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"SWEEP={folder}: must be a sweep whose files can be read ({type(error).__name__}: {_one_line(error)})"
         ) from error

@@ -75,10 +75,10 @@ def test_a_resumed_run_does_not_calibrate_again_and_still_tells(
 ) -> None:
     atlas.train(tiny(*CALIBRATED), tmp_path / "whole")
     config = tiny(*CALIBRATED)
-    config.logger = interrupting(at=3)
+    config.logger, config.trust = interrupting(at=3), ["interrupting"]
     with pytest.raises(KeyboardInterrupt):
         atlas.train(config, tmp_path / "cut")
-    atlas.train(tiny(*CALIBRATED, "resume=auto"), tmp_path / "cut")
+    atlas.train(tiny(*CALIBRATED, "resume=auto", "trust=[interrupting]"), tmp_path / "cut")
     assert same_state(left(tmp_path / "cut").state, left(tmp_path / "whole").state)
     assert calibration_of(tmp_path / "cut") == calibration_of(tmp_path / "whole")
     assert len(left(tmp_path / "cut").events("calibration")) == 2

@@ -102,6 +102,12 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
         (["data=text", 'data.paths=["nothing/*.txt"]'], "data.paths="),
         (["data=text", "data.paths=[file]"], "data.paths="),
         (["data=text"], "data.paths=[]: must be at least one file or pattern"),
+        (["optim.lr=abc"], "optim.lr=abc: must be a number in (0, inf)"),
+        (["logger.tags=foo"], "logger.tags=foo: must be a list, such as [a,b], each a text of 1 to 64 characters"),
+        (["--steps=100"], "--steps=100: must be written train.steps=100"),
+        (["resume=nowhere"], "resume=nowhere: must be auto, a run folder (with config.yaml) or one of its checkpoints"),
+        (["data._target_=stranger.Data"], "data._target_=stranger.Data: must be a component of atlas, unless "),
+        (["device.threads=100000"], "device.threads=100000: must be in [0, 1024] (0 = torch's own choice)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -171,7 +177,7 @@ def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name == f"atlas_memory-{atlas.__version__}-py3-none-any.whl"
+    assert wheel.name == f"atlas_test_time_memory-{atlas.__version__}-py3-none-any.whl"
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
     code = "import atlas, atlas.config.composition as c; print(c.CONF_DIR); print(atlas.compose(['chunk_size=set_c']))"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -84,13 +85,19 @@ def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, caps
         (["prompt=a", "prompt_file=b"], "prompt_file=b: must be left out where prompt is given"),
         (["prompt_file=nowhere.txt"], "prompt_file=nowhere.txt: must be a file that can be read"),
         (["prompt_file=empty.txt"], "prompt_file=empty.txt: must be a file that is not empty"),
-        (["prompt=a", "tokens=0"], "tokens=0: must be >= 1"),
+        (["prompt=a", "tokens=0"], "tokens=0: must be in [1, 2**31)"),
+        (["prompt=a", f"tokens={10**30}"], f"tokens={10**30}: must be in [1, 2**31)"),
+        (["prompt=a", f"tokens={'9' * 5000}"], f"tokens={'9' * 5000}: must be an integer, such as 100"),
         (["prompt=a", "temperature=-0.1"], "temperature=-0.1: must be >= 0"),
         (["prompt=a", "temperature=nan"], "temperature=nan: must be >= 0"),
-        (["prompt=a", "top_k=-1"], "top_k=-1: must be >= 0 (0 = all)"),
+        (["prompt=a", "top_k=-1"], "top_k=-1: must be in [0, 256] (0 = all)"),
+        (["prompt=a", f"top_k={10**30}"], f"top_k={10**30}: must be in [0, 256] (0 = all)"),
         (["prompt=a", "top_p=0"], "top_p=0.0: must be in (0, 1]"),
         (["prompt=a", "seed=-1"], "seed=-1: must be in [0, 2**63)"),
-        (["prompt=a", "threads=-1"], "threads=-1: must be >= 0"),
+        (["prompt=a", "threads=-1"], "threads=-1: must be in [0, 1024] (0 = torch's own choice)"),
+        (["prompt=a", "threads=100000"], "threads=100000: must be in [0, 1024] (0 = torch's own choice)"),
+        (["prompt=a", "device.threads=100000"], "device.threads=100000: must be in [0, 1024]"),
+        (["prompt=a", "--tokens=5"], "--tokens=5: must be written tokens=5: python -m atlas.generate RUN "),
         (["prompt=a", "chunk=4"], "chunk=4: must be one of trained, 1"),
         (["prompt=a", "memory=maybe"], "memory=maybe: must be one of on, off, frozen"),
         (["prompt=a", "temprature=1"], "temprature=1: must be one of the keys prompt, prompt_file, "),
@@ -157,6 +164,32 @@ def test_a_character_is_written_as_soon_as_it_is_whole() -> None:
 
     print_stream(pieces(), stream)
     assert seen == ["a", "a", "aé", "aéb"]
+
+
+def test_a_folder_whose_name_looks_like_a_setting(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    run.rename("lr=3")
+    Path("sweep").mkdir()
+    Path("lr=3").rename("sweep/lr=3")
+    assert main(["sweep/lr=3", "prompt=a", "tokens=1"]) == 0
+    monkeypatch.chdir("sweep")
+    monkeypatch.setenv("HOME", str(run.parent))
+    for folder in ("lr=3", "./lr=3", "lr=3/checkpoints/step-00000007", "~/sweep/lr=3"):
+        assert main([folder, "prompt=a", "tokens=1"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")]
+)
+@pytest.mark.parametrize("arguments", [["prompt=a", "tokens=3"], ["--help"]], ids=["text", "help"])
+def test_a_stdout_that_takes_nothing_gets_one_line(
+    run: Path, redirection: str, reason: str, arguments: list[str]
+) -> None:
+    line = f"{shlex.join([sys.executable, '-m', 'atlas.generate', str(run), *arguments])} {redirection}"
+    ended = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.stderr == f"atlas: stdout: must be open and take what is written ({reason})\n"
+    assert ended.returncode == 1
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import LEVELS, RECALL, RunConfig
 from atlas.config.composition import save_config
+from atlas.kernels import library
 from atlas.niah import main
 from atlas.runs.build import build_model
 
@@ -93,9 +95,14 @@ def test_a_trained_control_with_a_memory_is_refused(untrained_run: Path, capsys:
     assert not (untrained_run / "niah.json").exists()
 
 
-def test_a_checkpoint_folder_works_as_well_as_its_run(untrained_run: Path) -> None:
+def test_a_checkpoint_folder_works_as_well_as_its_run_wherever_one_likes(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = untrained_run / "checkpoints" / "step-00000007"
-    assert main([str(checkpoint), "niah=quick", "niah.levels=[memory]"]) == 0
+    where = ["device=cpu", "device.threads=1", "device.kernels=torch"]
+    assert main([str(checkpoint), "niah=quick", "niah.levels=[memory]", *where]) == 0
+    assert (torch.get_num_threads(), library.description()) == (1, "PyTorch kernels")
+    assert capsys.readouterr().err == "atlas: level memory\n"
     record = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))
     assert [result["outcome"] for result in record["results"]] == ["passed"]
     assert not (untrained_run / "niah.png").exists()
@@ -111,7 +118,14 @@ def test_a_checkpoint_folder_works_as_well_as_its_run(untrained_run: Path) -> No
         (["niah.samples=few"], "niah.samples: Value 'few'"),
         (["niah.depths=[2]"], "niah.depths=[2.0]: must be in [0, 1]"),
         (["niah.lengths=[5]"], "niah.lengths=[5]: must be > 7 tokens, the reach of attention"),
-        (["seed=3"], "seed=3: must be niah or a key of it: all else is the run's own"),
+        (
+            ["seed=3"],
+            "seed=3: must be niah or a key of it, or where it runs (device.threads=1): all else is the run's own",
+        ),
+        (["device.threads=5000"], "device.threads=5000: must be in [0, 1024] (0 = torch's own choice)"),
+        (["device=tpu"], "device.kind=tpu: must be one of auto, cpu, cuda"),
+        (["device.precision=bf16"], "device.precision=bf16: must be left out: a trained model is read in fp32"),
+        (["--niah.samples=3"], "--niah.samples=3: must be written niah.samples=3: python -m atlas.niah RUN "),
         (["other"], "RUN="),
     ],
 )

@@ -27,12 +27,12 @@ FAULT = "debug.inject=nan_loss@23"
 def stop(config: Any, folder: Path, logger: dict[str, Any]) -> None:
     """Run until the logger presses Ctrl-C."""
     with pytest.raises(KeyboardInterrupt):
-        atlas.train(replace(config, logger=logger), folder)
+        atlas.train(replace(config, logger=logger, trust=["interrupting"]), folder)
 
 
 def go_on(folder: Path, overrides: list[str] | None = None, resume: str | None = None) -> Any:
     """Resume with nothing repeated."""
-    given = atlas.compose([f"resume={resume or folder}"])
+    given = atlas.compose([f"resume={resume or folder}", "trust=[interrupting]"])
     config = resumed_config(given, [f"resume={resume or folder}", *(overrides or [])], folder)
     return atlas.train(replace(config, logger={}), None)
 

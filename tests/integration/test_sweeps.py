@@ -136,7 +136,8 @@ def test_an_interrupted_sweep_ends_in_good_order_and_goes_on_bitwise(
 ) -> None:
     sweep = tmp_path / "sweep"
     logger = [f"+logger.{key}={value!r}" for key, value in interrupting(at=3).items()]
-    ended = command("-m", *small, *logger, "seed=1,2", f"hydra.sweep.dir={sweep}")
+    trust = "trust=[interrupting]"
+    ended = command("-m", *small, *logger, trust, "seed=1,2", f"hydra.sweep.dir={sweep}")
     assert (ended.status, statuses(sweep, 2)) == (130, ["aborted", None])
     assert ended.err[-4:] == [
         f"atlas: job 0 aborted: interrupted (Ctrl-C or SIGTERM); see {sweep}/0",
@@ -145,7 +146,7 @@ def test_an_interrupted_sweep_ends_in_good_order_and_goes_on_bitwise(
         f"atlas: 0 of 2 jobs completed; see {sweep}",
     ]
     monkeypatch.delattr(f"{interrupting()['_target_']}.progress")
-    assert command("-m", f"sweep.resume={sweep}").status == 0
+    assert command("-m", f"sweep.resume={sweep}", trust).status == 0
     atlas.train(atlas.compose([*small, "seed=1"]), tmp_path / "undisturbed")
     assert left(sweep / "0").rows == left(tmp_path / "undisturbed").rows
     assert same_state(left(sweep / "0").state["model"], left(tmp_path / "undisturbed").state["model"])

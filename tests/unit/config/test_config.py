@@ -8,7 +8,9 @@ import pytest
 
 import atlas
 from atlas.config import C_G, C_L_OPTIONS, PERSISTENT_KEYS, S_L, DeviceKind, K
-from atlas.config.composition import CONF_DIR, GROUPS, load_config, options, save_config
+from atlas.config.composition import GROUPS, load_config, options, save_config
+from atlas.config.files import CONF_DIR
+from atlas.config.refusals import refuse_flags
 
 EVERY_OPTION = [(group, option) for group in GROUPS for option in options(group)]
 
@@ -189,12 +191,25 @@ def test_an_override_that_cannot_be_read_is_refused(override: str, message: str)
         ("~data.validation_share", "data.validation_share: must be set, atlas.data.mixed.MixedData needs it"),
         ("+optim.momentum=0.9", "optim.momentum=0.9: must be a key of optim: betas, lr, lr_min_ratio, "),
         ("~optim", "optim._target_=None: must be the dotted name of a class or function"),
-        ("data._target_=nowhere.Data", "data._target_=nowhere.Data: must be the name of a class or function (No mod"),
-        ("data._target_=atlas.config.K", "data._target_=atlas.config.K: must be the name of a class or function"),
+        (
+            "data._target_=nowhere.Data",
+            "data._target_=nowhere.Data: must be a component of atlas, unless it is code that you trust to be executed:"
+            " trust=[nowhere]",
+        ),
+        (
+            "data._target_=nowhere.Data trust=[nowhere]",
+            "data._target_=nowhere.Data: must be the name of a class or function (No module named 'nowhere')",
+        ),
+        (
+            "data._target_=atlas.config.K trust=[atlas.config]",
+            "data._target_=atlas.config.K: must be the name of a class or function",
+        ),
+        ("data._target_=nowhere.Data trust=[nowher]", "data._target_=nowhere.Data: must be a component of atlas,"),
+        ("data._target_=5", "data._target_=5: must be a component of atlas,"),
     ],
 )
 def test_a_component_that_does_not_fit_its_target_is_refused(override: str, message: str) -> None:
-    assert refusal(override).startswith(message)
+    assert refusal(*override.split()).startswith(message)
 
 
 def test_a_key_of_another_option_is_not_suggested_as_itself() -> None:
@@ -203,3 +218,43 @@ def test_a_key_of_another_option_is_not_suggested_as_itself() -> None:
     assert str(refusal.value) == (
         "data.paths=[]: must be a key that exists (--cfg job lists them); another option of data has it"
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("lr=0.01", "did you mean optim.lr=0.01?"),
+        ("every=5", "did you mean checkpoint.every=5 or niah.every=5 or telemetry.every=5?"),
+        ("batch_size=2", "did you mean train.batch_size=2?"),
+    ],
+)
+def test_the_last_word_of_a_key_is_enough_to_tell_the_whole(override: str, told: str) -> None:
+    assert refusal(override) == f"{override}: must be a key that exists (--cfg job lists them); {told}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "allowed"),
+    [
+        ("--steps=100", "written train.steps=100"),
+        ("--train.steps=100", "written train.steps=100"),
+        ("--batch-size", "written train.batch_size=VALUE"),
+        ("--nonsense=1", "one of the flags that --hydra-help shows"),
+    ],
+)
+def test_a_setting_written_as_a_flag_is_told_how_it_is_written(argument: str, allowed: str) -> None:
+    refuse_flags(["--cfg", "job", "--multirun", "-m", "--config-dir=x", "--multi"], CONF_DIR)
+    with pytest.raises(atlas.ConfigError) as error:
+        refuse_flags([argument], CONF_DIR)
+    assert str(error.value) == f"{argument}: must be {allowed}"
+
+
+def test_what_hydra_cannot_read_is_told_how_it_is_written(tmp_path: Path) -> None:
+    told = "must be written KEY=VALUE or GROUP=OPTION (quote special characters)"
+    assert refusal("resume=~/run") == f"resume=~/run: {told}, here 'resume=\"~/run\"'"
+    assert refusal(str(tmp_path)) == (
+        f"{tmp_path}: must be resume={tmp_path} to continue that run (python -m atlas.niah, generate or report read it)"
+    )
+
+
+def test_the_package_lists_its_public_names() -> None:
+    assert set(atlas.__all__) <= set(dir(atlas))

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import atlas
-from atlas.config.composition import CONF_DIR
+from atlas.config.files import CONF_DIR
 from experiments.phase2.chunk_sizes import BASELINE, SETS, STEPS_MIN
 from experiments.phase2.probe_frequency import PROBES_MIN
 

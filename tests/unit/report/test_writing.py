@@ -78,7 +78,7 @@ def test_a_folder_that_somebody_else_made_is_reported_as_far_as_it_can_be_read(m
     assert "failed: \ufffd[2J[x]\\(javascript:alert(1))" in text
     assert "metrics.jsonl cannot be read (not a regular file)" in text
     assert "niah.json cannot be read (OSError)" in text
-    assert "config.yaml cannot be read (ValueError)" in text
+    assert "config.yaml must be plain YAML (it holds an alias" in text
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "summary.json", "niah.json", "config.yaml"])

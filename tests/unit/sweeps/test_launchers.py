@@ -36,5 +36,5 @@ def test_a_launcher_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as refusal:
         require_installed(["-m", "hydra/launcher=slurm"])
-    message = 'hydra/launcher=slurm: must be installed: pip install "atlas-memory[slurm]"'
+    message = "hydra/launcher=slurm: must be installed: pip install hydra-submitit-launcher==1.2.0"
     assert str(refusal.value) == message

@@ -1,0 +1,68 @@
+"""What a command says: its result on stdout, how far it is on stderr."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+PROGRESS_SECONDS = 5.0
+log = logging.getLogger("atlas.progress")
+
+
+class OutputError(OSError):
+    """stdout takes nothing: it is closed, or its disk is full."""
+
+
+def tell(text: str) -> None:
+    """Write `text` to stdout. A reader that has gone away is no error. Raises `OutputError`."""
+    with writing(sys.stdout) as stream:
+        print(text, file=stream, flush=True)
+
+
+@contextmanager
+def writing(stream: TextIO | None) -> Iterator[TextIO]:
+    """Raise `OutputError` where `stream` cannot be written; a reader that goes away ends the block in silence."""
+    if stream is None:  # how Python shows a closed stdout
+        raise OutputError(errno.EBADF, "it is closed")
+    try:
+        yield stream
+    except OSError as error:
+        with suppress(OSError, ValueError):  # spare the interpreter a second failure when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(error.errno, error.strerror) from error
+
+
+@contextmanager
+def progress(quiet_seconds: float = 0.0) -> Iterator[None]:
+    """Show what the library reports of long work, a line every few seconds, on stderr; the first after some quiet."""
+    handler = _Every(PROGRESS_SECONDS, quiet_seconds)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.WARNING)
+
+
+class _Every(logging.Handler):
+    def __init__(self, seconds: float, quiet_seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.next = seconds, time.monotonic() + quiet_seconds
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if time.monotonic() >= self.next and sys.stderr is not None:
+            self.next = time.monotonic() + self.seconds
+            print(f"atlas: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+# Not part of train.log, which hears of its run from events.
+log.propagate = False
+log.setLevel(logging.WARNING)
