@@ -19,6 +19,7 @@ KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
 _FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
 _LAUNCHER = "hydra/launcher"
+_RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two hide what a key says
 _HARMLESS = re.compile(
     r"trust=.*|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
     r"hydra\.launcher\.(n_jobs|partition|account|qos|constraint|timeout_min|nodes|tasks_per_node|cpus_per_task|"
@@ -37,11 +38,13 @@ def full_command(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     folder = expanded(value)
     record = read_record(folder, KEY)
-    for override in (*record.task, *record.hydra):
-        if override not in arguments and not _harmless(override):
-            allowed = f"repeated on the command line, since it may execute code, or taken out of {folder / RECORD_FILE}"
-            raise ConfigError(f"{override}: must be {allowed}")
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
+    places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
+    risky = [flag for flag in places if not _harmless_place(flag)]
+    risky += [text for text in (*record.task, *record.hydra) if text not in arguments and not _harmless(text)]
+    if risky:
+        allowed = f"repeated on the command line, since it may execute code, or taken out of {folder / RECORD_FILE}"
+        raise ConfigError(f"{risky[0]}: must be {allowed}")
     flags = [argument for argument in arguments if argument not in parsed.overrides]
     given = [override for override in parsed.overrides if override not in chosen]
     # Whom to trust is not for the file to say.
@@ -50,8 +53,18 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     _refuse_other_sweep(changes, record, folder)
     kept = _kept(recorded, changes)
     mode = ["--multirun"] if {"-m", "--multirun"}.isdisjoint(flags) else []
-    places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
     return [*flags, *mode, *places, *kept, *changes, f"hydra.sweep.dir={quoted(folder)}", f"{KEY}={quoted(folder)}"]
+
+
+def _harmless_place(flag: str) -> bool:
+    """Whether the options that a recorded flag leads to settle settings only, and nothing of Hydra or of trust."""
+    name, _, value = flag.partition("=")
+    if name == "--config-name":
+        return "/" not in value and ".." not in value
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace") for path in Path(value).rglob("*.y*ml") if path.is_file()
+    ]
+    return not any(_RISKY.search(text) for text in texts)
 
 
 def _harmless(override: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
@@ -205,6 +206,20 @@ def test_a_strangers_sweep_says_nothing_that_executes_code(override: str, run: P
     told = "must be repeated on the command line, since it may execute code, or taken out of"
     assert (ended.status, len(ended.err), marker.exists()) == (2, 1, False)
     assert ended.err[0].startswith(f"atlas: {override}: {told}")
+
+
+@pytest.mark.parametrize(
+    "option", ["trust: [stranger]", "hydra: {callbacks: {x: {_target_: stranger.run}}}", '"\\x74rust": [stranger]']
+)
+def test_a_strangers_options_are_not_taken_unasked(option: str, run: Path, marker: Path, tmp_path: Path) -> None:
+    (tmp_path / "options" / "experiment").mkdir(parents=True)
+    (tmp_path / "options" / "experiment" / "theirs.yaml").write_text(f"# @package _global_\n{option}\n")
+    record, flag = run.parent / "sweep.json", f"--config-dir={tmp_path / 'options'}"
+    theirs = json.loads(record.read_text()) | {"task": ["experiment=theirs"], "flags": [flag]}
+    record.write_text(json.dumps(theirs))
+    ended = command("-m", f"sweep.resume={run.parent}")
+    assert (ended.status, len(ended.err), marker.exists()) == (2, 1, False)
+    assert ended.err[0].startswith(f"atlas: {flag}: must be repeated on the command line, since it may execute code")
 
 
 def test_code_that_is_trusted_is_executed(run: Path, marker: Path) -> None:

@@ -34,7 +34,17 @@ def test_the_nearest_rule_holds() -> None:
 
 
 def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
-    kept = ["logger", "telemetry", "checkpoint", "device.threads", "device.kernels", "debug", "resume", "sweep"]
+    kept = [
+        "logger",
+        "telemetry",
+        "checkpoint",
+        "device.threads",
+        "device.kernels",
+        "debug",
+        "trust",
+        "resume",
+        "sweep",
+    ]
     assert list(CHANGEABLE) == [*kept, "accept_changed_data"]
 
 
