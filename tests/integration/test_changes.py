@@ -20,7 +20,7 @@ from tests.integration.test_resume import stop
 
 def go_on(folder: Path, *overrides: str, logger: dict[str, Any] | None = None) -> Any:
     """`resume=FOLDER OVERRIDES`"""
-    given = [f"resume={folder}", *overrides]
+    given = [f"resume={folder}", "trust=[interrupting]", *overrides]
     return atlas.train(replace(resumed_config(atlas.compose(given), given, folder), logger=logger or {}))
 
 

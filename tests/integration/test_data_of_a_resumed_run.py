@@ -40,7 +40,7 @@ def cut_off(folder: Path, interrupting: Any, *more: str) -> None:
 
 
 def go_on(folder: Path, *more: str) -> Any:
-    overrides = [f"resume={folder}", *more]
+    overrides = [f"resume={folder}", "trust=[interrupting]", *more]
     return atlas.train(replace(resumed_config(atlas.compose(overrides), overrides, folder), logger={}))
 
 

@@ -32,7 +32,7 @@ def stop(config: Any, folder: Path, logger: dict[str, Any]) -> None:
 
 def go_on(folder: Path, overrides: list[str] | None = None, resume: str | None = None) -> Any:
     """Resume with nothing repeated."""
-    given = atlas.compose([f"resume={resume or folder}", "trust=[interrupting]"])
+    given = atlas.compose([f"resume={resume or folder}", "trust=[interrupting,signalling]"])
     config = resumed_config(given, [f"resume={resume or folder}", *(overrides or [])], folder)
     return atlas.train(replace(config, logger={}), None)
 
@@ -223,7 +223,7 @@ def test_two_processes_on_one_folder_get_one_message(tiny: Any, interrupting: An
     first.close()
     assert (run.folder / "summary.json").read_text() == before
     with pytest.raises(ConfigError, match="must be a folder without a run"):
-        atlas.train(tiny(), run.folder)
+        atlas.train(tiny("trust=[interrupting]"), run.folder)
 
 
 @pytest.mark.slow
@@ -244,3 +244,14 @@ def test_a_killed_run_is_seen_to_be_unfinished(tiny: Any, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "running"
     assert go_on(tmp_path / "run").status == "completed"
     assert read_jsonl(tmp_path / "run" / "events.jsonl")[-1]["status"] == "completed"
+
+
+def test_weights_of_another_size_are_refused_with_the_settings_that_differ(tiny: Any, tmp_path: Path) -> None:
+    run = Path(atlas.train(tiny("train.steps=1"), tmp_path / "run").folder)
+    other = tiny("model.width=64", "model.layers=2", f"init_from={run}")
+    with pytest.raises(ConfigError) as error:
+        atlas.train(other, tmp_path / "other")
+    assert str(error.value) == (
+        f"init_from={run}/checkpoints/step-00000001: must hold the weights of this model"
+        " (it has model.width=32, not 64; model.layers=1, not 2)"
+    )

@@ -29,7 +29,7 @@ def stopped(config: Any, folder: Path, logger: dict[str, Any], *, resume: str | 
     """Run until the logger's signal has stopped it; returns the summary."""
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(KeyboardInterrupt):
-        atlas.train(replace(config, logger=logger, resume=resume), folder)
+        atlas.train(replace(config, logger=logger, resume=resume, trust=["signalling"]), folder)
     assert [signal.getsignal(number) for number in SIGNALS] == before
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
