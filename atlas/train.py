@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from atlas.config import ConfigError, RunConfig, require
+from atlas.config.arguments import run_command
 from atlas.config.composition import register, to_run_config
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
@@ -74,8 +75,7 @@ def _folder(config: RunConfig, folder: str | Path | None) -> Path:
 def main() -> int:
     """The command line."""
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-        print(help_text())
-        return 0
+        return run_command(lambda _: 0, ["--help"], help_text())
     register()
     try:
         with handled_by(interrupt):

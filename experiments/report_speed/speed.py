@@ -30,7 +30,7 @@ NAMES = {
     "draw": "draw the charts that compare the runs",
 }  # fmt: skip
 CHARTS = "[...document.querySelectorAll('#comparison .plot')]"
-PACKAGES = ("atlas-memory", "numpy", "omegaconf", "plotly")
+PACKAGES = ("atlas-test-time-memory", "numpy", "omegaconf", "plotly")
 
 
 def main(repeats: int = 5) -> int:
