@@ -28,7 +28,7 @@ from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
 
 if TYPE_CHECKING:
-    from atlas.probes.result import Cell, NIAHResult
+    from atlas.probes.result import NIAHResult, ProbeCell
 
 JSON_FILE = "niah.json"
 PICTURE_FILE = "niah.png"
@@ -129,7 +129,7 @@ def table(results: Sequence[NIAHResult]) -> list[str]:
     return lines[1:]
 
 
-def _row(cell: Cell, unit: Unit) -> str:
+def _row(cell: ProbeCell, unit: Unit) -> str:
     depth = "" if cell.depth is None else f"{100 * cell.depth:.1f}%"
     chance = cell.chance if unit is Unit.share else cell.expected
     blind = max(cell.key_blind.values(), default=None)

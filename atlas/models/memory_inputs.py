@@ -52,13 +52,13 @@ class MemoryInputs(nn.Module):
 
     def forward(self, x: Tensor, recent: Tensor) -> tuple[MemoryTokens, Tensor]:
         """x [B, T, D], `recent` [B, 3, 3D] -> the rows' tokens, and `recent` for the next call."""
-        led = torch.cat((recent, self.qkv(x).to(recent.dtype)), dim=1)
-        return self._tokens(led), led[:, -(CONVOLUTION - 1) :]
+        with_history = torch.cat((recent, self.qkv(x).to(recent.dtype)), dim=1)
+        return self._tokens(with_history), with_history[:, -(CONVOLUTION - 1) :]
 
-    def _tokens(self, led: Tensor) -> MemoryTokens:
+    def _tokens(self, with_history: Tensor) -> MemoryTokens:
         if self.convolution is not None and not self.activate_keys:
-            return MemoryTokens(*memory_inputs(led, self.convolution.weight, self.heads))
-        mixed = led[:, CONVOLUTION - 1 :] if self.convolution is None else self.convolution(led)
+            return MemoryTokens(*memory_inputs(with_history, self.convolution.weight, self.heads))
+        mixed = with_history[:, CONVOLUTION - 1 :] if self.convolution is None else self.convolution(with_history)
         query, key, value = rows_of_heads(mixed, self.heads)
         if self.activate_keys:
             query, key = F.silu(query), F.silu(key)

@@ -27,7 +27,7 @@ from atlas.models.plan import ChunkPlan
 from atlas.models.qk_projection import QKProjection
 from atlas.ops.qk_projection import EPSILON
 from atlas.probes.keys import MemoryLayer, memory_layers, unit_vectors
-from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
 
 LEVEL = "accumulator"
@@ -166,7 +166,7 @@ def _result(
     layers = memory_layers(model)
     keys, width = settings.haystack + layers[0].persistent.keys.shape[1], layers[0].head_width
     cells = tuple(
-        Cell(
+        ProbeCell(
             f"degree {degree}",
             name,
             settings.haystack,

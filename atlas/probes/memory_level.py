@@ -32,7 +32,7 @@ from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.fast_weights import FastWeights, read
 from atlas.probes.keys import MemoryLayer, SeenTokens, Substituted, memory_layers, unit_vectors
-from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
 
 LEVEL = "memory"
@@ -43,7 +43,7 @@ EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadBack:
     """Of one memory of one layer under one haystack."""
 
     memory: str  # "local 16", "global 128": its chunk
@@ -60,7 +60,7 @@ def probe_memory(subject: Subject) -> NIAHResult:
     if not memory_layers(model):
         return judge(step=step, level=LEVEL, threshold=settings.threshold, missing="the model has no memory")
     rng, (texts, text_name) = subject.rng(PLACE), subject.seen
-    readings: list[Reading] = []
+    readings: list[ReadBack] = []
     faults: set[str] = set()
     for layer, seen in zip(memory_layers(model), texts, strict=True):
         draws = max(1, settings.samples // layer.heads)
@@ -101,7 +101,7 @@ def _write(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> MemorySta
     return after
 
 
-def _read_layer(layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, tokens: SeenTokens) -> list[Reading]:
+def _read_layer(layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, tokens: SeenTokens) -> list[ReadBack]:
     """Local memories after the haystack or at the end of the shard; the global one at the end of its chunk."""
     batch = tokens.key.shape[0]
     short = min(haystack + 1, plan.shard or haystack + 1)
@@ -121,7 +121,7 @@ def _read_layer(layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, t
         for chunk, empty, full, without in states:
             measured = [_cosines(layer, part, empty, state) for state in (full, without)]
             readings.append(
-                Reading(f"{kind} {chunk}", name, length - 1, measured[0][0], measured[1][0], measured[0][1])
+                ReadBack(f"{kind} {chunk}", name, length - 1, measured[0][0], measured[1][0], measured[0][1])
             )
     return readings
 
@@ -163,12 +163,12 @@ def _distance(one: FastWeights, other: FastWeights) -> float:
     return float(torch.cat([(a - b).flatten() for a, b in zip(one, other, strict=True)]).norm())
 
 
-def _result(settings: NIAHConfig, step: int, readings: Sequence[Reading], faults: Sequence[str]) -> NIAHResult:
+def _result(settings: NIAHConfig, step: int, readings: Sequence[ReadBack], faults: Sequence[str]) -> NIAHResult:
     """Judged on random keys, by the memory that keeps the needle worst."""
     cells, details = [], {}
     for memory, name in dict.fromkeys((reading.memory, reading.haystack) for reading in readings):
         own = [reading for reading in readings if (reading.memory, reading.haystack) == (memory, name)]
-        cell = Cell(
+        cell = ProbeCell(
             memory,
             name,
             own[0].length,

@@ -34,7 +34,7 @@ from atlas.models.plan import MemoryMode
 from atlas.probes.haystacks import Questions, build_questions, grid
 from atlas.probes.key_blind import key_blind_readers, lower_bound
 from atlas.probes.keys import memory_layers
-from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
 
 LEVEL = "recall"
@@ -114,7 +114,7 @@ def control_margin(chance: float, trials: int) -> float:
 
 
 def _why_missing(
-    model: AtlasModel, cells: Sequence[Cell], judged: Sequence[Cell], reach: int | None, length: int
+    model: AtlasModel, cells: Sequence[ProbeCell], judged: Sequence[ProbeCell], reach: int | None, length: int
 ) -> str:
     if not memory_layers(model):
         return "the model has no memory; the control is its own recall"
@@ -127,7 +127,7 @@ def _why_missing(
     return ""
 
 
-def _by_span(cells: Sequence[Cell]) -> dict[str, float]:
+def _by_span(cells: Sequence[ProbeCell]) -> dict[str, float]:
     """Accuracy apart for needles of the question's own shard (local memory) and of earlier ones (global memory)."""
     found: dict[str, float] = {}
     for name, own in (
@@ -139,7 +139,7 @@ def _by_span(cells: Sequence[Cell]) -> dict[str, float]:
     return found
 
 
-def _weighted(cells: Sequence[Cell], values: Sequence[float | None]) -> float | None:
+def _weighted(cells: Sequence[ProbeCell], values: Sequence[float | None]) -> float | None:
     """Mean over needles; None where one is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
@@ -147,8 +147,10 @@ def _weighted(cells: Sequence[Cell], values: Sequence[float | None]) -> float | 
     return sum(cell.samples * value for cell, value in zip(cells, known, strict=True)) / sum(c.samples for c in cells)
 
 
-def _cell(model: AtlasModel, settings: NIAHConfig, questions: Questions, reach: int | None, has_memory: bool) -> Cell:
-    cell = Cell(questions.task, questions.haystack, questions.length, questions.depth, chance=questions.chance)
+def _cell(
+    model: AtlasModel, settings: NIAHConfig, questions: Questions, reach: int | None, has_memory: bool
+) -> ProbeCell:
+    cell = ProbeCell(questions.task, questions.haystack, questions.length, questions.depth, chance=questions.chance)
     if questions.missing:
         return replace(cell, reason=questions.missing)
     if reach is None:

@@ -18,7 +18,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Cell:
+class ProbeCell:
     """One measurement of a level: a mean over `samples` needles. What was not measured is None, with the reason."""
 
     task: str  # what was asked: a recall task, a memory, or the features of the accumulator
@@ -53,7 +53,7 @@ class NIAHResult:
     key_blind: float | None = None  # recall: the same by the best reader that ignores the key
     expected: float | None = None  # accumulator: what the algebra predicts
     seconds: float = 0.0
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[ProbeCell, ...] = ()
     details: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -116,7 +116,7 @@ def judge(
     key_blind: float | None = None,
     certain: float | None = None,
     expected: float | None = None,
-    cells: Sequence[Cell] = (),
+    cells: Sequence[ProbeCell] = (),
     details: Mapping[str, float] | None = None,
 ) -> NIAHResult:
     """The outcome of a measurement. `missing` says why there is none, `faults` what the probe caught on the way.

@@ -9,7 +9,7 @@ from typing import Any
 from atlas.config import RECALL
 from atlas.report.comparison_charts import Field, comparison_charts
 from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
-from atlas.report.record import RunRecord
+from atlas.report.run_record import RunRecord
 from atlas.report.run_section import OVERVIEW, overview_cells
 from atlas.report.settings import Difference
 from atlas.report.wording import brief, finite, setting_cell, status_cell, value_text
@@ -76,7 +76,7 @@ def _failed(records: Sequence[RunRecord], labels: Sequence[str], anchors: Sequen
     rows = [
         [
             Cell(labels[index], link=anchors[index]),
-            status_cell(record.standing),
+            status_cell(record.status_in_words),
             Cell(str(record.summary.get("reason") or MISSING)),
         ]
         for index, record in enumerate(records)

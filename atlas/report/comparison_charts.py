@@ -12,7 +12,7 @@ from atlas.config import LEVELS, RECALL, Level
 from atlas.report.document import MISSING, Chart
 from atlas.report.lines import COLOURS, Lines, Trace
 from atlas.report.marks import common_range
-from atlas.report.record import RunRecord
+from atlas.report.run_record import RunRecord
 from atlas.report.settings import Difference
 from atlas.report.wording import finite, number, value_text
 

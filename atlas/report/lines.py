@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.report.record import RunRecord
-from atlas.report.rows import Floats
+from atlas.report.metric_columns import Floats
+from atlas.report.run_record import RunRecord
 from atlas.report.thinning import moving_mean, thin
 
 Trace = dict[str, Any]

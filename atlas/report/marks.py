@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from atlas.report.lines import Trace
-from atlas.report.record import RunRecord
+from atlas.report.run_record import RunRecord
 
 Layout = dict[str, Any]
 ROOM = 1.0  # a value further out than so many times the common spread is left to zooming

@@ -10,7 +10,7 @@ from atlas.config import LEVELS
 from atlas.report.document import Chart
 from atlas.report.lines import COLOURS, Lines, Trace, level_line
 from atlas.report.marks import common_range, step_layout
-from atlas.report.record import RunRecord
+from atlas.report.run_record import RunRecord
 from atlas.report.wording import finite
 
 LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss")

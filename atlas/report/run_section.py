@@ -10,10 +10,10 @@ import numpy as np
 
 from atlas.config import LEVELS
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
-from atlas.report.needles import needle_blocks, probe_history
-from atlas.report.record import RunRecord
-from atlas.report.rows import Row
+from atlas.report.metric_columns import Row
+from atlas.report.recall_grid import needle_blocks, probe_history
 from atlas.report.run_charts import run_charts
+from atlas.report.run_record import RunRecord
 from atlas.report.wording import (
     TONES,
     count,
@@ -51,7 +51,7 @@ def _facts(record: RunRecord) -> Facts:
     validation = record.result("validation_loss", "validation/loss")
     perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
     facts = [
-        ("status", status_cell(record.standing)),
+        ("status", status_cell(record.status_in_words)),
         ("steps", Cell(steps)),
         ("tokens", Cell(number(record.result("tokens", "tokens"), ",.0f"))),
         ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {_segment(record)}")),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.report.rows import Floats
+from atlas.report.metric_columns import Floats
 
 
 def thin(values: Floats, limit: int, kept: Sequence[int] = ()) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from atlas.report.document import Block, Document, Picture, Section, Text
 from atlas.report.folders import Selection, names_of, select_runs
 from atlas.report.markdown import to_markdown
 from atlas.report.page import SCRIPT, to_page
-from atlas.report.record import RunRecord, read_run
+from atlas.report.run_record import RunRecord, read_run
 from atlas.report.run_section import run_section
 from atlas.report.settings import differences, swept_names
 from atlas.report.wording import count, moment

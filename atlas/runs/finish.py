@@ -19,7 +19,7 @@ from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.sinks import TelemetryError
 from atlas.training.step import StepResult
 from atlas.training.trainer import Trainer
-from atlas.training.watch.rollback_threshold import write_calibration
+from atlas.training.watch.rollback_threshold import write_suggestion
 
 LAST_LOSSES = ("loss", "perplexity", "loss/recall")
 GATES = ("mean", "std", "polarised")
@@ -46,7 +46,7 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
         summary.calibration["seconds"] = round(clocks.seconds.get("calibration", 0.0), 3)
     if trainer.config.rollback.observe and state.step > 0:
         try:
-            trainer.telemetry.event("notice", state.step, message=write_calibration(folder, state.history.deltas))
+            trainer.telemetry.event("notice", state.step, message=write_suggestion(folder, state.history.deltas))
         except (OSError, TelemetryError) as error:
             print(f"warning: the rollback calibration was not written: {error}", file=sys.stderr)
 

@@ -9,10 +9,10 @@ from shlex import quote
 from atlas.config import RECALL
 from atlas.config.untrusted import printable
 from atlas.runs.folder import reason, say
-from atlas.sweeps.outcome import Outcome, outcomes
-from atlas.sweeps.record import read_record
+from atlas.sweeps.outcome import JobOutcome, outcomes
 from atlas.sweeps.resumption import KEY
 from atlas.sweeps.stop import StopSign
+from atlas.sweeps.sweep_record import read_record
 
 HEAD = ("job", "settings", "status", "validation loss", RECALL.name)
 
@@ -48,7 +48,7 @@ def _report(folder: Path) -> None:
         say(f"warning: the report was not written ({reason(error)}); python -m atlas.report {folder} tries again")
 
 
-def _row(outcome: Outcome, swept: dict[str, str]) -> tuple[str, ...]:
+def _row(outcome: JobOutcome, swept: dict[str, str]) -> tuple[str, ...]:
     settings = " ".join(f"{name}={value}" for name, value in swept.items())
     summary = outcome.summary
     loss = summary.validation_loss if summary else None
@@ -62,7 +62,7 @@ def _row(outcome: Outcome, swept: dict[str, str]) -> tuple[str, ...]:
     )
 
 
-def _why(outcome: Outcome) -> str:
+def _why(outcome: JobOutcome) -> str:
     assert outcome.summary is not None
     if outcome.held:
         return "another process runs it"

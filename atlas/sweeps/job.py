@@ -16,8 +16,8 @@ from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remov
 from atlas.runs.resume import CONFIG_FILE, resumed_config
 from atlas.runs.summary import RunSummary
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
-from atlas.sweeps.record import read_record
 from atlas.sweeps.stop import INTERRUPTED, StopSign
+from atlas.sweeps.sweep_record import read_record
 from atlas.sweeps.workers import Worker, in_own_process, use_own_device
 from atlas.telemetry.sinks import SweepJob
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from atlas.checkpoint.lock import is_held
 from atlas.runs.resume import CHECKPOINTS
 from atlas.runs.summary import RunSummary, read_summary
-from atlas.sweeps.record import Job, SweepRecord
+from atlas.sweeps.sweep_record import Job, SweepRecord
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     job: Job
     summary: RunSummary | None  # None: it was not started
     held: bool = False  # another process runs it
@@ -30,11 +30,11 @@ class Outcome:
         return self.status == "completed"
 
 
-def outcomes(folder: Path, record: SweepRecord) -> list[Outcome]:
+def outcomes(folder: Path, record: SweepRecord) -> list[JobOutcome]:
     """One for each job, in their order; only of a sweep of which this process runs no job."""
     places = [folder / job.folder for job in record.jobs]
     return [
-        Outcome(job, read_summary(place), is_held(place / CHECKPOINTS))
+        JobOutcome(job, read_summary(place), is_held(place / CHECKPOINTS))
         for job, place in zip(record.jobs, places, strict=True)
     ]
 

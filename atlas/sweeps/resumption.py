@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from atlas.config import CHANGEABLE, ConfigError, require
 from atlas.config.path_overrides import expanded, quoted
 from atlas.runs.resume import changeable
-from atlas.sweeps.record import RECORD_FILE, SweepRecord, override_name, read_record
+from atlas.sweeps.sweep_record import RECORD_FILE, SweepRecord, override_name, read_record
 
 KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is

@@ -22,9 +22,9 @@ from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
 from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
 from atlas.sweeps.outcome import cut_short, left_over
-from atlas.sweeps.record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
 from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
+from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
 from atlas.sweeps.workers import living_workers, passing_interrupts_on
 
 MULTIRUN_FILE = "multirun.yaml"

@@ -27,7 +27,7 @@ from atlas.runs.build import build_data, load_checkpointed
 from atlas.runs.environment import git_revision, versions
 from atlas.runs.resume import flat
 from atlas.runs.summary import read_summary
-from atlas.sweeps.record import RECORD_FILE
+from atlas.sweeps.sweep_record import RECORD_FILE
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document

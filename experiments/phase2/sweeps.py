@@ -20,7 +20,7 @@ from atlas.config.files import read_yaml
 from atlas.config.untrusted import read_json
 from atlas.runs.resume import CONFIG_FILE, flat
 from atlas.runs.summary import SUMMARY_FILE
-from atlas.sweeps.record import RECORD_FILE
+from atlas.sweeps.sweep_record import RECORD_FILE
 from atlas.telemetry.jsonl import read_jsonl
 
 CHOICES_FILE = "multirun.yaml"  # written by Hydra

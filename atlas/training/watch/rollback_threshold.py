@@ -15,14 +15,14 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-CALIBRATION_FILE = "rollback_calibration.json"
+THRESHOLD_FILE = "rollback_calibration.json"
 PERCENTILE = 0.99
 FLOOR = 0.05
 CEILING = 0.10
 READINGS_MIN = 20  # fewer say nothing about a 99th percentile
 
 
-def calibrate(deltas: Sequence[float]) -> dict[str, Any]:
+def suggest_threshold(deltas: Sequence[float]) -> dict[str, Any]:
     """The suggestion with the distribution that it comes from; `threshold` is None where there is none."""
     enough = len(deltas) >= READINGS_MIN
     percentile = quantile(deltas, PERCENTILE) if enough else None
@@ -51,7 +51,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def describe_calibration(found: dict[str, Any]) -> str:
+def describe_suggestion(found: dict[str, Any]) -> str:
     """The suggestion in one line."""
     if found["verdict"] == "too few readings":
         return f"no rollback threshold can be suggested: {found['readings']} readings after the warm-up are too few"
@@ -61,8 +61,8 @@ def describe_calibration(found: dict[str, Any]) -> str:
     return f"suggested rollback.threshold={found['threshold']:.3f}: {measured} of ppl_delta, at least {FLOOR:.0%}"
 
 
-def write_calibration(folder: Path, deltas: Sequence[float]) -> str:
+def write_suggestion(folder: Path, deltas: Sequence[float]) -> str:
     """Write rollback_calibration.json; returns its line for the user."""
-    found = calibrate(deltas)
-    (folder / CALIBRATION_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return describe_calibration(found)
+    found = suggest_threshold(deltas)
+    (folder / THRESHOLD_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return describe_suggestion(found)

@@ -249,8 +249,8 @@ def test_a_setting_written_as_a_flag_is_told_how_it_is_written(argument: str, al
 
 
 def test_what_hydra_cannot_read_is_told_how_it_is_written(tmp_path: Path) -> None:
-    told = "must be written KEY=VALUE or GROUP=OPTION (quote special characters:"
-    assert refusal("resume=~/run") == f"resume=~/run: {told} 'resume=\"~/run\"')"
+    told = "must be written KEY=VALUE or GROUP=OPTION (quote special characters"
+    assert refusal("resume=~/run") == f"resume=~/run: {told}: 'resume=\"~/run\"')"
     assert refusal(str(tmp_path)) == (
         f"{tmp_path}: must be resume={tmp_path} to continue that run (python -m atlas.niah, generate or report read it)"
     )

@@ -15,7 +15,7 @@ from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
 from atlas.niah import table
 from atlas.probes.niah import NIAHProbe
-from atlas.probes.result import Cell, NIAHResult, judge
+from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
 
 
@@ -111,7 +111,7 @@ def test_a_bad_setting_is_refused(override: str, message: str) -> None:
 
 def count_layers(subject: Subject) -> NIAHResult:
     layers = float(len(subject.model.blocks))
-    cell = Cell("layers", "none", 1, accuracy=layers, control=0.0, samples=1)
+    cell = ProbeCell("layers", "none", 1, accuracy=layers, control=0.0, samples=1)
     return judge(step=subject.step, level="layers", threshold=0.8, accuracy=layers, control=0.0, cells=[cell])
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from atlas.report.document import Chart
 from atlas.report.marks import common_range
-from atlas.report.record import read_run
 from atlas.report.run_charts import run_charts
+from atlas.report.run_record import read_run
 
 
 @pytest.fixture

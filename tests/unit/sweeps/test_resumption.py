@@ -5,8 +5,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from atlas.config import ConfigError
 from atlas.config.path_overrides import quoted
-from atlas.sweeps.record import Job, SweepRecord
 from atlas.sweeps.resumption import full_command
+from atlas.sweeps.sweep_record import Job, SweepRecord
 
 TASK = ("seed=0,1", "logger=wandb", "logger.mode=offline", "train.steps=5")
 HYDRA = ("hydra.sweep.dir=elsewhere", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.mode=MULTIRUN")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.training.watch.rollback_threshold import calibrate, describe_calibration, quantile, write_calibration
+from atlas.training.watch.rollback_threshold import describe_suggestion, quantile, suggest_threshold, write_suggestion
 
 
 def test_quantiles_are_interpolated() -> None:
@@ -17,34 +17,34 @@ def test_quantiles_are_interpolated() -> None:
 
 def test_a_quiet_run_gets_the_floor_of_five_percent() -> None:
     draw = random.Random(0)
-    found = calibrate([draw.gauss(-0.01, 0.005) for _ in range(1000)])
+    found = suggest_threshold([draw.gauss(-0.01, 0.005) for _ in range(1000)])
     assert (found["verdict"], found["threshold"]) == ("stable", 0.05)
 
 
 def test_the_threshold_is_the_99th_percentile_and_a_deviation() -> None:
     deltas = [-0.5] * 50 + [0.04, 0.06] * 25  # how fast the run learns does not count
-    found = calibrate(deltas)
+    found = suggest_threshold(deltas)
     deviation = sqrt((0.04**2 + 0.06**2) / 2)
     assert found["percentile_99"] == 0.06
     assert found["deviation_above"] == pytest.approx(deviation)
     assert (found["verdict"], found["threshold"]) == ("unstable", None)
-    found = calibrate([delta / 2 for delta in deltas])
+    found = suggest_threshold([delta / 2 for delta in deltas])
     assert (found["verdict"], found["threshold"]) == ("stable", pytest.approx(0.03 + deviation / 2))
 
 
 def test_too_few_readings_suggest_nothing(tmp_path: Path) -> None:
-    assert calibrate([0.01] * 19)["verdict"] == "too few readings"
-    assert write_calibration(tmp_path, []) == (
+    assert suggest_threshold([0.01] * 19)["verdict"] == "too few readings"
+    assert write_suggestion(tmp_path, []) == (
         "no rollback threshold can be suggested: 0 readings after the warm-up are too few"
     )
     assert json.loads((tmp_path / "rollback_calibration.json").read_text())["quantiles"] == {}
 
 
 def test_the_suggestion_in_one_line() -> None:
-    assert describe_calibration(calibrate([0.06] * 30)) == (
+    assert describe_suggestion(suggest_threshold([0.06] * 30)) == (
         "the run is too unstable for a rollback threshold: "
         "99th percentile 6.00% + deviation 6.00% of ppl_delta is above 10%"
     )
-    assert describe_calibration(calibrate([0.01] * 30)) == (
+    assert describe_suggestion(suggest_threshold([0.01] * 30)) == (
         "suggested rollback.threshold=0.050: 99th percentile 1.00% + deviation 1.00% of ppl_delta, at least 5%"
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from atlas.config import ConfigError
-from atlas.sweeps.record import Job, SweepRecord, override_name, read_record
+from atlas.sweeps.sweep_record import Job, SweepRecord, override_name, read_record
 
 
 def record(*jobs: list[str]) -> SweepRecord:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config.untrusted import read_json
-from atlas.report.rows import Row, Rows, read_lines, to_columns
+from atlas.report.metric_columns import MetricColumns, Row, read_lines, to_columns
 from atlas.report.settings import read_settings
 from atlas.report.wording import finite, moment
 
@@ -21,7 +21,7 @@ class RunRecord:
     name: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
-    rows: Rows
+    rows: MetricColumns
     events: Sequence[Row]
     niah: Mapping[str, Any]
     last_time: float | None  # of the newest row or event, seconds since 1970
@@ -41,7 +41,7 @@ class RunRecord:
         return steps[0] if steps else None
 
     @property
-    def standing(self) -> str:
+    def status_in_words(self) -> str:
         """The status in words. A run that is killed cannot say so: its status stays `running`."""
         if self.status == "running":
             return f"running or killed (last row at {moment(self.last_time)})"

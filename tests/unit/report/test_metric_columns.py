@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas.report.rows import read_lines, to_columns
+from atlas.report.metric_columns import read_lines, to_columns
 
 
 def test_rows_become_columns_without_what_no_row_measured() -> None:

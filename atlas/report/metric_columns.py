@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rows:
+class MetricColumns:
     """Columns of N values; nan where a row has none. `undone`: a rollback went back to before that row."""
 
     step: NDArray[np.int64]
@@ -69,7 +69,7 @@ def _salvage(path: Path) -> tuple[list[Row], str]:
     return rows, f"{path.name}: {len(lines) - len(rows)} of {len(lines)} lines are damaged and left out"
 
 
-def to_columns(rows: Sequence[Row], rollbacks: Sequence[Row]) -> Rows:
+def to_columns(rows: Sequence[Row], rollbacks: Sequence[Row]) -> MetricColumns:
     """Rows of metrics.jsonl as columns. `rollbacks`: the events, each with its `step` and new `segment`.
 
     Of rows of one step and segment the last is the complete one.
@@ -86,7 +86,7 @@ def to_columns(rows: Sequence[Row], rollbacks: Sequence[Row]) -> Rows:
         names.update(row)  # the fastest way to all their keys
     columns = {name: _column(kept, name) for name in names if name not in ("step", "segment")}
     values = {name: column for name, column in columns.items() if np.isfinite(column).any()}
-    return Rows(step, segment, _undone(step, segment, rollbacks), values)
+    return MetricColumns(step, segment, _undone(step, segment, rollbacks), values)
 
 
 def _column(rows: Sequence[Row], name: str) -> Floats:

@@ -8,7 +8,7 @@ from typing import Any
 from atlas.config import LEVELS, Unit
 from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, Text
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
-from atlas.report.record import RunRecord
+from atlas.report.run_record import RunRecord
 from atlas.report.wording import finite, number_cell, share_cell
 
 GRIDS = [level.name for level in LEVELS.values() if level.grid]
