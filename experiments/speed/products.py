@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.speed.race import seconds_of
 
 LAST_TWO = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "addbmm")  # whose last two tensors are multiplied
+WITHOUT_PRODUCTS = ("rms_norm", "swiglu")  # operators of atlas that multiply no matrices, forward and backward
 FORWARD_PRODUCTS = 2  # of attention: Q K^T and P V
 BACKWARD_PRODUCTS = 5  # Q K^T again, and the gradients of P, V, Q and K
 REPLAY_SECONDS = 0.02  # per distinct product, at least
@@ -57,7 +58,8 @@ class Recorder(TorchDispatchMode):
         self.foreign: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace not in ("aten", "prim", "prims", "profiler"):
+        multiplies = not func.overloadpacket.__name__.startswith(WITHOUT_PRODUCTS)
+        if func.namespace not in ("aten", "prim", "prims", "profiler") and multiplies:
             self.foreign.add(str(func))
         if flops_per_call(func, args) is not None:
             leaves, structure = pytree.tree_flatten((args, kwargs or {}))

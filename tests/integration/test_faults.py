@@ -202,13 +202,14 @@ def test_a_run_folder_that_is_removed_is_written_anew_and_can_be_continued(
     vars(module)["logger"] = lambda *, folder, at: Removing(folder, at)
     monkeypatch.setitem(sys.modules, "removing", module)
     folder = tmp_path / "run"
-    config = replace(tiny(), logger={"_target_": "removing.logger", "folder": str(folder), "at": 12})
+    logger = {"_target_": "removing.logger", "folder": str(folder), "at": 12}
+    config = replace(tiny("trust=[removing]"), logger=logger)
     assert atlas.train(config, folder).status == "completed"
     run = left(folder)
     assert [row["step"] for row in run.rows][-4:] == [15, 20, 25, 30]
     assert len(run.events("warning")) == 2
     assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-00000020", "step-00000030"]
-    assert atlas.train(replace(tiny(), resume="auto"), folder).status == "completed"
+    assert atlas.train(replace(tiny("trust=[removing]"), resume="auto"), folder).status == "completed"
 
 
 def test_a_read_only_folder_is_refused_before_any_work(tiny: Any, left: Any, small_disk: Path) -> None:
