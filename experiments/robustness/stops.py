@@ -31,7 +31,7 @@ SETTINGS = {
     "momentum, carried memory": ["model.memory.rule=momentum", "train.carry_memory=true"],
     "accumulation": ["train.accumulate=2"],
 }
-STEPS_BETWEEN = 20  # at most, and at least one
+STEPS_BETWEEN = 10  # at most, and at least one
 STEP_SECONDS = 0.05  # a signal strikes anywhere within some steps
 PATIENCE_SECONDS = 60.0
 
@@ -79,7 +79,7 @@ def measure(settings: list[str], stops: int, scratch: Path) -> dict[str, Any]:
     numbers = list(itertools.chain.from_iterable([number] * stops for number in SIGNALS))
     draw = random.Random(str(settings))
     draw.shuffle(numbers)
-    steps = 5 * STEPS_BETWEEN * len(numbers)  # a busy machine stops later than it is asked to
+    steps = 3 * STEPS_BETWEEN * len(numbers)  # a busy machine stops later than it is asked to
     config = small(
         *settings,
         f"train.steps={steps}",
@@ -94,8 +94,9 @@ def measure(settings: list[str], stops: int, scratch: Path) -> dict[str, Any]:
     folder, whole = scratch / "disturbed", scratch / "whole"
     folder.mkdir(parents=True)
     whole.mkdir()
+    undisturbed = start(config, whole)
     found = stop_again_and_again(replace(config, resume="auto"), folder, numbers, draw)
-    os.waitpid(start(config, whole), 0)
+    os.waitpid(undisturbed, 0)
     return {"steps": steps, "stops": len(numbers), **found, **compare(folder, whole)}
 
 
