@@ -24,7 +24,6 @@ from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.qk_projection import EPSILON, Accumulator
-from atlas.ops.rules.momentum import MomentumState
 
 QUERIES = 64  # of a row, the last ones: enough for a mean cosine, and the step takes no longer
 SAME = 0.99  # queries of a higher cosine are one query: runs of blanks give many
@@ -132,8 +131,8 @@ def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState) -> dict[st
         ]
         found[f"{name}/weight_norm"] = _norm(weights)
         found[f"{name}/update_norm"] = _norm(subtract(weights, FastWeights(*heads)))
-        if isinstance(scan.kept, MomentumState):
-            found[f"{name}/momentum_norm"] = _norm(scan.kept.momentum)
+        if momentum := getattr(scan.kept, "momentum", None):
+            found[f"{name}/momentum_norm"] = _norm(momentum)
     return found
 
 

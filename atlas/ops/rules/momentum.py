@@ -11,10 +11,11 @@ Legend: N rows, n controls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
+from atlas.config import MemoryConfig
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract, zeros_like
 from atlas.ops.rules.rule import ChunkEnd, Control, Kept
@@ -51,9 +52,13 @@ class Momentum:
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum  # a kernel does what `close` does: change both, or None
     reads_start: ClassVar[bool] = False
 
+    @classmethod
+    def from_config(cls, config: MemoryConfig) -> Self:
+        return cls(config.momentum, config.retention)
+
     @property
     def controls(self) -> tuple[Control, ...]:
-        return Control(self.theta), Control(1 - self.alpha)
+        return Control("theta", self.theta), Control("forget", 1 - self.alpha)
 
     def initial(self, weights: FastWeights) -> Kept:
         return initial_momentum(weights, len(self.controls))

@@ -9,8 +9,9 @@ means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
+from atlas.config import MemoryConfig
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract
 from atlas.ops.newton_schulz import newton_schulz
@@ -32,9 +33,15 @@ class Muon:
     chunk_end: ClassVar[ChunkEnd | None] = None
     reads_start: ClassVar[bool] = True
 
+    @classmethod
+    def from_config(cls, config: MemoryConfig) -> Self:
+        own = config.muon
+        return cls(config.momentum, config.retention, own.rate_init, own.rate_max, own.iterations)
+
     @property
     def controls(self) -> tuple[Control, ...]:
-        return Control(self.theta), Control(1 - self.alpha), Control(self.rate, self.rate_max)
+        rate = Control("rate", self.rate, self.rate_max)
+        return Control("theta", self.theta), Control("forget", 1 - self.alpha), rate
 
     def initial(self, weights: FastWeights) -> Kept:
         return initial_momentum(weights, len(self.controls))

@@ -11,11 +11,12 @@ Legend: N rows, C tokens, c window, J = c - 1 + C written tokens, d head width, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from atlas.config import MemoryConfig
 from atlas.ops.dual_form import ChunkInputs, Coverage, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.rules.rule import ChunkEnd, Control, Kept
@@ -39,9 +40,13 @@ class Omega:
     own_gradients: ClassVar[bool] = False
     chunk_end: ClassVar[ChunkEnd | None] = None
 
+    @classmethod
+    def from_config(cls, config: MemoryConfig) -> Self:
+        return cls(config.omega.window, config.omega.gate)
+
     @property
     def controls(self) -> tuple[Control, ...]:
-        return (Control(self.gate),)
+        return (Control("gamma", self.gate),)
 
     def initial(self, weights: FastWeights) -> Kept:
         shape = weights.down.shape[0], self.window - 1

@@ -1,4 +1,4 @@
-"""What a learning rule of the memory must provide. A rule is one file of this folder and a line in `learning_rule`.
+"""What a learning rule of the memory must provide. A rule is one file of this folder and a line in `RULES`.
 
 Legend: N rows, C tokens, n controls.
 """
@@ -26,6 +26,7 @@ class ChunkEnd(IntEnum):
 class Control(NamedTuple):
     """A gate of a rule, one per token: maximum * sigmoid(linear(token)). With all controls at 0 nothing is written."""
 
+    name: str  # of its symbol in docs/memory.md section 5
     initial: float  # before training; at 0 or at the maximum the gate is fixed there
     maximum: float = 1.0
 

@@ -15,7 +15,9 @@ from atlas.config import (
     ConfigError,
     MemoryConfig,
     ModelConfig,
+    MuonRuleConfig,
     Normalisation,
+    OmegaRuleConfig,
     ProjectionRange,
     QKProjectionConfig,
     Rule,
@@ -30,7 +32,8 @@ from atlas.ops.rules.muon import FLOOR
 
 BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 9, 4
 PLAN = ChunkPlan(local=(2, 3), global_size=4, shard=6)
-BASE = MemoryConfig(hidden=3, momentum=0.5, retention=0.9, omega_window=2, omega_gate=0.5, weight_norm_max=1.0)
+BASE = MemoryConfig(hidden=3, momentum=0.5, retention=0.9, omega=OmegaRuleConfig(2, 0.5), weight_norm_max=1.0)
+SLOW = {Rule.muon: {"iterations": 5}, Rule.omega: {"window": 2}}  # what the reference knows besides the gates' names
 CASES = {
     "gd": BASE,
     "gd, chunk range, per key": replace(
@@ -67,17 +70,16 @@ def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> T
     for row in range(BATCH * HEADS):
         head = row % HEADS
         starts = [Weights(init.down[head], *init.up[head].chunk(2)) for init in (*memory.local, *memory.global_memory)]
-        settings = {"window": memory.config.omega_window, "floor": FLOOR}
-        if memory.config.rule is not Rule.omega:
-            settings["window"] = 1
+        gates = tuple(control.name for control in memory.rule.controls)
+        settings = SLOW.get(memory.config.rule, {})
         outputs = []
         for t in range(TOKENS):
             query, key = tokens.query[row, t], tokens.key[row, t]
             if t == 0:
-                top = ReferenceMemory(memory.config.rule, starts[-1], True, memory.config.weight_norm_max, **settings)
+                top = ReferenceMemory(starts[-1], True, memory.config.weight_norm_max, gates, **settings, floor=FLOOR)
             if t % PLAN.shard == 0:
                 local = [
-                    ReferenceMemory(memory.config.rule, start, False, memory.config.weight_norm_max, **settings)
+                    ReferenceMemory(start, False, memory.config.weight_norm_max, gates, **settings, floor=FLOOR)
                     for start in starts[:-1]
                 ]
             total = torch.zeros_like(query)
@@ -192,12 +194,12 @@ def test_every_rule_starts_from_the_same_weights() -> None:
     [(Rule.gd, []), (Rule.momentum, [0.5, 0.1]), (Rule.muon, [0.5, 0.1, 0.2]), (Rule.omega, [0.5])],
 )
 def test_controls_start_where_the_configuration_says(rule: Rule, expected: list[float]) -> None:
-    memory, _, x = make(replace(BASE, rule=rule, muon_rate_init=0.2, muon_rate_max=0.5))
+    memory, _, x = make(replace(BASE, rule=rule, muon=MuonRuleConfig(0.5, 0.2)))
     with torch.no_grad():
         for parameter in memory.controls.parameters():
             parameter.zero_() if parameter.dim() == 2 else None
     torch.manual_seed(0)
-    fresh = AtlasMemory(8, HEADS, 2, replace(BASE, rule=rule, muon_rate_init=0.2, muon_rate_max=0.5)).double()
+    fresh = AtlasMemory(8, HEADS, 2, replace(BASE, rule=rule, muon=MuonRuleConfig(0.5, 0.2))).double()
     controls = fresh.controls(x)
     assert controls.shape == (3, BATCH * HEADS, TOKENS, len(expected))
     torch.testing.assert_close(controls, torch.tensor(expected, dtype=x.dtype).expand_as(controls), rtol=0, atol=1e-6)
@@ -207,7 +209,7 @@ def test_a_control_at_the_end_of_its_range_is_fixed_and_has_no_parameter() -> No
     memory, _, x = make(replace(BASE, rule=Rule.momentum, momentum=0.0, retention=1.0))
     assert list(memory.controls.parameters()) == []
     assert torch.count_nonzero(memory.controls(x)) == 0
-    memory, _, x = make(replace(BASE, rule=Rule.omega, omega_gate=1.0))
+    memory, _, x = make(replace(BASE, rule=Rule.omega, omega=OmegaRuleConfig(gate=1.0)))
     assert torch.equal(memory.controls(x), torch.ones(3, BATCH * HEADS, TOKENS, 1, dtype=x.dtype))
 
 
@@ -237,11 +239,6 @@ def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_thre
         ("momentum", float("nan"), r"in \[0, 1\)"),
         ("retention", 0.0, r"in \(0, 1\]"),
         ("retention", 1.1, r"in \(0, 1\]"),
-        ("muon_rate_max", 5.0, r"in \(0, 4\]"),
-        ("muon_rate_init", 1.0, r"in \(0, model.memory.muon_rate_max=1.0\)"),
-        ("muon_iterations", 0, ">= 1"),
-        ("omega_window", 0, ">= 1"),
-        ("omega_gate", 0.0, r"in \(0, 1\]"),
     ],
 )
 def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> None:
@@ -249,8 +246,23 @@ def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> N
         MemoryConfig(**{setting: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("rule", "setting", "value", "allowed"),
+    [
+        (MuonRuleConfig, "muon.rate_max", 5.0, r"in \(0, 4\]"),
+        (MuonRuleConfig, "muon.rate_init", 1.0, r"in \(0, model.memory.muon.rate_max=1.0\)"),
+        (MuonRuleConfig, "muon.iterations", 0, ">= 1"),
+        (OmegaRuleConfig, "omega.window", 0, ">= 1"),
+        (OmegaRuleConfig, "omega.gate", 0.0, r"in \(0, 1\]"),
+    ],
+)
+def test_a_bad_setting_of_a_rule_is_refused(rule: type, setting: str, value: float, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.memory.{setting}={value}: must be {allowed}"):
+        rule(**{setting.partition(".")[2]: value})
+
+
 def test_a_window_longer_than_the_smallest_chunk_is_refused() -> None:
-    memory = MemoryConfig(rule=Rule.omega, omega_window=17)
-    expected = "model.memory.omega_window=17: must be <= 16, the smallest chunk of chunk_size"
+    memory = MemoryConfig(rule=Rule.omega, omega=OmegaRuleConfig(window=17))
+    expected = "model.memory.omega.window=17: must be <= 16, the smallest chunk of chunk_size"
     with pytest.raises(ConfigError, match=expected):
         RunConfig(model=ModelConfig(memory=memory))

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from atlas.config import Rule
 from atlas.ops.chunk_scan import Scan, ScanState, open_state, written
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.dual_form import ChunkInputs
@@ -32,6 +31,13 @@ RULES: dict[str, LearningRule] = {
     "muon": Muon(0.5, 0.9, 0.1, 1.0, 5),
     "omega 1": Omega(1, 0.5),
     "omega 3": Omega(3, 0.5),
+}
+SLOW: dict[str, dict[str, int]] = {  # what the reference has to know besides the names of the gates
+    "gd": {},
+    "momentum": {},
+    "muon": {"iterations": 5},
+    "omega 1": {},
+    "omega 3": {"window": 3},
 }
 each_rule = pytest.mark.parametrize("name", RULES)
 local_and_global = pytest.mark.parametrize("read_at_start", [False, True], ids=["local", "global"])
@@ -77,12 +83,11 @@ def run_reference(
 ) -> tuple[Tensor, FastWeights]:
     """The same token by token: outputs, and the weights at the start of the chunk that comes next."""
     chunks = [chunk for count, chunk in schedule for _ in range(count)]
-    rule = Rule(name.split()[0])
-    window = int(name.split()[1]) if rule is Rule.omega else 1
     outputs, downs, ups = [], [], []
     for row in range(tokens.rate.shape[0]):
         start = Weights(weights.down[row], *weights.up[row].chunk(2))
-        memory = ReferenceMemory(rule, start, read_at_start, NORM_MAX, window, floor=FLOOR)
+        gates = tuple(control.name for control in RULES[name].controls)
+        memory = ReferenceMemory(start, read_at_start, NORM_MAX, gates, **SLOW[name], floor=FLOOR)
         fields = (Token(*(field[row, t] for field in tokens)) for t in range(len(chunks)))
         outputs.append(torch.stack([memory.recall(token, chunk) for token, chunk in zip(fields, chunks, strict=True)]))
         downs.append(memory.weights.W1)
@@ -202,8 +207,9 @@ def test_rows_are_independent(name: str) -> None:
 def test_one_update_lowers_its_own_loss(name: str) -> None:
     weights, tokens = random_weights(8), random_tokens(RULES[name], 1, 8)
     small = tokens._replace(rate=torch.full_like(tokens.rate, 0.05), controls=torch.full_like(tokens.controls, 0.05))
-    if name == "momentum" or name == "muon":  # no forgetting: it is no part of the gradient step
-        small.controls[..., 1] = 0
+    for index, control in enumerate(RULES[name].controls):
+        if control.name == "forget":  # it is no part of the gradient step
+            small.controls[..., index] = 0
     state = open_state(RULES[name], weights)
     _, after = Scan(RULES[name], 4, 8.0, True)(state, small)
 
@@ -260,8 +266,9 @@ def test_extreme_rates_stay_finite_and_within_the_bound(name: str, read_at_start
     query, key, value, *features = (F.normalize(field.detach().float(), dim=-1) for field in tokens[:5])
     value = value * (1e10 if kind == "huge values" else 1)
     controls = torch.ones_like(tokens.controls).float()
-    if controls.shape[-1] > 1:
-        controls[..., 1] = float(kind == "forgetting")
+    for index, control in enumerate(rule.controls):
+        if control.name == "forget":
+            controls[..., index] = float(kind == "forgetting")
     rate = torch.full_like(tokens.rate, 4.0).float()
     weights = FastWeights(*(matrix.detach().float() for matrix in random_weights()))
     scan = Scan(rule, 16, 8.0, read_at_start)
