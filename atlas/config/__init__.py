@@ -26,7 +26,7 @@ from atlas.config.model import (
     QKProjectionConfig,
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
-from atlas.config.rules import K, MuonRuleConfig, OmegaRuleConfig, Rule
+from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
     DebugConfig,
@@ -61,6 +61,7 @@ __all__ = [
     "S_L",
     "TRIGGERS",
     "VOCABULARY",
+    "AtlasRuleConfig",
     "CalibrationConfig",
     "CheckpointConfig",
     "ChunkSizeConfig",

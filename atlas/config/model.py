@@ -79,6 +79,7 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
     convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v
     activate_keys: bool = False  # SiLU on q and k as in Titans; collapses the Q-K projection
     degree: int = 1  # of the polynomial features of keys and queries
+    learnable_coefficients: bool = False  # of each degree's features, per head; 1 before training
     feature_width: int = 0  # width of keys and queries before the polynomial, by a learnable projection; 0 = head width
     recompute: bool = False  # the backward pass computes chunks again instead of keeping them: less memory, more time
     qk_projection: QKProjectionConfig = field(default_factory=QKProjectionConfig)
@@ -95,7 +96,7 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
         )
         require(0 <= self.rate_threshold < 1, "model.memory.rate_threshold", self.rate_threshold, "in [0, 1)")
         require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
-        require(self.degree in (1, 2), "model.memory.degree", self.degree, "1 or 2")
+        require(self.degree in (1, 2, 3), "model.memory.degree", self.degree, "1, 2 or 3")
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
 
 

@@ -42,7 +42,7 @@ class ReferenceMemory:
     weights: Weights  # at the start of the open chunk
     read_at_start: bool
     norm_max: float
-    gates: tuple[str, ...] = ()  # names of a token's controls: theta, forget, rate, gamma
+    gates: tuple[str, ...] = ()  # names of a token's controls: theta, forget, rate, gamma, gamma of lag 0, ...
     window: int = 1  # c, tokens
     iterations: int | None = None  # of Newton-Schulz; None: updates are not orthogonalised
     floor: float = 0.0  # under the norm in Newton-Schulz
@@ -63,13 +63,19 @@ class ReferenceMemory:
         return recall(weights, token.query, token.query_features)
 
     def writes(self) -> Weights:
-        """Sum over the open chunk's tokens s of eta_s sum_{i = s-c+1 .. s} gamma_i grad l(W_xi; k_i, v_i)."""
+        """Sum over the open chunk's tokens s of eta_s sum_{i = s-c+1 .. s} gamma grad l(W_xi; k_i, v_i).
+
+        gamma is the gate of token i, or of the pair (s, i).
+        """
         total = zeros(self.weights)
         first = len(self.history) - len(self.chunk)
         for s in range(first, len(self.history)):
             for i in range(max(s - self.window + 1, 0), s + 1):
                 gradient = inner_gradient(self.weights, self.history[i])
-                total = add(total, times(gradient, self.history[s].rate * self.gate(self.history[i], "gamma", 1.0)))
+                gamma = self.gate(self.history[i], "gamma", 1.0) * self.gate(
+                    self.history[s], f"gamma of lag {s - i}", 1.0
+                )
+                total = add(total, times(gradient, self.history[s].rate * gamma))
         return total
 
     def gate(self, token: Token, name: str, otherwise: float) -> Tensor | float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from atlas.config import MemoryConfig, Rule
+from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
 from atlas.ops.rules.muon import Muon
@@ -16,4 +17,5 @@ RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
     Rule.momentum: Momentum.from_config,
     Rule.muon: Muon.from_config,
     Rule.omega: Omega.from_config,
+    Rule.atlas: Atlas.from_config,
 }

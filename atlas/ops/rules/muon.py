@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from atlas.config import MemoryConfig
+from atlas.config import MemoryConfig, MuonRuleConfig
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract
 from atlas.ops.newton_schulz import newton_schulz
@@ -35,7 +35,11 @@ class Muon:
 
     @classmethod
     def from_config(cls, config: MemoryConfig) -> Self:
-        own = config.muon
+        return cls.of(config, config.muon)
+
+    @classmethod
+    def of(cls, config: MemoryConfig, own: MuonRuleConfig) -> Self:
+        """With the rate and the iterations of `own`."""
         return cls(config.momentum, config.retention, own.rate_init, own.rate_max, own.iterations)
 
     @property

@@ -17,6 +17,7 @@ from atlas.ops.chunk_scan import Scan, ScanState, open_state, written
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, read
+from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
 from atlas.ops.rules.muon import FLOOR, Muon
@@ -30,7 +31,9 @@ RULES: dict[str, LearningRule] = {
     "momentum": Momentum(0.5, 0.9),
     "muon": Muon(0.5, 0.9, 0.1, 1.0, 5),
     "omega 1": Omega(1, 0.5),
-    "omega 3": Omega(3, 0.5),
+    "omega 3": Omega(3, 0.5, 0.9),
+    "atlas 1": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 5), 1, 0.5),
+    "atlas 3": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 3), 3, 0.5),
 }
 SLOW: dict[str, dict[str, int]] = {  # what the reference has to know besides the names of the gates
     "gd": {},
@@ -38,6 +41,8 @@ SLOW: dict[str, dict[str, int]] = {  # what the reference has to know besides th
     "muon": {"iterations": 5},
     "omega 1": {},
     "omega 3": {"window": 3},
+    "atlas 1": {"iterations": 5},
+    "atlas 3": {"iterations": 3, "window": 3},
 }
 each_rule = pytest.mark.parametrize("name", RULES)
 local_and_global = pytest.mark.parametrize("read_at_start", [False, True], ids=["local", "global"])
@@ -231,6 +236,17 @@ def test_a_rule_without_its_additions_is_gd(name: str, controls: list[float], re
     leaves = [*weights, *plain[:-1]]
     assert_equal([out], [expected])
     assert_equal(gradients([out], leaves), gradients([expected], leaves))
+
+
+@local_and_global
+def test_atlas_with_a_window_of_1_and_open_gates_is_muon(read_at_start: bool) -> None:
+    weights, tokens = random_weights(), random_tokens(RULES["muon"])
+    gated = tokens._replace(controls=torch.cat((tokens.controls, torch.ones_like(tokens.controls[..., :1])), dim=-1))
+    out, state = run("atlas 1", weights, gated, [(TOKENS, 4)], read_at_start)
+    expected, end = run("muon", weights, tokens, [(TOKENS, 4)], read_at_start)
+    leaves = [*weights, *tokens]
+    assert_equal([out, *state.start], [expected, *end.start])
+    assert_equal(gradients([out, *state.start], leaves), gradients([expected, *end.start], leaves))
 
 
 @each_rule
