@@ -60,6 +60,8 @@ class ReferenceMemory:
         weights = self.weights if at_start else subtract(self.weights, self.writes())
         if len(self.chunk) == chunk:
             self.end_chunk()
+        if chunk == 1 and not self.read_at_start and "forget" in self.gates:
+            weights = self.weights  # after the token's own update
         return recall(weights, token.query, token.query_features)
 
     def writes(self) -> Weights:

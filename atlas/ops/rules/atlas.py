@@ -3,8 +3,9 @@
     S <- theta S + sum_{s in chunk} eta_s sum_{i = s-c+1 .. s} gamma_{s,i} grad l(W_xi; k_i, v_i)
     W <- alpha W_xi - rate NS_K(S)
 
-As in `muon`, reads are at the chunk's start, and theta, alpha and the rate of a chunk are the means of its tokens'
-gates. gamma is a gate per pair of writing and written token, as in ATLAS: token s has one for each of its c lags.
+As in `muon`, reads are at the chunk's start, or at the end of a chunk of one token, and theta, alpha and the rate of a
+chunk are the means of its tokens' gates. gamma is a gate per pair of writing and written token, as in ATLAS: each token
+has one for each of its c lags.
 
 No token reads a part of the sum, so each written token's gradient is needed once, times all that its writers give it.
 
@@ -44,6 +45,7 @@ class Atlas:
     gate: float  # gamma of a pair before training, in (0, 1]
 
     reads_start: ClassVar[bool] = True
+    reads_end: ClassVar[bool] = True
     own_gradients: ClassVar[bool] = False
     chunk_end: ClassVar[ChunkEnd | None] = None
 

@@ -3,7 +3,8 @@
     S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - S
 
 Inside the chunk a token reads the plain causal prefix, as in `gd`. theta and alpha of a chunk are the means of its
-tokens' gates, used at its end only: causal. The gates are theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
+tokens' gates, used at its end only: causal. A chunk of one token is read at its end: Titans' recurrence. The gates are
+theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
 
 Legend: N rows, n controls.
 """
@@ -51,6 +52,7 @@ class Momentum:
     own_gradients: ClassVar[bool] = True
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum  # a kernel does what `close` does: change both, or None
     reads_start: ClassVar[bool] = False
+    reads_end: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: MemoryConfig) -> Self:

@@ -2,8 +2,9 @@
 
     S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - rate NS_K(S)
 
-Reads are at the chunk's start. W1, W2, W3 are orthogonalised separately; theta, alpha and the rate of a chunk are the
-means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0 the gradient through NS is unbounded.
+Reads are at the chunk's start, or at the end of a chunk of one token. W1, W2, W3 are orthogonalised separately; theta,
+alpha and the rate of a chunk are the means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0
+the gradient through NS is unbounded.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Muon:
     own_gradients: ClassVar[bool] = True
     chunk_end: ClassVar[ChunkEnd | None] = None
     reads_start: ClassVar[bool] = True
+    reads_end: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: MemoryConfig) -> Self:

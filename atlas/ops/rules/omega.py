@@ -47,6 +47,10 @@ class Omega:
         return cls(config.omega.window, config.omega.gate, config.omega.retention)
 
     @property
+    def reads_end(self) -> bool:
+        return self.alpha < 1
+
+    @property
     def controls(self) -> tuple[Control, ...]:
         forgets = (Control("forget", 1 - self.alpha),) * (self.alpha < 1)
         return Control("gamma", self.gate), *forgets

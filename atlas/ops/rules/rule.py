@@ -47,6 +47,12 @@ class LearningRule(Protocol):
         ...
 
     @property
+    def reads_end(self) -> bool:
+        """True: in a chunk of one token, a local memory's read is at the weights after it: its controls are the
+        token's own then, so the recurrence of the papers is causal. False: the prefix is that recurrence already."""
+        ...
+
+    @property
     def own_gradients(self) -> bool:
         """True: `write` returns the gradients of the chunk's own tokens, as in `gd`, so the fused chunk may be used."""
         ...

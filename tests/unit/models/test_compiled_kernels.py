@@ -38,6 +38,7 @@ def losses_and_gradients(overrides: list[str], kernels: Kernels, cut: int) -> li
         *([f"model.memory.rule={rule}"] for rule in Rule),
         ["model.memory.recompute=true"],
         ["model.memory.recompute=true", "model.memory.rule=momentum"],
+        ["model.memory.rule=momentum", "chunk_size.local=[1]"],
         ["model.memory.weight_norm_max=0.2"],
         ["model.memory.qk_projection.range=chunk", "model.memory.qk_projection.normalisation=per_key"],
         ["model.memory.degree=2", "model.memory.feature_width=8"],

@@ -17,6 +17,7 @@ from atlas.ops.chunk_scan import Scan, ScanState, open_state, written
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, read
+from atlas.ops.newton_schulz import newton_schulz
 from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
@@ -149,6 +150,30 @@ def test_chunk_1_of_gd_is_the_plain_recurrence() -> None:
         down, up = down - tokens.rate[0, t] * steps[0], up - tokens.rate[0, t] * steps[1]
         outputs.append(recall(tokens.query[0, t], tokens.query_features[0, t]))
     assert_equal([fast[0], state.start.down[0], state.start.up[0]], [torch.stack(outputs), down, up])
+
+
+@pytest.mark.parametrize("orthogonal", [False, True], ids=["Titans Eq 13-15", "ATLAS Eq 32-33"])
+def test_chunk_1_with_momentum_is_the_recurrence_of_the_papers(orthogonal: bool) -> None:
+    """S_t = theta_t S_{t-1} + eta_t grad l(M_{t-1}), M_t = alpha_t M_{t-1} - S_t or - rho_t NS(S_t); M_t is read."""
+    name = "muon" if orthogonal else "momentum"
+    weights, tokens = random_weights(1), random_tokens(RULES[name], 5, 1)
+    fast, state = Scan(RULES[name], 1, 1e6, False)(open_state(RULES[name], weights), tokens)
+    M = [weights.down[0], *weights.up[0].chunk(2)]
+    S = [torch.zeros_like(matrix) for matrix in M]
+    outputs = []
+
+    def recall(x: Tensor, features: Tensor) -> Tensor:
+        return x + M[0] @ (F.silu(M[1] @ features) * (M[2] @ features))
+
+    for t in range(5):
+        theta, forget, *rate = tokens.controls[0, t]
+        error = recall(tokens.key[0, t], tokens.key_features[0, t]) - tokens.value[0, t]
+        steps = torch.autograd.grad((1 + error @ error).sqrt(), M, retain_graph=True)
+        S = [theta * s + tokens.rate[0, t] * step for s, step in zip(S, steps, strict=True)]
+        written = [rate[0] * newton_schulz(s[None], 5, FLOOR)[0] for s in S] if orthogonal else S
+        M = [(1 - forget) * m - step for m, step in zip(M, written, strict=True)]
+        outputs.append(recall(tokens.query[0, t], tokens.query_features[0, t]))
+    assert_equal([fast[0], state.start.down[0], state.start.up[0]], [torch.stack(outputs), M[0], torch.cat(M[1:])])
 
 
 @each_rule
