@@ -18,16 +18,15 @@ from atlas.config.model import (
     VOCABULARY,
     ChunkSizeConfig,
     Fusion,
-    K,
     MemoryConfig,
     ModelConfig,
     NativeLengths,
     Normalisation,
     ProjectionRange,
     QKProjectionConfig,
-    Rule,
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
+from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
     DebugConfig,
@@ -62,6 +61,7 @@ __all__ = [
     "S_L",
     "TRIGGERS",
     "VOCABULARY",
+    "AtlasRuleConfig",
     "CalibrationConfig",
     "CheckpointConfig",
     "ChunkSizeConfig",
@@ -77,9 +77,11 @@ __all__ = [
     "Level",
     "MemoryConfig",
     "ModelConfig",
+    "MuonRuleConfig",
     "NIAHConfig",
     "NativeLengths",
     "Normalisation",
+    "OmegaRuleConfig",
     "Precision",
     "ProjectionRange",
     "QKProjectionConfig",

@@ -7,12 +7,12 @@ from enum import StrEnum
 
 from atlas.config.choices import Choices
 from atlas.config.errors import require
+from atlas.config.rules import RuleConfig
 
 # Constants of the papers, and the defaults of full-size models. A small model scales all of them down together.
 C_G = 2048  # chunk of the global memory, tokens (TNT section 5.1)
 C_L_OPTIONS = (8, 16, 32, 64)  # chunks of the local memories, tokens
 S_L = 2048  # shard of the local memories, tokens
-K = 5  # Newton-Schulz iterations (ATLAS section 5)
 PERSISTENT_KEYS = 64  # N_p
 VOCABULARY = 256  # bytes
 
@@ -21,13 +21,6 @@ class Fusion(StrEnum):
     multiplicative = "multiplicative"  # a * g
     gated_sum = "gated_sum"  # (a + m W_g) * g: what is recalled has a path of its own
     additive = "additive"  # a + m W_g + b_g: an ablation, no gate can close the branch
-
-
-class Rule(StrEnum):
-    gd = "gd"  # gradient descent (TNT Eq 3)
-    momentum = "momentum"  # with momentum and retention (Titans)
-    muon = "muon"  # momentum, orthogonalised by Newton-Schulz (ATLAS Eq 32-33)
-    omega = "omega"  # gradients of the last c tokens (ATLAS Eq 8-10)
 
 
 class ProjectionRange(StrEnum):
@@ -73,12 +66,11 @@ class QKProjectionConfig(Choices, prefix="model.memory.qk_projection."):
 
 
 @dataclass
-class MemoryConfig(Choices, prefix="model.memory."):
-    """The neural memory of every block."""
+class MemoryConfig(RuleConfig, prefix="model.memory."):
+    """The neural memory of every block; its learning rule is in `rules.py`."""
 
     enabled: bool = True
     use_global: bool = True
-    rule: Rule = Rule.gd
     hidden: int = 64  # h, hidden width of the gated MLP, per head
     rate_max: float = 1.0  # upper bound of the inner rate eta
     rate_init: float = 0.1  # inner rate of a token before training
@@ -87,18 +79,13 @@ class MemoryConfig(Choices, prefix="model.memory."):
     convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v
     activate_keys: bool = False  # SiLU on q and k as in Titans; collapses the Q-K projection
     degree: int = 1  # of the polynomial features of keys and queries
+    learnable_coefficients: bool = False  # of each degree's features, per head; 1 before training
     feature_width: int = 0  # width of keys and queries before the polynomial, by a learnable projection; 0 = head width
-    momentum: float = 0.5  # rules momentum, muon: theta of a token before training; 0 = none, fixed
-    retention: float = 0.999  # rules momentum, muon: alpha of a token before training; 1 = keep all, fixed
-    muon_rate_max: float = 1.0  # rule muon: upper bound of the rate of an orthogonalised update
-    muon_rate_init: float = 0.1  # rule muon: that rate before training
-    muon_iterations: int = K  # rule muon: Newton-Schulz iterations
-    omega_window: int = 4  # rule omega: c, tokens
-    omega_gate: float = 0.25  # rule omega: gamma of a token before training; 1 = open, fixed
     recompute: bool = False  # the backward pass computes chunks again instead of keeping them: less memory, more time
     qk_projection: QKProjectionConfig = field(default_factory=QKProjectionConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.hidden >= 1, "model.memory.hidden", self.hidden, ">= 1")
         require(0 < self.rate_max <= 4, "model.memory.rate_max", self.rate_max, "in (0, 4]")
         require(
@@ -109,23 +96,8 @@ class MemoryConfig(Choices, prefix="model.memory."):
         )
         require(0 <= self.rate_threshold < 1, "model.memory.rate_threshold", self.rate_threshold, "in [0, 1)")
         require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
-        require(self.degree in (1, 2), "model.memory.degree", self.degree, "1 or 2")
+        require(self.degree in (1, 2, 3), "model.memory.degree", self.degree, "1, 2 or 3")
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
-        self._check_rules()
-
-    def _check_rules(self) -> None:
-        require(0 <= self.momentum < 1, "model.memory.momentum", self.momentum, "in [0, 1)")
-        require(0 < self.retention <= 1, "model.memory.retention", self.retention, "in (0, 1]")
-        require(0 < self.muon_rate_max <= 4, "model.memory.muon_rate_max", self.muon_rate_max, "in (0, 4]")
-        require(
-            0 < self.muon_rate_init < self.muon_rate_max,
-            "model.memory.muon_rate_init",
-            self.muon_rate_init,
-            f"in (0, model.memory.muon_rate_max={self.muon_rate_max})",
-        )
-        require(self.muon_iterations >= 1, "model.memory.muon_iterations", self.muon_iterations, ">= 1")
-        require(self.omega_window >= 1, "model.memory.omega_window", self.omega_window, ">= 1 token")
-        require(0 < self.omega_gate <= 1, "model.memory.omega_gate", self.omega_gate, "in (0, 1]")
 
 
 @dataclass

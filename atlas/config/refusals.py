@@ -15,7 +15,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.path_overrides import shell_example
@@ -48,6 +48,8 @@ def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> 
         return ConfigError(f"{error.override}: must be {allowed}")
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error, conf_dir)
+    if isinstance(error, ConfigKeyError) and error.full_key:  # of a file
+        return unknown_key(error.full_key, conf_dir)
     if "Config group override must be a string" in str(error):  # Hydra does not say which
         for override in overrides:
             group, _, option = override.partition("=")

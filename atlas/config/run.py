@@ -10,7 +10,7 @@ from atlas.config.calibration import CalibrationConfig
 from atlas.config.choices import Choices
 from atlas.config.errors import require
 from atlas.config.levels import RECALL
-from atlas.config.model import ChunkSizeConfig, ModelConfig, Rule
+from atlas.config.model import ChunkSizeConfig, ModelConfig
 from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
@@ -102,14 +102,7 @@ class RunConfig(Choices):
     def _check_chunks(self) -> None:
         sequence, shard = self.train.sequence, self.chunk_size.shard
         padded = self.train.pad_shards
-        smallest = min(*self.chunk_size.local, self.chunk_size.global_size)
-        window = self.model.memory.omega_window
-        require(
-            self.model.memory.rule is not Rule.omega or window <= smallest,
-            "model.memory.omega_window",
-            window,
-            f"<= {smallest}, the smallest chunk of chunk_size",
-        )
+        self.model.memory.check_chunks(min(*self.chunk_size.local, self.chunk_size.global_size))
         require(
             shard <= sequence or padded,
             "chunk_size.shard",

@@ -29,7 +29,7 @@ from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
 from atlas.ops.features import feature_norm
 from atlas.ops.qk_projection import Accumulator
-from atlas.ops.rules import learning_rule
+from atlas.ops.rules import RULES
 from atlas.ops.rules.rule import LearningRule
 from atlas.ops.unit_rows import unit_rows
 
@@ -65,7 +65,8 @@ class AtlasMemory(nn.Module):
 
     def __init__(self, width: int, heads: int, local_count: int, config: MemoryConfig) -> None:
         super().__init__()
-        self.config, self.heads, self.rule = config, heads, learning_rule(config)
+        self.config, self.heads = config, heads
+        self.rule, self.global_rule = (RULES[config.rule](one) for one in (config, config.of_global()))
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
         self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)
@@ -73,9 +74,9 @@ class AtlasMemory(nn.Module):
         self.mix = nn.Parameter(torch.zeros(heads)) if mixes else None  # lambda [H]
         head_width = width // heads
         self.features = FeatureMap(heads, head_width, config)
-        shape = (heads, head_width, self.features.count, config, self.rule)
-        self.local = nn.ModuleList(InitialWeights(*shape) for _ in range(local_count))
-        self.global_memory = nn.ModuleList(InitialWeights(*shape) for _ in range(config.use_global))
+        shape = (heads, head_width, self.features.count, config)
+        self.local = nn.ModuleList(InitialWeights(*shape, self.rule) for _ in range(local_count))
+        self.global_memory = nn.ModuleList(InitialWeights(*shape, self.global_rule) for _ in range(config.use_global))
         self.norm = RMSNorm(width)
 
     def initial_state(self, batch: int, persistent: PersistentMemory, plan: ChunkPlan) -> MemoryState:
@@ -119,7 +120,7 @@ class AtlasMemory(nn.Module):
         for start in state.global_memory:
             queries = tokens.query, self.features(tokens.query)
             fields = _chunk_inputs(queries, pair, key_features, rates[-1], controls[-1])
-            read, after = self._scan(plan.global_size, read_at_start=True)(start, fields)
+            read, after = self._scan(self.global_rule, plan.global_size, read_at_start=True)(start, fields)
             reads.append(read)
             global_memory.append(after)
         distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
@@ -137,14 +138,14 @@ class AtlasMemory(nn.Module):
         mixed = query + mix.repeat(query.shape[0] // self.heads)[:, None, None] * projected
         return unit_rows(mixed) if self.config.qk_projection.renormalise else mixed
 
-    def _scan(self, chunk: int, *, read_at_start: bool) -> Scan:
-        return Scan(self.rule, chunk, self.config.weight_norm_max, read_at_start, self.config.recompute)
+    def _scan(self, rule: LearningRule, chunk: int, *, read_at_start: bool) -> Scan:
+        return Scan(rule, chunk, self.config.weight_norm_max, read_at_start, self.config.recompute)
 
     def _run_local(
         self, index: int, start: ScanState, tokens: ChunkInputs, position: int, batch: int, plan: ChunkPlan
     ) -> tuple[Tensor, ScanState]:
         """Local memory `index`: reset to its W_init at every shard start."""
-        scan = self._scan(plan.local[index], read_at_start=False)
+        scan = self._scan(self.rule, plan.local[index], read_at_start=False)
         return run_periods(
             lambda state, fields: scan(state, ChunkInputs(*fields)),
             lambda rows: self.local[index](batch, rows),

@@ -31,6 +31,7 @@ from atlas.models.memory import MemoryState
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.fast_weights import FastWeights, read
+from atlas.ops.rules.rule import LearningRule
 from atlas.probes.keys import MemoryLayer, SeenTokens, Substituted, memory_layers, unit_vectors
 from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
@@ -119,18 +120,21 @@ def _read_layer(layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, t
             chunks = (plan.global_size,)
             states = zip(chunks, initial.global_memory, after.global_memory, control.global_memory, strict=True)
         for chunk, empty, full, without in states:
-            measured = [_cosines(layer, part, empty, state) for state in (full, without)]
+            rule = layer.memory.rule if kind == "local" else layer.memory.global_rule
+            measured = [_cosines(layer, rule, part, empty, state) for state in (full, without)]
             readings.append(
                 ReadBack(f"{kind} {chunk}", name, length - 1, measured[0][0], measured[1][0], measured[0][1])
             )
     return readings
 
 
-def _cosines(layer: MemoryLayer, tokens: SeenTokens, empty: ScanState, full: ScanState) -> tuple[Tensor, Tensor]:
+def _cosines(
+    layer: MemoryLayer, rule: LearningRule, tokens: SeenTokens, empty: ScanState, full: ScanState
+) -> tuple[Tensor, Tensor]:
     """Of what was learnt about the needle with what there was to learn, and of f(k; W) with v: [N] each."""
     key, value = (field[:, :1].transpose(1, 2).flatten(0, 1) for field in (tokens.key, tokens.value))  # [N, 1, d]
     features = layer.memory.features(key)
-    before, now = read(empty.start, key, features), read(written(layer.memory.rule, full), key, features)
+    before, now = read(empty.start, key, features), read(written(rule, full), key, features)
     learnt = F.cosine_similarity(now - before, value - before, dim=-1, eps=EPSILON)
     return learnt.squeeze(-1), F.cosine_similarity(now, value, dim=-1).squeeze(-1)
 
@@ -154,7 +158,7 @@ def _faults(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> set[str]
         elif plan.shard and _distance(reset, wanted) > TOLERANCE * change:
             faults.add(f"the local memory of chunk {chunk} is not back at W_init after a shard boundary")
     for before_state, holding_state in zip(initial.global_memory, full.global_memory, strict=True):
-        if _distance(written(rule, holding_state), before_state.start) == 0:
+        if _distance(written(layer.memory.global_rule, holding_state), before_state.start) == 0:
             faults.add("the global memory is not written at all")
     return faults
 

@@ -24,7 +24,6 @@ from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.qk_projection import EPSILON, Accumulator
-from atlas.ops.rules.momentum import MomentumState
 
 QUERIES = 64  # of a row, the last ones: enough for a mean cosine, and the step takes no longer
 SAME = 0.99  # queries of a higher cosine are one query: runs of blanks give many
@@ -109,7 +108,7 @@ def _starts(model: AtlasModel, given: ModelState | None) -> list[Starts]:
     state = model.initial_state(1) if given is None else given
     return [
         Starts(
-            [_copy(written(block.memory.rule, scan)) for scan in before.memory.global_memory],
+            [_copy(written(block.memory.global_rule, scan)) for scan in before.memory.global_memory],
             [_copy(init(1, block.memory.heads).start) for init in block.memory.local],
         )
         for block, before in zip(_blocks(model), state.blocks, strict=True)
@@ -122,18 +121,19 @@ def _copy(weights: FastWeights) -> FastWeights:
 
 
 def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState) -> dict[str, Tensor]:
-    names = ["global"] * len(after.global_memory) + [f"local{index}" for index in range(len(after.local))]
+    names = [("global", memory.global_rule)] * len(after.global_memory)
+    names += [(f"local{index}", memory.rule) for index in range(len(after.local))]
     scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
     found: dict[str, Tensor] = {}
-    for name, scan, start in zip(names, scans, origins, strict=True):
-        weights = written(memory.rule, scan)
+    for (name, rule), scan, start in zip(names, scans, origins, strict=True):
+        weights = written(rule, scan)
         heads = [
             matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)
         ]
         found[f"{name}/weight_norm"] = _norm(weights)
         found[f"{name}/update_norm"] = _norm(subtract(weights, FastWeights(*heads)))
-        if isinstance(scan.kept, MomentumState):
-            found[f"{name}/momentum_norm"] = _norm(scan.kept.momentum)
+        if momentum := getattr(scan.kept, "momentum", None):
+            found[f"{name}/momentum_norm"] = _norm(momentum)
     return found
 
 

@@ -9,7 +9,14 @@ from experiments.speed.figures import Row, anchor, find, lengths, measured, toke
 from experiments.speed.names import MODELS, label
 
 # Okabe and Ito's palette: told apart with every kind of colour vision; markers tell the lines apart as well.
-COLOURS = {"gd": "#0072B2", "momentum": "#E69F00", "muon": "#009E73", "omega": "#CC79A7", "other": "#555555"}
+COLOURS = {
+    "gd": "#0072B2",
+    "momentum": "#E69F00",
+    "muon": "#009E73",
+    "omega": "#CC79A7",
+    "atlas": "#56B4E9",
+    "other": "#555555",
+}
 MARKERS = "osD^v<>"
 BAR_INCHES = 0.24
 

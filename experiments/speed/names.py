@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-RULES = ("gd", "momentum", "muon", "omega")
+RULES = ("gd", "momentum", "muon", "omega", "atlas")
 CHUNKS = ("c8", "c16", "c64", "set_a")  # options of conf/chunk_size
 PLAIN = ("transformer", "transformer_atlas")
 TITANS = ("titans_64", "titans_16")  # the quicker one first

@@ -6,7 +6,7 @@ Legend: N sequences x heads (x shards), T tokens, C chunk, d head width, p featu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isqrt
 from typing import NamedTuple
 
@@ -44,7 +44,8 @@ def open_state(rule: LearningRule, weights: FastWeights) -> ScanState:
 class Scan:
     """How a memory learns and reads. The chunk may change between two calls: a chunk open for longer is closed at once.
 
-    `read_at_start=False`: token t reads the weights that have learned from tokens up to t (local memory, TNT Eq 6).
+    `read_at_start=False`: token t reads the weights that have learned from tokens up to t (local memory, TNT Eq 6),
+    except where the rule has `reads_start`.
     `read_at_start=True`: token t reads the weights of its chunk's start (global memory, TNT Eq 5).
     `recompute=True`: the backward pass computes groups of about sqrt(T / C) chunks again instead of keeping them all.
     """
@@ -71,6 +72,8 @@ class Scan:
         return torch.cat(outputs, dim=1), state
 
     def _chunks(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+        if self.chunk == 1 and self.rule.reads_end and not self.read_at_start:
+            return self._read_at_ends(state, tokens)
         outputs: list[Tensor] = []
         nothing = zeros_like(state.start)
         state = self._close_if_full(state, nothing)
@@ -78,6 +81,17 @@ class Scan:
             out, state = self._advance(state, part, nothing)
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
+
+    def _read_at_ends(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+        """Chunks of one token, each read after its update: the end of one is the start of the next, so every query
+        waits for a token, and the first place is left over."""
+        query, features = (
+            torch.cat((field[:, :1], field[:, :-1]), dim=1) for field in (tokens.query, tokens.query_features)
+        )
+        at_start = replace(self, read_at_start=True)
+        out, state = at_start._chunks(state, tokens._replace(query=query, query_features=features))
+        last = read(state.start, tokens.query[:, -1:], tokens.query_features[:, -1:])
+        return torch.cat((out[:, 1:], last), dim=1), state
 
     def _lengths(self, state: ScanState, tokens: ChunkInputs) -> list[int]:
         """Splits a stretch into: the rest of the open chunk, then whole chunks, then a partial chunk. The fast path

@@ -1,6 +1,7 @@
 """The slow truth: one row, one token at a time, inner gradients by autograd at the weights that the equations name.
 
-Nothing is shared with the fast forms. Matrices are those of docs/memory.md section 4:
+Nothing is shared with the fast forms. There is one set of equations for all rules: what a rule does not have, its gates
+do not name. Matrices are those of docs/memory.md section 4:
 
     f(x; W) = x + W1 (silu(W2 phi(x)) * (W3 phi(x)))
     l(W; k, v) = sqrt(1 + ||f(k; W) - v||^2) - 1         half the squared error, its gradient bounded
@@ -16,9 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from atlas.config import Rule
-from atlas.config.choices import Choices
 
 
 class Weights(NamedTuple):
@@ -38,15 +36,15 @@ class Token(NamedTuple):
 
 
 @dataclass
-class ReferenceMemory(Choices):
+class ReferenceMemory:
     """One memory of one sequence and head. `recall(token, chunk)` learns from a token and reads for it."""
 
-    rule: Rule
     weights: Weights  # at the start of the open chunk
     read_at_start: bool
     norm_max: float
-    window: int = 1  # c of the rule `omega`
-    iterations: int = 5  # of Newton-Schulz
+    gates: tuple[str, ...] = ()  # names of a token's controls: theta, forget, rate, gamma, gamma of lag 0, ...
+    window: int = 1  # c, tokens
+    iterations: int | None = None  # of Newton-Schulz; None: updates are not orthogonalised
     floor: float = 0.0  # under the norm in Newton-Schulz
     momentum: Weights | None = None
     history: list[Token] = field(default_factory=list)
@@ -58,46 +56,58 @@ class ReferenceMemory(Choices):
             self.end_chunk()
         self.chunk.append(token)
         self.history.append(token)
-        at_start = self.read_at_start or self.rule is Rule.muon
+        at_start = self.read_at_start or self.iterations is not None
         weights = self.weights if at_start else subtract(self.weights, self.writes())
         if len(self.chunk) == chunk:
             self.end_chunk()
+        if chunk == 1 and not self.read_at_start and "forget" in self.gates:
+            weights = self.weights  # after the token's own update
         return recall(weights, token.query, token.query_features)
 
     def writes(self) -> Weights:
-        """Sum over the open chunk's tokens s of eta_s sum_{i = s-c+1 .. s} gamma_i grad l(W_xi; k_i, v_i)."""
+        """Sum over the open chunk's tokens s of eta_s sum_{i = s-c+1 .. s} gamma grad l(W_xi; k_i, v_i).
+
+        gamma is the gate of token i, or of the pair (s, i).
+        """
         total = zeros(self.weights)
         first = len(self.history) - len(self.chunk)
         for s in range(first, len(self.history)):
             for i in range(max(s - self.window + 1, 0), s + 1):
-                gamma = self.history[i].controls[0] if self.rule is Rule.omega else 1.0
                 gradient = inner_gradient(self.weights, self.history[i])
+                gamma = self.gate(self.history[i], "gamma", 1.0) * self.gate(
+                    self.history[s], f"gamma of lag {s - i}", 1.0
+                )
                 total = add(total, times(gradient, self.history[s].rate * gamma))
         return total
+
+    def gate(self, token: Token, name: str, otherwise: float) -> Tensor | float:
+        return token.controls[self.gates.index(name)] if name in self.gates else otherwise
 
     def end_chunk(self) -> None:
         """The weights at the start of the next chunk."""
         update = self.writes()
-        gates = torch.stack([token.controls for token in self.chunk]).mean(0)
-        if self.rule in (Rule.momentum, Rule.muon):
-            theta, forget = gates[0], gates[1]
-            self.momentum = add(times(self.momentum or zeros(self.weights), theta), update)
-            update = self.momentum
-            if self.rule is Rule.muon:
-                update = times(Weights(*(self.orthogonal(matrix) for matrix in update)), gates[2])
-            self.weights = times(self.weights, 1 - forget)
-        self.weights = bounded(subtract(self.weights, update), self.norm_max)
+        mean = token_mean(self.chunk)
+        update = self.momentum = add(times(self.momentum or zeros(self.weights), self.gate(mean, "theta", 0.0)), update)
+        if self.iterations is not None:
+            update = Weights(*(self.orthogonal(matrix, self.iterations) for matrix in update))
+        kept = times(self.weights, 1 - self.gate(mean, "forget", 0.0))
+        self.weights = bounded(subtract(kept, times(update, self.gate(mean, "rate", 1.0))), self.norm_max)
         self.chunk = []
 
-    def orthogonal(self, matrix: Tensor) -> Tensor:
+    def orthogonal(self, matrix: Tensor, iterations: int) -> Tensor:
         """Newton-Schulz, written out for one matrix."""
         if matrix.shape[0] > matrix.shape[1]:
-            return self.orthogonal(matrix.T).T
+            return self.orthogonal(matrix.T, iterations).T
         X = matrix / (matrix.square().sum() + self.floor**2).sqrt()
-        for _ in range(self.iterations):
+        for _ in range(iterations):
             A = X @ X.T
             X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
         return X
+
+
+def token_mean(tokens: list[Token]) -> Token:
+    """Every field, its mean over the tokens."""
+    return Token(*(torch.stack(values).mean(0) for values in zip(*tokens, strict=True)))
 
 
 def recall(weights: Weights, x: Tensor, features: Tensor) -> Tensor:

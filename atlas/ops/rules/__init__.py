@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from atlas.config import MemoryConfig, Rule
+from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
 from atlas.ops.rules.muon import Muon
 from atlas.ops.rules.omega import Omega
 from atlas.ops.rules.rule import LearningRule
 
-
-def learning_rule(config: MemoryConfig) -> LearningRule:
-    match config.rule:
-        case Rule.gd:
-            return GradientDescent()
-        case Rule.momentum:
-            return Momentum(config.momentum, config.retention)
-        case Rule.muon:
-            step = config.muon_rate_init, config.muon_rate_max
-            return Muon(config.momentum, config.retention, *step, config.muon_iterations)
-        case Rule.omega:
-            return Omega(config.omega_window, config.omega_gate)
+RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
+    Rule.gd: lambda _: GradientDescent(),
+    Rule.momentum: Momentum.from_config,
+    Rule.muon: Muon.from_config,
+    Rule.omega: Omega.from_config,
+    Rule.atlas: Atlas.from_config,
+}

@@ -17,6 +17,7 @@ from atlas.ops.rules.rule import ChunkEnd, Control, Kept
 class GradientDescent:
     controls: ClassVar[tuple[Control, ...]] = ()
     reads_start: ClassVar[bool] = False
+    reads_end: ClassVar[bool] = False
     own_gradients: ClassVar[bool] = True
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.step  # a kernel does what `close` does: change both, or None
 

@@ -3,7 +3,8 @@
     S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - S
 
 Inside the chunk a token reads the plain causal prefix, as in `gd`. theta and alpha of a chunk are the means of its
-tokens' gates, used at its end only: causal. The gates are theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
+tokens' gates, used at its end only: causal. A chunk of one token is read at its end: Titans' recurrence. The gates are
+theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
 
 Legend: N rows, n controls.
 """
@@ -11,10 +12,11 @@ Legend: N rows, n controls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
+from atlas.config import MemoryConfig
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract, zeros_like
 from atlas.ops.rules.rule import ChunkEnd, Control, Kept
@@ -50,10 +52,15 @@ class Momentum:
     own_gradients: ClassVar[bool] = True
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum  # a kernel does what `close` does: change both, or None
     reads_start: ClassVar[bool] = False
+    reads_end: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: MemoryConfig) -> Self:
+        return cls(config.momentum, config.retention)
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        return Control(self.theta), Control(1 - self.alpha)
+        return Control("theta", self.theta), Control("forget", 1 - self.alpha)
 
     def initial(self, weights: FastWeights) -> Kept:
         return initial_momentum(weights, len(self.controls))

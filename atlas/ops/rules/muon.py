@@ -2,15 +2,17 @@
 
     S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - rate NS_K(S)
 
-Reads are at the chunk's start. W1, W2, W3 are orthogonalised separately; theta, alpha and the rate of a chunk are the
-means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0 the gradient through NS is unbounded.
+Reads are at the chunk's start, or at the end of a chunk of one token. W1, W2, W3 are orthogonalised separately; theta,
+alpha and the rate of a chunk are the means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0
+the gradient through NS is unbounded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
+from atlas.config import MemoryConfig, MuonRuleConfig
 from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract
 from atlas.ops.newton_schulz import newton_schulz
@@ -31,10 +33,21 @@ class Muon:
     own_gradients: ClassVar[bool] = True
     chunk_end: ClassVar[ChunkEnd | None] = None
     reads_start: ClassVar[bool] = True
+    reads_end: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: MemoryConfig) -> Self:
+        return cls.of(config, config.muon)
+
+    @classmethod
+    def of(cls, config: MemoryConfig, own: MuonRuleConfig) -> Self:
+        """With the rate and the iterations of `own`."""
+        return cls(config.momentum, config.retention, own.rate_init, own.rate_max, own.iterations)
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        return Control(self.theta), Control(1 - self.alpha), Control(self.rate, self.rate_max)
+        rate = Control("rate", self.rate, self.rate_max)
+        return Control("theta", self.theta), Control("forget", 1 - self.alpha), rate
 
     def initial(self, weights: FastWeights) -> Kept:
         return initial_momentum(weights, len(self.controls))

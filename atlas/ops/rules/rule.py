@@ -1,4 +1,4 @@
-"""What a learning rule of the memory must provide. A rule is one file of this folder and a line in `learning_rule`.
+"""What a learning rule of the memory must provide. A rule is one file of this folder and a line in `RULES`.
 
 Legend: N rows, C tokens, n controls.
 """
@@ -26,6 +26,7 @@ class ChunkEnd(IntEnum):
 class Control(NamedTuple):
     """A gate of a rule, one per token: maximum * sigmoid(linear(token)). With all controls at 0 nothing is written."""
 
+    name: str  # of its symbol in docs/memory.md section 5
     initial: float  # before training; at 0 or at the maximum the gate is fixed there
     maximum: float = 1.0
 
@@ -43,6 +44,12 @@ class LearningRule(Protocol):
     @property
     def reads_start(self) -> bool:
         """True: every read is at the chunk's start weights, for local memories too."""
+        ...
+
+    @property
+    def reads_end(self) -> bool:
+        """True: in a chunk of one token, a local memory's read is at the weights after it: its controls are the
+        token's own then, so the recurrence of the papers is causal. False: the prefix is that recurrence already."""
         ...
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import atlas
-from atlas.config import C_G, C_L_OPTIONS, PERSISTENT_KEYS, S_L, DeviceKind, K
+from atlas.config import C_G, C_L_OPTIONS, PERSISTENT_KEYS, S_L, ConfigError, DeviceKind, K
 from atlas.config.composition import GROUPS, load_config, options, save_config
 from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse_flags
@@ -258,3 +258,25 @@ def test_what_hydra_cannot_read_is_told_how_it_is_written(tmp_path: Path) -> Non
 
 def test_the_package_lists_its_public_names() -> None:
     assert set(atlas.__all__) <= set(dir(atlas))
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("muon_rate_max", "muon.rate_max"),
+        ("muon_rate_init", "muon.rate_init"),
+        ("muon_iterations", "muon.iterations"),
+        ("omega_window", "omega.window"),
+        ("omega_gate", "omega.gate"),
+    ],
+)
+def test_a_former_key_of_a_rule_is_refused_and_the_new_one_named(former: str, now: str, tmp_path: Path) -> None:
+    allowed = f"must be a key that exists (--cfg job lists them); did you mean model.memory.{now}?"
+    with pytest.raises(ConfigError) as error:
+        atlas.compose([f"model.memory.{former}=1"])
+    assert str(error.value) == f"model.memory.{former}=1: {allowed}"
+    file = tmp_path / "config.yaml"  # of an older run
+    file.write_text(f"model:\n  memory:\n    {former}: 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_config(file)
+    assert str(error.value) == f"model.memory.{former}: {allowed}"

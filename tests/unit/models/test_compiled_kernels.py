@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import atlas
-from atlas.config import Kernels
+from atlas.config import Kernels, Rule
 from atlas.kernels.library import use
 
 SETTINGS = (
@@ -35,9 +35,10 @@ def losses_and_gradients(overrides: list[str], kernels: Kernels, cut: int) -> li
 @pytest.mark.parametrize(
     "overrides",
     [
-        *([f"model.memory.rule={rule}"] for rule in ("gd", "momentum", "muon", "omega")),
+        *([f"model.memory.rule={rule}"] for rule in Rule),
         ["model.memory.recompute=true"],
         ["model.memory.recompute=true", "model.memory.rule=momentum"],
+        ["model.memory.rule=momentum", "chunk_size.local=[1]"],
         ["model.memory.weight_norm_max=0.2"],
         ["model.memory.qk_projection.range=chunk", "model.memory.qk_projection.normalisation=per_key"],
         ["model.memory.degree=2", "model.memory.feature_width=8"],

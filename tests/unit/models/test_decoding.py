@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, Rule
+from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, OmegaRuleConfig, Rule
 from atlas.models import decoding
 from atlas.models.decoding import Sampling, choose, decode, prefilled
 from atlas.models.language_model import AtlasModel
@@ -29,7 +29,7 @@ GRIDS = {
 
 def make(rule: Rule = Rule.gd, window: int = 5) -> AtlasModel:
     torch.manual_seed(0)
-    memory = MemoryConfig(rule=rule, hidden=8, rate_init=0.5, omega_window=1)
+    memory = MemoryConfig(rule=rule, hidden=8, rate_init=0.5, omega=OmegaRuleConfig(window=1))
     config = ModelConfig(width=16, layers=1, heads=2, window=window, feedforward=12, persistent_keys=6, memory=memory)
     model = AtlasModel(config, ChunkSizeConfig([2, 4], 8, 8), VOCABULARY).double()
     with torch.no_grad():

@@ -20,6 +20,7 @@ from atlas.config import (
     MemoryConfig,
     ModelConfig,
     Normalisation,
+    OmegaRuleConfig,
     ProjectionRange,
     QKProjectionConfig,
     Rule,
@@ -46,7 +47,7 @@ each_case = pytest.mark.parametrize(
 def make(rule: Rule = Rule.gd, projection: QKProjectionConfig | None = None) -> tuple[AtlasModel, Tensor]:
     torch.manual_seed(0)
     memory = MemoryConfig(
-        rule=rule, hidden=8, rate_init=0.5, omega_window=2, qk_projection=projection or QKProjectionConfig()
+        rule=rule, hidden=8, rate_init=0.5, omega=OmegaRuleConfig(2), qk_projection=projection or QKProjectionConfig()
     )
     config = ModelConfig(width=16, layers=2, heads=2, window=5, feedforward=12, persistent_keys=6, memory=memory)
     model = AtlasModel(config, ChunkSizeConfig([2, 4], 8, 8), VOCABULARY).double()
@@ -161,7 +162,7 @@ def test_extreme_rates_and_ten_times_the_length_stay_finite(rule: Rule, repeated
     """Every rate at its limit, in float32. Backward with resets: without, the true gradient itself overflows."""
     torch.manual_seed(0)
     memory = MemoryConfig(
-        rule=rule, hidden=8, rate_max=4.0, momentum=0.999, retention=1.0, omega_gate=1.0, omega_window=2
+        rule=rule, hidden=8, rate_max=4.0, momentum=0.999, retention=1.0, omega=OmegaRuleConfig(2, 1.0)
     )
     config = ModelConfig(width=16, layers=1, heads=2, window=5, feedforward=12, persistent_keys=6, memory=memory)
     model = AtlasModel(config, ChunkSizeConfig([2, 8], 8, 16), VOCABULARY)

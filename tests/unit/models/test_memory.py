@@ -5,17 +5,23 @@ Legend: B sequences, H heads, T tokens, D model width, d head width.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import combinations_with_replacement
+from math import factorial, prod
 
 import pytest
 import torch
 from torch import Tensor
 
 from atlas.config import (
+    AtlasRuleConfig,
     ConfigError,
     MemoryConfig,
     ModelConfig,
+    MuonRuleConfig,
     Normalisation,
+    OmegaRuleConfig,
     ProjectionRange,
     QKProjectionConfig,
     Rule,
@@ -26,11 +32,21 @@ from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.qk_projection import QKProjection
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
+from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.muon import FLOOR
 
 BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 9, 4
 PLAN = ChunkPlan(local=(2, 3), global_size=4, shard=6)
-BASE = MemoryConfig(hidden=3, momentum=0.5, retention=0.9, omega_window=2, omega_gate=0.5, weight_norm_max=1.0)
+ATLAS = AtlasRuleConfig(iterations=4, iterations_global=2, window=2, gate=0.5)
+BASE = MemoryConfig(
+    hidden=3, momentum=0.5, retention=0.9, omega=OmegaRuleConfig(2, 0.5), atlas=ATLAS, weight_norm_max=1.0
+)
+SLOW = {  # what the reference has to know besides the names of the gates
+    Rule.muon: {"iterations": 5},
+    Rule.omega: {"window": 2},
+    Rule.atlas: {"iterations": 4, "window": 2},
+}
+SLOW_GLOBAL = SLOW | {Rule.atlas: {"iterations": 2, "window": 2}}
 CASES = {
     "gd": BASE,
     "gd, chunk range, per key": replace(
@@ -45,6 +61,10 @@ CASES = {
     "momentum": replace(BASE, rule=Rule.momentum),
     "muon": replace(BASE, rule=Rule.muon),
     "omega": replace(BASE, rule=Rule.omega),
+    "omega with retention": replace(BASE, rule=Rule.omega, omega=OmegaRuleConfig(2, 0.5, 0.9)),
+    "atlas": replace(BASE, rule=Rule.atlas, degree=2, learnable_coefficients=True),
+    "gd, degree 3": replace(BASE, degree=3, feature_width=3, learnable_coefficients=True),
+    "gd, degree 1 with coefficients": replace(BASE, learnable_coefficients=True),
 }
 
 
@@ -67,17 +87,16 @@ def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> T
     for row in range(BATCH * HEADS):
         head = row % HEADS
         starts = [Weights(init.down[head], *init.up[head].chunk(2)) for init in (*memory.local, *memory.global_memory)]
-        settings = {"window": memory.config.omega_window, "floor": FLOOR}
-        if memory.config.rule is not Rule.omega:
-            settings["window"] = 1
+        gates = tuple(control.name for control in memory.rule.controls)
+        limit, rule = memory.config.weight_norm_max, memory.config.rule
         outputs = []
         for t in range(TOKENS):
             query, key = tokens.query[row, t], tokens.key[row, t]
             if t == 0:
-                top = ReferenceMemory(memory.config.rule, starts[-1], True, memory.config.weight_norm_max, **settings)
+                top = ReferenceMemory(starts[-1], True, limit, gates, **SLOW_GLOBAL.get(rule, {}), floor=FLOOR)
             if t % PLAN.shard == 0:
                 local = [
-                    ReferenceMemory(memory.config.rule, start, False, memory.config.weight_norm_max, **settings)
+                    ReferenceMemory(start, False, limit, gates, **SLOW.get(rule, {}), floor=FLOOR)
                     for start in starts[:-1]
                 ]
             total = torch.zeros_like(query)
@@ -124,10 +143,14 @@ def projected(
 def features(memory: AtlasMemory, x: Tensor, head: int) -> Tensor:
     if memory.features.projection is not None:
         x = x @ memory.features.projection[head]
-    if memory.config.degree == 1:
-        return x
-    pairs = [x[i] * x[j] * (0.5**0.5 if i == j else 1) for i in range(len(x)) for j in range(i, len(x))]
-    return torch.cat((torch.ones(1, dtype=x.dtype), x, torch.stack(pairs)))
+    degree, coefficients = memory.config.degree, memory.features.coefficients
+    found = []
+    for place, i in enumerate([1] if degree == 1 else range(degree + 1)):
+        factor = x.new_ones(()) if coefficients is None else coefficients[head, place]
+        for monomial in combinations_with_replacement(range(len(x)), i):
+            exponents = Counter(monomial).values()
+            found.append(factor * x[list(monomial)].prod() / prod(map(factorial, exponents)) ** 0.5)
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -189,15 +212,21 @@ def test_every_rule_starts_from_the_same_weights() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    [(Rule.gd, []), (Rule.momentum, [0.5, 0.1]), (Rule.muon, [0.5, 0.1, 0.2]), (Rule.omega, [0.5])],
+    [
+        (Rule.gd, []),
+        (Rule.momentum, [0.5, 0.1]),
+        (Rule.muon, [0.5, 0.1, 0.2]),
+        (Rule.omega, [0.5]),
+        (Rule.atlas, [0.5, 0.1, 0.1, 0.5, 0.5]),
+    ],
 )
 def test_controls_start_where_the_configuration_says(rule: Rule, expected: list[float]) -> None:
-    memory, _, x = make(replace(BASE, rule=rule, muon_rate_init=0.2, muon_rate_max=0.5))
+    memory, _, x = make(replace(BASE, rule=rule, muon=MuonRuleConfig(0.5, 0.2)))
     with torch.no_grad():
         for parameter in memory.controls.parameters():
             parameter.zero_() if parameter.dim() == 2 else None
     torch.manual_seed(0)
-    fresh = AtlasMemory(8, HEADS, 2, replace(BASE, rule=rule, muon_rate_init=0.2, muon_rate_max=0.5)).double()
+    fresh = AtlasMemory(8, HEADS, 2, replace(BASE, rule=rule, muon=MuonRuleConfig(0.5, 0.2))).double()
     controls = fresh.controls(x)
     assert controls.shape == (3, BATCH * HEADS, TOKENS, len(expected))
     torch.testing.assert_close(controls, torch.tensor(expected, dtype=x.dtype).expand_as(controls), rtol=0, atol=1e-6)
@@ -207,8 +236,20 @@ def test_a_control_at_the_end_of_its_range_is_fixed_and_has_no_parameter() -> No
     memory, _, x = make(replace(BASE, rule=Rule.momentum, momentum=0.0, retention=1.0))
     assert list(memory.controls.parameters()) == []
     assert torch.count_nonzero(memory.controls(x)) == 0
-    memory, _, x = make(replace(BASE, rule=Rule.omega, omega_gate=1.0))
+    memory, _, x = make(replace(BASE, rule=Rule.omega, omega=OmegaRuleConfig(gate=1.0)))
     assert torch.equal(memory.controls(x), torch.ones(3, BATCH * HEADS, TOKENS, 1, dtype=x.dtype))
+
+
+def test_the_global_memory_may_have_newton_schulz_iterations_of_its_own() -> None:
+    def iterations(config: MemoryConfig) -> tuple[int, int]:
+        memory = AtlasMemory(8, HEADS, 2, config)
+        rules = [rule.muon if isinstance(rule, Atlas) else rule for rule in (memory.rule, memory.global_rule)]
+        return rules[0].iterations, rules[1].iterations
+
+    assert iterations(MemoryConfig(rule=Rule.muon)) == (5, 5)
+    assert iterations(MemoryConfig(rule=Rule.muon, muon=MuonRuleConfig(iterations=4))) == (4, 4)
+    assert iterations(MemoryConfig(rule=Rule.muon, muon=MuonRuleConfig(iterations_global=3))) == (5, 3)
+    assert iterations(MemoryConfig(rule=Rule.atlas)) == (5, 3)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
@@ -230,18 +271,13 @@ def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_thre
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
-        ("degree", 3, "1 or 2"),
+        ("degree", 4, "1, 2 or 3"),
         ("feature_width", -1, ">= 0"),
         ("rate_threshold", 1.0, r"in \[0, 1\)"),
         ("momentum", 1.0, r"in \[0, 1\)"),
         ("momentum", float("nan"), r"in \[0, 1\)"),
         ("retention", 0.0, r"in \(0, 1\]"),
         ("retention", 1.1, r"in \(0, 1\]"),
-        ("muon_rate_max", 5.0, r"in \(0, 4\]"),
-        ("muon_rate_init", 1.0, r"in \(0, model.memory.muon_rate_max=1.0\)"),
-        ("muon_iterations", 0, ">= 1"),
-        ("omega_window", 0, ">= 1"),
-        ("omega_gate", 0.0, r"in \(0, 1\]"),
     ],
 )
 def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> None:
@@ -249,8 +285,30 @@ def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> N
         MemoryConfig(**{setting: value})  # type: ignore[arg-type]
 
 
-def test_a_window_longer_than_the_smallest_chunk_is_refused() -> None:
-    memory = MemoryConfig(rule=Rule.omega, omega_window=17)
-    expected = "model.memory.omega_window=17: must be <= 16, the smallest chunk of chunk_size"
+@pytest.mark.parametrize(
+    ("rule", "setting", "value", "allowed"),
+    [
+        (MuonRuleConfig, "muon.rate_max", 5.0, r"in \(0, 4\]"),
+        (MuonRuleConfig, "muon.rate_init", 1.0, r"in \(0, model.memory.muon.rate_max=1.0\)"),
+        (MuonRuleConfig, "muon.iterations", 0, ">= 1"),
+        (OmegaRuleConfig, "omega.window", 0, ">= 1"),
+        (OmegaRuleConfig, "omega.gate", 0.0, r"in \(0, 1\]"),
+        (OmegaRuleConfig, "omega.retention", 0.0, r"in \(0, 1\]"),
+        (MuonRuleConfig, "muon.iterations_global", 0, ">= 1"),
+        (AtlasRuleConfig, "atlas.rate_init", 1.0, r"in \(0, model.memory.atlas.rate_max=1.0\)"),
+        (AtlasRuleConfig, "atlas.iterations", 0, ">= 1"),
+        (AtlasRuleConfig, "atlas.window", 0, ">= 1"),
+        (AtlasRuleConfig, "atlas.gate", 1.5, r"in \(0, 1\]"),
+    ],
+)
+def test_a_bad_setting_of_a_rule_is_refused(rule: type, setting: str, value: float, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.memory.{setting}={value}: must be {allowed}"):
+        rule(**{setting.partition(".")[2]: value})
+
+
+@pytest.mark.parametrize("rule", [Rule.omega, Rule.atlas])
+def test_a_window_longer_than_the_smallest_chunk_is_refused(rule: Rule) -> None:
+    memory = MemoryConfig(rule=rule, omega=OmegaRuleConfig(window=17), atlas=AtlasRuleConfig(window=17))
+    expected = f"model.memory.{rule}.window=17: must be <= 16, the smallest chunk of chunk_size"
     with pytest.raises(ConfigError, match=expected):
         RunConfig(model=ModelConfig(memory=memory))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, QKProjectionConfig
+from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, OmegaRuleConfig, QKProjectionConfig
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan
 
@@ -52,12 +52,12 @@ NO_MEMORY, NO_WINDOW, OFF = {"enabled": False}, {"window": 0}, {"qk_projection":
         (
             {},
             {"memory": {"rule": "omega"}},
-            "state.blocks[0].memory.local[0].kept is of type Window: must be of type tuple",
+            "state.blocks[0].memory.local[0].kept is of type OmegaState: must be of type tuple",
         ),
         (
-            {"memory": {"rule": "omega", "omega_window": 1}},
-            {"memory": {"rule": "omega", "omega_window": 2}},
-            "state.blocks[0].memory.local[0].kept.key of shape [6, 1, 8]: must be of shape [6, 0, 8]",
+            {"memory": {"rule": "omega", "omega": OmegaRuleConfig(1)}},
+            {"memory": {"rule": "omega", "omega": OmegaRuleConfig(2)}},
+            "state.blocks[0].memory.local[0].kept.window.key of shape [6, 1, 8]: must be of shape [6, 0, 8]",
         ),
         ({}, {"memory": OFF}, "state.blocks[0].memory.sums has 0 parts: must have 1"),
         ({}, {"memory": {"use_global": False}}, "state.blocks[0].memory.global_memory has 0 parts: must have 1"),

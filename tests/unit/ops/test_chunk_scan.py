@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from atlas.config import Rule
 from atlas.ops.chunk_scan import Scan, ScanState, open_state, written
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, read
+from atlas.ops.newton_schulz import newton_schulz
+from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
 from atlas.ops.rules.muon import FLOOR, Muon
@@ -31,7 +32,18 @@ RULES: dict[str, LearningRule] = {
     "momentum": Momentum(0.5, 0.9),
     "muon": Muon(0.5, 0.9, 0.1, 1.0, 5),
     "omega 1": Omega(1, 0.5),
-    "omega 3": Omega(3, 0.5),
+    "omega 3": Omega(3, 0.5, 0.9),
+    "atlas 1": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 5), 1, 0.5),
+    "atlas 3": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 3), 3, 0.5),
+}
+SLOW: dict[str, dict[str, int]] = {  # what the reference has to know besides the names of the gates
+    "gd": {},
+    "momentum": {},
+    "muon": {"iterations": 5},
+    "omega 1": {},
+    "omega 3": {"window": 3},
+    "atlas 1": {"iterations": 5},
+    "atlas 3": {"iterations": 3, "window": 3},
 }
 each_rule = pytest.mark.parametrize("name", RULES)
 local_and_global = pytest.mark.parametrize("read_at_start", [False, True], ids=["local", "global"])
@@ -77,12 +89,11 @@ def run_reference(
 ) -> tuple[Tensor, FastWeights]:
     """The same token by token: outputs, and the weights at the start of the chunk that comes next."""
     chunks = [chunk for count, chunk in schedule for _ in range(count)]
-    rule = Rule(name.split()[0])
-    window = int(name.split()[1]) if rule is Rule.omega else 1
     outputs, downs, ups = [], [], []
     for row in range(tokens.rate.shape[0]):
         start = Weights(weights.down[row], *weights.up[row].chunk(2))
-        memory = ReferenceMemory(rule, start, read_at_start, NORM_MAX, window, floor=FLOOR)
+        gates = tuple(control.name for control in RULES[name].controls)
+        memory = ReferenceMemory(start, read_at_start, NORM_MAX, gates, **SLOW[name], floor=FLOOR)
         fields = (Token(*(field[row, t] for field in tokens)) for t in range(len(chunks)))
         outputs.append(torch.stack([memory.recall(token, chunk) for token, chunk in zip(fields, chunks, strict=True)]))
         downs.append(memory.weights.W1)
@@ -139,6 +150,30 @@ def test_chunk_1_of_gd_is_the_plain_recurrence() -> None:
         down, up = down - tokens.rate[0, t] * steps[0], up - tokens.rate[0, t] * steps[1]
         outputs.append(recall(tokens.query[0, t], tokens.query_features[0, t]))
     assert_equal([fast[0], state.start.down[0], state.start.up[0]], [torch.stack(outputs), down, up])
+
+
+@pytest.mark.parametrize("orthogonal", [False, True], ids=["Titans Eq 13-15", "ATLAS Eq 32-33"])
+def test_chunk_1_with_momentum_is_the_recurrence_of_the_papers(orthogonal: bool) -> None:
+    """S_t = theta_t S_{t-1} + eta_t grad l(M_{t-1}), M_t = alpha_t M_{t-1} - S_t or - rho_t NS(S_t); M_t is read."""
+    name = "muon" if orthogonal else "momentum"
+    weights, tokens = random_weights(1), random_tokens(RULES[name], 5, 1)
+    fast, state = Scan(RULES[name], 1, 1e6, False)(open_state(RULES[name], weights), tokens)
+    M = [weights.down[0], *weights.up[0].chunk(2)]
+    S = [torch.zeros_like(matrix) for matrix in M]
+    outputs = []
+
+    def recall(x: Tensor, features: Tensor) -> Tensor:
+        return x + M[0] @ (F.silu(M[1] @ features) * (M[2] @ features))
+
+    for t in range(5):
+        theta, forget, *rate = tokens.controls[0, t]
+        error = recall(tokens.key[0, t], tokens.key_features[0, t]) - tokens.value[0, t]
+        steps = torch.autograd.grad((1 + error @ error).sqrt(), M, retain_graph=True)
+        S = [theta * s + tokens.rate[0, t] * step for s, step in zip(S, steps, strict=True)]
+        written = [rate[0] * newton_schulz(s[None], 5, FLOOR)[0] for s in S] if orthogonal else S
+        M = [(1 - forget) * m - step for m, step in zip(M, written, strict=True)]
+        outputs.append(recall(tokens.query[0, t], tokens.query_features[0, t]))
+    assert_equal([fast[0], state.start.down[0], state.start.up[0]], [torch.stack(outputs), M[0], torch.cat(M[1:])])
 
 
 @each_rule
@@ -202,8 +237,9 @@ def test_rows_are_independent(name: str) -> None:
 def test_one_update_lowers_its_own_loss(name: str) -> None:
     weights, tokens = random_weights(8), random_tokens(RULES[name], 1, 8)
     small = tokens._replace(rate=torch.full_like(tokens.rate, 0.05), controls=torch.full_like(tokens.controls, 0.05))
-    if name == "momentum" or name == "muon":  # no forgetting: it is no part of the gradient step
-        small.controls[..., 1] = 0
+    for index, control in enumerate(RULES[name].controls):
+        if control.name == "forget":  # it is no part of the gradient step
+            small.controls[..., index] = 0
     state = open_state(RULES[name], weights)
     _, after = Scan(RULES[name], 4, 8.0, True)(state, small)
 
@@ -225,6 +261,17 @@ def test_a_rule_without_its_additions_is_gd(name: str, controls: list[float], re
     leaves = [*weights, *plain[:-1]]
     assert_equal([out], [expected])
     assert_equal(gradients([out], leaves), gradients([expected], leaves))
+
+
+@local_and_global
+def test_atlas_with_a_window_of_1_and_open_gates_is_muon(read_at_start: bool) -> None:
+    weights, tokens = random_weights(), random_tokens(RULES["muon"])
+    gated = tokens._replace(controls=torch.cat((tokens.controls, torch.ones_like(tokens.controls[..., :1])), dim=-1))
+    out, state = run("atlas 1", weights, gated, [(TOKENS, 4)], read_at_start)
+    expected, end = run("muon", weights, tokens, [(TOKENS, 4)], read_at_start)
+    leaves = [*weights, *tokens]
+    assert_equal([out, *state.start], [expected, *end.start])
+    assert_equal(gradients([out, *state.start], leaves), gradients([expected, *end.start], leaves))
 
 
 @each_rule
@@ -260,8 +307,9 @@ def test_extreme_rates_stay_finite_and_within_the_bound(name: str, read_at_start
     query, key, value, *features = (F.normalize(field.detach().float(), dim=-1) for field in tokens[:5])
     value = value * (1e10 if kind == "huge values" else 1)
     controls = torch.ones_like(tokens.controls).float()
-    if controls.shape[-1] > 1:
-        controls[..., 1] = float(kind == "forgetting")
+    for index, control in enumerate(rule.controls):
+        if control.name == "forget":
+            controls[..., index] = float(kind == "forgetting")
     rate = torch.full_like(tokens.rate, 4.0).float()
     weights = FastWeights(*(matrix.detach().float() for matrix in random_weights()))
     scan = Scan(rule, 16, 8.0, read_at_start)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, Rule
+from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, OmegaRuleConfig, Rule
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import MemoryMode
 from atlas.probes.lengths import Stretch, by_length, loss_by_stretch
@@ -59,7 +59,7 @@ def test_perplexities_up_to_a_length() -> None:
 def test_ten_times_the_trained_length_is_finite_at_extreme_rates(rule: Rule) -> None:
     """Every rate at its limit, on random and on endlessly repeated text, with resets and without."""
     model = make(
-        MemoryConfig(rule=rule, hidden=8, rate_max=4.0, momentum=0.999, retention=1.0, omega_gate=1.0, omega_window=2)
+        MemoryConfig(rule=rule, hidden=8, rate_max=4.0, momentum=0.999, retention=1.0, omega=OmegaRuleConfig(2, 1.0))
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -11,6 +11,7 @@ from atlas.config import (
     MemoryConfig,
     ModelConfig,
     Normalisation,
+    OmegaRuleConfig,
     ProjectionRange,
     QKProjectionConfig,
     Rule,
@@ -46,7 +47,7 @@ def frobenius(*matrices: Tensor) -> float:
 
 @pytest.mark.parametrize("rule", list(Rule))
 def test_weight_update_and_momentum_norms(rule: Rule) -> None:
-    model, tokens = make(MemoryConfig(rule=rule, hidden=8, rate_init=0.5, omega_window=2))
+    model, tokens = make(MemoryConfig(rule=rule, hidden=8, rate_init=0.5, omega=OmegaRuleConfig(window=2)))
     with catching(model) as catch:
         out = model(tokens)
         out.logits.sum().backward()
@@ -57,15 +58,16 @@ def test_weight_update_and_momentum_norms(rule: Rule) -> None:
     norms = memory_norms(model, catch)
     after = out.state.blocks[1].memory
     assert after is not None
+    has_momentum = "theta" in [control.name for control in memory_of(model, 1).rule.controls]
     for index, (scan, (down, up)) in enumerate(zip(after.local, starts, strict=True)):
         name = f"memory/layer1/local{index}"
         assert norms[f"{name}/weight_norm"] == pytest.approx(frobenius(*scan.start), rel=1e-5)
         update = [end - start.repeat(3, 1, 1) for end, start in zip(scan.start, (down, up), strict=True)]
         assert norms[f"{name}/update_norm"] == pytest.approx(frobenius(*update), rel=1e-5)
-        if rule in (Rule.momentum, Rule.muon):
+        if has_momentum:
             assert norms[f"{name}/momentum_norm"] == pytest.approx(frobenius(*scan.kept.momentum), rel=1e-5)
     with_momentum = [name for name in norms if name.endswith("momentum_norm")]
-    assert len(with_momentum) == (6 if rule in (Rule.momentum, Rule.muon) else 0)
+    assert len(with_momentum) == (6 if has_momentum else 0)
     assert {name for name in norms if name.endswith("update_norm")} == {
         f"memory/layer{layer}/{which}/update_norm" for layer in (0, 1) for which in ("global", "local0", "local1")
     }

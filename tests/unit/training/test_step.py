@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import atlas
+from atlas.config import Rule
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.training.step import restart_rows, run_rows
 
 SEQUENCE, ROWS = 12, 5
 SETTINGS = (
     "model.width=16", "model.heads=2", "model.feedforward=12", "model.layers=1", "model.window=5",
-    "model.persistent_keys=4", "model.memory.hidden=6", "model.memory.omega_window=2", "train.carry_memory=true",
+    "model.persistent_keys=4", "model.memory.hidden=6", "model.memory.omega.window=2", "model.memory.atlas.window=2",
+    "train.carry_memory=true",
     f"train.sequence={SEQUENCE}", "chunk_size.local=[2,4]", "chunk_size.shard=4", "chunk_size.global_size=12",
     "niah=off", "logger=none",
 )  # fmt: skip
@@ -66,7 +68,7 @@ def one_by_one(model: AtlasModel, tokens: Tensor) -> tuple[Tensor, list[ModelSta
 @pytest.mark.parametrize(
     "overrides",
     [
-        *([f"model.memory.rule={rule}"] for rule in ("gd", "momentum", "muon", "omega")),
+        *([f"model.memory.rule={rule}"] for rule in Rule),
         ["chunk_size.global_size=30"],  # longer than a segment: its chunk stays open at the end of one
         ["chunk_size.global_size=30", "model.memory.rule=momentum", "chunk_size.shard=12"],
         ["model.memory.qk_projection.range=chunk", "chunk_size.global_size=18"],
