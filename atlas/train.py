@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.conf import OverridesConf
@@ -31,45 +31,33 @@ from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
 from atlas.config.refusals import refuse, refuse_flags
-from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, record_failure, remove_if_empty, say
+from atlas.runs.folder import LOG_FILE, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
-from atlas.telemetry.sinks import SweepJob
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
-    """Train as `python -m atlas.train` does; `folder` is the run folder, by default outputs/runs/<time>.
+    """Train as `python -m atlas.train` does, in `folder`; by default in $ATLAS_RUN_DIR, else in outputs/runs/<time>.
 
-    With `resume=PATH` it is the folder of that run. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 that the caller does not handle
-    save the step reached and raise KeyboardInterrupt; outside of the main thread they do nothing here.
+    With `resume=PATH` the folder is that of the resumed run. Raises `ConfigError`. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
+    that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
+    are not handled here.
     """
     require(config.sweep.resume is None, "sweep.resume", config.sweep.resume, "given on the command line")
-    return _train_in(config, _folder(config, folder))
-
-
-def _train_in(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
+    if config.resume in (None, "auto"):
+        stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+        chosen = Path(folder or os.environ.get("ATLAS_RUN_DIR") or f"outputs/runs/{stamp}").resolve()
+    else:
+        chosen = run_folder(config.resume)
+        same = folder is None or Path(folder).resolve() == chosen
+        require(same, "folder", folder, f"left out, or the folder of resume={config.resume}")
     from atlas.runs.run import run  # imports torch
 
-    make_folder(folder, "folder")
-    try:
-        with log_file(folder):
-            return run(config, folder, job)
-    finally:
-        remove_if_empty(folder)
-
-
-def _folder(config: RunConfig, folder: str | Path | None) -> Path:
-    if config.resume not in (None, "auto"):
-        named = run_folder(config.resume)
-        holds = folder is None or Path(folder).resolve() == named
-        require(holds, "folder", folder, f"left out, or the folder of resume={config.resume}")
-        return named
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-    return Path(folder or os.environ.get("ATLAS_RUN_DIR") or f"outputs/runs/{stamp}").resolve()
+    return run(config, chosen)
 
 
 def main() -> int:
@@ -89,14 +77,14 @@ def main() -> int:
             raise
         say(error)
         return 2
-    except KeyboardInterrupt:  # before a run began, or a second time
+    except KeyboardInterrupt:  # before a run began, or a second Ctrl-C
         return 130
     return 0
 
 
 @contextmanager
 def _hydra_sees(arguments: Sequence[str]) -> Iterator[None]:
-    """Let Hydra start with these arguments, and raise errors instead of printing a report of its own."""
+    """Hydra starts with these arguments, and raises errors instead of printing its own report."""
     before, own_choice = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [before[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -111,7 +99,7 @@ def _hydra_sees(arguments: Sequence[str]) -> Iterator[None]:
 
 
 class Check(Callback):
-    """Refuses a run that cannot be, before Hydra makes its folder."""
+    """Refuses a configuration or a folder before Hydra makes the folder."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
@@ -120,45 +108,43 @@ class Check(Callback):
                 del task["hydra"]
             to_run_config(task)
             make_folder(Path(config.hydra.run.dir), "hydra.run.dir")
-        except ConfigError as error:  # Hydra turns an exception of a callback into a warning
-            _refuse(error)
+        except ConfigError as error:  # Hydra would turn it into a warning, but lets SystemExit through
+            say(error)
+            sys.exit(2)
 
 
 def run_composed(composed: DictConfig) -> None:
-    """One run, or one job of a sweep: what Hydra and its launchers call."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        run_job(composed, _train_in)
-    elif _run(composed) != "completed":
+    """One run, or one job of a sweep. Hydra and its launchers call this."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        run_job(composed)
+        return
+    made = folder = Path(hydra_config.runtime.output_dir)
+    try:
+        config, folder = _resumed(to_run_config(composed), hydra_config.overrides, made)
+        from atlas.runs.run import run  # imports torch
+
+        status = run(config, folder).status
+    except KeyboardInterrupt:
+        _print_how_to_continue(folder)
+        sys.exit(130)
+    except ConfigError as error:
+        remove_if_empty(made)
+        say(error)
+        sys.exit(2)
+    except Exception as error:
+        record_failure(folder, error, composed)
+        say(f"the run failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
+        status = "failed"
+    if status != "completed":
         sys.exit(1)
 
 
 _start = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)
 
 
-def _run(composed: DictConfig) -> str:
-    """A single run; returns its status."""
-    running = HydraConfig.get()
-    folder = Path(running.runtime.output_dir)
-    try:
-        config, folder = _continued(to_run_config(composed), running.overrides, folder)
-        return _train_in(config, folder).status
-    except KeyboardInterrupt:
-        _tell_how_to_continue(folder)
-        sys.exit(130)
-    except ConfigError as error:
-        remove_if_empty(Path(running.runtime.output_dir))
-        _refuse(error)
-    except Exception as error:
-        record_failure(folder, error, composed)
-        say(f"the run failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
-        return "failed"
-
-
-def _continued(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:
-    """The configuration and the folder to run in: with `resume` those of the run that is continued.
-
-    `made` is the folder that Hydra made.
-    """
+def _resumed(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:
+    """The configuration and the folder to run in, with `resume` those of the resumed run. `made`: Hydra's folder."""
     folder = made
     if config.resume not in (None, "auto"):
         folder = run_folder(config.resume)
@@ -171,7 +157,7 @@ def _continued(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple
     return config, folder
 
 
-def _tell_how_to_continue(folder: Path) -> None:
+def _print_how_to_continue(folder: Path) -> None:
     summary = read_summary(folder)
     if summary is None or summary.status == "completed" or not (folder / CONFIG_FILE).exists():
         return
@@ -181,13 +167,8 @@ def _tell_how_to_continue(folder: Path) -> None:
         print(f"continue with: python -m atlas.train {shlex.quote(f'resume={given}')}", flush=True)
 
 
-def _refuse(error: ConfigError) -> NoReturn:
-    say(error)
-    sys.exit(2)
-
-
 class _CallableModule(ModuleType):
-    """Lets `atlas.train` be the module that `python -m` runs and the function of the public API at once."""
+    """Makes `atlas.train` both the module that `python -m` runs and the function of the public API."""
 
     def __call__(self, config: RunConfig, folder: str | Path | None = None) -> RunSummary:
         return train(config, folder)

@@ -1,22 +1,65 @@
-"""Running a memory over a stretch that starts anywhere in a shard: resets, and shards folded into the batch.
+"""Reading a stretch that starts anywhere in a period: resets at period starts, whole periods folded into the batch.
 
-Legend: B sequences, H heads, N = B * H rows, n shards, T tokens, S period (shard or chunk).
+A period is a shard, or a chunk of the Q-K projection with range `chunk`.
+
+Legend: B sequences, H heads, N = B * H rows, T tokens, S period, n whole periods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from atlas.ops.periods import cut_fields, split_periods
+from atlas.ops.dual_form import cut_fields
 
 State = TypeVar("State")
 # Runs tensors [rows, T, ...] from a state with as many rows, to outputs [rows, T, d] and the next state.
 Run = Callable[[State, tuple[Tensor, ...]], tuple[Tensor, State]]
+
+
+class Piece(NamedTuple):
+    """Part of a stretch that is read in one go."""
+
+    tokens: tuple[Tensor, ...]  # [N, T, ...], or [N * n, S, ...] for whole periods
+    fresh: bool  # starts from the initial state, not from the state before it
+    periods: int = 1  # n
+
+    @property
+    def rows(self) -> int:
+        return self.tokens[0].shape[0]
+
+    def unfold(self, out: Tensor, state: State) -> tuple[Tensor, State]:
+        """Output and state of the folded rows -> output [N, n * S, d], and the state after each row's last period."""
+        if self.periods == 1:
+            return out, state
+        last: State = pytree.tree_map_only(Tensor, lambda leaf: leaf[self.periods - 1 :: self.periods], state)
+        return out.unflatten(0, (-1, self.periods)).flatten(1, 2), last
+
+
+def pieces(tokens: tuple[Tensor, ...], offset: int, period: int | None) -> Iterator[Piece]:
+    """Split a stretch [N, T, ...] into: the rest of the open period, all whole periods, the start of the next one.
+
+    The first token is number `offset` of its period. Whole periods do not depend on each other, so they are folded into
+    the batch: [N, n * S, ...] -> [N * n, S, ...] (TNT section 4.1). `period=None` never resets.
+    """
+    if period is None:
+        yield Piece(tokens, fresh=False)
+        return
+    total = tokens[0].shape[1]
+    head = min(total, period - offset) if offset else 0
+    end = total - (total - head) % period
+    if head:
+        yield Piece(cut_fields(tokens, lambda field: field[:, :head]), fresh=False)
+    if end > head:
+        whole = cut_fields(tokens, lambda field: field[:, head:end])
+        folded = cut_fields(whole, lambda field: field.unflatten(1, (-1, period)).flatten(0, 1))
+        yield Piece(folded, fresh=True, periods=(end - head) // period)
+    if total > end:
+        yield Piece(cut_fields(tokens, lambda field: field[:, end:]), fresh=True)
 
 
 def run_periods(
@@ -27,35 +70,12 @@ def run_periods(
     offset: int,
     period: int | None,
 ) -> tuple[Tensor, State]:
-    """Run over a stretch [N, T, ...] whose first token is number `offset` of its period; periods start from `initial`.
-
-    Whole periods know nothing of each other, so they are folded into the batch: [N, n * S, ...] -> [N * n, S, ...]
-    (TNT section 4.1). `period=None` never starts anew.
-    """
-    if period is None:
-        return run(state, tokens)
-    rows = tokens[0].shape[0]
-    head, whole, tail = split_periods(tokens[0].shape[1], offset, period)
+    """Run over the pieces of a stretch; `initial(rows)` gives the state at the start of a period."""
     outputs: list[Tensor] = []
-    if head:
-        out, state = run(state, cut_fields(tokens, lambda field: field[:, :head]))
-        outputs.append(out)
-    if whole:
-        middle = cut_fields(tokens, lambda field: field[:, head : head + whole])
-        folded = cut_fields(middle, lambda field: field.unflatten(1, (-1, period)).flatten(0, 1))
-        out, folded_state = run(initial(folded[0].shape[0]), folded)
-        outputs.append(out.unflatten(0, (rows, -1)).flatten(1, 2))
-        state = _last_period(folded_state, whole // period)
-    if tail:
-        out, state = run(initial(rows), cut_fields(tokens, lambda field: field[:, head + whole :]))
+    for piece in pieces(tokens, offset, period):
+        out, state = piece.unfold(*run(initial(piece.rows) if piece.fresh else state, piece.tokens))
         outputs.append(out)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
-
-
-def _last_period(state: State, periods: int) -> State:
-    """The state of the last of the `periods` folded periods of every row."""
-    last: State = pytree.tree_map_only(Tensor, lambda leaf: leaf[periods - 1 :: periods], state)
-    return last
 
 
 def per_row(heads: Tensor, batch: int, rows: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from atlas.config import MemoryConfig, ProjectionRange
 from atlas.config.choices import member
 from atlas.models.feature_map import FeatureMap
-from atlas.models.hierarchy import per_row, run_periods
+from atlas.models.hierarchy import per_row, pieces
 from atlas.models.memory_inputs import MemoryInputs
 from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
@@ -113,22 +113,30 @@ class AtlasMemory(nn.Module):
         projected, sums = self.projector(tokens.query, tokens.key, state.sums, position, persistent, plan)
         if self.mix is not None:
             projected = [self._mixed(tokens.query, one, self.mix) for one in projected]
-        pair = tokens.key, tokens.value
         key_features = self.features(tokens.key)
+
+        def inputs(query: Tensor, query_features: Tensor, memory: int) -> ChunkInputs:
+            pair = tokens.key, tokens.value
+            return ChunkInputs(query, *pair, query_features, key_features, rates[memory], controls[memory])
+
+        bound, recompute = self.config.weight_norm_max, self.config.recompute
         reads: list[Tensor] = []
         global_memory, local = [], []
-        for start in state.global_memory:
-            queries = tokens.query, self.features(tokens.query)
-            fields = _chunk_inputs(queries, pair, key_features, rates[-1], controls[-1])
-            read, after = self._scan(self.global_rule, plan.global_size, read_at_start=True)(start, fields)
+        for after in state.global_memory:  # one, or none; it reads with q and is never reset
+            scan = Scan(self.global_rule, plan.global_size, bound, read_at_start=True, recompute=recompute)
+            read, after = scan(after, inputs(tokens.query, self.features(tokens.query), -1))
             reads.append(read)
             global_memory.append(after)
         distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
-        for index, start in enumerate(state.local):
-            queries = distinct[index % len(distinct)]
-            fields = _chunk_inputs(queries, pair, key_features, rates[index], controls[index])
-            read, after = self._run_local(index, start, fields, position, x.shape[0], plan)
-            reads.append(read)
+        for index, after in enumerate(state.local):  # reset to their W_init at every shard start
+            scan = Scan(self.rule, plan.local[index], bound, read_at_start=False, recompute=recompute)
+            fields = inputs(*distinct[index % len(distinct)], index)
+            outputs: list[Tensor] = []
+            for piece in pieces(fields, position % plan.shard if plan.shard else 0, plan.shard):
+                before = self.local[index](x.shape[0], piece.rows) if piece.fresh else after
+                out, after = piece.unfold(*scan(before, ChunkInputs(*piece.tokens)))
+                outputs.append(out)
+            reads.append(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
             local.append(after)
         recalled = sum(reads[1:], reads[0]).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
         return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory))
@@ -137,26 +145,3 @@ class AtlasMemory(nn.Module):
         """q + lambda q' of every row: [N, T, d]."""
         mixed = query + mix.repeat(query.shape[0] // self.heads)[:, None, None] * projected
         return unit_rows(mixed) if self.config.qk_projection.renormalise else mixed
-
-    def _scan(self, rule: LearningRule, chunk: int, *, read_at_start: bool) -> Scan:
-        return Scan(rule, chunk, self.config.weight_norm_max, read_at_start, self.config.recompute)
-
-    def _run_local(
-        self, index: int, start: ScanState, tokens: ChunkInputs, position: int, batch: int, plan: ChunkPlan
-    ) -> tuple[Tensor, ScanState]:
-        """Local memory `index`: reset to its W_init at every shard start."""
-        scan = self._scan(self.rule, plan.local[index], read_at_start=False)
-        return run_periods(
-            lambda state, fields: scan(state, ChunkInputs(*fields)),
-            lambda rows: self.local[index](batch, rows),
-            start,
-            tokens,
-            position % plan.shard if plan.shard else 0,
-            plan.shard,
-        )
-
-
-def _chunk_inputs(
-    queries: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor], key_features: Tensor, rate: Tensor, controls: Tensor
-) -> ChunkInputs:
-    return ChunkInputs(queries[0], *pair, queries[1], key_features, rate, controls)

@@ -13,16 +13,19 @@ is then a masked product of token Gram matrices, and W_t is never built.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from atlas.ops.fast_weights import FastWeights, bound_error, gated_units, hidden_layer
 
+Cut = TypeVar("Cut")
+
 
 class ChunkInputs(NamedTuple):
-    """Tokens of a stretch, of one chunk, or of a part of it."""
+    """Tokens of a stretch, of one chunk, or of a part of one."""
 
     query: Tensor  # [N, C, d]
     key: Tensor  # [N, C, d]
@@ -31,6 +34,14 @@ class ChunkInputs(NamedTuple):
     key_features: Tensor  # [N, C, p]
     rate: Tensor  # [N, C]  inner rate eta
     controls: Tensor  # [N, C, n]  further gates of the learning rule
+
+
+def cut_fields(fields: Iterable[Tensor], cut: Callable[[Tensor], Cut]) -> tuple[Cut, ...]:
+    """`cut` of every field. A field that occurs twice (features of degree 1 are the keys) is cut once, so that the
+    backward pass adds the gradients of its pieces once."""
+    fields = tuple(fields)
+    done = {id(field): cut(field) for field in {id(field): field for field in fields}.values()}
+    return tuple(done[id(field)] for field in fields)
 
 
 class Coverage(NamedTuple):

@@ -1,9 +1,10 @@
-"""One run from configuration to summary: what `atlas.train` does inside its folder."""
+"""One run from configuration to summary."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
+from atlas.runs.folder import log_file, make_folder, remove_if_empty
 from atlas.runs.resume import CHECKPOINTS
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
@@ -39,12 +41,52 @@ log = logging.getLogger("atlas")
 def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
     """Train in `folder` and leave there what docs/architecture.md section 3 lists; `job` names the sweep it belongs to.
 
-    Raises `ConfigError` before anything is written; later errors leave a summary of status `failed` and are raised
-    again, a signal (`signals.py`) one of status `aborted` and KeyboardInterrupt. A safeguard that stops the run returns
-    a summary of status `aborted`. A run that is complete already is left as it is.
+    Raises `ConfigError` before anything is written. A later error is raised again after a summary of status `failed`, a
+    signal (`signals.py`) as KeyboardInterrupt after one of status `aborted`. If a safeguard stops the run, the returned
+    summary has status `aborted`. A run that is complete already is not changed.
     """
-    keep_freed_memory()
-    config = rooted(config)
+    make_folder(folder, "folder")
+    with ExitStack() as closing:
+        closing.callback(remove_if_empty, folder)
+        closing.enter_context(log_file(folder))
+        keep_freed_memory()
+        config = rooted(config)
+        trainer, before = _build(config, folder)
+        state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
+        closing.callback(trainer.checkpoints.close)
+        reason = missing()
+        notices = [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
+        notices += starting_point(config, before, folder, state, trainer.checkpoints, corpus)
+        changes = Changes.between(rooted(before or config), config)
+        finished = read_summary(folder)
+        if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+            changes.require_none(f"the run in {folder} is complete", state.step)
+            print(f"the run in {folder} is complete: nothing is left to do")
+            return finished
+        changes.apply(state)
+
+        peak = PeakMemory(trainer.step.device)
+        summary = _new_summary(config, folder, state, trainer.step.device)
+        summary.launcher = job.launcher if job else ""
+        summary.write()  # if the run is killed, its status stays `running`
+        with ExitStack() as signals, _recorded(summary, trainer, peak):
+            summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
+            telemetry.open(_run_info(config, folder, state, job))
+            description = trainer.data.describe()
+            telemetry.event("start", state.step, **description, parameters=summary.parameters, device=summary.device)
+            changes.record(folder, state, telemetry)
+            for notice in notices:
+                telemetry.event("notice", state.step, message=notice)
+            for warning in corpus.warnings if corpus else ():
+                telemetry.event("warning", state.step, message=warning)
+            signals.enter_context(listening(trainer.stop))
+            trainer.run()
+        trainer.stop.check()  # a signal that came too late to stop this run is the caller's
+        return summary
+
+
+def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
+    """The trainer at step 0, and the frozen configuration of the run in `folder`, if there is one."""
     device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
     before = frozen_config(folder, config.trust)
@@ -60,76 +102,37 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision)
-    try:
-        trainer = _build_trainer(config, state, step, checkpoints)
-        notices = [*_kernel_notices(), *starting_point(config, before, folder, state, checkpoints, trainer.data.corpus)]
-        changes = Changes.between(rooted(before or config), config)
-        finished = read_summary(folder)
-        if state.step >= config.train.steps and finished is not None and finished.status == "completed":
-            changes.require_none(f"the run in {folder} is complete", state.step)
-            print(f"the run in {folder} is complete: nothing is left to do")
-            return finished
-        changes.apply(state)
-        return _train(config, folder, trainer, changes, notices, job)
-    finally:
-        checkpoints.close()
-
-
-def _kernel_notices() -> list[str]:
-    reason = missing()
-    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
-
-
-def _build_trainer(config: RunConfig, state: TrainState, step: TrainStep, checkpoints: CheckpointManager) -> Trainer:
     data = build_data(config)
     state.data = data.corpus.digest if data.corpus else ""
     fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
     probe = build_probe(config, data) if config.niah.enabled else None
     evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
     faults, telemetry = FaultInjector(fault), build_telemetry(config)
-    return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
+    return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks()), before
 
 
-def _train(
-    config: RunConfig, folder: Path, trainer: Trainer, changes: Changes, notices: list[str], job: SweepJob | None
-) -> RunSummary:
-    state, telemetry, device = trainer.state, trainer.telemetry, trainer.step.device
-    peak = PeakMemory(device)
-    summary = _new_summary(config, folder, state, device)
-    summary.launcher = job.launcher if job else ""
-    summary.write()  # a killed run is seen to be unfinished
-    with ExitStack() as end:
-        try:
-            summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
-            telemetry.open(_run_info(config, folder, state, job))
-            describe = trainer.data.describe()
-            telemetry.event("start", state.step, **describe, parameters=summary.parameters, device=summary.device)
-            changes.record(folder, state, telemetry)
-            for notice in notices:
-                telemetry.event("notice", state.step, message=notice)
-            for warning in trainer.data.corpus.warnings if trainer.data.corpus else ():
-                telemetry.event("warning", state.step, message=warning)
-            end.enter_context(listening(trainer.stop))
-            trainer.run()
-            summary.status = "completed"
-        except AbortError as error:
-            summary.status, summary.reason = "aborted", str(error)
-        except TelemetryError as error:
-            with suppress(AbortError, TelemetryError):  # a last try: the checkpoints may lie on another disk
-                trainer.saver.save({"healthy": state.history.healthy})
-            summary.status, summary.reason = "aborted", str(error)
-        except KeyboardInterrupt as error:
-            summary.status, summary.reason = "aborted", str(error) or "interrupted (Ctrl-C or SIGTERM)"
-            raise
-        except BaseException as error:
-            summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"
-            log.exception("the run failed")
-            raise
-        finally:
-            finish(summary, trainer, peak)
-            close(summary, trainer)
-    trainer.stop.check()  # a signal that came too late to stop this run is the caller's
-    return summary
+@contextmanager
+def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterator[None]:
+    """Record in summary.json and in the telemetry how the run inside ends, whatever ends it."""
+    try:
+        yield
+        summary.status = "completed"
+    except AbortError as error:
+        summary.status, summary.reason = "aborted", str(error)
+    except TelemetryError as error:
+        with suppress(AbortError, TelemetryError):  # a last try: the checkpoints may be on another disk
+            trainer.saver.save({"healthy": trainer.state.history.healthy})
+        summary.status, summary.reason = "aborted", str(error)
+    except KeyboardInterrupt as error:
+        summary.status, summary.reason = "aborted", str(error) or "interrupted (Ctrl-C or SIGTERM)"
+        raise
+    except BaseException as error:
+        summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"
+        log.exception("the run failed")
+        raise
+    finally:
+        finish(summary, trainer, peak)
+        close(summary, trainer)
 
 
 def _new_summary(config: RunConfig, folder: Path, state: TrainState, device: torch.device) -> RunSummary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,17 +14,14 @@ from atlas.config import RunConfig, require
 from atlas.config.composition import to_run_config
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import CONFIG_FILE, resumed_config
-from atlas.runs.summary import RunSummary
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.sweep_record import read_record
 from atlas.sweeps.workers import Worker, in_own_process, use_own_device
 from atlas.telemetry.sinks import SweepJob
 
-Train = Callable[[RunConfig, Path, SweepJob], RunSummary]
 
-
-def run_job(composed: DictConfig, train: Train) -> None:
+def run_job(composed: DictConfig) -> None:
     """Run the job that Hydra composed, unless the sweep's stop sign is up. Whatever fails in it is on record then.
 
     Raises KeyboardInterrupt where the sweep runs in this process.
@@ -38,7 +35,7 @@ def run_job(composed: DictConfig, train: Train) -> None:
         return
     info = SweepJob(sweep.name, launcher_name(hydra), record.swept(job))
     say(f"job {job.number}: {info.name}")
-    work = partial(_work, composed, train, sweep, job.number, info)
+    work = partial(_work, composed, sweep, job.number, info)
     if info.launcher != JOBLIB:
         work()
     elif killed_by := in_own_process(work):
@@ -47,7 +44,7 @@ def run_job(composed: DictConfig, train: Train) -> None:
             stop.put_up(f"job {job.number} killed (sweep.fail_fast)")
 
 
-def _work(composed: DictConfig, train: Train, sweep: Path, number: int, info: SweepJob) -> None:
+def _work(composed: DictConfig, sweep: Path, number: int, info: SweepJob) -> None:
     hydra = HydraConfig.get()
     folder, stop = Path(hydra.runtime.output_dir), StopSign(sweep)
     try:
@@ -55,7 +52,9 @@ def _work(composed: DictConfig, train: Train, sweep: Path, number: int, info: Sw
             if stop.reason is not None:  # put up while this process started
                 remove_if_empty(folder)
                 return
-            status = train(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
+            from atlas.runs.run import run  # imports torch, which must come after the choice of a device
+
+            status = run(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
     except KeyboardInterrupt:
         if info.launcher in (SERIAL, JOBLIB):  # a cluster warns one job: it tells nothing of the others
             stop.put_up(INTERRUPTED)

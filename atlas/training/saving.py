@@ -1,4 +1,4 @@
-"""Saving the run: which checkpoint a rollback may need, and what happens when the disk refuses."""
+"""Saving the run: which checkpoint a rollback may need, and what happens when a save fails."""
 
 from __future__ import annotations
 
@@ -14,49 +14,56 @@ from atlas.training.errors import AbortError
 from atlas.training.state import TrainState
 from atlas.training.watch.rollback import last_good_step
 
-FAILED_SAVES = 3  # in a row: the run stops rather than train what it cannot keep
+FAILED_SAVES = 3  # in a row stop the run
 
 
 class Saver:
     """Saves checkpoints of one state.
 
-    A save that fails loses nothing: older checkpoints stay and the run goes on with a warning. It is aborted where that
-    would be in vain: if the first or the last checkpoint cannot be saved, or `FAILED_SAVES` in a row.
+    After a failed save the older checkpoints are intact, and the run continues with a warning. It is aborted if the
+    first or the last checkpoint cannot be saved, or after `FAILED_SAVES` failures in a row.
     """
 
     def __init__(
         self, state: TrainState, checkpoints: CheckpointManager, telemetry: TelemetryLogger, last_step: int
     ) -> None:
         self.state, self.checkpoints, self.telemetry, self.last_step = state, checkpoints, telemetry, last_step
-        self.failed = 0
+        self.failed = 0  # saves in a row
 
     def save(self, health: Mapping[str, float | bool | None]) -> None:
-        """Save the state as it is. Raises `AbortError`."""
-        state = self.state
+        """Save the state. Raises `AbortError`."""
+        step = self.state.step
         self._protect_rollback_target()
-        saving = partial(self.checkpoints.save, state.step, state.payload(), health)
+        save = partial(self.checkpoints.save, step, self.state.payload(), health)
+        last_try = self.failed + 1 == FAILED_SAVES
+        must_succeed = step == self.last_step or last_try or not self.checkpoints.list()
         try:
-            saved = when_there_is_room(saving) if self._must_succeed else saving()
+            saved = when_there_is_room(save) if must_succeed else save()
         except CheckpointError as error:
-            self._answer(error)
+            self.failed += 1
+            if must_succeed:
+                raise AbortError(f"{error} ({self.failed} failed in a row)") from error
+            left = FAILED_SAVES - self.failed
+            self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")
             return
         self.failed = 0
-        self.telemetry.event(
-            "checkpoint", state.step, path=saved.path.name, bytes=saved.bytes, seconds=round(saved.seconds, 4)
-        )
+        seconds = round(saved.seconds, 4)
+        self.telemetry.event("checkpoint", step, path=saved.path.name, bytes=saved.bytes, seconds=seconds)
 
     def save_stopped(self, unfinished: dict[str, Any]) -> None:
-        """Save for the start that goes on with the step: nothing else uses it. Nothing is to be done where this step is
-        saved, or none yet. Raises `AbortError`."""
+        """Save a step that the next start finishes, with its `unfinished` part. Raises `AbortError`.
+
+        Does nothing if this step is saved already, or no step is.
+        """
         newest = next(reversed(self.checkpoints.list()), None)
         if newest is not None and newest.step < self.state.step:
             self.state.unfinished = unfinished
             self.save({"stopped": True, "healthy": self.state.history.healthy})
 
     def _protect_rollback_target(self) -> None:
-        """Frequent saving may not push out the checkpoint that a rollback would need.
+        """Keep the checkpoint that a rollback would need, however often the run is saved.
 
-        That is the one before the last good reading, or before the last passing of a NIAH level that is a trigger.
+        It is the newest one before the last good reading, and before the last pass of a NIAH level that is a trigger.
         """
         history = self.state.history
         good = min(last_good_step(history.readings), *history.passed.values(), sys.maxsize)
@@ -66,17 +73,3 @@ class Saver:
             if manifest.is_rollback_target and manifest.step <= good
         ]
         self.checkpoints.protect(max(steps, default=None))
-
-    @property
-    def _must_succeed(self) -> bool:
-        """Whether the run ends if this one fails; then it is worth waiting for room."""
-        last = self.state.step == self.last_step or self.failed + 1 == FAILED_SAVES
-        return last or not self.checkpoints.list()
-
-    def _answer(self, error: CheckpointError) -> None:
-        ends, step = self._must_succeed, self.state.step
-        self.failed += 1
-        if ends:
-            raise AbortError(f"{error} ({self.failed} failed in a row)") from error
-        left = FAILED_SAVES - self.failed
-        self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")

@@ -1,4 +1,4 @@
-"""One optimiser step: forward, backward, clip, update; nothing is updated with a loss or gradient that is not finite.
+"""One optimiser step: forward, backward, clip, update. A loss or gradient that is not finite updates nothing.
 
 Legend: B sequences, T tokens.
 """
@@ -18,6 +18,7 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
 from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
 from atlas.training.state import TrainState
+from atlas.training.watch.gate_monitor import GateStatistics
 
 PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 
@@ -29,21 +30,43 @@ class StepResult(NamedTuple):
     gradient_norm: float  # before clipping
     polarisation: float
     lr: float
-    finite: bool  # False: the loss or the gradient was not, and the weights were left as they were
+    finite: bool  # of loss and gradient; False: the weights are unchanged
     gates: tuple[Tensor, ...]  # [B / accumulate, T, D] of every layer and micro-batch
 
     @property
     def perplexity(self) -> float:
-        """Of text; of recall where there is no text."""
+        """Of text; of recall in a batch without text."""
         return perplexity(self.recall if self.text != self.text else self.text)
 
 
 def perplexity(nats: float) -> float:
+    """exp(nats), capped; NaN stays NaN."""
     return exp(min(nats, PERPLEXITY_CAP)) if nats == nats else nats
 
 
+def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | None) -> dict[str, float | int | None]:
+    """The row of a step in metrics.jsonl; None for a value that is missing or not finite."""
+    gates = gates or GateStatistics(float("nan"), float("nan"), float("nan"))
+    metrics = {
+        "segment": state.segment,
+        "tokens": state.tokens,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "ppl_delta": state.history.delta,
+        "lr": result.lr,
+        "grad_norm": result.gradient_norm,
+        "gate/mean": gates.mean,
+        "gate/std": gates.std,
+        "gate/polarised": gates.polarised,
+        "loss/text": result.text,
+        "loss/recall": result.recall,
+        "loss/polarisation": result.polarisation,
+    }
+    return {key: value if value is None or isfinite(value) else None for key, value in metrics.items()}
+
+
 class TrainStep:
-    """Callable on (state, batch): updates the state's model, optimiser, carried memory and counters."""
+    """`step(state, batch)` updates the state's model, optimiser, carried memory and counters."""
 
     def __init__(self, config: TrainConfig, device: torch.device, precision: torch.dtype) -> None:
         self.config, self.device, self.precision = config, device, precision
@@ -93,9 +116,9 @@ class TrainStep:
 
 
 def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLoss:
-    """What a micro-batch adds to the losses of its batch: the sum over micro-batches is the loss of the whole.
+    """The part of the batch's losses that comes from a micro-batch; their sum is the loss of the whole batch.
 
-    Each target counts by its weight among all of its kind in the batch. 0 for a kind of row that `micro` does not have.
+    A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row that `micro` lacks.
     """
     nothing = torch.zeros_like(loss.total)
 
@@ -111,9 +134,9 @@ def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLo
 
 
 def restart_rows(carried: Sequence[ModelState], fresh: Tensor) -> list[ModelState | None]:
-    """The state that every row goes on from; None for the rows that `fresh` [B] names, and for all if none is carried.
+    """The state that each row continues from; None where `fresh` [B] is true, and for all rows if none is carried.
 
-    `carried` are the states of all rows, in their order, cut into batches of any size.
+    `carried` holds the states of all rows in order, in batches of any size.
     """
     rows = [row for state in carried for row in state.split()]
     if not rows:
@@ -122,9 +145,9 @@ def restart_rows(carried: Sequence[ModelState], fresh: Tensor) -> list[ModelStat
 
 
 def run_rows(model: AtlasModel, tokens: Tensor, before: Sequence[ModelState | None]) -> list[ModelOutput]:
-    """The model on tokens [B, T] whose rows stand at different places of their sequences: outputs in row order.
+    """Run the model on tokens [B, T] whose rows are at different positions of their sequences -> outputs in row order.
 
-    Neighbours at the same place go through together, so a row without a state is a fresh sequence in everything.
+    Neighbouring rows at the same position are run together. A row without a state is a new sequence.
     """
     outputs, first = [], 0
     for _, group in groupby(before, lambda state: state and state.counters):

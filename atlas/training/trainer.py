@@ -1,11 +1,10 @@
-"""The training loop: a step, then watch, log, validate, probe and save, each where it is due, and rollback."""
+"""The training loop: train a step, watch, log, roll back if needed, else validate, probe and save where due."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from math import isfinite
 from typing import Any, Protocol
 
 from atlas.checkpoint.manager import CheckpointManager
@@ -19,7 +18,7 @@ from atlas.training.evaluation import Evaluator
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import StepResult, TrainStep, step_metrics
 from atlas.training.stop import StopRequest
 from atlas.training.w_init import Calibrator
 from atlas.training.watch.faults import FaultInjector
@@ -30,7 +29,7 @@ from atlas.training.watch.rollback import decide
 
 
 class Probe(Protocol):
-    """What the trainer asks of a probe: it may not change training in any way."""
+    """A measurement of the model that does not change training."""
 
     def due(self, step: int) -> bool: ...
 
@@ -44,13 +43,12 @@ class ProbeResult(Protocol):
     @property
     def level(self) -> str: ...
 
-    @property
-    def failed(self) -> bool: ...
-
     def describe(self) -> dict[str, Any]: ...
 
 
 class Trainer:
+    """Trains a state to the last step of its configuration. The attributes below are read when the run ends."""
+
     def __init__(
         self,
         config: RunConfig,
@@ -65,75 +63,44 @@ class Trainer:
         clocks: Clocks,
     ) -> None:
         self.config, self.state, self.data, self.step, self.evaluator = config, state, data, step, evaluator
-        self.telemetry, self.checkpoints, self.probe, self.faults, self.clocks = (
-            telemetry,
-            checkpoints,
-            probe,
-            faults,
-            clocks,
-        )
+        self.telemetry, self.checkpoints, self.probe = telemetry, checkpoints, probe
+        self.faults, self.clocks = faults, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
         self.stop = StopRequest()
-        self.measured = True  # whether validation and probe of the present step are behind it
+        self.measured = True  # whether validation and probe of the current step are done
         self.last: StepResult | None = None
         self.gates: GateStatistics | None = None  # of the last step
-        self.norms: dict[str, float | None] = {}  # of the last step, where its row is due
-        self.validation: tuple[int, float] | None = None  # step and loss of the last one
+        self.norms: dict[str, float | None] = {}  # of the last step, if it is logged
+        self.validation: tuple[int, float] | None = None  # step and loss of the last validation
         self.probe_results: list[ProbeResult] = []
         self.speed = 0.0  # of the last step, tokens/s
-        self.trained_tokens = 0  # by this process, undone ones included
+        self.trained_tokens = 0  # by this process, those of rolled-back steps included
 
     def run(self) -> None:
         """Train to the last step. Raises `AbortError` where a safeguard stops the run, `StopRequested` for a signal."""
+        state = self.state
         try:
-            self._run()
+            if state.step == 0 and not self.checkpoints.list():
+                if self.config.calibration.enabled:
+                    self._calibrate()
+                self._save()  # a rollback may be needed before the first regular checkpoint
+            if state.unfinished is not None:
+                self._finish_step(state.unfinished)
+            while state.step < self.config.train.steps:
+                self.stop.check()
+                result = self._train_step()
+                self._watch(result)
+                self._log(result)
+                self._check_gates(result)
+                if not self._rolled_back(finite=result.finite):
+                    self._measure_and_save()
+            if self.config.calibration.measure:
+                self._measure_reset()
         except StopRequested:
             self._save_stopped()
             raise
-
-    def _run(self) -> None:
-        state = self.state
-        if state.step == 0 and not self.checkpoints.list():
-            self._calibrate()
-            self._save()  # a rollback may be needed before the first regular checkpoint
-        if state.unfinished is not None:
-            self._finish_step(state.unfinished)
-        while state.step < self.config.train.steps:
-            self.stop.check()
-            result = self._train_step()
-            self._watch(result)
-            self._log(result)
-            self._check_gates(result)
-            if self._goes_on(finite=result.finite):
-                self._measure()
-        self._measure_reset()
-
-    def _measure(self) -> None:
-        """Validation, probe and checkpoint after a step that was not rolled back, where they are due."""
-        self.measured = False
-        self._validate()
-        self._probe()
-        self.measured = True
-        if self._goes_on(finite=True) and self.checkpoints.due(self.state.step):  # a probe may have failed
-            self._save()
-
-    def _finish_step(self, unfinished: dict[str, Any]) -> None:
-        """Go on in the middle of the step in which a signal stopped the run."""
-        self.state.unfinished = None
-        self.telemetry.take_up_row(self.state.step, **unfinished["row"])
-        if not unfinished["measured"]:
-            self._measure()
-
-    def _save_stopped(self) -> None:
-        """Save the step reached, so that the next start ends as if this one had not been stopped."""
-        if self.measured:
-            self.telemetry.flush()
-        unfinished = {"row": self.telemetry.hold_row(), "measured": self.measured}
-        if self.config.checkpoint.on_stop:
-            with self.clocks.measure("checkpoint"):
-                self.saver.save_stopped(unfinished)
 
     def _train_step(self) -> StepResult:
         state = self.state
@@ -154,7 +121,7 @@ class Trainer:
         return self.last
 
     def _watch(self, result: StepResult) -> None:
-        """Add to the history what this step gives reason to record."""
+        """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""
         state, history = self.state, self.state.history
         if not result.finite:
             reason = f"loss {result.loss:.4g}, gradient norm {result.gradient_norm:.4g} at step {state.step + 1}"
@@ -164,7 +131,13 @@ class Trainer:
             if history.needs_reading(state.step, result.loss):
                 history.add_perplexity(state.step, self.evaluator.watched_perplexity(state.model))
 
+    def _log(self, result: StepResult) -> None:
+        with self.clocks.measure("telemetry"):
+            values = {**step_metrics(self.state, result, self.gates), "tokens_per_second": round(self.speed, 1)}
+            self.telemetry.log_step(self.state.step + (not result.finite), values | self.norms)
+
     def _check_gates(self, result: StepResult) -> None:
+        """Gates that have died are a reading, an abort or a warning, as the configuration says."""
         state = self.state
         complaint = state.monitor.check(state.step, self.gates) if result.finite else None
         if complaint is None:
@@ -176,60 +149,54 @@ class Trainer:
         else:
             self.telemetry.event("warning", state.step, message=complaint)
 
-    def _log(self, result: StepResult) -> None:
-        with self.clocks.measure("telemetry"):
-            values = {**step_metrics(self.state, result, self.gates), "tokens_per_second": round(self.speed, 1)}
-            values |= self.norms
-            self.telemetry.log_step(self.state.step + (not result.finite), values)
-
-    def _goes_on(self, *, finite: bool) -> bool:
-        """Judge the history; False where the run was rolled back and goes on from an earlier step."""
+    def _rolled_back(self, *, finite: bool) -> bool:
+        """Decide by the history. True: the state is that of an earlier step."""
         decision = decide(self.state.history.readings, self.state.rollbacks, self.config.rollback)
         if decision is None:
-            return True
+            return False
         with self.clocks.measure("rollback"):
-            return self.recovery.answer(decision, finite=finite)
+            return self.recovery.carry_out(decision, finite=finite)
 
-    def _validate(self) -> None:
-        step, settings = self.state.step, self.config.train
-        if step % settings.validation_every and step != settings.steps:
-            return
-        with self.clocks.measure("validation"), self.stop.checked_by(self.state.model):
-            loss = self.evaluator.validation_loss(self.state.model)
-        self.validation = step, loss
-        self.telemetry.log_step(step, {"validation/loss": loss})
+    def _measure_and_save(self) -> None:
+        """Validation, probe and checkpoint after a step that was not rolled back, each where it is due."""
+        state, settings = self.state, self.config.train
+        self.measured = False
+        if state.step % settings.validation_every == 0 or state.step == settings.steps:
+            with self.clocks.measure("validation"), self.stop.checked_by(state.model):
+                loss = self.evaluator.validation_loss(state.model)
+            self.validation = state.step, loss
+            self.telemetry.log_step(state.step, {"validation/loss": loss})
+        if self.probe is not None and self.probe.due(state.step):
+            self._run_probe(self.probe)
+        self.measured = True
+        if not self._rolled_back(finite=True) and self.checkpoints.due(state.step):  # a probe may have failed
+            self._save()
 
-    def _probe(self) -> None:
+    def _run_probe(self, probe: Probe) -> None:
         state = self.state
-        if self.probe is None or not self.probe.due(state.step):
-            return
         with self.clocks.measure("probe"), self.stop.checked_by(state.model):
-            self.probe_results = list(self.probe.run(state.model, state.step))
+            self.probe_results = list(probe.run(state.model, state.step))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
-        for result in self.probe_results:  # an event writes the row, which is to be complete
-            self.telemetry.event("probe", state.step, **result.describe())
+        for result in self.probe_results:  # after all metrics: an event writes the row
+            outcome = result.describe()
+            self.telemetry.event("probe", state.step, **outcome)
             if "niah" in self.config.rollback.triggers:
-                outcome = result.describe()
                 state.history.add_probe(state.step, result.level, outcome["passed"], outcome["verdict"])
 
     def _calibrate(self) -> None:
-        """Give the local memories the W_init that the configuration asks for, before the first step."""
-        if not self.config.calibration.enabled:
-            return
+        """Set W_init of the local memories to their mean carried state."""
         with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
             found = self.calibrator.calibrate(self.state.model, self.config.train.sequence)
-        self._tell_reset(found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): ")
+        self._report_reset(found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): ")
 
     def _measure_reset(self) -> None:
-        if not self.config.calibration.measure:
-            return
         with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
             found = self.calibrator.measure(self.state.model)
-        self._tell_reset(found, "")
+        self._report_reset(found, "")
 
-    def _tell_reset(self, found: dict[str, Any], lead: str) -> None:
-        message = lead + found.pop("message")
+    def _report_reset(self, found: dict[str, Any], prefix: str) -> None:
+        message = prefix + found.pop("message")
         self.telemetry.event("calibration", self.state.step, **found, message=message)
         if found["passed"] is False:
             self.telemetry.event("warning", self.state.step, message=message)
@@ -237,32 +204,27 @@ class Trainer:
     def _save(self) -> None:
         state = self.state
         self.telemetry.flush(now=True)
-        measured_now = self.validation is not None and self.validation[0] == state.step
+        step, loss = self.validation or (None, None)
         health = {
-            "validation_loss": self.validation[1] if self.validation and measured_now else None,
+            "validation_loss": loss if step == state.step else None,
             "loss": self.last.loss if self.last else None,
             "healthy": state.history.healthy,
         }
         with self.clocks.measure("checkpoint"):
             self.saver.save(health)
 
+    def _save_stopped(self) -> None:
+        """Save the step reached, so that the next start continues as if this one had not been stopped."""
+        if self.measured:
+            self.telemetry.flush()
+        unfinished = {"row": self.telemetry.hold_row(), "measured": self.measured}
+        if self.config.checkpoint.on_stop:
+            with self.clocks.measure("checkpoint"):
+                self.saver.save_stopped(unfinished)
 
-def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | None) -> dict[str, float | int | None]:
-    """The values of a step as metrics.jsonl names them; None for what the step did not have."""
-    gates = gates or GateStatistics(float("nan"), float("nan"), float("nan"))
-    metrics = {
-        "segment": state.segment,
-        "tokens": state.tokens,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "ppl_delta": state.history.delta,
-        "lr": result.lr,
-        "grad_norm": result.gradient_norm,
-        "gate/mean": gates.mean,
-        "gate/std": gates.std,
-        "gate/polarised": gates.polarised,
-        "loss/text": result.text,
-        "loss/recall": result.recall,
-        "loss/polarisation": result.polarisation,
-    }
-    return {key: value if value is None or isfinite(value) else None for key, value in metrics.items()}
+    def _finish_step(self, unfinished: dict[str, Any]) -> None:
+        """Finish the step during which a signal stopped the run."""
+        self.state.unfinished = None
+        self.telemetry.take_up_row(self.state.step, **unfinished["row"])
+        if not unfinished["measured"]:
+            self._measure_and_save()

@@ -10,6 +10,7 @@ Legend: N rows, n chunks, C tokens of each, T = n * C, d head width, h hidden wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 from torch import Tensor, is_grad_enabled
@@ -17,7 +18,8 @@ from torch import Tensor, is_grad_enabled
 from atlas.kernels.call import Kernel, Shapes, floats, operator
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, norm_limits
-from atlas.ops.rules.rule import ChunkEnd
+from atlas.ops.rules.momentum import MomentumState
+from atlas.ops.rules.rule import ChunkEnd, Kept
 
 FIELDS = 6  # of the tokens; then come gates and memory
 MEMORY = "down", "up", "momentum_down", "momentum_up"
@@ -167,21 +169,25 @@ def _gradients(ctx: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...
 forward.register_autograd(_gradients, setup_context=_keep)
 
 
-def scan(
-    end: ChunkEnd,
-    start: FastWeights,
-    tokens: ChunkInputs,
-    chunk: int,
-    norm_max: float,
-    prefix: bool,
-    gates: Tensor | None = None,
-    momentum: FastWeights | None = None,
-) -> tuple[Tensor, FastWeights, FastWeights | None]:
-    """Whole chunks -> out [N, T, d], the weights after them, and their momentum.
+ENDS = frozenset({ChunkEnd.step, ChunkEnd.momentum})
 
-    `ChunkEnd.momentum`: `momentum` is that before them, and `gates` [N, n, 2] are theta and 1 - alpha of the chunks.
-    `ChunkEnd.updates`: there is a single chunk, and its updates come out.
-    """
+
+def closed_chunks(
+    end: ChunkEnd, start: FastWeights, kept: Kept, tokens: ChunkInputs, chunk: int, norm_max: float, prefix: bool
+) -> tuple[Tensor, FastWeights, Kept]:
+    """Whole chunks, one after the other -> out [N, T, d], the weights and what the rule keeps after them."""
     settings = ScanSettings(chunk, prefix, int(end), *norm_limits(start, norm_max), is_grad_enabled())
-    out, *after = forward(*tokens[:FIELDS], gates, *start, *(momentum or (None, None)), *settings)
-    return out, FastWeights(*after[:2]), None if momentum is None else FastWeights(*after[2:4])
+    if end is ChunkEnd.step:
+        out, down, up, *_ = forward(*tokens[:FIELDS], None, *start, None, None, *settings)
+        return out, FastWeights(down, up), kept
+    state = MomentumState(*kept)
+    gates = tokens.controls.unflatten(1, (-1, chunk)).mean(2)  # [N, n, 2] theta and 1 - alpha of each chunk
+    out, *after = forward(*tokens[:FIELDS], gates, *start, *state.momentum, *settings)
+    return out, FastWeights(*after[:2]), state.next_chunk(FastWeights(*after[2:4]))
+
+
+def chunk_update(start: FastWeights, tokens: ChunkInputs, prefix: bool) -> tuple[Tensor, FastWeights]:
+    """One chunk, or the start of one -> out [N, C, d], and the sum of its scaled gradients."""
+    settings = ScanSettings(tokens.rate.shape[1], prefix, int(ChunkEnd.updates), inf, inf, is_grad_enabled())
+    out, down, up, *_ = forward(*tokens[:FIELDS], None, *start, None, None, *settings)
+    return out, FastWeights(down, up)

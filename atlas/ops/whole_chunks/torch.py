@@ -24,26 +24,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atlas.ops.dual_form import ChunkInputs
+from atlas.ops.dual_form import ChunkInputs, cut_fields
 from atlas.ops.fast_weights import FastWeights, bound_norm
-from atlas.ops.periods import cut_fields
+from atlas.ops.rules.rule import ChunkEnd, Kept
+
+ENDS = frozenset({ChunkEnd.step})  # of chunks in a row; with momentum nothing would be gained
 
 
 def closed_chunks(
-    start: FastWeights, tokens: ChunkInputs, chunk: int, norm_max: float, prefix: bool
-) -> tuple[Tensor, FastWeights]:
-    """Whole chunks, each closed by a plain step -> out [N, T, d] and the weights after them."""
+    end: ChunkEnd, start: FastWeights, kept: Kept, tokens: ChunkInputs, chunk: int, norm_max: float, prefix: bool
+) -> tuple[Tensor, FastWeights, Kept]:
+    """Whole chunks, one after the other -> out [N, T, d], the weights and what the rule keeps after them."""
     outputs: list[Tensor] = []
     # Split at once: a slice per chunk would cost the backward pass a zero-filled gradient of the whole stretch.
     for fields in zip(*cut_fields(tokens[:6], lambda field: field.split(chunk, dim=1)), strict=True):
         out, *weights = FusedChunk.apply(prefix, True, *start, *fields)  # type: ignore[no-untyped-call]
         start = bound_norm(FastWeights(*weights), norm_max)
         outputs.append(out)
-    return torch.cat(outputs, dim=1), start
+    return torch.cat(outputs, dim=1), start, kept
 
 
 def chunk_update(start: FastWeights, tokens: ChunkInputs, prefix: bool) -> tuple[Tensor, FastWeights]:
-    """One chunk, or the beginning of one -> out [N, C, d], and the sum of its scaled gradients."""
+    """One chunk, or the start of one -> out [N, C, d], and the sum of its scaled gradients."""
     out, *update = FusedChunk.apply(prefix, False, *start, *tokens[:6])  # type: ignore[no-untyped-call]
     return out, FastWeights(*update)
 

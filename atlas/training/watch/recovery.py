@@ -1,4 +1,4 @@
-"""Carrying out a rollback: restore, change something, retire what was undone, and tell."""
+"""Carrying out a decision of the rollback rule: restore a checkpoint, change the training, retire later checkpoints."""
 
 from __future__ import annotations
 
@@ -21,28 +21,23 @@ class Recovery:
     ) -> None:
         self.settings, self.state, self.checkpoints, self.telemetry = settings, state, checkpoints, telemetry
 
-    def answer(self, decision: Decision, *, finite: bool) -> bool:
-        """Act on a decision. True: the run goes on as it is; False: it was rolled back.
+    def carry_out(self, decision: Decision, *, finite: bool) -> bool:
+        """Returns whether the state was rolled back; `finite`: whether loss and gradient of the last step were.
 
-        Raises `AbortError` where nothing can be restored: the limit is reached, no checkpoint is sound, or rollback is
-        off and the step cannot be taken.
+        Raises `AbortError` where the limit is reached, no checkpoint is sound, or the step is not finite and no
+        rollback is configured for it.
         """
         state = self.state
         self.telemetry.event("spike", state.step, trigger=decision.trigger, message=decision.reason)
         if decision.verdict is Verdict.record:
             if not finite:
                 raise AbortError(f"{decision.reason}; no rollback is configured for it")
-            state.history.accept()  # the new level is the level now
-            return True
+            state.history.accept()
+            return False
         if decision.verdict is Verdict.abort:
             limit = f"rollback.limit={self.settings.limit}"
             raise AbortError(f"{decision.reason}, after {state.rollbacks} rollbacks ({limit})")
-        self._restore(decision)
-        return False
-
-    def _restore(self, decision: Decision) -> None:
-        """Segment, count and batches left out survive the restoring, or the run would go round in circles."""
-        state = self.state
+        # Count, batches left out and learning rate are kept, or the run would repeat this rollback for ever.
         reached, segment, rollbacks, skipped = state.step, state.segment, state.rollbacks, state.skipped
         scale = state.optimizer.scale
         try:
@@ -54,8 +49,13 @@ class Recovery:
         state.restore(payload)
         state.segment, state.rollbacks, state.skipped = segment + 1, rollbacks + 1, skipped
         state.optimizer.scale = scale
-        change = self._change(reached)
-        self._settle(decision, manifest.step)
+        change = self._change_training(reached)
+        restarted = self.settings.action is RollbackAction.skip
+        try:  # in this order: a kill at any moment leaves either the run before the rollback or the run after it
+            JournalEntry.of(state, restarted).write(self.checkpoints.root)
+            self.checkpoints.retire(manifest.step)
+        except (OSError, CheckpointError) as error:
+            raise AbortError(f"{decision.reason}, and the rollback could not be written: {error}") from error
         self.telemetry.event(
             "rollback",
             manifest.step,
@@ -66,18 +66,10 @@ class Recovery:
             rollbacks=state.rollbacks,
             change=change,
         )
+        return True
 
-    def _settle(self, decision: Decision, step: int) -> None:
-        """Make the rollback hold on the disk: a kill at any moment leaves either the run before it or after it."""
-        restarted = self.settings.action is RollbackAction.skip
-        try:
-            JournalEntry.of(self.state, restarted).write(self.checkpoints.root)
-            self.checkpoints.retire(step)
-        except (OSError, CheckpointError) as error:
-            raise AbortError(f"{decision.reason}, and the rollback could not be written: {error}") from error
-
-    def _change(self, reached: int) -> str:
-        """The same input would give the same spike."""
+    def _change_training(self, reached: int) -> str:
+        """Lower the learning rate or leave batches out: the same input would give the same spike."""
         state = self.state
         if self.settings.action is RollbackAction.lower_lr:
             state.optimizer.scale *= self.settings.lr_factor

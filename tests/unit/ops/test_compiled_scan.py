@@ -1,5 +1,6 @@
 """The compiled scan beside `FusedChunk` (see `test_fused_chunk.py`) and `bound_norm` in float64."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, bound_norm, norm_limits
 from atlas.ops.rules.momentum import Momentum, MomentumState
 from atlas.ops.rules.rule import ChunkEnd
-from atlas.ops.whole_chunks import LONGEST_PREFIX, compiled, cpp
+from atlas.ops.whole_chunks import LONGEST_PREFIX, chosen_form, cpp
 from atlas.ops.whole_chunks.torch import FusedChunk
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -46,21 +47,27 @@ def with_momentum(arguments: list[Tensor]) -> list[Tensor]:
 
 
 def scanned(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
-    start, fields, momentum, gates = FastWeights(*arguments[:2]), arguments[2:8], None, None
-    tokens = ChunkInputs(*fields, controls=fields[-1][..., None][..., :0])
-    if end is ChunkEnd.momentum:
-        momentum, gates = FastWeights(*arguments[8:10]), arguments[10].unflatten(1, (-1, chunk)).mean(2)
-    out, weights, momentum = cpp.scan(end, start, tokens, chunk, NORM_MAX, prefix, gates, momentum)
-    return out, *weights, *(momentum or ())
+    start, fields = FastWeights(*arguments[:2]), arguments[2:8]
+    controls = arguments[10] if end is ChunkEnd.momentum else fields[-1][..., None][..., :0]
+    tokens = ChunkInputs(*fields, controls=controls)
+    if end is ChunkEnd.updates:
+        out, weights = cpp.chunk_update(start, tokens, prefix)
+        return out, *weights
+    kept = momentum_state(arguments) if end is ChunkEnd.momentum else ()
+    out, weights, kept = cpp.closed_chunks(end, start, kept, tokens, chunk, NORM_MAX, prefix)
+    return out, *weights, *(kept[0] if kept else ())
+
+
+def momentum_state(arguments: Sequence[Tensor]) -> MomentumState:
+    nothing = arguments[0].new_zeros(len(arguments[0]))
+    return MomentumState(FastWeights(*arguments[8:10]), nothing[:, None].expand(-1, 2), nothing)
 
 
 def plain(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[Tensor, ...]:
     """Chunk by chunk, closed by the rule."""
     weights, outputs = FastWeights(*arguments[:2]), []
-    rule, nothing = Momentum(theta=0.5, alpha=0.5), arguments[0].new_zeros(len(arguments[0]))
-    state = (
-        MomentumState(FastWeights(*arguments[8:10]), nothing[:, None].expand(-1, 2), nothing) if arguments[8:] else None
-    )
+    rule = Momentum(theta=0.5, alpha=0.5)
+    state = momentum_state(arguments) if arguments[8:] else None
     fields = [*arguments[2:8], *arguments[10:]]
     for parts in zip(*(field.split(chunk, dim=1) for field in fields), strict=True):
         out, *after = FusedChunk.apply(prefix, end is ChunkEnd.step, *weights, *parts[:6])
@@ -182,7 +189,7 @@ def test_what_it_does_not_take_is_left_to_pytorch() -> None:
 
     def taken(down: Tensor, up: Tensor, *fields: Tensor, chunk: int = 4, prefix: bool = True) -> bool:
         tokens = ChunkInputs(*fields, controls=fields[-1][..., None])
-        return compiled(FastWeights(down, up), tokens, chunk, prefix=prefix)
+        return chosen_form(FastWeights(down, up), tokens, chunk, prefix=prefix) is cpp
 
     assert taken(down, up, *fields)
     assert not taken(down, up.double(), *fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from atlas.config import ChunkSizeConfig, ModelConfig, NIAHConfig
 from atlas.data.needles import NeedleFormat
-from atlas.models.hierarchy import run_periods
+from atlas.models.hierarchy import pieces
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory_inputs import MemoryInputs
 from atlas.ops.chunk_scan import Scan, ScanState
@@ -62,10 +61,7 @@ def written_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(*arguments: Any) -> Any:
-        return run_periods(*arguments[:5], None)
-
-    monkeypatch.setattr("atlas.models.memory.run_periods", endless)
+    monkeypatch.setattr("atlas.models.memory.pieces", lambda tokens, offset, period: pieces(tokens, offset, None))
 
 
 def shuffled_values(monkeypatch: pytest.MonkeyPatch) -> None:
