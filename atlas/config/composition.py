@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 from atlas.config import ConfigError, RunConfig, require
+from atlas.config.atomic import write_atomically
 from atlas.config.components import HANDED_OVER, check_component, require_trusted
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
@@ -93,7 +94,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; `load_config` reads it back to an equal one."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:

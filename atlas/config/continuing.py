@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from atlas.config.keys import lies_in
+
 
 class Effect(StrEnum):
     """Of a changed setting on the steps that follow."""
@@ -77,12 +79,17 @@ RULES = (
 CHANGEABLE = tuple(key for rule in RULES if not rule.lasting for key in rule.keys)
 
 
+def changeable(key: str) -> bool:
+    """Whether another value at this dotted key is of one start, and leaves the run's recorded settings as they are."""
+    return lies_in(key, CHANGEABLE)
+
+
 def change_rule(key: str) -> ChangeRule:
     """The rule of a flat key: that of the longest name which is the key or a group above it.
 
     Raises KeyError for a key without a rule.
     """
-    found = {name: rule for rule in RULES for name in rule.keys if key == name or key.startswith(f"{name}.")}
+    found = {name: rule for rule in RULES for name in rule.keys if lies_in(key, [name])}
     if not found:
         raise KeyError(key)
     return found[max(found, key=len)]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.config import require
+from atlas.telemetry.run_files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
-RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
+RUN_FILES = (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)
 SWEEP_FILE = "multirun.yaml"
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas.config.untrusted import read_json
-from atlas.report.metric_columns import MetricColumns, Row, read_lines, to_columns
-from atlas.report.settings import read_settings
+from atlas.report.metric_columns import MetricColumns, to_columns
 from atlas.report.wording import finite, moment
+from atlas.telemetry.run_files import Row, RunFiles
 
 
 @dataclass(frozen=True)
@@ -67,25 +66,22 @@ class RunRecord:
 
 
 def read_run(folder: Path, name: str) -> RunRecord:
-    problems: list[str] = []
-    rows, row_problem = read_lines(folder / "metrics.jsonl")
-    events, event_problem = read_lines(folder / "events.jsonl")
-    summary = _read_json(folder / "summary.json", problems)
-    started = bool(rows or events)
-    problems += [text for text in (row_problem, event_problem) if text and (started or "missing" not in text)]
+    """The run as far as it came. What cannot be read is left out, and named in `problems`."""
+    files = RunFiles(folder, strict=False)
+    summary, rows, events = files.summary, files.rows, files.events
     times = [time for time in (finite(line.get("time")) for line in [*rows[-1:], *events[-1:]]) if time is not None]
     sound = [_sound(event) for event in events if type(event.get("step")) is int]
     rollbacks = [event for event in sound if event.get("kind") == "rollback" and "segment" in event]
     return RunRecord(
         folder=folder,
         name=name,
-        config=read_settings(folder / "config.yaml", problems),
+        config=files.settings,
         summary=summary,
         rows=to_columns(rows, rollbacks),
         events=sound,
-        niah=_read_json(folder / "niah.json", problems, needed=False),
+        niah=files.niah,
         last_time=max(times, default=None),
-        problems=problems,
+        problems=files.problems,
     )
 
 
@@ -93,16 +89,6 @@ def _sound(event: Row) -> Row:
     """The event without what is no number where there must be one."""
     numbers = ("segment", "from_step")
     return {key: value for key, value in event.items() if key not in numbers or type(value) is int}
-
-
-def _read_json(path: Path, problems: list[str], *, needed: bool = True) -> Mapping[str, Any]:
-    try:
-        return _mapping(read_json(path))
-    except FileNotFoundError:
-        problems += [f"{path.name} is missing"] if needed else []
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
-    return {}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from atlas.config import LEVELS
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
-from atlas.report.metric_columns import Row
 from atlas.report.recall_grid import needle_blocks, probe_history
 from atlas.report.run_charts import run_charts
 from atlas.report.run_record import RunRecord
@@ -24,6 +23,7 @@ from atlas.report.wording import (
     size_cell,
     status_cell,
 )
+from atlas.telemetry.run_files import Row
 
 BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level tells most about the trained model
 TOLD = ("spike", "rollback", "warning", "error", "notice", "end")

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from atlas.config import ConfigError
+from atlas.config.atomic import write_atomically
 from atlas.config.console import log
 from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
@@ -41,12 +42,12 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
     document = compose_document(selection, records)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write(target / "report.md", to_markdown(document))
+        write_atomically(target / "report.md", to_markdown(document))
         _copy_script(target)
         for block in (block for section in document.sections for block in section.blocks):
             if isinstance(block, Picture):
                 shutil.copyfile(block.source, target / block.file)
-        _write(target / "index.html", to_page(document))
+        write_atomically(target / "index.html", to_page(document))
     except OSError as error:
         raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error
     return target
@@ -102,13 +103,6 @@ def _target(selection: Selection, target: Path | None) -> Path:
     if len(selection.given) == 1:
         return selection.given[0] / "report"
     return Path("outputs/reports").resolve() / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file as a whole: a page that is open while a run goes on is never half written."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _copy_script(target: Path) -> None:

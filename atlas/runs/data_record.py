@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import ConfigError, RunConfig
+from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import read_json
 from atlas.data.corpus import Corpus
 from atlas.data.files import absolute
@@ -32,9 +33,7 @@ def record_data(folder: Path, corpus: Corpus) -> None:
     if corpus.digest in known:
         return
     known[corpus.digest] = {"source": corpus.source, "files": dict(corpus.contents)}
-    temporary = folder / f"{DATA_FILE}.tmp"
-    temporary.write_text(json.dumps(known, indent=0) + "\n", encoding="utf-8")
-    temporary.replace(folder / DATA_FILE)
+    write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
 
 
 def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:

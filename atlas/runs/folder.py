@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError
 from atlas.config.untrusted import printable
-from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.room import when_there_is_room
+from atlas.telemetry.run_files import CONFIG_FILE
 
 LOG_FILE = "train.log"
 log = logging.getLogger("atlas")

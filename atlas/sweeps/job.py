@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from atlas.config import RunConfig, require
 from atlas.config.composition import to_run_config
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
-from atlas.runs.resume import CONFIG_FILE, resumed_config
+from atlas.runs.resume import resumed_config
 from atlas.runs.summary import RunSummary
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.sweep_record import read_record
 from atlas.sweeps.workers import Worker, in_own_process, use_own_device
+from atlas.telemetry.run_files import CONFIG_FILE
 from atlas.telemetry.sinks import SweepJob
 
 Train = Callable[[RunConfig, Path, SweepJob], RunSummary]

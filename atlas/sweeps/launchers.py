@@ -10,7 +10,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from atlas.config import require
-from atlas.sweeps.sweep_record import override_name
+from atlas.config.keys import override_name
 
 SERIAL = "basic"
 JOBLIB = "joblib"

@@ -11,9 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from atlas.config import CHANGEABLE, ConfigError, require
+from atlas.config.continuing import changeable
+from atlas.config.keys import lies_in, override_name
 from atlas.config.path_overrides import expanded, quoted
-from atlas.runs.resume import changeable
-from atlas.sweeps.sweep_record import RECORD_FILE, SweepRecord, override_name, read_record
+from atlas.sweeps.sweep_record import RECORD_FILE, SweepRecord, read_record
 
 KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
@@ -118,8 +119,7 @@ def _kept(recorded: Iterable[str], changes: Sequence[str]) -> list[str]:
 
 def _sets(name: str, key: str) -> bool:
     """Whether an override of `name` settles `key` as well: a group those of its options."""
-    dotted = name.replace("/", ".")
-    return key == name or key.startswith(f"{dotted}.")
+    return lies_in(key, (name, name.replace("/", ".")))
 
 
 def _sets_launcher(name: str) -> bool:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
+from atlas.config.keys import override_name
 from atlas.config.path_overrides import quoted
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
 from atlas.sweeps.closing import close_sweep
@@ -24,7 +25,7 @@ from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launch
 from atlas.sweeps.outcome import cut_short, left_over
 from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
-from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
+from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, read_record, settings_key
 from atlas.sweeps.workers import living_workers, passing_interrupts_on
 
 MULTIRUN_FILE = "multirun.yaml"

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import open_regular, parse_json
 from atlas.telemetry.room import when_there_is_room
 
@@ -41,7 +42,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """The object in `line`, or None if there is none."""
     try:
         value = parse_json(line)
@@ -56,7 +57,7 @@ def _sound_size(data: bytes) -> int:
     if end == 0:
         return 0
     start = data.rfind(b"\n", 0, end - 1) + 1
-    return end if _parse(data[start:end]) is not None else start
+    return end if parse_row(data[start:end]) is not None else start
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -65,7 +66,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         data = file.read()
     rows = []
     for number, line in enumerate(data[: _sound_size(data)].splitlines(), start=1):
-        row = _parse(line)
+        row = parse_row(line)
         if row is None:
             raise JsonlError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
         rows.append(row)
@@ -169,13 +170,7 @@ class JsonlWriter:
         before = self._open_descriptor()
         content = os.pread(before, self._size, 0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(self.path, content)
         self._descriptor = os.open(self.path, _FLAGS, 0o644)
         os.close(before)
         self._adopt()

@@ -10,6 +10,7 @@ from typing import Any
 from atlas.telemetry.events import EventLog
 from atlas.telemetry.jsonl import JsonlError, JsonlWriter
 from atlas.telemetry.rows import keep_rows_until
+from atlas.telemetry.run_files import EVENTS_FILE, METRICS_FILE
 
 
 class TelemetryError(RuntimeError):
@@ -82,7 +83,7 @@ class JsonlSink(Sink):
 
     def open(self, info: RunInfo) -> str | None:
         """Open both files; rows that the continued run will write again are dropped."""
-        metrics, events = info.folder / "metrics.jsonl", info.folder / "events.jsonl"
+        metrics, events = info.folder / METRICS_FILE, info.folder / EVENTS_FILE
         try:
             keep_rows_until(metrics, info.segment, info.start_step)
             self._rows, self._events = JsonlWriter(metrics), EventLog(events)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from atlas.config.keys import flat
 from atlas.config.values import Allowed, of_length
 from atlas.telemetry.sinks import RunInfo, Sink, SweepJob
 
@@ -53,16 +54,10 @@ def run_id(folder: Path) -> str:
     return fresh
 
 
-def decision_numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float | bool | str]:
+def decision_numbers(summary: Mapping[str, Any]) -> dict[str, float | bool | str]:
     """The numbers of `summary` by flat names (`a/b`), with status and reason: what W&B's tables can compare."""
-    flat: dict[str, float | bool | str] = {}
-    for key, value in summary.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(decision_numbers(value, f"{name}/"))
-        elif isinstance(value, int | float) or name in ("status", "reason"):
-            flat[name] = value
-    return flat
+    found = flat(summary, separator="/").items()
+    return {key: value for key, value in found if isinstance(value, int | float) or key in ("status", "reason")}
 
 
 def job_tags(job: SweepJob) -> list[str]:
