@@ -22,7 +22,7 @@ from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, require
 from atlas.config.arguments import names, read_device, run_command, split_arguments
 from atlas.config.atomic import write_atomically
 from atlas.config.composition import options
-from atlas.config.console import progress, tell
+from atlas.config.console import print_result, progress
 from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
@@ -76,8 +76,8 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         from atlas.report.heatmap import draw_heatmaps
 
         draw_heatmaps(cells, f"{folder.name}, step {manifest.step}: needles found, %", folder / PICTURE_FILE)
-    tell("\n".join(table(results)))
-    tell(f"\nfiles  {folder / NIAH_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
+    print_result("\n".join(table(results)))
+    print_result(f"\nfiles  {folder / NIAH_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
     return results
 
 

@@ -241,10 +241,10 @@ class CheckpointManager:
                 self._delete(manifest.path)
 
     def _delete(self, folder: Path) -> None:
-        doomed = self.root / f".tmp-delete-{folder.name}"
+        renamed = self.root / f".tmp-delete-{folder.name}"
         try:
-            folder.rename(doomed)  # a kill while deleting leaves no half of a checkpoint
-            shutil.rmtree(doomed)
+            folder.rename(renamed)  # a kill while deleting leaves no half of a checkpoint
+            shutil.rmtree(renamed)
         except OSError as error:
             raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
 

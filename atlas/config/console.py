@@ -19,7 +19,7 @@ class OutputError(OSError):
     """stdout takes nothing: it is closed, or its disk is full."""
 
 
-def tell(text: str) -> None:
+def print_result(text: str) -> None:
     """Write `text` to stdout. A reader that has gone away is no error. Raises `OutputError`."""
     with writing(sys.stdout) as stream:
         print(text, file=stream, flush=True)
@@ -33,10 +33,17 @@ def writing(stream: TextIO | None) -> Iterator[TextIO]:
     try:
         yield stream
     except OSError as error:
-        with suppress(OSError, ValueError):  # spare the interpreter a second failure when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        discard_output(stream)
         if not isinstance(error, BrokenPipeError):
             raise OutputError(error.errno, error.strerror) from error
+
+
+def discard_output(stream: TextIO) -> None:
+    """Send the rest of a closed pipe to the null device: Python flushes it at exit, and would fail again."""
+    with suppress(OSError, ValueError):
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
 
 
 @contextmanager

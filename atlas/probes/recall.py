@@ -22,7 +22,6 @@ from math import isfinite, sqrt
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atlas.config import JUDGED_TASK, NIAHConfig
 from atlas.config.console import log
@@ -170,17 +169,14 @@ def _cell(
         return cell
     learn = answer(model, questions, counted, MemoryMode.learn)
     finite = bool(np.isfinite(learn.likelihood).all())
+    frozen = answer(model, questions, counted, MemoryMode.frozen, guess=True) if settings.frozen else None
     return replace(
         cell,
         accuracy=_finite_mean(learn),
         likelihood=float(learn.likelihood.mean()) if finite else None,
-        frozen=_frozen(model, questions, counted) if settings.frozen else None,
+        frozen=_finite_mean(frozen) if frozen is not None else None,
         reason="" if finite else "the outputs are not finite",
     )
-
-
-def _frozen(model: AtlasModel, questions: Questions, counted: NDArray[np.bool_]) -> float | None:
-    return _finite_mean(answer(model, questions, counted, MemoryMode.frozen, guess=True))
 
 
 def _finite_mean(answers: Answers) -> float | None:
@@ -239,11 +235,6 @@ def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleForm
     cut = length // 2 + 5 if length > 12 else length // 2
     other = tokens.clone()
     other[:, cut:] = (other[:, cut:] + 1) % model.embedding.num_embeddings
-    before = [_logits(model, version)[:, :cut] for version in (tokens, other)]
+    before = [model(version, mode=MemoryMode.learn).logits[:, :cut].float() for version in (tokens, other)]
     change = (before[0] - before[1]).abs().max() / before[0].abs().max().clamp(min=1e-8)
     return float(change) if isfinite(float(change)) else 0.0
-
-
-def _logits(model: AtlasModel, tokens: Tensor) -> Tensor:
-    logits: Tensor = model(tokens, mode=MemoryMode.learn).logits
-    return logits.float()

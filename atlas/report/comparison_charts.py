@@ -8,7 +8,7 @@ from functools import cached_property
 from html import escape
 from typing import Any
 
-from atlas.config import LEVELS, RECALL, Level
+from atlas.config import LEVELS, RECALL
 from atlas.report.document import MISSING, Chart
 from atlas.report.lines import COLOURS, Lines, Trace
 from atlas.report.marks import common_range
@@ -79,8 +79,8 @@ def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart
     layout |= {"hovermode": "closest"}
     if limits:
         layout["yaxis"]["range"] = limits
-    told = [SMOOTH if smoothed else "", LEGEND if many else "", note]
-    return Chart(title, traces, layout, " ".join(filter(None, told)))
+    notes = [SMOOTH if smoothed else "", LEGEND if many else "", note]
+    return Chart(title, traces, layout, " ".join(filter(None, notes)))
 
 
 class _Axis:
@@ -112,11 +112,20 @@ class _Axis:
 
 
 def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
-    records = field.records
+    records, compared = field.records, [level for level in LEVELS.values() if level.compared]
+    accuracies = {
+        level.name: [finite(record.probe(level.name).get("accuracy")) for record in records] for level in compared
+    }
     axes = [_Axis(difference.name, difference.values) for difference in differing]
     axes += [
         _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
-        *(_level_axis(records, level) for level in LEVELS.values() if level.compared),
+        *(
+            _Axis(
+                level.title, [finite(record.probe(level.name).get("accuracy")) for record in records], level.unit.form
+            )
+            for level in LEVELS.values()
+            if level.compared
+        ),
         _Axis("validation loss", field.losses, ".4f"),
     ]
     axes = [axis for axis in axes if axis.distinct > 1]
@@ -125,11 +134,6 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     traces = [_coordinate(field, index, axes) for index in field.order]
     note = f"A line is a run, from its settings to its results. {LEGEND}"
     return Chart("Parallel coordinates", traces, _upright(axes), note, wide=True)
-
-
-def _level_axis(records: Sequence[RunRecord], level: Level) -> _Axis:
-    found = [finite(record.probe(level.name).get("accuracy")) for record in records]
-    return _Axis(level.title, found, level.unit.form)
 
 
 def _coordinate(field: Field, index: int, axes: Sequence[_Axis]) -> Trace:

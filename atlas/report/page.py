@@ -67,7 +67,11 @@ def _block(block: Block, name: str) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Facts):
-        return f'<dl class="facts">{"".join(_fact(name, cell) for name, cell in block.pairs)}</dl>'
+        facts = [
+            f"<div><dt>{escape(name)}</dt><dd{_class(cell.tone)}>{escape(cell.text)}</dd></div>"
+            for name, cell in block.pairs
+        ]
+        return f'<dl class="facts">{"".join(facts)}</dl>'
     if isinstance(block, Text):
         return f'<p class="{escape(block.tone) or "plain"}">{escape(block.text)}</p>'
     if isinstance(block, Markdown):
@@ -117,10 +121,6 @@ def _table(table: Table) -> str:
         f'{title}<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
         f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
     )
-
-
-def _fact(name: str, cell: Cell) -> str:
-    return f"<div><dt>{escape(name)}</dt><dd{_class(cell.tone)}>{escape(cell.text)}</dd></div>"
 
 
 def _head(text: str, right: bool, sortable: bool) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.report.metric_columns import MetricColumns, to_columns
-from atlas.report.wording import finite, moment
+from atlas.report.wording import finite, utc_time
 from atlas.telemetry.run_files import Row, RunFiles
 
 
@@ -43,7 +43,7 @@ class RunRecord:
     def status_in_words(self) -> str:
         """The status in words. A run that is killed cannot say so: its status stays `running`."""
         if self.status == "running":
-            return f"running or killed (last row at {moment(self.last_time)})"
+            return f"running or killed (last row at {utc_time(self.last_time)})"
         if self.status == "unknown":
             return "unknown (no summary.json)"
         return self.status

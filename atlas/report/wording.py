@@ -62,7 +62,7 @@ def brief(text: str, length: int = 32) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def moment(seconds: float | None) -> str:
+def utc_time(seconds: float | None) -> str:
     """Seconds since 1970 as a UTC time."""
     if seconds is None or not 0 <= seconds < LAST_SECOND:
         return MISSING

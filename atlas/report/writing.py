@@ -20,7 +20,7 @@ from atlas.report.page import SCRIPT, to_page
 from atlas.report.run_record import RunRecord, read_run
 from atlas.report.run_section import run_section
 from atlas.report.settings import differences, swept_names
-from atlas.report.wording import count, moment
+from atlas.report.wording import count, utc_time
 
 POINTS = 1000  # most points of a line on the page of few runs
 POINTS_OF_MANY = 300  # and of many
@@ -67,7 +67,7 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
         log.info("describes %s", name)
         sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
-    lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {moment(newest)}."
+    lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {utc_time(newest)}."
     return Document(selection.title, lead, sections, [_thinned(records, limit)])
 
 

@@ -40,7 +40,8 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     folder = expanded(value)
     record = read_record(folder, KEY)
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
-    places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
+    fields = {flag: flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in record.flags}
+    places = [flag for flag, field in fields.items() if getattr(parsed, field) is None]
     risky = [flag for flag in places if not _harmless_place(flag)]
     risky += [text for text in (*record.task, *record.hydra) if text not in arguments and not _harmless(text)]
     if risky:
@@ -89,17 +90,13 @@ def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
 
 
-def _field(flag: str) -> str:
-    return flag.partition("=")[0].removeprefix("--").replace("-", "_")
-
-
 def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Path) -> None:
     for override in changes:
         name = override_name(override)
         swept = any(_sets(name, varying) or _sets(varying, name) for varying in record.varying)
         require(not swept, name, override.partition("=")[2], "left out: the sweep gives it several values")
         free = changeable(name) and name not in _FIXED
-        if not free and not _sets_launcher(name):
+        if not free and not _sets(_LAUNCHER, name):
             allowed = ", ".join([*(key for key in CHANGEABLE if key not in _FIXED), "hydra.launcher"])
             raise ConfigError(
                 f"{override}: must be left out, or as in {folder / RECORD_FILE}, to resume that sweep; only {allowed}"
@@ -120,7 +117,3 @@ def _kept(recorded: Iterable[str], changes: Sequence[str]) -> list[str]:
 def _sets(name: str, key: str) -> bool:
     """Whether an override of `name` settles `key` as well: a group those of its options."""
     return lies_in(key, (name, name.replace("/", ".")))
-
-
-def _sets_launcher(name: str) -> bool:
-    return name == _LAUNCHER or name.startswith("hydra.launcher.")

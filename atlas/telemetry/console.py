@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from atlas.config.console import discard_output
 from atlas.config.untrusted import printable
 from atlas.telemetry.sinks import RunInfo, Sink
 
@@ -117,7 +118,7 @@ class ConsoleSink(Sink):
         try:
             _write_line(stream, line)
         except BrokenPipeError:
-            _redirect_to_nowhere(stream)
+            discard_output(stream)
             raise
 
 
@@ -126,15 +127,6 @@ def _write_line(stream: TextIO, line: str) -> None:
         print(line, file=stream, flush=True)
     except UnicodeEncodeError:  # a terminal or pipe that takes ASCII only
         print(line.encode("ascii", "replace").decode(), file=stream, flush=True)
-
-
-def _redirect_to_nowhere(stream: TextIO) -> None:
-    """Spare the interpreter a second failure when it flushes the closed pipe at exit (Python's own advice)."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, stream.fileno())
-    finally:
-        os.close(nowhere)
 
 
 class _Bar:

@@ -77,7 +77,7 @@ class JsonlWriter:
     """Appends one line per row, each by a single write. A torn last line found at opening is cut off.
 
     A row that the disk refuses waits in memory, and those after it, until there is room. A file that is removed or cut
-    while it is written is noticed with the next row; what was removed is written anew. `news` says so, once each.
+    while it is written is noticed with the next row; what was removed is written anew. `notices` says so, once each.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class JsonlWriter:
         self._descriptor: int | None = os.open(self.path, _FLAGS, 0o644)
         self._waiting: deque[bytes] = deque()
         self._refused = False
-        self._news: list[str] = []
+        self._notices: list[str] = []
         self._adopt()
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class JsonlWriter:
         except OSError as error:
             if not self._refused:
                 reason = f"{self.path.name} cannot be written ({error.strerror})"
-                self._news.append(f"{reason}: its rows wait in memory until there is room")
+                self._notices.append(f"{reason}: its rows wait in memory until there is room")
             self._refused = True
             if sum(map(len, self._waiting)) > MOST_WAITING_BYTES:
                 self._waiting.pop()
@@ -109,10 +109,10 @@ class JsonlWriter:
         with suppress(OSError):
             self._write_waiting()
 
-    def news(self) -> list[str]:
-        """What the user should know and was not told yet."""
-        told, self._news = self._news, []
-        return told
+    def notices(self) -> list[str]:
+        """What the user should know, each once."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def close(self) -> None:
         """Bring everything to the disk and close. Closing twice is allowed.
@@ -138,7 +138,7 @@ class JsonlWriter:
             self._waiting.popleft()
         if self._refused:
             self._refused = False
-            self._news.append(f"{self.path.name} can be written again: no row is lost")
+            self._notices.append(f"{self.path.name} can be written again: no row is lost")
 
     def _write(self, line: bytes) -> None:
         """All of the line or nothing of it."""
@@ -162,7 +162,7 @@ class JsonlWriter:
         if there is None or (there.st_dev, there.st_ino) != (open_one.st_dev, open_one.st_ino):
             self._write_anew()
         elif there.st_size < self._size:
-            self._news.append(f"{self.path.name} was cut by somebody else: rows before this one are missing")
+            self._notices.append(f"{self.path.name} was cut by somebody else: rows before this one are missing")
             self._adopt()
 
     def _write_anew(self) -> None:
@@ -174,7 +174,7 @@ class JsonlWriter:
         self._descriptor = os.open(self.path, _FLAGS, 0o644)
         os.close(before)
         self._adopt()
-        self._news.append(f"{self.path} was removed or replaced by somebody else: it is written anew")
+        self._notices.append(f"{self.path} was removed or replaced by somebody else: it is written anew")
 
     def _adopt(self) -> None:
         """Take the open file as it is, without a torn last line."""

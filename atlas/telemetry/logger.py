@@ -56,7 +56,7 @@ class TelemetryLogger:
         """Send an event at once, and after it the row of the present step."""
         self._send_event(make_event(kind, step, fields))
         self.flush(now=True)
-        self._tell_news()
+        self._send_notices()
 
     def flush(self, *, now: bool = False) -> None:
         """Write the present step's row if it is due, or in any case with `now`. Call it before saving a checkpoint."""
@@ -65,7 +65,7 @@ class TelemetryLogger:
         self._unwritten = False
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
         self._each(lambda sink: sink.row(row))
-        self._tell_news()
+        self._send_notices()
 
     def hold_row(self) -> dict[str, Any]:
         """The present row, taken back unless it is written already: `take_up_row` of a later start goes on with it."""
@@ -86,19 +86,16 @@ class TelemetryLogger:
         try:
             self.flush(now=True)
         finally:
-            self._close_sinks(status, summary or {}, table)
-
-    def _close_sinks(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
-        mirrors_first = sorted(self._sinks, key=lambda sink: sink.essential)  # the files record a mirror failing here
-        self._each(lambda sink: sink.close(status, summary, table), mirrors_first)
-        self._sinks = []
+            mirrors_first = sorted(self._sinks, key=lambda sink: sink.essential)  # the files record what fails here
+            self._each(lambda sink: sink.close(status, summary or {}, table), mirrors_first)
+            self._sinks = []
 
     def _send_event(self, event: Mapping[str, Any]) -> None:
         self._each(lambda sink: sink.event(event))
 
-    def _tell_news(self) -> None:
-        while news := [text for sink in self._sinks for text in sink.news()]:  # telling may make news as well
-            for text in news:
+    def _send_notices(self) -> None:
+        while notices := [text for sink in self._sinks for text in sink.notices()]:  # writing one may cause another
+            for text in notices:
                 self._send_event(make_event("warning", self._step, {"message": text}))
 
     def _each(self, action: Callable[[Sink], object], sinks: Sequence[Sink] | None = None) -> None:

@@ -64,8 +64,8 @@ class Sink:
     def event(self, event: Mapping[str, Any]) -> None:
         """An event, at once."""
 
-    def news(self) -> list[str]:
-        """What the user should know and was not told yet."""
+    def notices(self) -> list[str]:
+        """What the user should know, each once."""
         return []
 
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
@@ -106,8 +106,8 @@ class JsonlSink(Sink):
             raise TelemetryError("events.jsonl is not open")
         _write(events.path, lambda: events.write(event))
 
-    def news(self) -> list[str]:
-        return [text for file in (self._rows, self._events) if file is not None for text in file.news()]
+    def notices(self) -> list[str]:
+        return [text for file in (self._rows, self._events) if file is not None for text in file.notices()]
 
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         self._release()
