@@ -83,7 +83,7 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
 def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "") -> Settings:
     """The settings that `KEY=VALUE` arguments give, defaults for the rest; the last of several values of a key counts.
 
-    Fields are str, int, float or an Enum; `prefix` stands before their names where they are told. Raises `ConfigError`
+    Fields are str, int, float or an Enum; `prefix` stands before their names in messages. Raises `ConfigError`
     naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)

@@ -47,7 +47,7 @@ GROUPS = {
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as `schema`."""
+    """Register the schema with Hydra, as `schema`."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str] | str = ()) -> RunConfig:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """A Hydra with nothing but this package's schema; the caller's singletons and resolvers are back afterwards."""
+    """A Hydra with this package's schema only; the caller's singletons and resolvers are restored afterwards."""
     callers, resolvers = Singleton._instances, BaseContainer._resolvers
     store = copy(ConfigStore.instance())
     store.repo = {name: store.repo[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
@@ -100,7 +100,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
     """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError`.
 
-    `trust` is the reader's, never the file's: whoever sends a run does not say what may be executed here.
+    `trust` comes from the caller, never from the file: the sender of a run must not decide what is executed here.
     """
     with refuse(CONF_DIR):
         try:
@@ -118,7 +118,7 @@ def options(group: str) -> list[str]:
 
 
 def _check_numbers(settings: Any, prefix: str) -> None:
-    """Refuse numbers that no range of a setting means to take: not finite, or beyond 64 bits."""
+    """Refuse numbers that are not finite or do not fit into 64 bits."""
     for name, value in vars(settings).items():
         if dataclasses.is_dataclass(value):
             _check_numbers(value, f"{prefix}{name}.")

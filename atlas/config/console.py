@@ -1,4 +1,4 @@
-"""What a command says: its result on stdout, how far it is on stderr."""
+"""Output of a command: its result on stdout, its progress on stderr."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def discard_output(stream: TextIO) -> None:
 
 @contextmanager
 def progress(quiet_seconds: float = 0.0) -> Iterator[None]:
-    """Show what the library reports of long work, a line every few seconds, on stderr; the first after some quiet."""
+    """Show the progress of long work on stderr, a line every few seconds, the first after `quiet_seconds`."""
     handler = _Every(PROGRESS_SECONDS, quiet_seconds)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -70,6 +70,6 @@ class _Every(logging.Handler):
             print(f"atlas: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-# Not part of train.log, which hears of its run from events.
+# Progress does not belong into train.log, which gets the events of its run.
 log.propagate = False
 log.setLevel(logging.WARNING)

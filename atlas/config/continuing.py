@@ -1,4 +1,4 @@
-"""What may change when a run goes on: a rule for every key, for refusals, messages and the README's table."""
+"""What may change when a run is continued: a rule for every key, used by refusals, messages and the README's table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CHANGEABLE = tuple(key for rule in RULES if not rule.lasting for key in rule.key
 
 
 def changeable(key: str) -> bool:
-    """Whether another value at this dotted key is of one start, and leaves the run's recorded settings as they are."""
+    """Whether a change of this dotted key holds for one start only and is not recorded."""
     return lies_in(key, CHANGEABLE)
 
 

@@ -4,7 +4,7 @@ Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
 
 A question counts as answered when every byte of its answer is the likeliest one, the bytes before it being given
 (teacher forcing): the same as an exact match of greedy decoding. The control reads the same sequences with the memory
-branch off; without a leak it cannot know more than chance, since every needle that counts lies beyond the reach of
+branch off; without a leak it cannot be above chance, since every needle that counts lies beyond the reach of
 attention, layers * (window - 1) tokens. A control answers with the likeliest byte among those that an answer can be,
 so that a model which only knows what answers look like is at chance, not below it.
 
@@ -127,7 +127,7 @@ def _why_missing(
 
 
 def _by_span(cells: Sequence[ProbeCell]) -> dict[str, float]:
-    """Accuracy apart for needles of the question's own shard (local memory) and of earlier ones (global memory)."""
+    """Accuracy of needles in the question's own shard (local memory) and of those in earlier ones (global memory)."""
     found: dict[str, float] = {}
     for name, own in (
         ("same_shard", [cell for cell in cells if cell.span == "same shard"]),
@@ -184,7 +184,7 @@ def _finite_mean(answers: Answers) -> float | None:
 
 
 def span(questions: Questions, counted: NDArray[np.bool_], shard: int | None) -> str:
-    """Which memory a needle asks for: the local ones know their own shard only, the global one the shards before it."""
+    """Which memory a question needs: the local ones hold their own shard only, the global one the shards before it."""
     if shard is None:
         return "no shards"
     asked = questions.place[..., 0][counted]
@@ -221,10 +221,9 @@ def answer(
 
 
 def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleFormat, length: int) -> float:
-    """Largest change of the logits up to a place, when all tokens after it are others, over the largest logit.
+    """Largest change of the logits up to a place when all tokens after it change, relative to the largest logit.
 
-    The place is in the middle of a chunk, of a shard and of a global chunk wherever those are longer than a few tokens;
-    the second ones, after which nothing new can leak.
+    The place lies inside the second chunk, shard and global chunk wherever those are longer than a few tokens.
     """
     few = replace(settings, samples=CAUSALITY_ROWS)
     length = min(length, 2 * max(model.plan.global_size, model.plan.shard or 0))

@@ -1,4 +1,4 @@
-"""Several runs side by side: the best one, the table, what failed, and the settings in which they differ."""
+"""Several runs compared: the best one, the table, the failed ones, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def best_run(records: Sequence[RunRecord]) -> int | None:
 
 
 def label(name: str, index: int, differing: Sequence[Difference]) -> str:
-    """A run's name with the settings that tell it from the others."""
+    """A run's name with the settings in which it differs from the others."""
     return " ".join([name, *(f"{d.name}={brief(value_text(d.values[index]))}" for d in differing)])
 
 

@@ -1,4 +1,4 @@
-"""Which runs the named folders hold: a run's own folder, or a sweep's with a folder for each job."""
+"""Finding the runs in the named folders: a folder is a run, or a sweep with a folder for each job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report as one page of HTML: works from a file, without a network; its charts are drawn when they come into view."""
+"""A report as one HTML page that needs no network; charts are drawn when they come into view."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _block(block: Block, name: str) -> str:
 
 
 def _render(source: str) -> str:
-    """Markup in the text stays text, and an image of it is never fetched."""
+    """The text's Markdown as HTML, without HTML of its own and without images."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     return str(reader.render(source))
 
@@ -102,7 +102,7 @@ def _data(value: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A figure with printable texts: JSON would carry control characters past the page's own check."""
+    """The figure with printable texts only: JSON would carry control characters past the page's own check."""
     if isinstance(value, Mapping):
         return {key: _shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What one run left behind, read so that nothing missing, torn or damaged stops the report."""
+"""One run as the report shows it. Missing, torn or damaged files do not stop the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas.telemetry.run_files import Row, RunFiles
 
 @dataclass(frozen=True)
 class RunRecord:
-    """`config` is flat, with dotted keys. `problems` says in words what could not be read."""
+    """`config` is flat, with dotted keys. `problems` has a sentence on every file that could not be read."""
 
     folder: Path
     name: str
@@ -32,7 +32,7 @@ class RunRecord:
 
     @property
     def step(self) -> int | None:
-        """The newest step that is known of."""
+        """The newest known step."""
         steps = [int(self.rows.step[-1])] if len(self.rows) else []
         found = finite(self.summary.get("step"))
         if self.status != "running" and found is not None:
@@ -41,7 +41,7 @@ class RunRecord:
 
     @property
     def status_in_words(self) -> str:
-        """The status in words. A run that is killed cannot say so: its status stays `running`."""
+        """The status in words. A killed run cannot change its status: it stays `running`."""
         if self.status == "running":
             return f"running or killed (last row at {utc_time(self.last_time)})"
         if self.status == "unknown":
@@ -54,7 +54,7 @@ class RunRecord:
         return self.rows.last(column) if found is None else found
 
     def probe(self, level: str) -> Mapping[str, Any]:
-        """The last result of a NIAH level, as the summary tells it; {} if there is none."""
+        """The last result of a NIAH level, from the summary or the events; {} if there is none."""
         found = _mapping(_mapping(self.summary.get("niah")).get(level))
         if found:
             return found
@@ -86,7 +86,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
 
 
 def _sound(event: Row) -> Row:
-    """The event without what is no number where there must be one."""
+    """The event without `segment` and `from_step` where they are not integers."""
     numbers = ("segment", "from_step")
     return {key: value for key, value in event.items() if key not in numbers or type(value) is int}
 

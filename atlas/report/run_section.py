@@ -1,4 +1,4 @@
-"""The part of the report that is about one run."""
+"""The section of the report on one run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from atlas.report.wording import (
 )
 from atlas.telemetry.run_files import Row
 
-BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level tells most about the trained model
+BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level says most about the trained model
 SHOWN_EVENTS = ("spike", "rollback", "warning", "error", "notice", "end")
 MOST_EVENTS = 200  # in the table; a run that warns at every step would bury the rest
 

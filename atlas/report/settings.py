@@ -1,4 +1,4 @@
-"""The settings of runs, and in which of them they differ: only those are worth a column."""
+"""The settings in which runs differ: each becomes a column of the comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Difference:
 def differences(configs: Sequence[Mapping[str, Any]], swept: Sequence[str] = ()) -> list[Difference]:
     """The settings that are not the same in all of `configs`. An empty one, which could not be read, does not count.
 
-    Of settings that change together the one stands for all that was `swept`: a key, or a group of them.
+    Settings that change together share one entry, named by the one that was `swept` (a key or its group).
     """
     known = [config for config in configs if config]
     keys = [key for key in dict.fromkeys(key for config in known for key in config) if not lies_in(key, IGNORED)]

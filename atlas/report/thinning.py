@@ -1,4 +1,4 @@
-"""Fewer points for the page: what the eye would see of the whole line, extremes and events included."""
+"""Thinning of lines for the page: extremes and events are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sweep.resume=DIR`: the command line of the sweep in DIR, with the few settings that may be changed on the way."""
+"""`sweep.resume=DIR`: the command line of an unfinished sweep again, with the few settings that may change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
 _FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
 _LAUNCHER = "hydra/launcher"
-_RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two hide what a key says
+_RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two can hide a key
 _HARMLESS = re.compile(
     r"trust=.*|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
     r"hydra\.launcher\.(n_jobs|partition|account|qos|constraint|timeout_min|nodes|tasks_per_node|cpus_per_task|"
@@ -29,7 +29,7 @@ _HARMLESS = re.compile(
 
 
 def full_command(arguments: Sequence[str]) -> list[str]:
-    """The arguments, and with `sweep.resume=DIR` among them those that the sweep in DIR was started with.
+    """The arguments; with `sweep.resume=DIR` among them, also those that the sweep in DIR was started with.
 
     Raises `ConfigError` where there is no sweep, and for an override that would make it another sweep.
     """
@@ -49,7 +49,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"{risky[0]}: must be {allowed}")
     flags = [argument for argument in arguments if argument not in parsed.overrides]
     given = [override for override in parsed.overrides if override not in chosen]
-    # Whom to trust is not for the file to say.
+    # A file must not decide whom to trust.
     recorded = [override for override in (*record.task, *record.hydra) if override_name(override) != "trust"]
     changes = [override for override in given if override not in recorded]
     _refuse_other_sweep(changes, record, folder)
@@ -59,7 +59,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
 
 
 def _harmless_place(flag: str) -> bool:
-    """Whether the options that a recorded flag leads to settle settings only, and nothing of Hydra or of trust."""
+    """Whether the option files that a recorded flag names hold plain settings only, nothing of Hydra or of trust."""
     name, _, value = flag.partition("=")
     if name == "--config-name":
         return "/" not in value and ".." not in value
@@ -70,7 +70,7 @@ def _harmless_place(flag: str) -> bool:
 
 
 def _harmless(override: str) -> bool:
-    """Whether an override of a sweep that a stranger may have sent executes nothing and reads no file of his."""
+    """Whether an override from a stranger's sweep executes nothing and reads none of the stranger's files."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except (HydraException, ValueError):
@@ -83,7 +83,7 @@ def _harmless(override: str) -> bool:
 
 
 def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Those of Hydra's flags that say where the configuration lies, as they hold from any working folder."""
+    """Hydra's flags that name the place of the configuration, made independent of the working folder."""
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
     given = {"--config-path": parsed.config_path, "--config-name": parsed.config_name}
     given["--config-dir"] = parsed.config_dir and Path(parsed.config_dir).resolve()  # the path: from atlas/train.py
@@ -115,5 +115,5 @@ def _kept(recorded: Iterable[str], changes: Sequence[str]) -> list[str]:
 
 
 def _sets(name: str, key: str) -> bool:
-    """Whether an override of `name` settles `key` as well: a group those of its options."""
+    """Whether an override of `name` also sets `key`: a group sets the keys of its options."""
     return lies_in(key, (name, name.replace("/", ".")))

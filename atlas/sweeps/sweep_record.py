@@ -23,7 +23,7 @@ RECORD_FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class Job:
-    """`folder` lies in that of the sweep; `key` is the same for settings that must give the same numbers."""
+    """`folder` is relative to the sweep's; `key` is equal for settings that must give the same numbers."""
 
     number: int
     folder: str
@@ -33,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """`task` and `hydra` are the overrides that the sweep was started with, as Hydra tells them apart.
+    """`task` and `hydra` are the overrides that the sweep was started with, separated as Hydra does.
 
     `flags`: where Hydra was told to look for the configuration.
     """

@@ -16,8 +16,8 @@ from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import open_regular, parse_json
 from atlas.telemetry.room import when_there_is_room
 
-MOST_WAITING_BYTES = 16 * 2**20  # of rows that a full disk refused: some ten thousand
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK  # a pipe in its place is refused, not waited for
+MOST_WAITING_BYTES = 16 * 2**20  # of rows that a full disk refused: about 10,000 rows
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK  # a pipe in its place fails at once
 
 
 class JsonlError(ValueError):
@@ -27,7 +27,7 @@ class JsonlError(ValueError):
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it: a non-finite number becomes null, a path a string.
 
-    Raises TypeError for anything else that JSON lacks, such as a tensor: text is no number.
+    Raises TypeError for anything else that JSON lacks, such as a tensor.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -76,8 +76,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 class JsonlWriter:
     """Appends one line per row, each by a single write. A torn last line found at opening is cut off.
 
-    A row that the disk refuses waits in memory, and those after it, until there is room. A file that is removed or cut
-    while it is written is noticed with the next row; what was removed is written anew. `notices` says so, once each.
+    If the disk is full, rows wait in memory until there is room. If the file is removed or truncated by another
+    process, the next row notices it, and a removed file is written again. `notices` reports both.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,10 @@ class JsonlWriter:
         self._adopt()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write `row`, or let it wait. Raises OSError if too many wait, TypeError if JSON cannot hold a value."""
+        """Write `row`, or keep it in memory while the disk is full.
+
+        Raises OSError if too many rows wait, TypeError if JSON cannot hold a value.
+        """
         self._open_descriptor()
         line = json.dumps(plain(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         self._waiting.append(line)
@@ -105,7 +108,7 @@ class JsonlWriter:
                 raise OSError(error.errno, f"{error.strerror}; {len(self._waiting)} rows wait in memory") from error
 
     def retry(self) -> None:
-        """Write the rows that wait, if the disk takes them; notice a file that is gone."""
+        """Write the waiting rows if there is room; notice a file that was removed."""
         with suppress(OSError):
             self._write_waiting()
 
@@ -115,7 +118,7 @@ class JsonlWriter:
         return notices
 
     def close(self) -> None:
-        """Bring everything to the disk and close. Closing twice is allowed.
+        """Write and sync everything, then close. Closing twice is allowed.
 
         Raises OSError where rows are lost: the disk is full and stays so for `ROOM_SECONDS`.
         """
@@ -141,11 +144,11 @@ class JsonlWriter:
             self._notices.append(f"{self.path.name} can be written again: no row is lost")
 
     def _write(self, line: bytes) -> None:
-        """All of the line or nothing of it."""
+        """Write the whole line or nothing."""
         descriptor = self._open_descriptor()
         try:
             written = os.write(descriptor, line)
-            while written < len(line):  # a nearly full disk takes a part; asking again tells why
+            while written < len(line):  # a nearly full disk takes a part; the next call raises the reason
                 written += os.write(descriptor, line[written:])
         except BaseException:
             os.ftruncate(descriptor, self._size)
@@ -153,7 +156,7 @@ class JsonlWriter:
         self._size += len(line)
 
     def _find_file(self) -> None:
-        """See to it that the open file is the one at `path`, with all that was written."""
+        """Make sure that the open file is the one at `path` and still holds every row."""
         open_one = os.fstat(self._open_descriptor())
         try:
             there = self.path.stat()
@@ -166,7 +169,7 @@ class JsonlWriter:
             self._adopt()
 
     def _write_anew(self) -> None:
-        """The system keeps a removed file for as long as it is open."""
+        """Copy the removed file back: the system keeps its content while it is open."""
         before = self._open_descriptor()
         content = os.pread(before, self._size, 0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +180,7 @@ class JsonlWriter:
         self._notices.append(f"{self.path} was removed or replaced by somebody else: it is written anew")
 
     def _adopt(self) -> None:
-        """Take the open file as it is, without a torn last line."""
+        """Continue with the content of the open file, a torn last line cut off."""
         with open_regular(self.path) as file:
             data = file.read()
         self._size = _sound_size(data)  # bytes of complete lines

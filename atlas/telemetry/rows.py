@@ -26,7 +26,7 @@ ROW_KEYS = (
     "gate/polarised",
     "niah/accuracy",
 )
-# These depend on the machine and the moment; all else is the same in two runs of one seed.
+# These depend on the machine and the time; everything else is the same in two runs of one seed.
 CLOCK_FIELDS = ("time", "tokens_per_second", "step_seconds", "checkpoint_seconds", "probe_seconds", "peak_memory_bytes")
 
 
@@ -43,7 +43,7 @@ def without_clock(row: Mapping[str, Any]) -> dict[str, Any]:
 def keep_rows_until(path: Path, segment: int, step: int) -> int:
     """Drop the rows that a run continued from (`segment`, `step`) will write again; return how many were dropped.
 
-    Rows of earlier segments stay, however late their steps: they are the record of what a rollback undid.
+    Rows of earlier segments stay, whatever their steps: they record what a rollback undid.
     """
     if not path.exists():
         return 0

@@ -1,4 +1,4 @@
-"""What a telemetry sink is, and the one that counts: the files metrics.jsonl and events.jsonl."""
+"""The interface of a telemetry sink, and the sink that writes metrics.jsonl and events.jsonl."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SweepJob:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a sink needs to know of the run that begins."""
+    """What a sink needs to know about the run."""
 
     folder: Path
     steps: int  # the run's last step
@@ -73,7 +73,7 @@ class Sink:
 
 
 class JsonlSink(Sink):
-    """metrics.jsonl and events.jsonl in the run folder: the truth, of which other sinks are mirrors."""
+    """Writes metrics.jsonl and events.jsonl in the run folder. Every other sink is a mirror of them."""
 
     essential = True
 

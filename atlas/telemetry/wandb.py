@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "online", "offline", "disabled")
 DEFAULT_HOST = "https://api.wandb.ai"
-INIT_SECONDS = 20.0  # patience with a network that does not answer, at the start
+INIT_SECONDS = 20.0  # timeout of a network that does not answer, at the start
 FINISH_SECONDS = 60.0  # and at the end
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 Name = Annotated[str, of_length(1, LONGEST_NAME)]
@@ -61,7 +61,7 @@ def decision_numbers(summary: Mapping[str, Any]) -> dict[str, float | bool | str
 
 
 def job_tags(job: SweepJob) -> list[str]:
-    """What the job has of its own, each a tag: the only place where the table of runs says `chunk_size=c8`."""
+    """A tag for each override in which the job differs: W&B's table of runs shows `chunk_size=c8` nowhere else."""
     return [tag for key, value in job.swept.items() if len(tag := f"{key}={value}") <= LONGEST_TAG]
 
 
@@ -84,7 +84,7 @@ class WandbSink(Sink):
     """A W&B run. `mode`: auto (online with a login, else offline), online, offline or disabled.
 
     The environment's WANDB_MODE decides for `auto`. Keys come from the environment or the netrc file only. A job of a
-    sweep is named by what it has of its own, and grouped with the others; what the settings say goes first.
+    sweep is named by the overrides in which it differs, and grouped with the others, unless the settings say otherwise.
     """
 
     def __init__(
