@@ -1,4 +1,4 @@
-"""What a start changes of the run that it continues: told in one message, kept in events.jsonl and config.yaml."""
+"""What a start changes of the run that it continues: reported in one message, kept in events.jsonl and config.yaml."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Changes:
     @classmethod
     def between(cls, frozen: RunConfig, config: RunConfig) -> Changes:
         found = differences(frozen, config)
-        told = {key: both for key, both in found.items() if change_rule(key).lasting or _differs(key, config)}
-        return cls(frozen, config, told)
+        settings = {key: both for key, both in found.items() if change_rule(key).lasting or _differs(key, config)}
+        return cls(frozen, config, settings)
 
     @property
     def lasting(self) -> list[str]:

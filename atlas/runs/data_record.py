@@ -66,12 +66,12 @@ def _difference(before: Any, corpus: Corpus) -> str:
         "added": [name for name in new if name not in old],
         "missing": [name for name in old if name not in new],
     }
-    told = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
-    if not told:
+    reported = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+    if not reported:
         return "its files are the same, their split is not"
     first, kind = min((name, kind) for kind, names in kinds.items() for name in names)
     other = f"{corpus.source} instead of {before.get('source')}: " if not corpus.paths else ""
-    return f"{other}files {told}; the first: {first!r} {kind}"
+    return f"{other}files {reported}; the first: {first!r} {kind}"
 
 
 def _read(folder: Path) -> dict[str, Any]:
