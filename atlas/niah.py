@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +20,18 @@ from omegaconf import OmegaConf
 
 from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, require
 from atlas.config.arguments import names, read_device, run_command, split_arguments
+from atlas.config.atomic import write_atomically
 from atlas.config.composition import options
-from atlas.config.console import progress, tell
+from atlas.config.console import print_result, progress
 from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
+from atlas.telemetry.jsonl import plain
+from atlas.telemetry.run_files import NIAH_FILE
 
 if TYPE_CHECKING:
     from atlas.probes.result import NIAHResult, ProbeCell
 
-JSON_FILE = "niah.json"
 PICTURE_FILE = "niah.png"
 DIFFERENCES = {"mqar": mqar.DIFFERS, "ruler": ruler.DIFFERS}  # from the papers
 USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...] [device.KEY=VALUE ...]"
@@ -69,14 +70,14 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         for control, _, control_manifest in loaded:
             results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
-    write_json(folder / JSON_FILE, manifest.path.name, config.niah, results)
+    write_json(folder / NIAH_FILE, manifest.path.name, config.niah, results)
     cells = [asdict(cell) for result in results if LEVELS[result.level].grid for cell in result.cells]
     if cells:
         from atlas.report.heatmap import draw_heatmaps
 
         draw_heatmaps(cells, f"{folder.name}, step {manifest.step}: needles found, %", folder / PICTURE_FILE)
-    tell("\n".join(table(results)))
-    tell(f"\nfiles  {folder / JSON_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
+    print_result("\n".join(table(results)))
+    print_result(f"\nfiles  {folder / NIAH_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
     return results
 
 
@@ -111,7 +112,7 @@ def write_json(path: Path, checkpoint: str, settings: NIAHConfig, results: Seque
         "settings": asdict(settings),
         "results": [result.record() for result in results],
     }
-    path.write_text(json.dumps(_finite(record), indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(plain(record), indent=1) + "\n")
 
 
 def table(results: Sequence[NIAHResult]) -> list[str]:
@@ -144,14 +145,6 @@ def _row(cell: ProbeCell, unit: Unit) -> str:
 def _number(value: float, unit: Unit) -> str:
     """A chance of one in millions is not 0.0 %."""
     return f"{value:.1e}" if unit is Unit.share and 0 < value < 0.0005 else f"{value:{unit.form}}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
 from atlas.config.refusals import refuse, refuse_flags
 from atlas.runs.folder import LOG_FILE, make_folder, reason, record_failure, remove_if_empty, say
-from atlas.runs.resume import CONFIG_FILE, resumed_config, run_folder
+from atlas.runs.resume import resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
+from atlas.telemetry.run_files import CONFIG_FILE
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:

@@ -1,4 +1,4 @@
-"""What state.pt may hold, checked before and after it is unpacked: anyone can write a manifest that matches it."""
+"""Checks of the content of state.pt, before and after it is unpacked: anyone can write a matching manifest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_payload(payload: Any, size: int, parts: tuple[str, ...]) -> dict[str, 
         if part not in payload:
             raise UnsoundError(f"{STATE_FILE} lacks the part {part}")
     open_items: list[tuple[str, Any]] = [("", payload)]
-    seen: set[int] = set()  # a container in several places is looked at once
+    seen: set[int] = set()  # a container that occurs several times is checked once
     while open_items:
         place, value = open_items.pop()
         if isinstance(value, Tensor):

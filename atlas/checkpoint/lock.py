@@ -26,7 +26,7 @@ class RunLock:
 
     def __init__(self, folder: Path, name: str = ".lock") -> None:
         self._path = folder / name
-        # A soft lock, the library's way out, would stay when its process dies.
+        # filelock falls back to a soft lock here, which would stay when its process dies.
         self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
@@ -36,7 +36,7 @@ class RunLock:
             if error.errno not in UNSUPPORTED:
                 raise
             warnings.warn(f"{folder} is on a file system without locks: start only one run on it", stacklevel=2)
-        with suppress(OSError):  # on a full disk the lock holds, only without a name
+        with suppress(OSError):  # on a full disk the lock holds, but does not name its process
             self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         self._file = self._path.stat()
 
@@ -49,7 +49,7 @@ class RunLock:
             return False
 
     def release(self) -> None:
-        """Let others in. Releasing twice is allowed."""
+        """Release the lock. Releasing twice is allowed."""
         self._lock.release()
 
 
@@ -67,7 +67,7 @@ def is_held(folder: Path, name: str = ".lock") -> bool:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock, by its own word."""
+    """The process that holds the lock, as it wrote into the file."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace") or "an unknown process"
     return "an unknown process"

@@ -3,10 +3,11 @@
     root/step-00001000/{state.pt, manifest.json}    a checkpoint, complete from the moment it has this name
     root/retired-000-step-00001000/                 undone by a rollback, never chosen again
     root/damaged-000-step-00001000/                 found unsound when the run wrote this step again
-    root/.tmp-*                                     being written or deleted; rubbish once the lock is free
+    root/.tmp-*                                     being written or deleted; can go once the lock is free
     root/.lock                                      held by the process that writes
 
-A checkpoint is written into a temporary folder, brought to the disk and then renamed: a crash leaves all of it or none.
+A checkpoint is written into a temporary folder, synced to the disk and then renamed: a crash leaves all of it or
+nothing.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class CheckpointManager:
         return step % self.every == 0 or step == self.last_step
 
     def lock(self) -> None:
-        """Claim the folder for this process, creating it if need be, and clear what a killed process left half done.
+        """Lock the folder for this process, creating it if necessary, and delete what a killed process left half done.
 
         `save` and `retire` do this themselves; call it early to learn of another run before any work.
         Raises `CheckpointError` if another process holds it or it cannot be written.
@@ -199,7 +200,7 @@ class CheckpointManager:
             sync_folder(temporary)
             verify(replace(manifest, path=temporary))
             if final.exists():
-                self._delete(final)  # of a stop, see `_make_room`: it goes once the other one is complete
+                self._delete(final)  # saved by a stop (see `_make_room`): deleted once the new one is complete
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -241,10 +242,10 @@ class CheckpointManager:
                 self._delete(manifest.path)
 
     def _delete(self, folder: Path) -> None:
-        doomed = self.root / f".tmp-delete-{folder.name}"
+        renamed = self.root / f".tmp-delete-{folder.name}"
         try:
-            folder.rename(doomed)  # a kill while deleting leaves no half of a checkpoint
-            shutil.rmtree(doomed)
+            folder.rename(renamed)  # a kill while deleting leaves no partial checkpoint
+            shutil.rmtree(renamed)
         except OSError as error:
             raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
 

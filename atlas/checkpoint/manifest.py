@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what its file must be, byte for byte, and how healthy the run was at that step."""
+"""The manifest of a checkpoint: size and SHA-256 of its file, and the health of the run at that step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UnsoundError(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """One checkpoint. `health` holds null for what was not measured or not finite; `healthy` knows the difference."""
+    """One checkpoint. `health` has null for a number that was not measured or not finite; the latter is unhealthy."""
 
     path: Path
     step: int
@@ -39,9 +39,9 @@ class Manifest:
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal was the reason to save, in which case only the next start needs it.
+        """Whether a signal was the reason to save. Only the next start uses such a checkpoint.
 
-        A rollback that used it would go elsewhere than that of a run that nobody stopped.
+        A rollback must not: a run that was never stopped does not have it, and would go back elsewhere.
         """
         return self.health.get("stopped") is True
 

@@ -16,7 +16,7 @@ from atlas.checkpoint.manifest import STATE_FILE, Manifest, UnsoundError, verify
 
 def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
     """Write `state` to the disk; returns size and SHA-256 of what was meant to be written."""
-    outer = sys.exception()  # what the caller may be handling
+    outer = sys.exception()  # an exception that the caller is handling
     with path.open("wb") as file:
         stream = _HashingStream(file)
         try:
@@ -39,20 +39,20 @@ def read_state(manifest: Manifest, parts: tuple[str, ...] = ()) -> dict[str, Any
     check_sizes(manifest.path / STATE_FILE)
     try:
         payload = torch.load(manifest.path / STATE_FILE, map_location="cpu", weights_only=True)
-    except Exception as error:  # verified bytes that still fail hold something else than plain data
+    except Exception as error:  # the bytes are verified, so they hold something else than plain data
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UnsoundError(f"{STATE_FILE} is refused: it does not hold plain data only ({reason})") from error
     return check_payload(payload, manifest.bytes, parts)
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Bring the content of an open file to the disk."""
+    """Sync the content of an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk."""
+    """Sync the names in `folder` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

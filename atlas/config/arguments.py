@@ -15,7 +15,8 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from atlas.config import ConfigError, DeviceConfig, require
-from atlas.config.console import OutputError, tell
+from atlas.config.choices import member
+from atlas.config.console import OutputError, print_result
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 
@@ -32,7 +33,7 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not {"-h", "--help"}.isdisjoint(given):
-            tell(help_text)
+            print_result(help_text)
             return 0
         return work(given)
     except ConfigError as error:
@@ -82,7 +83,7 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
 def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "") -> Settings:
     """The settings that `KEY=VALUE` arguments give, defaults for the rest; the last of several values of a key counts.
 
-    Fields are str, int, float or an Enum; `prefix` stands before their names where they are told. Raises `ConfigError`
+    Fields are str, int, float or an Enum; `prefix` stands before their names in messages. Raises `ConfigError`
     naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)
@@ -99,10 +100,10 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = 
     return kind(**given)
 
 
-def _value(kind: Callable[[str], Any], key: str, text: str) -> Any:
+def _value(kind: Any, key: str, text: str) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return member(kind, key, text)
     try:
         return kind(text)
     except ValueError as error:
-        if isinstance(kind, type) and issubclass(kind, Enum):
-            raise ConfigError(f"{key}={text}: must be one of {', '.join(member.value for member in kind)}") from error
-        raise ConfigError(f"{key}={text}: must be {WORDS[kind]}") from error  # type: ignore[index]
+        raise ConfigError(f"{key}={text}: must be {WORDS[kind]}") from error

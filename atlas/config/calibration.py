@@ -1,4 +1,4 @@
-"""Settings of W_init's calibration, and of the reset shock that it is judged by (docs/memory.md section 7)."""
+"""Settings of the calibration of W_init, and of the reset shock that measures its effect (docs/memory.md section 7)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from atlas.config.errors import require
 
 @dataclass
 class CalibrationConfig:
-    """Measured is by how much a reset of the local memories raises the loss; calibrated is what they are reset to.
+    """Measuring: how much a reset of the local memories raises the loss. Calibrating: setting the state after a reset.
 
     Calibration is off by default: the default recipe ends with a reset shock far below the threshold without it
     (experiments/LOG.md), and whether it still learns to recall from a calibrated start has not been measured.

@@ -1,6 +1,6 @@
 """Settings and arguments whose value is a member of an enum, given as the member or as the text that names it.
 
-Everywhere else a choice is compared with `is`, so what is no member must not get in.
+The rest of the code compares choices with `is`, so every value must be a member.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 from atlas.config import ConfigError
 from atlas.config.files import CONF_DIR
+from atlas.config.keys import lies_in
 from atlas.config.values import check_value
 
 # What `build.py` hands to a component besides its keys in YAML.
@@ -36,7 +37,7 @@ def require_trusted(key: str, node: Any, trust: Sequence[str]) -> None:
     if isinstance(node, Mapping):
         path = node.get("_target_")
         ours = path in own_targets(key.partition(".")[0])
-        trusted = isinstance(path, str) and any(path == name or path.startswith(f"{name}.") for name in trust)
+        trusted = isinstance(path, str) and lies_in(path, trust)
         if "_target_" in node and not ours and not trusted:
             module = str(path).rpartition(".")[0] or path
             allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"

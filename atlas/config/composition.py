@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 from atlas.config import ConfigError, RunConfig, require
+from atlas.config.atomic import write_atomically
 from atlas.config.components import HANDED_OVER, check_component, require_trusted
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
@@ -46,7 +47,7 @@ GROUPS = {
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as `schema`."""
+    """Register the schema with Hydra, as `schema`."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
@@ -62,7 +63,7 @@ def compose(overrides: Sequence[str] | str = ()) -> RunConfig:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """A Hydra with nothing but this package's schema; the caller's singletons and resolvers are back afterwards."""
+    """A Hydra with this package's schema only; the caller's singletons and resolvers are restored afterwards."""
     callers, resolvers = Singleton._instances, BaseContainer._resolvers
     store = copy(ConfigStore.instance())
     store.repo = {name: store.repo[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
@@ -93,13 +94,13 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; `load_config` reads it back to an equal one."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
     """Read what `save_config` wrote, with the checks of `compose`. Raises `ConfigError`.
 
-    `trust` is the reader's, never the file's: whoever sends a run does not say what may be executed here.
+    `trust` comes from the caller, never from the file: the sender of a run must not decide what is executed here.
     """
     with refuse(CONF_DIR):
         try:
@@ -117,7 +118,7 @@ def options(group: str) -> list[str]:
 
 
 def _check_numbers(settings: Any, prefix: str) -> None:
-    """Refuse numbers that no range of a setting means to take: not finite, or beyond 64 bits."""
+    """Refuse numbers that are not finite or do not fit into 64 bits."""
     for name, value in vars(settings).items():
         if dataclasses.is_dataclass(value):
             _check_numbers(value, f"{prefix}{name}.")

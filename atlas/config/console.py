@@ -1,4 +1,4 @@
-"""What a command says: its result on stdout, how far it is on stderr."""
+"""Output of a command: its result on stdout, its progress on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OutputError(OSError):
     """stdout takes nothing: it is closed, or its disk is full."""
 
 
-def tell(text: str) -> None:
+def print_result(text: str) -> None:
     """Write `text` to stdout. A reader that has gone away is no error. Raises `OutputError`."""
     with writing(sys.stdout) as stream:
         print(text, file=stream, flush=True)
@@ -33,15 +33,22 @@ def writing(stream: TextIO | None) -> Iterator[TextIO]:
     try:
         yield stream
     except OSError as error:
-        with suppress(OSError, ValueError):  # spare the interpreter a second failure when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        discard_output(stream)
         if not isinstance(error, BrokenPipeError):
             raise OutputError(error.errno, error.strerror) from error
 
 
+def discard_output(stream: TextIO) -> None:
+    """Send the rest of a closed pipe to the null device: Python flushes it at exit, and would fail again."""
+    with suppress(OSError, ValueError):
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
+
+
 @contextmanager
 def progress(quiet_seconds: float = 0.0) -> Iterator[None]:
-    """Show what the library reports of long work, a line every few seconds, on stderr; the first after some quiet."""
+    """Show the progress of long work on stderr, a line every few seconds, the first after `quiet_seconds`."""
     handler = _Every(PROGRESS_SECONDS, quiet_seconds)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -63,6 +70,6 @@ class _Every(logging.Handler):
             print(f"atlas: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-# Not part of train.log, which hears of its run from events.
+# Progress does not belong into train.log, which gets the events of its run.
 log.propagate = False
 log.setLevel(logging.WARNING)

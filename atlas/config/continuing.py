@@ -1,9 +1,11 @@
-"""What may change when a run goes on: a rule for every key, for refusals, messages and the README's table."""
+"""What may change when a run is continued: a rule for every key, used by refusals, messages and the README's table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from atlas.config.keys import lies_in
 
 
 class Effect(StrEnum):
@@ -77,12 +79,17 @@ RULES = (
 CHANGEABLE = tuple(key for rule in RULES if not rule.lasting for key in rule.keys)
 
 
+def changeable(key: str) -> bool:
+    """Whether a change of this dotted key holds for one start only and is not recorded."""
+    return lies_in(key, CHANGEABLE)
+
+
 def change_rule(key: str) -> ChangeRule:
     """The rule of a flat key: that of the longest name which is the key or a group above it.
 
     Raises KeyError for a key without a rule.
     """
-    found = {name: rule for rule in RULES for name in rule.keys if key == name or key.startswith(f"{name}.")}
+    found = {name: rule for rule in RULES for name in rule.keys if lies_in(key, [name])}
     if not found:
         raise KeyError(key)
     return found[max(found, key=len)]

@@ -1,4 +1,4 @@
-"""Where the option files are, and files of a run folder that a stranger may have written, read within bounds.
+"""The place of the option files, and safe reading of YAML that a stranger may have written.
 
 A run folder is data: nothing in it is executed, whatever it holds.
 """
@@ -25,7 +25,7 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]
-    """YAML as it is written by a run: no alias, of which a few multiply to gigabytes, and no tag that makes objects."""
+    """YAML as a run writes it: no aliases, a few of which can expand to gigabytes, and no tags that create objects."""
 
     depth = 0
 

@@ -1,6 +1,6 @@
 """The text of `--help`, made from the files of `conf/`: an option's line is the first comment of its file.
 
-Hydra's own help lists groups without a word on them, and takes seconds to.
+Hydra's own help does not explain the groups and takes seconds.
 """
 
 from __future__ import annotations

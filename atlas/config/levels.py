@@ -57,4 +57,4 @@ LEVELS = {
         Level("recall", Unit.share, "atlas.probes.recall.probe_recall", grid=True),
     )
 }
-RECALL = LEVELS["recall"]  # the only one that asks the trained model itself; also told as niah/accuracy
+RECALL = LEVELS["recall"]  # the only one that probes the whole trained model; also reported as niah/accuracy

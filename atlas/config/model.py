@@ -19,7 +19,7 @@ VOCABULARY = 256  # bytes
 
 class Fusion(StrEnum):
     multiplicative = "multiplicative"  # a * g
-    gated_sum = "gated_sum"  # (a + m W_g) * g: what is recalled has a path of its own
+    gated_sum = "gated_sum"  # (a + m W_g) * g: the memory's output has a path of its own
     additive = "additive"  # a + m W_g + b_g: an ablation, no gate can close the branch
 
 

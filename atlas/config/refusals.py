@@ -24,7 +24,7 @@ from atlas.config.values import describe
 
 @contextmanager
 def refuse(conf_dir: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Raise `ConfigError` in place of what Hydra and OmegaConf raise inside."""
+    """Turn errors of Hydra and OmegaConf inside the block into `ConfigError`."""
     try:
         yield
     except ConfigError:

@@ -15,7 +15,7 @@ from atlas.config.niah import NIAHConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
-MOST_THREADS = 1024  # a machine that cannot start so many ends the process
+MOST_THREADS = 1024  # more threads than a machine can start would end the process
 
 
 class DeviceKind(StrEnum):
@@ -68,7 +68,7 @@ class RunConfig(Choices):
     model: ModelConfig = field(default_factory=ModelConfig)
     chunk_size: ChunkSizeConfig = field(default_factory=ChunkSizeConfig)
     data: dict[str, Any] = field(default_factory=dict)
-    accept_changed_data: bool = False  # a run that goes on may find another text than it was trained on
+    accept_changed_data: bool = False  # a continued run may use another text than it was trained on
     optim: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)

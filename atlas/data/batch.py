@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def answers(self) -> bool:
-        """Whether a target of a recall row counts: into a short sequence no question may fit."""
+        """Whether any target of a recall row counts: a short sequence may have no room for a question."""
         return bool((self.weights[self.recall] > 0).any())
 
     def to(self, device: torch.device | str) -> Batch:

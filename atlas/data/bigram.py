@@ -1,4 +1,4 @@
-"""The bigram baseline: what a model that sees one byte and remembers nothing gets on the same targets."""
+"""The bigram baseline: the loss of a model that sees only the last byte, on the same targets."""
 
 from __future__ import annotations
 

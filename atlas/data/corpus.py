@@ -20,11 +20,11 @@ from atlas.config.values import within
 from atlas.data.files import read_files
 from atlas.data.leakage import BLOCK, shared_blocks
 
-FILES_TO_SPLIT = 10  # from so many files on, whole files go to validation; below, the tail of their bytes
+FILES_TO_SPLIT = 10  # from this many files on, whole files are for validation; below, the tail of all bytes
 Encoding = Literal["bytes", "utf8"]
 Part = Annotated[float, within("(0, 1)")]  # of the bytes
 ENCODINGS = get_args(Encoding)
-LEAKAGE = 0.01  # share of validation blocks that stand in training: above it the validation loss flatters
+LEAKAGE = 0.01  # share of validation blocks that are also in training; above it a warning is given
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
 
 
@@ -48,7 +48,7 @@ class Corpus:
 
     @cached_property
     def leakage(self) -> float:
-        """The share of the validation blocks that stand in training as well, see `shared_blocks`."""
+        """The share of the validation blocks that are also in training, see `shared_blocks`."""
         return round(shared_blocks(self.train, self.validation)[0], 4)
 
     @property

@@ -1,4 +1,4 @@
-"""Which files patterns name, and what of them is text."""
+"""Finding the files that patterns name, and reading those that are text."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ COMPRESSED = {
     b"\xfd7zXZ": "xz",
     b"PK\x03\x04": "zip",
 }
-WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins like the first, or with a NUL
-HEAD_BYTES = 8192  # a NUL byte among the first ones: no text, as git has it
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins like the first one, or with a NUL byte
+HEAD_BYTES = 8192  # a NUL byte among these means binary, as in git
 
 
 def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], list[str]]:
-    """The texts that `paths` name, in path order, equal ones once; and a line on what was passed over.
+    """The texts that `paths` name, in path order, equal ones once; and a line on the files that were skipped.
 
-    What is no text is passed over where a pattern finds it, and refused where it is named in full. Raises `ConfigError`
-    where nothing is left.
+    A file that is no text is skipped if a pattern found it. Raises `ConfigError` if it was named in full, or if no
+    text is left.
     """
     found, named = _find(paths)
     texts: dict[Path, bytes] = {}
@@ -63,7 +63,7 @@ def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], 
 
 
 def absolute(pattern: str) -> Path:
-    """The pattern from the root on, `~` replaced."""
+    """The pattern as an absolute path, `~` replaced."""
     return Path.cwd() / expanded(pattern)
 
 
@@ -72,7 +72,7 @@ def _files(listed: Sequence[str]) -> str:
 
 
 def _find(paths: Sequence[str]) -> tuple[set[Path], set[Path]]:
-    """Everything but folders that `paths` name, and which of it is named in full. A folder means all that is in it."""
+    """The files that `paths` name, and those named in full. A folder stands for all files in it."""
     found: set[Path] = set()
     named: set[Path] = set()
     for pattern in paths:
@@ -112,7 +112,7 @@ def _expand(base: Path, parts: Sequence[str]) -> Iterator[Path]:
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
-    except OSError:  # a file, or a folder that is not ours to read
+    except OSError:  # a file, or a folder without permission to read
         return []
 
 

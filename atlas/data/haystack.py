@@ -1,4 +1,4 @@
-"""Haystacks: the filler that needles are buried in."""
+"""Haystacks: the filler around needles."""
 
 # N sequences, M bytes of each
 

@@ -1,4 +1,4 @@
-"""Where needles and queries stand in a sequence."""
+"""The places of needles and queries in a sequence."""
 
 # N sequences, L tokens (plus one: the last target), P pairs, E events, slot = bytes of an event
 

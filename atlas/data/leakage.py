@@ -1,4 +1,4 @@
-"""How much of the validation text stands in the training text as well."""
+"""How much of the validation text is also in the training text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from math import ceil, log2
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 128  # bytes: shorter ones repeat by chance
+BLOCK = 128  # bytes; shorter ones repeat by chance
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
-PIECE = 1 << 16  # positions hashed at a time: what they need stays in the cache
-VALIDATION_BLOCKS = 1 << 16  # compared at most, about
+PIECE = 1 << 16  # positions hashed at a time, so that the data stay in the cache
+VALIDATION_BLOCKS = 1 << 16  # blocks compared at most, about
 TRAINING_BLOCKS = 1 << 21
 
 

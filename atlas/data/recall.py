@@ -1,4 +1,4 @@
-"""The recall task: needles in a haystack of bytes, asked for again beyond the reach of attention."""
+"""The recall task: needles in a haystack of bytes, and queries for them beyond the reach of attention."""
 
 # B sequences, T tokens
 
@@ -27,8 +27,8 @@ KEY_BYTES_MAX = 4
 class RecallTask:
     """What the needle sequences look like.
 
-    Dense sequences give many answers for their length, which is what recall is learnt from; sparse ones have the long
-    distances and the much haystack of a needle probe.
+    Dense sequences have many answers for their length, from which recall is learnt; sparse ones have the long distances
+    and the long haystack of a needle probe.
 
     The distance from a query to the pair's latest earlier event is more than `distance_min` tokens. During the first
     `curriculum_steps` steps it is also at most `distance_max(step)`, which grows from about twice `distance_min` to
@@ -37,7 +37,7 @@ class RecallTask:
 
     pairs: int  # needles of a sequence
     queries: int  # questions of a sequence; a pair may be asked for more than once, or never
-    sparse_share: float  # share of sequences that are sparse: few needles in much haystack
+    sparse_share: float  # share of sequences that are sparse: few needles in a long haystack
     sparse_pairs: int  # needles of a sparse sequence
     sparse_queries: int
     key_bytes: int
@@ -82,7 +82,7 @@ class RecallTask:
         return self.haystack.get("text", 0) > 0
 
     def require_fit(self, sequence: int) -> None:
-        """Refuse a task that does not fit into sequences of so many tokens."""
+        """Refuse a task that does not fit into sequences of this many tokens."""
         slot, events = self.format.slot, self.pairs + self.queries
         most = (sequence + 1) // slot - self.queries
         allowed = f"<= {most}: pairs + queries={events} events of {slot} bytes must fit into train.sequence={sequence}"
@@ -148,7 +148,7 @@ def _is_weight(value: object) -> bool:
 
 
 class RecallData:
-    """Batches of needle sequences only. `paths`, `encoding` and `validation_share` matter to text haystacks only."""
+    """Batches of needle sequences only. `paths`, `encoding` and `validation_share` are used by text haystacks only."""
 
     vocabulary = VOCABULARY
 

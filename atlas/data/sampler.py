@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """Independent random streams of one seed. A number is never reused: the batches of old runs hang on it."""
+    """Independent random streams of one seed. A number is never reused: the batches of old runs depend on it."""
 
     text = 1
     recall = 2

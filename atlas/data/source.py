@@ -1,4 +1,4 @@
-"""What the trainer asks of its data."""
+"""The interface between the trainer and its data."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class DataSource(Protocol):
         ...
 
     def describe(self) -> dict[str, str | int | float]:
-        """For the start line: where the data comes from and how much of it there is."""
+        """For the start line: the source of the data and its size."""
         ...

@@ -1,4 +1,4 @@
-"""What readers find that ignore the key that is asked for, and whether a model is clearly above the best of them.
+"""Key-blind readers, which ignore the key that is asked for, and whether a model is clearly above the best of them.
 
 Legend: C questions, S values shown before a question, V bytes of a value.
 """
@@ -16,7 +16,7 @@ CONFIDENCE = 0.99  # one-sided
 
 
 def key_blind_readers(questions: Questions, counted: NDArray[np.bool_]) -> dict[str, float]:
-    """Expected share of the counted questions that each reader answers, of these very samples.
+    """Expected share of the counted questions that each reader answers, on the same samples.
 
     A reader sees the values before the question in their order. Most frequent: one of them at random where several are.
     """

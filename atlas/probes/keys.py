@@ -1,4 +1,4 @@
-"""Keys for the two key-level probes: unit vectors at random, and what the model's own memories see in a text.
+"""Keys for the two key-level probes: random unit vectors, and those that the model's memories compute from text.
 
 Legend: B draws, T tokens, D model width, H heads, d head width.
 """
@@ -23,7 +23,7 @@ from atlas.models.persistent import PersistentMemory
 
 @dataclass(frozen=True)
 class MemoryLayer:
-    """The memory of one block, with what it needs."""
+    """The memory of one block, with the projections before it."""
 
     index: int
     memory: AtlasMemory
@@ -40,7 +40,7 @@ class MemoryLayer:
 
 @dataclass(frozen=True)
 class SeenTokens:
-    """What the memory of one block makes of a text."""
+    """Keys, values and rates that the memory of one block computes from a text."""
 
     x: Tensor  # [B, T, D] the memory's input
     key: Tensor  # [B, T, H, d] unit norm
@@ -48,11 +48,11 @@ class SeenTokens:
     rate_logits: Tensor  # [B, T, memories, H]: the inner rate before its sigmoid
 
     def part(self, first: int, end: int) -> SeenTokens:
-        """Tokens `first` to `end`, the latter left out."""
+        """Tokens `first` to `end`, `end` excluded."""
         return SeenTokens(*(getattr(self, field.name)[:, first:end] for field in fields(self)))
 
     def repeat(self, count: int) -> SeenTokens:
-        """`count` rows, used again in turn where there are fewer."""
+        """`count` rows; if there are fewer, they are used again in turn."""
         rows = torch.arange(count, device=self.key.device) % self.key.shape[0]
         return SeenTokens(*(getattr(self, field.name)[rows] for field in fields(self)))
 
@@ -113,9 +113,9 @@ def seen_tokens(model: AtlasModel, tokens: Tensor) -> list[SeenTokens]:
 
 
 class Substituted:
-    """Context in which a memory reads given keys, values and rates in place of what it computes from its input.
+    """A context in which a memory takes given keys, values and rates in place of those that it computes from its input.
 
-    Everything behind that is the model's own: chunks, shards, learning rule, bounds, resets, modes.
+    Everything after them is the model's own: chunks, shards, learning rule, bounds, resets, modes.
     """
 
     def __init__(self, inputs: nn.Module, rate: nn.Module, tokens: SeenTokens) -> None:

@@ -1,9 +1,9 @@
-"""Perplexity beyond the trained length: does reading on help, or harm, the tokens that come after it?
+"""Perplexity beyond the trained length: does a longer context help or harm the tokens after it?
 
 Legend: R rows, T trained length, F length factor, V vocabulary.
 
 Every stretch of T tokens is read twice: after all that came before it, and on its own from the initial state. The text
-is the same, so the difference is what the model made of the stretches before.
+is the same, so the difference is the effect of the stretches before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Length:
-    """Perplexity of a text of `factor` trained lengths, read at once and in pieces that know nothing of each other."""
+    """Perplexity of a text of `factor` trained lengths, read as a whole and in independent pieces."""
 
     factor: int
     perplexity: float

@@ -1,4 +1,4 @@
-"""Level `memory`: does the memory's own learning rule store a pair and keep it under what is written after it?
+"""Level `memory`: does the memory's own learning rule store a pair, and keep it while more is written?
 
 Legend: B draws, n haystack tokens, H heads, N = B * H rows, d head width.
 
@@ -45,7 +45,7 @@ EPSILON = 1e-12
 
 @dataclass(frozen=True)
 class ReadBack:
-    """Of one memory of one layer under one haystack."""
+    """Results for one memory of one layer under one haystack."""
 
     memory: str  # "local 16", "global 128": its chunk
     haystack: str
@@ -140,7 +140,7 @@ def _cosines(
 
 
 def _faults(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> set[str]:
-    """Is anything written at all, and do the local memories know nothing of it after a shard boundary?
+    """Checks that something is written, and that the local memories have forgotten it after a shard boundary.
 
     The token after the boundary, its rate 0, must leave them as it leaves memories that have seen nothing else.
     """

@@ -1,4 +1,4 @@
-"""Needle-in-a-haystack probes of a model as it is: the levels, when they are due, and their results."""
+"""`NIAHProbe`: runs the levels of the needle-in-a-haystack probes on a model when they are due."""
 
 from __future__ import annotations
 

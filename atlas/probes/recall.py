@@ -4,7 +4,7 @@ Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
 
 A question counts as answered when every byte of its answer is the likeliest one, the bytes before it being given
 (teacher forcing): the same as an exact match of greedy decoding. The control reads the same sequences with the memory
-branch off; without a leak it cannot know more than chance, since every needle that counts lies beyond the reach of
+branch off; without a leak it cannot be above chance, since every needle that counts lies beyond the reach of
 attention, layers * (window - 1) tokens. A control answers with the likeliest byte among those that an answer can be,
 so that a model which only knows what answers look like is at chance, not below it.
 
@@ -22,7 +22,6 @@ from math import isfinite, sqrt
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atlas.config import JUDGED_TASK, NIAHConfig
 from atlas.config.console import log
@@ -128,7 +127,7 @@ def _why_missing(
 
 
 def _by_span(cells: Sequence[ProbeCell]) -> dict[str, float]:
-    """Accuracy apart for needles of the question's own shard (local memory) and of earlier ones (global memory)."""
+    """Accuracy of needles in the question's own shard (local memory) and of those in earlier ones (global memory)."""
     found: dict[str, float] = {}
     for name, own in (
         ("same_shard", [cell for cell in cells if cell.span == "same shard"]),
@@ -170,17 +169,14 @@ def _cell(
         return cell
     learn = answer(model, questions, counted, MemoryMode.learn)
     finite = bool(np.isfinite(learn.likelihood).all())
+    frozen = answer(model, questions, counted, MemoryMode.frozen, guess=True) if settings.frozen else None
     return replace(
         cell,
         accuracy=_finite_mean(learn),
         likelihood=float(learn.likelihood.mean()) if finite else None,
-        frozen=_frozen(model, questions, counted) if settings.frozen else None,
+        frozen=_finite_mean(frozen) if frozen is not None else None,
         reason="" if finite else "the outputs are not finite",
     )
-
-
-def _frozen(model: AtlasModel, questions: Questions, counted: NDArray[np.bool_]) -> float | None:
-    return _finite_mean(answer(model, questions, counted, MemoryMode.frozen, guess=True))
 
 
 def _finite_mean(answers: Answers) -> float | None:
@@ -188,7 +184,7 @@ def _finite_mean(answers: Answers) -> float | None:
 
 
 def span(questions: Questions, counted: NDArray[np.bool_], shard: int | None) -> str:
-    """Which memory a needle asks for: the local ones know their own shard only, the global one the shards before it."""
+    """Which memory a question needs: the local ones hold their own shard only, the global one the shards before it."""
     if shard is None:
         return "no shards"
     asked = questions.place[..., 0][counted]
@@ -225,10 +221,9 @@ def answer(
 
 
 def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleFormat, length: int) -> float:
-    """Largest change of the logits up to a place, when all tokens after it are others, over the largest logit.
+    """Largest change of the logits up to a place when all tokens after it change, relative to the largest logit.
 
-    The place is in the middle of a chunk, of a shard and of a global chunk wherever those are longer than a few tokens;
-    the second ones, after which nothing new can leak.
+    The place lies inside the second chunk, shard and global chunk wherever those are longer than a few tokens.
     """
     few = replace(settings, samples=CAUSALITY_ROWS)
     length = min(length, 2 * max(model.plan.global_size, model.plan.shard or 0))
@@ -239,11 +234,6 @@ def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleForm
     cut = length // 2 + 5 if length > 12 else length // 2
     other = tokens.clone()
     other[:, cut:] = (other[:, cut:] + 1) % model.embedding.num_embeddings
-    before = [_logits(model, version)[:, :cut] for version in (tokens, other)]
+    before = [model(version, mode=MemoryMode.learn).logits[:, :cut].float() for version in (tokens, other)]
     change = (before[0] - before[1]).abs().max() / before[0].abs().max().clamp(min=1e-8)
     return float(change) if isfinite(float(change)) else 0.0
-
-
-def _logits(model: AtlasModel, tokens: Tensor) -> Tensor:
-    logits: Tensor = model(tokens, mode=MemoryMode.learn).logits
-    return logits.float()

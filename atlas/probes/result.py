@@ -1,4 +1,4 @@
-"""What a probe found: passed, failed, or not measured, with the numbers behind it."""
+"""The result of a probe: passed, failed or not measured, with its numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProbeCell:
 
 @dataclass(frozen=True)
 class NIAHResult:
-    """Outcome of one level at one step. Only `judge` makes one, so that nothing passes that was not measured."""
+    """Result of one level at one step. Only `judge` makes one, so that an unmeasured level never passes."""
 
     step: int
     level: str
@@ -98,7 +98,7 @@ class NIAHResult:
         }
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON-able values."""
+        """Everything, as values that JSON can hold."""
         cells = [asdict(cell) for cell in self.cells]
         return {"step": self.step, **self.describe(), "details": dict(self.details), "cells": cells}
 
@@ -119,7 +119,7 @@ def judge(
     cells: Sequence[ProbeCell] = (),
     details: Mapping[str, float] | None = None,
 ) -> NIAHResult:
-    """The outcome of a measurement. `missing` says why there is none, `faults` what the probe caught on the way.
+    """The result of a measurement. `missing` says why there is none; `faults` are errors that the probe detected.
 
     A fault fails the level whatever the accuracy; a number that is missing or not finite is never a pass. Where
     `key_blind` is given, `certain`, the lower end of the accuracy's confidence interval, must be above it.

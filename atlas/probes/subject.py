@@ -1,4 +1,4 @@
-"""What a level of the probes is given: the model, the settings, and what its needles are made of."""
+"""The input of a probe level: the model, the settings, and the material of its needles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Subject:
 
     @cached_property
     def seen(self) -> tuple[list[SeenTokens], str]:
-        """What the memory of each layer makes of some text, and the text's name: one pass for all levels."""
+        """Keys, values and rates of each layer on a text, and the text's name; one pass for all levels."""
         length, rng = stretch(self.model.plan, self.settings.haystack), self.rng(TEXT_PLACE)
         text, name = self.text, "text"
         if text is None or len(text) < length:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import run_command
-from atlas.config.console import PROGRESS_SECONDS, progress, tell
+from atlas.config.console import PROGRESS_SECONDS, print_result, progress
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 from atlas.report.writing import write_report
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(arguments: Sequence[str]) -> int:
     with progress(quiet_seconds=PROGRESS_SECONDS):
         folder = write_report(*parse(arguments))
-    tell(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
+    print_result(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: the best one, the table, what failed, and the settings in which they differ."""
+"""Several runs compared: the best one, the table, the failed ones, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def best_run(records: Sequence[RunRecord]) -> int | None:
 
 
 def label(name: str, index: int, differing: Sequence[Difference]) -> str:
-    """A run's name with the settings that tell it from the others."""
+    """A run's name with the settings in which it differs from the others."""
     return " ".join([name, *(f"{d.name}={brief(value_text(d.values[index]))}" for d in differing)])
 
 
@@ -35,9 +35,9 @@ def comparison_section(
     limit: int,
 ) -> Section:  # fmt: skip
     best = best_run(records)
-    blocks: list[Block] = [_standing(records, labels, best), _table(records, differing, anchors, best)]
+    blocks: list[Block] = [_best_run_text(records, labels, best), _table(records, differing, anchors, best)]
     blocks += [*_failed(records, labels, anchors), *comparison_charts(Field(records, labels, best), differing, limit)]
-    blocks += _together(differing)
+    blocks += _linked_settings(differing)
     return Section("Comparison", "comparison", blocks)
 
 
@@ -46,7 +46,7 @@ def counts(records: Sequence[RunRecord]) -> str:
     return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
 
-def _standing(records: Sequence[RunRecord], labels: Sequence[str], best: int | None) -> Text:
+def _best_run_text(records: Sequence[RunRecord], labels: Sequence[str], best: int | None) -> Text:
     if best is None:
         return Text("Best run: none yet, since no completed run has a validation loss.")
     loss = finite(records[best].summary.get("validation_loss"))
@@ -85,7 +85,7 @@ def _failed(records: Sequence[RunRecord], labels: Sequence[str], anchors: Sequen
     return [Table("Not completed", ("run", "status", "error"), rows)] if rows else []
 
 
-def _together(differing: Sequence[Difference]) -> list[Block]:
+def _linked_settings(differing: Sequence[Difference]) -> list[Block]:
     rows = [[Cell(d.key), Cell(", ".join(d.along))] for d in differing if d.along]
     return [Table("Settings that change together", ("setting", "changes with it"), rows)] if rows else []
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from html import escape
 from typing import Any
 
-from atlas.config import LEVELS, RECALL, Level
+from atlas.config import LEVELS, RECALL
 from atlas.report.document import MISSING, Chart
 from atlas.report.lines import COLOURS, Lines, Trace
 from atlas.report.marks import common_range
@@ -60,7 +60,7 @@ def comparison_charts(field: Field, differing: Sequence[Difference], limit: int)
 
 
 def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart | None:
-    """Few runs have a colour each; of many the best one stands out, and a touch names each of the others."""
+    """Few runs have a colour each; of many the best one is coloured, and the pointer shows the names of the others."""
     many = len(field.records) > len(COLOURS)
     traces: list[Trace] = []
     smoothed = False
@@ -79,12 +79,12 @@ def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart
     layout |= {"hovermode": "closest"}
     if limits:
         layout["yaxis"]["range"] = limits
-    told = [SMOOTH if smoothed else "", LEGEND if many else "", note]
-    return Chart(title, traces, layout, " ".join(filter(None, told)))
+    notes = [SMOOTH if smoothed else "", LEGEND if many else "", note]
+    return Chart(title, traces, layout, " ".join(filter(None, notes)))
 
 
 class _Axis:
-    """One upright axis: where a value lies on it between 0 and 1, and what is written beside it."""
+    """One vertical axis: the place of a value between 0 and 1, and its labels."""
 
     def __init__(self, title: str, values: Sequence[Any], form: str = "") -> None:
         self.title, self.values = title, values
@@ -102,7 +102,7 @@ class _Axis:
 
     @property
     def ticks(self) -> dict[float, str]:
-        """Place -> text: all values of a setting with few, else both ends."""
+        """Place -> label: every value of a setting with few values, else both ends."""
         found = {place: text for place, text in zip(self.places, self.texts, strict=True) if place is not None}
         ordered = dict(sorted(found.items()))
         if len(ordered) <= TICKS and all(b - a >= 0.07 for a, b in zip(list(ordered), list(ordered)[1:], strict=False)):
@@ -112,11 +112,14 @@ class _Axis:
 
 
 def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
-    records = field.records
+    records, compared = field.records, [level for level in LEVELS.values() if level.compared]
+    accuracies = {
+        level.name: [finite(record.probe(level.name).get("accuracy")) for record in records] for level in compared
+    }
     axes = [_Axis(difference.name, difference.values) for difference in differing]
     axes += [
         _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
-        *(_level_axis(records, level) for level in LEVELS.values() if level.compared),
+        *(_Axis(level.title, accuracies[level.name], level.unit.form) for level in compared),
         _Axis("validation loss", field.losses, ".4f"),
     ]
     axes = [axis for axis in axes if axis.distinct > 1]
@@ -125,11 +128,6 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     traces = [_coordinate(field, index, axes) for index in field.order]
     note = f"A line is a run, from its settings to its results. {LEGEND}"
     return Chart("Parallel coordinates", traces, _upright(axes), note, wide=True)
-
-
-def _level_axis(records: Sequence[RunRecord], level: Level) -> _Axis:
-    found = [finite(record.probe(level.name).get("accuracy")) for record in records]
-    return _Axis(level.title, found, level.unit.form)
 
 
 def _coordinate(field: Field, index: int, axes: Sequence[_Axis]) -> Trace:

@@ -1,4 +1,4 @@
-"""What a report says, before it is a page or Markdown: sections of tables, charts and text. Both are made from it."""
+"""The content of a report, from which page and Markdown are made: sections of tables, charts and text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure as plotly reads it. Colours are names such as `@blue`, which the page makes fit for light and dark.
+    """A figure as plotly reads it. Colours are names such as `@blue`; the page replaces them for its theme.
 
     `table` says the same where there are no charts.
     """

@@ -1,4 +1,4 @@
-"""Which runs the named folders hold: a run's own folder, or a sweep's with a folder for each job."""
+"""Finding the runs in the named folders: a folder is a run, or a sweep with a folder for each job."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.config import require
+from atlas.telemetry.run_files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
-RUN_FILES = ("config.yaml", "summary.json", "metrics.jsonl")
+RUN_FILES = (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)
 SWEEP_FILE = "multirun.yaml"
 
 

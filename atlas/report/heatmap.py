@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = "cividis"  # even in lightness, and read alike with every kind of colour vision
-DARK = 0.55  # values below it are dark: white numbers
+COLOURS = "cividis"  # of even lightness, and readable with any colour vision
+DARK = 0.55  # cells below it are dark and get white numbers
 CELL = (1.05, 0.48)  # inches
 
 CellRecord = Mapping[str, Any]  # task, haystack, length, depth, span, accuracy, control, reason

@@ -1,4 +1,4 @@
-"""Lines of a run over its steps, as plotly traces: thinned, and what a rollback undid drawn faintly."""
+"""Lines of a run over its steps, as plotly traces: thinned, with undone rows drawn faintly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Lines:
         self._eventful = np.array(sorted(set(eventful)), dtype=np.int64)
 
     def of(self, key: str, name: str, colour: str, **style: Any) -> list[Trace]:
-        """The line of a column, and a faint one of what was undone; [] for a column without a number."""
+        """The line of a column, and a faint one of its undone rows; [] for a column without a number."""
         rows = self.record.rows
         if not rows.has(key):
             return []
@@ -93,7 +93,7 @@ class Lines:
 
 
 def rounded(values: Floats | Sequence[float]) -> list[float]:
-    """Five digits are more than a screen can show, and halve the page; beyond `LARGEST` a browser cannot draw."""
+    """Values in five digits, which are enough for a screen and halve the page; limited to what a browser can draw."""
     return [float(f"{min(max(value, -LARGEST), LARGEST):.5g}") for value in values]
 
 

@@ -44,13 +44,13 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _inline(text: str) -> str:
-    """Text of files as text: no markup of theirs takes effect, no line break ends a table's row."""
+    """Text of a file, escaped: its markup has no effect, and its line breaks do not end a row of the table."""
     flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return _without_links("".join(f"\\{letter}" if letter in "|`*\\" else letter for letter in flat))
 
 
 def _without_links(text: str) -> str:
-    """A backslash parts the text of a link from its target, and a name from its definition."""
+    """The text with a backslash that breaks every link and every link definition."""
     return re.sub(r"\](?=[(\[:])", r"]\\", text)
 
 

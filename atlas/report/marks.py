@@ -1,4 +1,4 @@
-"""Where a chart over steps says that something happened, and what part of the values it shows at first."""
+"""Marks of spikes and rollbacks in a chart over steps, and the range of values that it shows first."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from atlas.report.lines import Trace
 from atlas.report.run_record import RunRecord
 
 Layout = dict[str, Any]
-ROOM = 1.0  # a value further out than so many times the common spread is left to zooming
+ROOM = 1.0  # values further out than this many times the common spread are shown by zooming only
 MARGIN = 0.06
 
 
 def step_layout(record: RunRecord) -> Layout:
-    """Axis of steps; rollbacks as shaded stretches from where the run was to where it went back to, spikes as lines."""
+    """Axis of steps; a rollback is a shaded band over the undone steps, a spike a line."""
     shapes, labels = [], []
     for restored, events in _by_target(record).items():
         reached = max(event.get("from_step") or restored for event in events)
@@ -58,10 +58,7 @@ def _label(step: int, text: str) -> Layout:
 
 
 def common_range(traces: Sequence[Trace]) -> tuple[list[float] | None, str]:
-    """The part of the y axis that shows the values without the rare extreme ones, and a note that says so.
-
-    (None, "") where everything fits.
-    """
+    """The range of the y axis without rare extreme values, and a note on them; (None, "") if everything fits."""
     drawn = [trace for trace in traces if trace.get("meta") != "undone"]
     if not drawn:
         return None, ""

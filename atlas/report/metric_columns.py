@@ -6,17 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.config.untrusted import open_regular, parse_json
-from atlas.telemetry.jsonl import JsonlError, read_jsonl
+from atlas.telemetry.run_files import Row
 
 Floats = NDArray[np.float64]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,32 +37,6 @@ class MetricColumns:
             return None
         known = self.values[key][~self.undone & np.isfinite(self.values[key])]
         return float(known[-1]) if len(known) else None
-
-
-def read_lines(path: Path) -> tuple[list[Row], str]:
-    """All readable rows of a file that may still be written, and what is wrong with it ("" if nothing)."""
-    try:
-        return read_jsonl(path), ""
-    except FileNotFoundError:
-        return [], f"{path.name} is missing"
-    except OSError as error:
-        return [], f"{path.name} cannot be read ({error.strerror})"
-    except JsonlError:
-        return _salvage(path)
-
-
-def _salvage(path: Path) -> tuple[list[Row], str]:
-    with open_regular(path) as file:
-        lines = file.read().splitlines()
-    rows = []
-    for line in lines:
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows, f"{path.name}: {len(lines) - len(rows)} of {len(lines)} lines are damaged and left out"
 
 
 def to_columns(rows: Sequence[Row], rollbacks: Sequence[Row]) -> MetricColumns:

@@ -1,4 +1,4 @@
-"""A report as one page of HTML: works from a file, without a network; its charts are drawn when they come into view."""
+"""A report as one HTML page that needs no network; charts are drawn when they come into view."""
 
 from __future__ import annotations
 
@@ -67,7 +67,11 @@ def _block(block: Block, name: str) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Facts):
-        return f'<dl class="facts">{"".join(_fact(name, cell) for name, cell in block.pairs)}</dl>'
+        facts = [
+            f"<div><dt>{escape(name)}</dt><dd{_class(cell.tone)}>{escape(cell.text)}</dd></div>"
+            for name, cell in block.pairs
+        ]
+        return f'<dl class="facts">{"".join(facts)}</dl>'
     if isinstance(block, Text):
         return f'<p class="{escape(block.tone) or "plain"}">{escape(block.text)}</p>'
     if isinstance(block, Markdown):
@@ -76,7 +80,7 @@ def _block(block: Block, name: str) -> str:
 
 
 def _render(source: str) -> str:
-    """Markup in the text stays text, and an image of it is never fetched."""
+    """The text's Markdown as HTML, without HTML of its own and without images."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     return str(reader.render(source))
 
@@ -98,7 +102,7 @@ def _data(value: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A figure with printable texts: JSON would carry control characters past the page's own check."""
+    """The figure with printable texts only: JSON would carry control characters past the page's own check."""
     if isinstance(value, Mapping):
         return {key: _shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -117,10 +121,6 @@ def _table(table: Table) -> str:
         f'{title}<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
         f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
     )
-
-
-def _fact(name: str, cell: Cell) -> str:
-    return f"<div><dt>{escape(name)}</dt><dd{_class(cell.tone)}>{escape(cell.text)}</dd></div>"
 
 
 def _head(text: str, right: bool, sortable: bool) -> str:

@@ -34,7 +34,7 @@ def needle_blocks(record: RunRecord) -> list[Block]:
 
 
 def _sound_cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The cells that have a place in a grid; a share that is no number was not measured."""
+    """The cells with a valid length and depth; a share that is not a number counts as not measured."""
     found = result.get("cells")
     cells = [cell for cell in found if isinstance(cell, dict)] if isinstance(found, list) else []
     return [

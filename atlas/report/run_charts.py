@@ -1,4 +1,4 @@
-"""The charts of one run: loss, perplexity, its delta, gates, NIAH, speed, memory, and whatever else was recorded."""
+"""The charts of one run: loss, perplexity, its delta, gates, NIAH, speed, memory, and every other recorded column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atlas.report.wording import finite
 LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss")
 GATES = ("gate/mean", "gate/std", "gate/polarised")
 DELTA = "Perplexity delta of the watched rows"
-NEAR = 3.0  # times the threshold: as far from zero as the delta is drawn at first
+NEAR = 3.0  # times the threshold: the range of the delta that is shown first
 NOT_DRAWN = ("time", "tokens", "ppl_delta", "perplexity", "tokens_per_second", "niah/accuracy", *LOSSES, *GATES)
 
 
@@ -73,7 +73,7 @@ def _perplexity(lines: Lines, layout: dict[str, Any]) -> Chart | None:
 
 
 def _delta(lines: Lines, layout: dict[str, Any]) -> Chart | None:
-    """The threshold is the least that can be a spike; a run that wanders has a higher limit, which its spikes tell."""
+    """Perplexity delta. The threshold is the lowest limit of a spike; it is higher for a noisy run."""
     record = lines.record
     traces = lines.of("ppl_delta", "above its moving average", "@blue")
     threshold = finite(record.config.get("rollback.threshold"))
@@ -132,7 +132,7 @@ def _memory(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
 
 
 def _others(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
-    """Nothing that was recorded is left out."""
+    """A chart for every other recorded column."""
     drawn = {f"niah/{level}/{what}" for level in LEVELS for what in ("accuracy", "control", "chance", "key_blind")}
     for key in lines.record.rows.values:
         if key not in NOT_DRAWN and key not in drawn and not key.startswith("memory/"):

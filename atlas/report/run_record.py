@@ -1,4 +1,4 @@
-"""What one run left behind, read so that nothing missing, torn or damaged stops the report."""
+"""One run as the report shows it. Missing, torn or damaged files do not stop the report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas.config.untrusted import read_json
-from atlas.report.metric_columns import MetricColumns, Row, read_lines, to_columns
-from atlas.report.settings import read_settings
-from atlas.report.wording import finite, moment
+from atlas.report.metric_columns import MetricColumns, to_columns
+from atlas.report.wording import finite, utc_time
+from atlas.telemetry.run_files import Row, RunFiles
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """`config` is flat, with dotted keys. `problems` says in words what could not be read."""
+    """`config` is flat, with dotted keys. `problems` has a sentence on every file that could not be read."""
 
     folder: Path
     name: str
@@ -33,7 +32,7 @@ class RunRecord:
 
     @property
     def step(self) -> int | None:
-        """The newest step that is known of."""
+        """The newest known step."""
         steps = [int(self.rows.step[-1])] if len(self.rows) else []
         found = finite(self.summary.get("step"))
         if self.status != "running" and found is not None:
@@ -42,9 +41,9 @@ class RunRecord:
 
     @property
     def status_in_words(self) -> str:
-        """The status in words. A run that is killed cannot say so: its status stays `running`."""
+        """The status in words. A killed run cannot change its status: it stays `running`."""
         if self.status == "running":
-            return f"running or killed (last row at {moment(self.last_time)})"
+            return f"running or killed (last row at {utc_time(self.last_time)})"
         if self.status == "unknown":
             return "unknown (no summary.json)"
         return self.status
@@ -55,7 +54,7 @@ class RunRecord:
         return self.rows.last(column) if found is None else found
 
     def probe(self, level: str) -> Mapping[str, Any]:
-        """The last result of a NIAH level, as the summary tells it; {} if there is none."""
+        """The last result of a NIAH level, from the summary or the events; {} if there is none."""
         found = _mapping(_mapping(self.summary.get("niah")).get(level))
         if found:
             return found
@@ -67,42 +66,29 @@ class RunRecord:
 
 
 def read_run(folder: Path, name: str) -> RunRecord:
-    problems: list[str] = []
-    rows, row_problem = read_lines(folder / "metrics.jsonl")
-    events, event_problem = read_lines(folder / "events.jsonl")
-    summary = _read_json(folder / "summary.json", problems)
-    started = bool(rows or events)
-    problems += [text for text in (row_problem, event_problem) if text and (started or "missing" not in text)]
+    """The run as far as it came. What cannot be read is left out, and named in `problems`."""
+    files = RunFiles(folder, strict=False)
+    summary, rows, events = files.summary, files.rows, files.events
     times = [time for time in (finite(line.get("time")) for line in [*rows[-1:], *events[-1:]]) if time is not None]
     sound = [_sound(event) for event in events if type(event.get("step")) is int]
     rollbacks = [event for event in sound if event.get("kind") == "rollback" and "segment" in event]
     return RunRecord(
         folder=folder,
         name=name,
-        config=read_settings(folder / "config.yaml", problems),
+        config=files.settings,
         summary=summary,
         rows=to_columns(rows, rollbacks),
         events=sound,
-        niah=_read_json(folder / "niah.json", problems, needed=False),
+        niah=files.niah,
         last_time=max(times, default=None),
-        problems=problems,
+        problems=files.problems,
     )
 
 
 def _sound(event: Row) -> Row:
-    """The event without what is no number where there must be one."""
+    """The event without `segment` and `from_step` where they are not integers."""
     numbers = ("segment", "from_step")
     return {key: value for key, value in event.items() if key not in numbers or type(value) is int}
-
-
-def _read_json(path: Path, problems: list[str], *, needed: bool = True) -> Mapping[str, Any]:
-    try:
-        return _mapping(read_json(path))
-    except FileNotFoundError:
-        problems += [f"{path.name} is missing"] if needed else []
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({type(error).__name__})")
-    return {}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

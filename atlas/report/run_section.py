@@ -1,4 +1,4 @@
-"""The part of the report that is about one run."""
+"""The section of the report on one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from atlas.config import LEVELS
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
-from atlas.report.metric_columns import Row
 from atlas.report.recall_grid import needle_blocks, probe_history
 from atlas.report.run_charts import run_charts
 from atlas.report.run_record import RunRecord
@@ -18,15 +17,16 @@ from atlas.report.wording import (
     TONES,
     count,
     finite,
-    moment,
     number,
     number_cell,
     size_cell,
     status_cell,
+    utc_time,
 )
+from atlas.telemetry.run_files import Row
 
-BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level tells most about the trained model
-TOLD = ("spike", "rollback", "warning", "error", "notice", "end")
+BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level says most about the trained model
+SHOWN_EVENTS = ("spike", "rollback", "warning", "error", "notice", "end")
 MOST_EVENTS = 200  # in the table; a run that warns at every step would bury the rest
 
 
@@ -50,11 +50,12 @@ def _facts(record: RunRecord) -> Facts:
     steps = f"{number(record.step, ',.0f')} of {number(summary.get('steps') or None, ',.0f')}"
     validation = record.result("validation_loss", "validation/loss")
     perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
+    segment = int(record.rows.segment.max()) if len(record.rows) else 0
     facts = [
         ("status", status_cell(record.status_in_words)),
         ("steps", Cell(steps)),
         ("tokens", Cell(number(record.result("tokens", "tokens"), ",.0f"))),
-        ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {_segment(record)}")),
+        ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {segment}")),
         ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
         ("validation loss", Cell(perplexity)),
         ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
@@ -64,16 +65,12 @@ def _facts(record: RunRecord) -> Facts:
         ("overhead", Cell(_overhead(record))),
         ("parameters", Cell(number(summary.get("parameters") or None, ",.0f"))),
         ("device", Cell(str(summary.get("device") or MISSING))),
-        ("last row", Cell(moment(record.last_time))),
+        ("last row", Cell(utc_time(record.last_time))),
         ("revision", Cell(str(summary.get("git") or MISSING))),
         ("versions", Cell(_pairs(summary.get("versions")))),
         ("folder", Cell(record.folder.name)),
     ]
     return Facts(facts)
-
-
-def _segment(record: RunRecord) -> int:
-    return int(record.rows.segment.max()) if len(record.rows) else 0
 
 
 def _probes(record: RunRecord) -> list[tuple[str, Mapping[str, Any]]]:
@@ -112,23 +109,23 @@ def _series(record: RunRecord) -> Table:
 
 
 def _events(record: RunRecord) -> list[Block]:
-    told = record.kind(*TOLD)
-    if not told:
+    events = record.kind(*SHOWN_EVENTS)
+    if not events:
         return []
-    shown = told if len(told) <= MOST_EVENTS else [*told[: MOST_EVENTS // 2], *told[-MOST_EVENTS // 2 :]]
-    note = f"{len(told) - len(shown)} events in the middle are left out." if len(shown) < len(told) else ""
+    shown = events if len(events) <= MOST_EVENTS else [*events[: MOST_EVENTS // 2], *events[-MOST_EVENTS // 2 :]]
+    note = f"{len(events) - len(shown)} events in the middle are left out." if len(shown) < len(events) else ""
     rows = [
-        [number_cell(event["step"], ",.0f"), Cell(event["kind"], tone=_event_tone(event)), Cell(_told(event))]
+        [
+            number_cell(event["step"], ",.0f"),
+            Cell(event["kind"], tone="bad" if event["kind"] in ("error", "spike", "rollback") else ""),
+            Cell(_event_text(event)),
+        ]
         for event in shown
     ]
     return [Table("What happened", ("step", "event", ""), rows, note)]
 
 
-def _event_tone(event: Row) -> str:
-    return "bad" if event["kind"] in ("error", "spike", "rollback") else ""
-
-
-def _told(event: Row) -> str:
+def _event_text(event: Row) -> str:
     if event["kind"] == "rollback":
         back = f"back from step {event.get('from_step', MISSING)} to {event['step']}: {event.get('reason', '')}"
         return f"{back}; {event.get('change', '')}; segment {event.get('segment', MISSING)}"

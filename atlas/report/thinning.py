@@ -1,4 +1,4 @@
-"""Fewer points for the page: what the eye would see of the whole line, extremes and events included."""
+"""Thinning of lines for the page: extremes and events are kept."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ def thin(values: Floats, limit: int, kept: Sequence[int] = ()) -> NDArray[np.int
     if len(values) <= limit:
         return np.arange(len(values))
     stretches = np.array_split(np.arange(len(values)), max(1, (limit - 2) // 2))
-    ends = (stretch[index] for stretch in stretches for index in _extremes(values[stretch]))
-    return np.unique([0, len(values) - 1, *ends, *kept]).astype(np.int64)
-
-
-def _extremes(values: Floats) -> tuple[int, int]:
-    return int(values.argmin()), int(values.argmax())
+    lowest = [stretch[values[stretch].argmin()] for stretch in stretches]
+    highest = [stretch[values[stretch].argmax()] for stretch in stretches]
+    return np.unique([0, len(values) - 1, *lowest, *highest, *kept]).astype(np.int64)
 
 
 def moving_mean(values: Floats, width: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Values as the report words them: a number in few digits, a time, a size; "-" where there is none."""
+"""Values as texts of the report: a number in few digits, a time, a size; "-" for a missing one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TONES = {"completed": "good", "passed": "good", "failed": "bad", "aborted": "bad
 
 
 def finite(value: Any) -> float | None:
-    """`value` as a number; None for what is no finite number."""
+    """`value` as a float; None for anything else than a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         return None
     return float(value)
@@ -62,7 +62,7 @@ def brief(text: str, length: int = 32) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def moment(seconds: float | None) -> str:
+def utc_time(seconds: float | None) -> str:
     """Seconds since 1970 as a UTC time."""
     if seconds is None or not 0 <= seconds < LAST_SECOND:
         return MISSING

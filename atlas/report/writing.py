@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from atlas.config import ConfigError
+from atlas.config.atomic import write_atomically
 from atlas.config.console import log
 from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
@@ -19,7 +20,7 @@ from atlas.report.page import SCRIPT, to_page
 from atlas.report.run_record import RunRecord, read_run
 from atlas.report.run_section import run_section
 from atlas.report.settings import differences, swept_names
-from atlas.report.wording import count, moment
+from atlas.report.wording import count, utc_time
 
 POINTS = 1000  # most points of a line on the page of few runs
 POINTS_OF_MANY = 300  # and of many
@@ -41,12 +42,12 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
     document = compose_document(selection, records)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write(target / "report.md", to_markdown(document))
+        write_atomically(target / "report.md", to_markdown(document))
         _copy_script(target)
         for block in (block for section in document.sections for block in section.blocks):
             if isinstance(block, Picture):
                 shutil.copyfile(block.source, target / block.file)
-        _write(target / "index.html", to_page(document))
+        write_atomically(target / "index.html", to_page(document))
     except OSError as error:
         raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error
     return target
@@ -66,7 +67,7 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
         log.info("describes %s", name)
         sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
-    lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {moment(newest)}."
+    lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {utc_time(newest)}."
     return Document(selection.title, lead, sections, [_thinned(records, limit)])
 
 
@@ -102,13 +103,6 @@ def _target(selection: Selection, target: Path | None) -> Path:
     if len(selection.given) == 1:
         return selection.given[0] / "report"
     return Path("outputs/reports").resolve() / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file as a whole: a page that is open while a run goes on is never half written."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _copy_script(target: Path) -> None:

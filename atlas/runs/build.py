@@ -30,10 +30,10 @@ from atlas.data.source import DataSource
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
 from atlas.probes.niah import NIAHProbe
-from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.start import find_checkpoint, other_model
 from atlas.telemetry.console import ConsoleSink
 from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.run_files import CONFIG_FILE
 from atlas.telemetry.sinks import JsonlSink, Sink
 from atlas.training.optimizer import ScheduledOptimizer
 

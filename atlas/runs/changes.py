@@ -1,4 +1,4 @@
-"""What a start changes of the run that it continues: told in one message, kept in events.jsonl and config.yaml."""
+"""What a start changes of the run that it continues: reported in one message, kept in events.jsonl and config.yaml."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from atlas.config.composition import load_config, save_config
 from atlas.config.continuing import Effect, change_rule
 from atlas.runs.build import build_optimizer
 from atlas.runs.environment import config_hash
-from atlas.runs.resume import CONFIG_FILE, as_text, differences, transfer
-from atlas.telemetry.jsonl import JsonlError, read_jsonl
+from atlas.runs.resume import as_text, differences, transfer
+from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.training.state import TrainState
 
 EVENT = "settings"
@@ -31,8 +32,8 @@ def former_hashes(folder: Path, frozen: RunConfig | None) -> frozenset[str]:
     """Hashes of the configurations that earlier starts of the run had: their checkpoints are this run's as well."""
     events: list[dict[str, Any]] = []
     with suppress(OSError, JsonlError):
-        events = read_jsonl(folder / "events.jsonl")
-    former = {str(event["former_config_hash"]) for event in events if event["kind"] == EVENT}
+        events = RunFiles(folder).of_kind(EVENT)
+    former = {str(event["former_config_hash"]) for event in events}
     return frozenset(former | ({config_hash(frozen)} if frozen else set()))
 
 
@@ -47,8 +48,8 @@ class Changes:
     @classmethod
     def between(cls, frozen: RunConfig, config: RunConfig) -> Changes:
         found = differences(frozen, config)
-        told = {key: both for key, both in found.items() if change_rule(key).lasting or _differs(key, config)}
-        return cls(frozen, config, told)
+        settings = {key: both for key, both in found.items() if change_rule(key).lasting or _differs(key, config)}
+        return cls(frozen, config, settings)
 
     @property
     def lasting(self) -> list[str]:
@@ -79,9 +80,7 @@ class Changes:
         kept = deepcopy(self.frozen)
         for key in self.lasting:
             transfer(self.config, kept, key.split("."))
-        temporary = folder / f".{CONFIG_FILE}.new"
-        save_config(kept, temporary)
-        temporary.replace(folder / CONFIG_FILE)
+        save_config(kept, folder / CONFIG_FILE)
 
     def _message(self, state: TrainState) -> str:
         changed = ", ".join(

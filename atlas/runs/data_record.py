@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import ConfigError, RunConfig
+from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import read_json
 from atlas.data.corpus import Corpus
 from atlas.data.files import absolute
@@ -32,9 +33,7 @@ def record_data(folder: Path, corpus: Corpus) -> None:
     if corpus.digest in known:
         return
     known[corpus.digest] = {"source": corpus.source, "files": dict(corpus.contents)}
-    temporary = folder / f"{DATA_FILE}.tmp"
-    temporary.write_text(json.dumps(known, indent=0) + "\n", encoding="utf-8")
-    temporary.replace(folder / DATA_FILE)
+    write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
 
 
 def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:
@@ -67,12 +66,12 @@ def _difference(before: Any, corpus: Corpus) -> str:
         "added": [name for name in new if name not in old],
         "missing": [name for name in old if name not in new],
     }
-    told = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
-    if not told:
+    reported = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+    if not reported:
         return "its files are the same, their split is not"
     first, kind = min((name, kind) for kind, names in kinds.items() for name in names)
     other = f"{corpus.source} instead of {before.get('source')}: " if not corpus.paths else ""
-    return f"{other}files {told}; the first: {first!r} {kind}"
+    return f"{other}files {reported}; the first: {first!r} {kind}"
 
 
 def _read(folder: Path) -> dict[str, Any]:

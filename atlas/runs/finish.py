@@ -12,10 +12,9 @@ from typing import Any
 
 from atlas.config.composition import save_config
 from atlas.runs.environment import PeakMemory
-from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary
-from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.room import when_there_is_room
+from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.telemetry.sinks import TelemetryError
 from atlas.training.step import StepResult
 from atlas.training.trainer import Trainer
@@ -60,7 +59,8 @@ def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> 
 
 def _take_record(summary: RunSummary, folder: Path) -> None:
     """What the run's files tell of all its starts: warnings, rollbacks; the last row, if this start took no step."""
-    events = read_jsonl(folder / "events.jsonl")
+    files = RunFiles(folder)
+    events = files.events
     summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
     for event in events:  # calibrated at the start, measured again at the end
         if event["kind"] == "calibration":
@@ -71,7 +71,7 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
         for event in events
         if event["kind"] in ("spike", "rollback")
     ]
-    rows = read_jsonl(folder / "metrics.jsonl") if summary.loss is None else []
+    rows = files.rows if summary.loss is None else []
     if rows:
         last = rows[-1]
         summary.loss, summary.perplexity, summary.recall_loss = (last[key] for key in LAST_LOSSES)

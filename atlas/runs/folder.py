@@ -1,4 +1,4 @@
-"""The folder of a run: made, logged into, told of a failure, and removed again where no work was done."""
+"""The folder of a run: made, logged into, reported of a failure, and removed again where no work was done."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError
 from atlas.config.untrusted import printable
-from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.room import when_there_is_room
+from atlas.telemetry.run_files import CONFIG_FILE
 
 LOG_FILE = "train.log"
 log = logging.getLogger("atlas")
@@ -61,15 +61,15 @@ def log_file(folder: Path) -> Iterator[None]:
 class _LogFile(logging.FileHandler):
     """A log that a full disk ends: one line says so, where logging's own answer is a traceback for each line."""
 
-    told = False
+    reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        if not self.told:
+        if not self.reported:
             say(f"warning: {self.baseFilename} cannot be written ({sys.exception()}); its lines are lost")
-        self.told = True
+        self.reported = True
 
     def close(self) -> None:
-        with suppress(OSError):  # what is buffered and does not fit; the error was told
+        with suppress(OSError):  # what is buffered and does not fit; the error was reported
             super().close()
 
 

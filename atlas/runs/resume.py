@@ -13,13 +13,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import CHANGEABLE, ConfigError, RunConfig
+from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import load_config, to_run_config
-from atlas.config.continuing import Effect, change_rule
+from atlas.config.continuing import Effect, change_rule, changeable
+from atlas.config.keys import flat, lies_in, override_name
 from atlas.config.path_overrides import expanded
+from atlas.telemetry.run_files import CONFIG_FILE
 
 CHECKPOINTS = "checkpoints"
-CONFIG_FILE = "config.yaml"
 
 
 def run_folder(resume: str) -> Path:
@@ -40,8 +41,9 @@ def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> 
     An override may repeat what the run was started with. Raises `ConfigError` for one that may not change.
     """
     frozen = load_config(folder / CONFIG_FILE, given.trust)
-    names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
-    wanted = {key: value for key, value in flat(asdict(given)).items() if any(_sets(name, key) for name in names)}
+    names = [override_name(override) for override in overrides]
+    all_given = "experiment" in names  # an experiment may set any key
+    wanted = {key: value for key, value in flat(asdict(given)).items() if all_given or lies_in(key, names)}
     refuse_other_settings(wanted, flat(asdict(frozen)), folder)
     for name in filter(changeable, names):  # whole groups: another logger has other keys
         transfer(given, frozen, name.split("."))
@@ -75,27 +77,6 @@ def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]
     was, flat_now = flat(asdict(before)), flat(asdict(now))
     keys = dict.fromkeys([*was, *flat_now])
     return {key: (was.get(key), flat_now.get(key)) for key in keys if was.get(key) != flat_now.get(key)}
-
-
-def changeable(key: str) -> bool:
-    """Whether another value at this flat key is of one start, and leaves the run's recorded settings as they are."""
-    return any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `a.b.c` -> value."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _sets(name: str, key: str) -> bool:
-    """Whether an override of `name` sets the flat key."""
-    return name == "experiment" or key == name or key.startswith(f"{name}.")
 
 
 def transfer(source: Any, target: Any, path: Sequence[str]) -> None:

@@ -12,12 +12,13 @@ from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import save_config
-from atlas.config.files import read_yaml
+from atlas.config.keys import flat
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
-from atlas.runs.resume import CHECKPOINTS, CONFIG_FILE, flat, refuse_other_settings
+from atlas.runs.resume import CHECKPOINTS, refuse_other_settings
+from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.training.state import TrainState
 from atlas.training.watch.journal import JournalEntry, read_journal
 
@@ -152,7 +153,7 @@ def other_model(key: str, manifest: Manifest, error: Exception, config: RunConfi
     """The refusal of weights that do not fit; it names the settings in which their run differs from `config`."""
     reason = " ".join((str(error) if isinstance(error, RuntimeError) else repr(error)).split())[:200]
     with suppress(OSError, ConfigError):
-        theirs = flat(read_yaml(manifest.path.parents[1] / CONFIG_FILE)) if config else {}
+        theirs = RunFiles(manifest.path.parents[1]).settings if config else {}
         ours = flat(asdict(config)) if config else {}
         shaped = [name for name in ours if name.startswith(("model.", "chunk_size.")) and name in theirs]
         different = [f"{name}={theirs[name]}, not {ours[name]}" for name in shaped if theirs[name] != ours[name]]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from atlas.config.untrusted import read_json
-
-SUMMARY_FILE = "summary.json"
+from atlas.config.atomic import write_atomically
+from atlas.telemetry.jsonl import plain
+from atlas.telemetry.run_files import SUMMARY_FILE, RunFiles
 
 
 @dataclass
@@ -56,20 +55,14 @@ class RunSummary:
     def write(self) -> None:
         """Replace the file as a whole; numbers that are not finite become null."""
         path = Path(self.folder) / SUMMARY_FILE
-        temporary = path.with_suffix(".json.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that was removed while the run went on
-        try:
-            temporary.write_text(json.dumps(_plain(asdict(self)), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, json.dumps(plain(asdict(self)), indent=1) + "\n")
 
 
 def read_summary(folder: Path) -> RunSummary | None:
     """The summary in a run folder, wherever that lies now; None if there is none that can be read."""
     try:
-        summary = RunSummary(**{**read_json(folder / SUMMARY_FILE), "folder": str(folder)})
+        summary = RunSummary(**{**RunFiles(folder).summary, "folder": str(folder)})
     except (OSError, ValueError, TypeError):
         return None
     return summary if all(_fits(getattr(summary, key), kind) for key, kind in _KINDS.items()) else None
@@ -81,13 +74,3 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 _KINDS = get_type_hints(RunSummary)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

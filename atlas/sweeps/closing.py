@@ -18,7 +18,10 @@ HEAD = ("job", "settings", "status", "validation loss", RECALL.name)
 
 
 def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
-    """Tell and write what came of the sweep in `folder`, named as `shown`; returns the exit status."""
+    """Print how the jobs of the sweep in `folder` ended and write its report; returns the exit status.
+
+    `shown`: the folder as messages name it.
+    """
     record = read_record(folder, "hydra.sweep.dir")
     found = outcomes(folder, record)
     rows = [_row(outcome, record.swept(outcome.job)) for outcome in found]
@@ -39,9 +42,9 @@ def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
 
 
 def _report(folder: Path) -> None:
-    """A report that cannot be written takes nothing from the runs."""
+    """Write the report. An error here is a warning: the runs themselves are complete."""
     try:
-        from atlas.report import write_report  # late: what draws takes time to import
+        from atlas.report import write_report  # imported late: plotly and matplotlib take seconds
 
         print(f"report: {write_report([folder]) / 'index.html'}", flush=True)
     except Exception as error:

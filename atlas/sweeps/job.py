@@ -13,16 +13,17 @@ from omegaconf import DictConfig
 from atlas.config import RunConfig, require
 from atlas.config.composition import to_run_config
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
-from atlas.runs.resume import CONFIG_FILE, resumed_config
+from atlas.runs.resume import resumed_config
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.sweep_record import read_record
 from atlas.sweeps.workers import Worker, in_own_process, use_own_device
+from atlas.telemetry.run_files import CONFIG_FILE
 from atlas.telemetry.sinks import SweepJob
 
 
 def run_job(composed: DictConfig) -> None:
-    """Run the job that Hydra composed, unless the sweep's stop sign is up. Whatever fails in it is on record then.
+    """Run the job that Hydra composed, unless the sweep's stop sign is up. A failure is recorded in the job's folder.
 
     Raises KeyboardInterrupt where the sweep runs in this process.
     """
@@ -56,12 +57,12 @@ def _work(composed: DictConfig, sweep: Path, number: int, info: SweepJob) -> Non
 
             status = run(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
     except KeyboardInterrupt:
-        if info.launcher in (SERIAL, JOBLIB):  # a cluster warns one job: it tells nothing of the others
+        if info.launcher in (SERIAL, JOBLIB):  # a cluster signals a single job; the others go on
             stop.put_up(INTERRUPTED)
         if info.launcher == SERIAL:
             raise
         return
-    except HeldError as error:  # what the other process writes is its own
+    except HeldError as error:  # the folder belongs to the other process
         say(f"job {number} is left alone: {error}")
         status = "running"
     except Exception as error:
@@ -74,18 +75,18 @@ def _work(composed: DictConfig, sweep: Path, number: int, info: SweepJob) -> Non
 
 @contextmanager
 def _worker(sweep: Path, launcher: str) -> Iterator[None]:
-    """This process as a worker of the sweep, where it is not the one that started it."""
+    """Register this process as a worker of the sweep, unless it started the sweep itself."""
     if launcher == SERIAL:
         yield
         return
     with Worker.at_work(sweep) as place:
-        if launcher == JOBLIB:  # a cluster deals out its devices itself
+        if launcher == JOBLIB:  # a cluster assigns its devices itself
             use_own_device(place)
         yield
 
 
 def _settings(composed: DictConfig, overrides: list[str], folder: Path) -> RunConfig:
-    """The job's configuration; where its folder holds an earlier start of it, the one to go on with."""
+    """The job's configuration; if its folder holds an earlier start, the one that continues it."""
     config = to_run_config(composed)
     allowed = "left out, or auto, in a sweep (sweep.resume=DIR continues one)"
     require(config.resume in (None, "auto"), "resume", config.resume, allowed)

@@ -10,11 +10,11 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from atlas.config import require
-from atlas.sweeps.sweep_record import override_name
+from atlas.config.keys import override_name
 
 SERIAL = "basic"
 JOBLIB = "joblib"
-MOST_JOBS = 8  # at a time, where nothing is said: each needs memory of its own
+MOST_JOBS = 8  # jobs at a time by default: each needs memory of its own
 _NAMES = {
     "BasicLauncher": SERIAL,
     "JoblibLauncher": JOBLIB,
@@ -47,12 +47,12 @@ def launcher_name(hydra: DictConfig | HydraConf) -> str:
 
 
 def prepare_launcher(hydra: DictConfig) -> None:
-    """Settle how many jobs joblib runs at a time; it gives each its share of the cores."""
+    """Set how many jobs joblib runs at a time; joblib divides the cores among them."""
     if launcher_name(hydra) != JOBLIB:
         return
     if hydra.launcher.n_jobs == -1:
         hydra.launcher.n_jobs = _jobs_at_a_time()
-    hydra.launcher.batch_size = "1"  # "auto" sends jobs in bundles, one after the other, if the first ones were short
+    hydra.launcher.batch_size = "1"  # "auto" would run short jobs in batches, one after the other in one worker
 
 
 def _jobs_at_a_time() -> int:

@@ -31,7 +31,7 @@ class JobOutcome:
 
 
 def outcomes(folder: Path, record: SweepRecord) -> list[JobOutcome]:
-    """One for each job, in their order; only of a sweep of which this process runs no job."""
+    """One for each job, in their order. Not to be called while this process runs a job of the sweep."""
     places = [folder / job.folder for job in record.jobs]
     return [
         JobOutcome(job, read_summary(place), is_held(place / CHECKPOINTS))

@@ -1,4 +1,4 @@
-"""`sweep.resume=DIR`: the command line of the sweep in DIR, with the few settings that may be changed on the way."""
+"""`sweep.resume=DIR`: the command line of an unfinished sweep again, with the few settings that may change."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from atlas.config import CHANGEABLE, ConfigError, require
+from atlas.config.continuing import changeable
+from atlas.config.keys import lies_in, override_name
 from atlas.config.path_overrides import expanded, quoted
-from atlas.runs.resume import changeable
-from atlas.sweeps.sweep_record import RECORD_FILE, SweepRecord, override_name, read_record
+from atlas.sweeps.sweep_record import RECORD_FILE, SweepRecord, read_record
 
 KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
 _FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
 _LAUNCHER = "hydra/launcher"
-_RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two hide what a key says
+_RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two can hide a key
 _HARMLESS = re.compile(
     r"trust=.*|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
     r"hydra\.launcher\.(n_jobs|partition|account|qos|constraint|timeout_min|nodes|tasks_per_node|cpus_per_task|"
@@ -28,7 +29,7 @@ _HARMLESS = re.compile(
 
 
 def full_command(arguments: Sequence[str]) -> list[str]:
-    """The arguments, and with `sweep.resume=DIR` among them those that the sweep in DIR was started with.
+    """The arguments; with `sweep.resume=DIR` among them, also those that the sweep in DIR was started with.
 
     Raises `ConfigError` where there is no sweep, and for an override that would make it another sweep.
     """
@@ -39,7 +40,8 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     folder = expanded(value)
     record = read_record(folder, KEY)
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
-    places = [flag for flag in record.flags if getattr(parsed, _field(flag)) is None]
+    fields = {flag: flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in record.flags}
+    places = [flag for flag, field in fields.items() if getattr(parsed, field) is None]
     risky = [flag for flag in places if not _harmless_place(flag)]
     risky += [text for text in (*record.task, *record.hydra) if text not in arguments and not _harmless(text)]
     if risky:
@@ -47,7 +49,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"{risky[0]}: must be {allowed}")
     flags = [argument for argument in arguments if argument not in parsed.overrides]
     given = [override for override in parsed.overrides if override not in chosen]
-    # Whom to trust is not for the file to say.
+    # A file must not decide whom to trust.
     recorded = [override for override in (*record.task, *record.hydra) if override_name(override) != "trust"]
     changes = [override for override in given if override not in recorded]
     _refuse_other_sweep(changes, record, folder)
@@ -57,7 +59,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
 
 
 def _harmless_place(flag: str) -> bool:
-    """Whether the options that a recorded flag leads to settle settings only, and nothing of Hydra or of trust."""
+    """Whether the option files that a recorded flag names hold plain settings only, nothing of Hydra or of trust."""
     name, _, value = flag.partition("=")
     if name == "--config-name":
         return "/" not in value and ".." not in value
@@ -68,7 +70,7 @@ def _harmless_place(flag: str) -> bool:
 
 
 def _harmless(override: str) -> bool:
-    """Whether an override of a sweep that a stranger may have sent executes nothing and reads no file of his."""
+    """Whether an override from a stranger's sweep executes nothing and reads none of the stranger's files."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except (HydraException, ValueError):
@@ -81,15 +83,11 @@ def _harmless(override: str) -> bool:
 
 
 def config_flags(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Those of Hydra's flags that say where the configuration lies, as they hold from any working folder."""
+    """Hydra's flags that name the place of the configuration, made independent of the working folder."""
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
     given = {"--config-path": parsed.config_path, "--config-name": parsed.config_name}
     given["--config-dir"] = parsed.config_dir and Path(parsed.config_dir).resolve()  # the path: from atlas/train.py
     return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
-
-
-def _field(flag: str) -> str:
-    return flag.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Path) -> None:
@@ -98,7 +96,7 @@ def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Pat
         swept = any(_sets(name, varying) or _sets(varying, name) for varying in record.varying)
         require(not swept, name, override.partition("=")[2], "left out: the sweep gives it several values")
         free = changeable(name) and name not in _FIXED
-        if not free and not _sets_launcher(name):
+        if not free and not _sets(_LAUNCHER, name):
             allowed = ", ".join([*(key for key in CHANGEABLE if key not in _FIXED), "hydra.launcher"])
             raise ConfigError(
                 f"{override}: must be left out, or as in {folder / RECORD_FILE}, to resume that sweep; only {allowed}"
@@ -117,10 +115,5 @@ def _kept(recorded: Iterable[str], changes: Sequence[str]) -> list[str]:
 
 
 def _sets(name: str, key: str) -> bool:
-    """Whether an override of `name` settles `key` as well: a group those of its options."""
-    dotted = name.replace("/", ".")
-    return key == name or key.startswith(f"{dotted}.")
-
-
-def _sets_launcher(name: str) -> bool:
-    return name == _LAUNCHER or name.startswith("hydra.launcher.")
+    """Whether an override of `name` also sets `key`: a group sets the keys of its options."""
+    return lies_in(key, (name, name.replace("/", ".")))

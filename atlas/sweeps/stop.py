@@ -1,4 +1,4 @@
-"""The stop sign of a sweep: a file in its folder, seen by every process that starts jobs of it, on any machine."""
+"""The stop sign of a sweep: a file in its folder. Every process that starts jobs, on any machine, checks it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ INTERRUPTED = "the sweep was interrupted"
 
 
 class StopSign:
-    """While it is up, no further job of the sweep is started. The first reason stays."""
+    """While it is up, no further job of the sweep is started. The first reason is kept."""
 
     def __init__(self, sweep: Path) -> None:
         self._file = sweep / ".stop"

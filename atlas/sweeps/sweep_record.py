@@ -13,15 +13,17 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from atlas.config import ConfigError
+from atlas.config.atomic import write_atomically
+from atlas.config.continuing import changeable
+from atlas.config.keys import flat, override_name
 from atlas.config.untrusted import read_json
-from atlas.runs.resume import changeable, flat
 
 RECORD_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """`folder` lies in that of the sweep; `key` is the same for settings that must give the same numbers."""
+    """`folder` is relative to the sweep's; `key` is equal for settings that must give the same numbers."""
 
     number: int
     folder: str
@@ -31,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """`task` and `hydra` are the overrides that the sweep was started with, as Hydra tells them apart.
+    """`task` and `hydra` are the overrides that the sweep was started with, separated as Hydra does.
 
     `flags`: where Hydra was told to look for the configuration.
     """
@@ -43,9 +45,7 @@ class SweepRecord:
 
     def write(self, folder: Path) -> None:
         """Replace the file as a whole. Raises OSError."""
-        temporary = folder / f".{RECORD_FILE}.new"
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / RECORD_FILE)
+        write_atomically(folder / RECORD_FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     def job_in(self, folder: str) -> Job:
         return next(job for job in self.jobs if job.folder == folder)
@@ -82,11 +82,6 @@ def settings_key(composed: DictConfig) -> str:
     named = flat({str(name): value for name, value in plain.items()})
     settings = {name: value for name, value in named.items() if not changeable(name)}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def override_name(override: str) -> str:
-    """What an override sets: the key or the group."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _values(overrides: Sequence[str]) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""What happens between `-m` and the jobs: which there are, which of them are left, and how they come to an end."""
+"""`ResumableSweeper`: makes the jobs of `-m`, starts those that are left, and closes the sweep."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
+from atlas.config.keys import override_name
 from atlas.config.path_overrides import quoted
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
 from atlas.sweeps.closing import close_sweep
@@ -24,17 +25,17 @@ from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launch
 from atlas.sweeps.outcome import cut_short, left_over
 from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
-from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, override_name, read_record, settings_key
+from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, read_record, settings_key
 from atlas.sweeps.workers import living_workers, passing_interrupts_on
 
 MULTIRUN_FILE = "multirun.yaml"
-MOST_BREAKDOWNS = 3  # of the launcher, after which the jobs that are left stay so
+MOST_BREAKDOWNS = 3  # of the launcher; then the sweep ends with jobs left
 ENDING_SECONDS = 20.0
 log = logging.getLogger("atlas")
 
 
 class ResumableSweeper(BasicSweeper):
-    """Every combination of the values given, as Hydra's own sweeper; leaves sweep.json and resumes from it."""
+    """Runs every combination of the given values, as Hydra's own sweeper; writes sweep.json and resumes from it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         prepare_launcher(config.hydra)
@@ -78,7 +79,7 @@ class ResumableSweeper(BasicSweeper):
         return combinations
 
     def _compose(self, combinations: Sequence[Sequence[str]]) -> SweepRecord:
-        """The jobs with their folders and settings; refuses what cannot be composed."""
+        """The jobs with their folders and settings. Raises `ConfigError` for one that cannot be composed."""
         assert self.config is not None
         jobs = tuple(self._compose_job(number, overrides) for number, overrides in enumerate(combinations))
         subdir = self.config.hydra.sweep._get_node("subdir")
@@ -110,7 +111,7 @@ class ResumableSweeper(BasicSweeper):
             with nullcontext() if launcher == SERIAL else passing_interrupts_on(folder):
                 for _ in range(MOST_BREAKDOWNS):
                     broke = bool(jobs) and self._hand_over(folder, jobs)
-                    # joblib gives up all jobs if one of its own processes is killed: what it cut short can go on.
+                    # joblib gives up all jobs if one of its own processes is killed: start the interrupted jobs again.
                     if not broke or launcher != JOBLIB or stop.reason is not None:
                         break
                     _let_workers_end(folder)
@@ -120,7 +121,7 @@ class ResumableSweeper(BasicSweeper):
         return stop.reason == INTERRUPTED
 
     def _hand_over(self, folder: Path, jobs: Sequence[Job]) -> bool:
-        """Give the jobs to the launcher; returns whether it broke down. What fails in a job is the job's own affair."""
+        """Give the jobs to the launcher; returns whether it broke down. A failure inside a job does not count."""
         assert self.launcher is not None
         # A launcher counts its jobs from 0 in every sweep; a job that is resumed keeps its folder.
         texts = [[*job.overrides, f"hydra.sweep.subdir={quoted(job.folder)}"] for job in jobs]
@@ -130,7 +131,7 @@ class ResumableSweeper(BasicSweeper):
                 for returned in self.launcher.launch(batch, initial_job_idx=first):
                     _ = returned.return_value  # raises what a job could not record itself
                 first += len(batch)
-        except Exception as error:  # a worker was killed, a cluster refuses
+        except Exception as error:  # such as a killed worker, or a cluster that refuses
             if StopSign(folder).reason != INTERRUPTED:
                 with log_file(folder):
                     log.error("the launcher broke down", exc_info=error)

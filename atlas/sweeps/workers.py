@@ -1,8 +1,8 @@
-"""The processes that run a sweep's jobs at the same time: which there are, their CUDA device, and how they are stopped.
+"""The worker processes of a parallel sweep: their list, their CUDA devices, and how they are stopped.
 
 Each holds a numbered lock in the sweep's folder for as long as it lives. With joblib a job has a process of its own, a
-child of joblib's worker: joblib gives up all jobs if one of its workers is killed, and what the system kills for its
-memory is the process that trains.
+child of joblib's worker: joblib gives up all jobs if one of its workers is killed, and the out-of-memory killer chooses
+the process that trains.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WATCH_SECONDS = 0.5
 
 
 class Worker:
-    """This process, as one that runs jobs of a sweep beside others. A signal reaches the job it runs, once."""
+    """This process as a worker of a sweep. The first signal is passed to its job, later ones are ignored."""
 
     places: ClassVar[dict[Path, tuple[int, RunLock]]] = {}  # of this process
     busy: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class Worker:
     @classmethod
     @contextmanager
     def at_work(cls, sweep: Path) -> Iterator[int]:
-        """Take a place among the sweep's workers, the same for every job of this process; gives its number."""
+        """Take a place among the sweep's workers and yield its number, the same for every job of this process."""
         cls.busy = True
         claim(cls._interrupt)  # before it has a place, by which the sweep finds it
         if sweep not in cls.places:
@@ -51,7 +51,7 @@ class Worker:
 
     @classmethod
     def _interrupt(cls, signal_number: int, frame: FrameType | None) -> None:
-        """A terminal and the sweep itself may both send it: what the first one ends in good order must not be torn."""
+        """The terminal and the sweep may both send it: the second one must not disturb the orderly end."""
         if cls.busy:
             cls.busy = False
             interrupt(signal_number)
@@ -78,9 +78,9 @@ def worker_processes(sweep: Path) -> list[int]:
 
 
 def in_own_process(work: Callable[[], None]) -> int:
-    """Do `work` in a child of this process, which ends with it; returns the signal that killed the child, 0 if none.
+    """Do `work` in a child that ends with this process; returns the signal that killed the child, 0 if none.
 
-    A signal to their group reaches both: the child's work is to end in good order, this process waits for it.
+    A signal to their group reaches both: the child ends its work in good order, and this process waits for it.
     """
     _end_with_parent(os.getppid())
     for number in SIGNALS:
@@ -102,7 +102,7 @@ def in_own_process(work: Callable[[], None]) -> int:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(status)  # what the parent registered for its end is the parent's
+            os._exit(status)  # the parent's exit handlers must not run in the child
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return max(0, -ended)
 
@@ -112,7 +112,7 @@ _watched: set[int] = set()
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process soon after its parent, which may be killed and then ends nobody."""
+    """End this process soon after its parent, which has no time to end it if it is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -125,7 +125,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def use_own_device(place: int) -> None:
-    """Let this process see one CUDA device only, in turn by its place; to be called before CUDA is used."""
+    """Let this process see a single CUDA device, chosen by its place. Call it before CUDA is used."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -136,9 +136,9 @@ def use_own_device(place: int) -> None:
 
 @contextmanager
 def passing_interrupts_on(sweep: Path) -> Iterator[None]:
-    """While jobs run in other processes, a signal goes to them and no other job is started.
+    """While jobs run in other processes, pass the first signal to them and start no other job.
 
-    The second time raises KeyboardInterrupt here.
+    The second signal raises KeyboardInterrupt here.
     """
 
     def pass_on(signal_number: int, frame: FrameType | None) -> None:

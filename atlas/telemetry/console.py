@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from atlas.config.console import discard_output
 from atlas.config.untrusted import printable
 from atlas.telemetry.sinks import RunInfo, Sink
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table tells the end
+QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table says how the run ended
 STYLES = {"spike": "yellow", "warning": "yellow", "rollback": "bold yellow", "error": "bold red"}
 REDRAW_SECONDS = 0.2
 
@@ -117,7 +118,7 @@ class ConsoleSink(Sink):
         try:
             _write_line(stream, line)
         except BrokenPipeError:
-            _redirect_to_nowhere(stream)
+            discard_output(stream)
             raise
 
 
@@ -128,15 +129,6 @@ def _write_line(stream: TextIO, line: str) -> None:
         print(line.encode("ascii", "replace").decode(), file=stream, flush=True)
 
 
-def _redirect_to_nowhere(stream: TextIO) -> None:
-    """Spare the interpreter a second failure when it flushes the closed pipe at exit (Python's own advice)."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, stream.fileno())
-    finally:
-        os.close(nowhere)
-
-
 class _Bar:
     """The live line on a terminal. rich is imported here, once a run has started."""
 
@@ -145,7 +137,7 @@ class _Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
-        # Drawn by hand in this thread: a terminal that fails then fails where it is handled.
+        # Drawn in this thread and not in rich's own: an error of the terminal is then raised where it is handled.
         self._progress: Progress = Progress(
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{info.steps}/{info.steps}"))),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -174,7 +166,7 @@ class _Bar:
         """A line above the bar."""
         from rich.text import Text
 
-        text = Text(line, style=style or "")  # the style of the text only: print's own would colour the bar too
+        text = Text(line, style=style or "")  # a style given to print would colour the bar too
         self._guard(lambda: self._progress.console.print(text, soft_wrap=True))
 
     def stop(self) -> None:
@@ -184,5 +176,5 @@ class _Bar:
     def _guard(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except SystemExit as error:  # rich's answer to a closed pipe is to end the program
+        except SystemExit as error:  # rich ends the program when the pipe is closed
             raise BrokenPipeError("the terminal is gone") from error

@@ -52,8 +52,8 @@ class EventLog:
     def retry(self) -> None:
         self._writer.retry()
 
-    def news(self) -> list[str]:
-        return self._writer.news()
+    def notices(self) -> list[str]:
+        return self._writer.notices()
 
     def close(self) -> None:
         self._writer.close()

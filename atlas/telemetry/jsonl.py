@@ -12,11 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import open_regular, parse_json
 from atlas.telemetry.room import when_there_is_room
 
-MOST_WAITING_BYTES = 16 * 2**20  # of rows that a full disk refused: some ten thousand
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK  # a pipe in its place is refused, not waited for
+MOST_WAITING_BYTES = 16 * 2**20  # of rows that a full disk refused: about 10,000 rows
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK  # a pipe in its place fails at once
 
 
 class JsonlError(ValueError):
@@ -26,7 +27,7 @@ class JsonlError(ValueError):
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it: a non-finite number becomes null, a path a string.
 
-    Raises TypeError for anything else that JSON lacks, such as a tensor: text is no number.
+    Raises TypeError for anything else that JSON lacks, such as a tensor.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -41,7 +42,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """The object in `line`, or None if there is none."""
     try:
         value = parse_json(line)
@@ -56,7 +57,7 @@ def _sound_size(data: bytes) -> int:
     if end == 0:
         return 0
     start = data.rfind(b"\n", 0, end - 1) + 1
-    return end if _parse(data[start:end]) is not None else start
+    return end if parse_row(data[start:end]) is not None else start
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -65,7 +66,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         data = file.read()
     rows = []
     for number, line in enumerate(data[: _sound_size(data)].splitlines(), start=1):
-        row = _parse(line)
+        row = parse_row(line)
         if row is None:
             raise JsonlError(f"{path}, line {number}: not a JSON object: {line[:80]!r}")
         rows.append(row)
@@ -75,8 +76,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 class JsonlWriter:
     """Appends one line per row, each by a single write. A torn last line found at opening is cut off.
 
-    A row that the disk refuses waits in memory, and those after it, until there is room. A file that is removed or cut
-    while it is written is noticed with the next row; what was removed is written anew. `news` says so, once each.
+    If the disk is full, rows wait in memory until there is room. If the file is removed or truncated by another
+    process, the next row notices it, and a removed file is written again. `notices` reports both.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,11 +85,14 @@ class JsonlWriter:
         self._descriptor: int | None = os.open(self.path, _FLAGS, 0o644)
         self._waiting: deque[bytes] = deque()
         self._refused = False
-        self._news: list[str] = []
+        self._notices: list[str] = []
         self._adopt()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write `row`, or let it wait. Raises OSError if too many wait, TypeError if JSON cannot hold a value."""
+        """Write `row`, or keep it in memory while the disk is full.
+
+        Raises OSError if too many rows wait, TypeError if JSON cannot hold a value.
+        """
         self._open_descriptor()
         line = json.dumps(plain(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         self._waiting.append(line)
@@ -97,24 +101,24 @@ class JsonlWriter:
         except OSError as error:
             if not self._refused:
                 reason = f"{self.path.name} cannot be written ({error.strerror})"
-                self._news.append(f"{reason}: its rows wait in memory until there is room")
+                self._notices.append(f"{reason}: its rows wait in memory until there is room")
             self._refused = True
             if sum(map(len, self._waiting)) > MOST_WAITING_BYTES:
                 self._waiting.pop()
                 raise OSError(error.errno, f"{error.strerror}; {len(self._waiting)} rows wait in memory") from error
 
     def retry(self) -> None:
-        """Write the rows that wait, if the disk takes them; notice a file that is gone."""
+        """Write the waiting rows if there is room; notice a file that was removed."""
         with suppress(OSError):
             self._write_waiting()
 
-    def news(self) -> list[str]:
-        """What the user should know and was not told yet."""
-        told, self._news = self._news, []
-        return told
+    def notices(self) -> list[str]:
+        """What the user should know, each once."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def close(self) -> None:
-        """Bring everything to the disk and close. Closing twice is allowed.
+        """Write and sync everything, then close. Closing twice is allowed.
 
         Raises OSError where rows are lost: the disk is full and stays so for `ROOM_SECONDS`.
         """
@@ -137,14 +141,14 @@ class JsonlWriter:
             self._waiting.popleft()
         if self._refused:
             self._refused = False
-            self._news.append(f"{self.path.name} can be written again: no row is lost")
+            self._notices.append(f"{self.path.name} can be written again: no row is lost")
 
     def _write(self, line: bytes) -> None:
-        """All of the line or nothing of it."""
+        """Write the whole line or nothing."""
         descriptor = self._open_descriptor()
         try:
             written = os.write(descriptor, line)
-            while written < len(line):  # a nearly full disk takes a part; asking again tells why
+            while written < len(line):  # a nearly full disk takes a part; the next call raises the reason
                 written += os.write(descriptor, line[written:])
         except BaseException:
             os.ftruncate(descriptor, self._size)
@@ -152,7 +156,7 @@ class JsonlWriter:
         self._size += len(line)
 
     def _find_file(self) -> None:
-        """See to it that the open file is the one at `path`, with all that was written."""
+        """Make sure that the open file is the one at `path` and still holds every row."""
         open_one = os.fstat(self._open_descriptor())
         try:
             there = self.path.stat()
@@ -161,28 +165,22 @@ class JsonlWriter:
         if there is None or (there.st_dev, there.st_ino) != (open_one.st_dev, open_one.st_ino):
             self._write_anew()
         elif there.st_size < self._size:
-            self._news.append(f"{self.path.name} was cut by somebody else: rows before this one are missing")
+            self._notices.append(f"{self.path.name} was cut by somebody else: rows before this one are missing")
             self._adopt()
 
     def _write_anew(self) -> None:
-        """The system keeps a removed file for as long as it is open."""
+        """Copy the removed file back: the system keeps its content while it is open."""
         before = self._open_descriptor()
         content = os.pread(before, self._size, 0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(self.path, content)
         self._descriptor = os.open(self.path, _FLAGS, 0o644)
         os.close(before)
         self._adopt()
-        self._news.append(f"{self.path} was removed or replaced by somebody else: it is written anew")
+        self._notices.append(f"{self.path} was removed or replaced by somebody else: it is written anew")
 
     def _adopt(self) -> None:
-        """Take the open file as it is, without a torn last line."""
+        """Continue with the content of the open file, a torn last line cut off."""
         with open_regular(self.path) as file:
             data = file.read()
         self._size = _sound_size(data)  # bytes of complete lines

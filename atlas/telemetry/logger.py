@@ -14,7 +14,7 @@ from atlas.telemetry.sinks import RunInfo, Sink
 
 
 class TelemetryLogger:
-    """Fans telemetry out to sinks, in their order; put the essential one first.
+    """Passes telemetry to the sinks in their order; put the essential one first.
 
     A row is written every `every` steps, for the last step, and at once with any event. Values logged for one step are
     collected into one row. Values that come after their row was written cause a second, complete row of that step.
@@ -53,27 +53,27 @@ class TelemetryLogger:
         self._each(lambda sink: sink.progress(step, self._values))
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
-        """Send an event at once, and after it the row of the present step."""
+        """Send an event at once, and then the row of the current step."""
         self._send_event(make_event(kind, step, fields))
         self.flush(now=True)
-        self._tell_news()
+        self._send_notices()
 
     def flush(self, *, now: bool = False) -> None:
-        """Write the present step's row if it is due, or in any case with `now`. Call it before saving a checkpoint."""
+        """Write the current row if it is due, or with `now` in any case. Call it before saving a checkpoint."""
         if not (self._unwritten and (now or self.due(self._step))):
             return
         self._unwritten = False
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
         self._each(lambda sink: sink.row(row))
-        self._tell_news()
+        self._send_notices()
 
     def hold_row(self) -> dict[str, Any]:
-        """The present row, taken back unless it is written already: `take_up_row` of a later start goes on with it."""
+        """The current row, not written if it was not yet: a later start continues it with `take_up_row`."""
         unwritten, self._unwritten = self._unwritten, False
         return {"values": dict(self._values), "unwritten": unwritten}
 
     def take_up_row(self, step: int, *, values: Mapping[str, Any], unwritten: bool) -> None:
-        """Go on with the row of `step` that an earlier start held."""
+        """Continue the row of `step` that an earlier start returned from `hold_row`."""
         self._step, self._values, self._unwritten = step, dict(values), unwritten
 
     def close(
@@ -86,24 +86,21 @@ class TelemetryLogger:
         try:
             self.flush(now=True)
         finally:
-            self._close_sinks(status, summary or {}, table)
-
-    def _close_sinks(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
-        mirrors_first = sorted(self._sinks, key=lambda sink: sink.essential)  # the files record a mirror failing here
-        self._each(lambda sink: sink.close(status, summary, table), mirrors_first)
-        self._sinks = []
+            mirrors_first = sorted(self._sinks, key=lambda sink: sink.essential)  # the files record what fails here
+            self._each(lambda sink: sink.close(status, summary or {}, table), mirrors_first)
+            self._sinks = []
 
     def _send_event(self, event: Mapping[str, Any]) -> None:
         self._each(lambda sink: sink.event(event))
 
-    def _tell_news(self) -> None:
-        while news := [text for sink in self._sinks for text in sink.news()]:  # telling may make news as well
-            for text in news:
+    def _send_notices(self) -> None:
+        while notices := [text for sink in self._sinks for text in sink.notices()]:  # writing one may cause another
+            for text in notices:
                 self._send_event(make_event("warning", self._step, {"message": text}))
 
     def _each(self, action: Callable[[Sink], object], sinks: Sequence[Sink] | None = None) -> None:
         for sink in list(self._sinks if sinks is None else sinks):
-            if sink not in self._sinks:  # dropped meanwhile, by the warning about another one
+            if sink not in self._sinks:  # dropped while another sink's warning was sent
                 continue
             try:
                 action(sink)

@@ -9,11 +9,9 @@ class PPLDeltaTracker:
     """Watches a series of perplexities, one `update` per step.
 
     delta = (perplexity - average) / average. A spike is `patience` consecutive deltas above `threshold` after `warmup`
-    values, or at any time a perplexity that is not finite. While a spike is suspected the average stands still: it
-    must not learn the level that it is to detect.
-
-    The average starts at the first value and is the plain mean of what came, until its weight 1/n falls to `1 - ema`:
-    the first value, the highest of a training run, does not linger in it.
+    values, or at any time a perplexity that is not finite. While a spike is suspected the average is not updated, or it
+    would follow the spike. The average is the plain mean of the first n values until 1/n falls to `1 - ema`, so that
+    the high first value of a training run soon loses its weight.
     """
 
     def __init__(self, *, threshold: float = 0.05, ema: float = 0.98, warmup: int = 100, patience: int = 3) -> None:
@@ -48,7 +46,7 @@ class PPLDeltaTracker:
         return self._suspected
 
     def accept(self) -> None:
-        """Take the last finite value as the new average: for a caller that was told of a spike and goes on from it."""
+        """Take the last finite value as the new average, for a caller that continues after a spike."""
         self.average = self._last
         self._suspected = 0
 
@@ -58,7 +56,7 @@ class PPLDeltaTracker:
         self.average += weight * (perplexity - self.average)
 
     def state_dict(self) -> dict[str, float]:
-        """What `update` depends on, settings apart."""
+        """The state of the tracker, without its settings."""
         return {
             "average": self.average,
             "count": float(self._count),

@@ -1,4 +1,4 @@
-"""A full disk may have room again in a moment: whoever makes room should not lose the end of a run."""
+"""Waiting for room on a full disk, so that a user who frees some does not lose the end of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def when_there_is_room(action: Callable[[], Result]) -> Result:
-    """Do it; while the disk is full try again, for `ROOM_SECONDS` at most. Raises the action's last error."""
+    """The result of `action`, tried again while the disk is full, for at most `ROOM_SECONDS`. Raises its last error."""
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
         try:

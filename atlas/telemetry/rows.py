@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atlas.config.atomic import write_atomically
 from atlas.telemetry.jsonl import read_jsonl
 
 # In every row, in this order, null when not measured. Readers of old runs depend on them.
@@ -26,7 +26,7 @@ ROW_KEYS = (
     "gate/polarised",
     "niah/accuracy",
 )
-# These depend on the machine and the moment; all else is the same in two runs of one seed.
+# These depend on the machine and the time; everything else is the same in two runs of one seed.
 CLOCK_FIELDS = ("time", "tokens_per_second", "step_seconds", "checkpoint_seconds", "probe_seconds", "peak_memory_bytes")
 
 
@@ -43,8 +43,7 @@ def without_clock(row: Mapping[str, Any]) -> dict[str, Any]:
 def keep_rows_until(path: Path, segment: int, step: int) -> int:
     """Drop the rows that a run continued from (`segment`, `step`) will write again; return how many were dropped.
 
-    Rows of earlier segments stay, however late their steps: they are the record of what a rollback undid.
-    The file is replaced whole, so that a kill leaves either the old one or the new one.
+    Rows of earlier segments stay, whatever their steps: they record what a rollback undid.
     """
     if not path.exists():
         return 0
@@ -52,10 +51,5 @@ def keep_rows_until(path: Path, segment: int, step: int) -> int:
     kept = [row for row in rows if (row["segment"] or 0, row["step"]) <= (segment, step)]
     if len(kept) == len(rows):
         return 0
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept), durable=True)
     return len(rows) - len(kept)

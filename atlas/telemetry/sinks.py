@@ -1,4 +1,4 @@
-"""What a telemetry sink is, and the one that counts: the files metrics.jsonl and events.jsonl."""
+"""The interface of a telemetry sink, and the sink that writes metrics.jsonl and events.jsonl."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from atlas.telemetry.events import EventLog
 from atlas.telemetry.jsonl import JsonlError, JsonlWriter
 from atlas.telemetry.rows import keep_rows_until
+from atlas.telemetry.run_files import EVENTS_FILE, METRICS_FILE
 
 
 class TelemetryError(RuntimeError):
@@ -31,7 +32,7 @@ class SweepJob:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a sink needs to know of the run that begins."""
+    """What a sink needs to know about the run."""
 
     folder: Path
     steps: int  # the run's last step
@@ -63,8 +64,8 @@ class Sink:
     def event(self, event: Mapping[str, Any]) -> None:
         """An event, at once."""
 
-    def news(self) -> list[str]:
-        """What the user should know and was not told yet."""
+    def notices(self) -> list[str]:
+        """What the user should know, each once."""
         return []
 
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
@@ -72,7 +73,7 @@ class Sink:
 
 
 class JsonlSink(Sink):
-    """metrics.jsonl and events.jsonl in the run folder: the truth, of which other sinks are mirrors."""
+    """Writes metrics.jsonl and events.jsonl in the run folder. Every other sink is a mirror of them."""
 
     essential = True
 
@@ -82,7 +83,7 @@ class JsonlSink(Sink):
 
     def open(self, info: RunInfo) -> str | None:
         """Open both files; rows that the continued run will write again are dropped."""
-        metrics, events = info.folder / "metrics.jsonl", info.folder / "events.jsonl"
+        metrics, events = info.folder / METRICS_FILE, info.folder / EVENTS_FILE
         try:
             keep_rows_until(metrics, info.segment, info.start_step)
             self._rows, self._events = JsonlWriter(metrics), EventLog(events)
@@ -105,8 +106,8 @@ class JsonlSink(Sink):
             raise TelemetryError("events.jsonl is not open")
         _write(events.path, lambda: events.write(event))
 
-    def news(self) -> list[str]:
-        return [text for file in (self._rows, self._events) if file is not None for text in file.news()]
+    def notices(self) -> list[str]:
+        return [text for file in (self._rows, self._events) if file is not None for text in file.notices()]
 
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         self._release()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from atlas.config.keys import flat
 from atlas.config.values import Allowed, of_length
 from atlas.telemetry.sinks import RunInfo, Sink, SweepJob
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "online", "offline", "disabled")
 DEFAULT_HOST = "https://api.wandb.ai"
-INIT_SECONDS = 20.0  # patience with a network that does not answer, at the start
+INIT_SECONDS = 20.0  # timeout of a network that does not answer, at the start
 FINISH_SECONDS = 60.0  # and at the end
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 Name = Annotated[str, of_length(1, LONGEST_NAME)]
@@ -53,20 +54,14 @@ def run_id(folder: Path) -> str:
     return fresh
 
 
-def decision_numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float | bool | str]:
+def decision_numbers(summary: Mapping[str, Any]) -> dict[str, float | bool | str]:
     """The numbers of `summary` by flat names (`a/b`), with status and reason: what W&B's tables can compare."""
-    flat: dict[str, float | bool | str] = {}
-    for key, value in summary.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(decision_numbers(value, f"{name}/"))
-        elif isinstance(value, int | float) or name in ("status", "reason"):
-            flat[name] = value
-    return flat
+    found = flat(summary, separator="/").items()
+    return {key: value for key, value in found if isinstance(value, int | float) or key in ("status", "reason")}
 
 
 def job_tags(job: SweepJob) -> list[str]:
-    """What the job has of its own, each a tag: the only place where the table of runs says `chunk_size=c8`."""
+    """A tag for each override in which the job differs: W&B's table of runs shows `chunk_size=c8` nowhere else."""
     return [tag for key, value in job.swept.items() if len(tag := f"{key}={value}") <= LONGEST_TAG]
 
 
@@ -89,7 +84,7 @@ class WandbSink(Sink):
     """A W&B run. `mode`: auto (online with a login, else offline), online, offline or disabled.
 
     The environment's WANDB_MODE decides for `auto`. Keys come from the environment or the netrc file only. A job of a
-    sweep is named by what it has of its own, and grouped with the others; what the settings say goes first.
+    sweep is named by the overrides in which it differs, and grouped with the others, unless the settings say otherwise.
     """
 
     def __init__(

@@ -21,14 +21,14 @@ import torch
 from atlas.config import ConfigError, require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.config.composition import load_config
+from atlas.config.keys import flat
 from atlas.data.batch import Batch
 from atlas.niah import probe_run
 from atlas.runs.build import build_data, load_checkpointed
 from atlas.runs.environment import git_revision, versions
-from atlas.runs.resume import flat
 from atlas.runs.summary import read_summary
 from atlas.sweeps.sweep_record import RECORD_FILE
-from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
 
@@ -67,7 +67,7 @@ def read_run(folder: Path, trust: str) -> tuple[dict[str, Any], dict[str, Any]]:
     summary = read_summary(folder)
     if summary is None:
         raise ConfigError(f"SWEEP={folder}: must hold a summary.json that can be read")
-    return flat(asdict(load_config(folder / "config.yaml", names(trust)))), asdict(summary)
+    return flat(asdict(load_config(folder / CONFIG_FILE, names(trust)))), asdict(summary)
 
 
 def recall_of(folder: Path, samples: int, control: Path | None, trust: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def answer_loss(folder: Path, trust: str) -> float:
 def polarised_at_peak(folder: Path, settings: dict[str, Any]) -> float | None:
     """Share of polarised gates in the last row written while the loss on them was at its peak; None without one."""
     last = settings["train.gate.polarisation_hold"] * settings["train.steps"]
-    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if row["step"] <= last and "gate/polarised" in row]
+    rows = [row for row in RunFiles(folder).rows if row["step"] <= last and "gate/polarised" in row]
     return rows[-1]["gate/polarised"] if rows else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atlas.config import RunConfig, require
 from atlas.config.composition import compose
-from atlas.sweeps.sweep_record import override_name
+from atlas.config.keys import override_name
 from experiments.phase2.finding import CHECKS
 
 PROTOCOLS = {"G2-1": "chunk_sizes", "G2-2": "probe_frequency"}

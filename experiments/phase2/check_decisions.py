@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import require
+from atlas.config.keys import lies_in
 from experiments.phase2.decide import PROTOCOLS
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.finding import CheckOutcome, Finding, failed
-from experiments.phase2.sweeps import named, read_sweep
+from experiments.phase2.sweeps import read_sweep
 
 # A finished sweep is evidence only if these groups are those of the configuration on trial.
 MUST_AGREE = ("model", "device")
@@ -56,7 +57,7 @@ def require_same_origin(
 
 
 def _must_agree(name: str) -> bool:
-    return named(name, MUST_AGREE) and not named(name, (*VARIED, *FREE))
+    return lies_in(name, MUST_AGREE) and not lies_in(name, (*VARIED, *FREE))
 
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], sign: str = " ") -> list[str]:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import compose, load_config
-from atlas.runs.resume import CONFIG_FILE
 from atlas.runs.summary import RunSummary, read_summary
-from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, RunFiles
 from experiments.phase2.arguments import ExitArguments, override_group
 from experiments.phase2.decide import PROTOCOLS, decide_sweeps
 from experiments.phase2.decision import ProtocolDecision
@@ -78,9 +77,9 @@ class CheckedRun:
         Raises `JsonlError` for a file that is damaged before its last line.
         """
         frozen = folder / CONFIG_FILE
-        rows, events = (
-            read_jsonl(path) if path.is_file() else [] for path in (folder / "metrics.jsonl", folder / "events.jsonl")
-        )
+        files = RunFiles(folder)
+        rows = files.rows if (folder / METRICS_FILE).is_file() else []
+        events = files.events if (folder / EVENTS_FILE).is_file() else []
         config = load_config(frozen, config.trust) if frozen.is_file() else config
         return cls(folder, exit_status, config, read_summary(folder), rows, events)
 

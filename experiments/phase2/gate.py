@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from atlas.config.arguments import run_command
+from atlas.config.keys import flat
 from atlas.runs.folder import make_folder
-from atlas.runs.resume import flat
 from experiments.phase2.arguments import PROTOCOLS, ExitArguments, parse_arguments
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.check_rollback import judge_rollback

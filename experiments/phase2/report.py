@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atlas.config.atomic import write_atomically
 from atlas.telemetry.jsonl import plain
 from experiments.phase2.finding import CHECKS, NOT_RUN, ExitCheck, Finding
 
@@ -51,9 +52,7 @@ class ExitReport:
         """Replace both files as a whole; numbers that are not finite become null."""
         text = json.dumps(plain(self._record()), indent=1, allow_nan=False) + "\n"
         for name, content in ((JSON_FILE, text), (MARKDOWN_FILE, self._markdown())):
-            temporary = folder / f".{name}.new"
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(folder / name)
+            write_atomically(folder / name, content)
 
     def _record(self) -> dict[str, Any]:
         checks = []

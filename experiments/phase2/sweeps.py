@@ -7,7 +7,7 @@ Timings are evidence only from one machine, one job after the other, in interlea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +17,10 @@ from typing import Any
 
 from atlas.config import ConfigError, require
 from atlas.config.files import read_yaml
+from atlas.config.keys import lies_in
 from atlas.config.untrusted import read_json
-from atlas.runs.resume import CONFIG_FILE, flat
-from atlas.runs.summary import SUMMARY_FILE
 from atlas.sweeps.sweep_record import RECORD_FILE
-from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.run_files import CONFIG_FILE, SUMMARY_FILE, RunFiles
 
 CHOICES_FILE = "multirun.yaml"  # written by Hydra
 SERIAL = ("", "basic")  # launchers that run one job after the other; "" = none
@@ -41,11 +40,11 @@ class RecordedJob:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "metrics.jsonl")
+        return RunFiles(self.folder).rows
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "events.jsonl")
+        return RunFiles(self.folder).events
 
     def times(self, kind: str) -> list[float]:
         """When events of this kind happened, in seconds since 1970."""
@@ -87,11 +86,11 @@ def read_sweep(folder: Path) -> RecordedSweep:
 
 
 def _read_job(sweep: Path, name: str, number: int) -> RecordedJob:
-    config, summary = sweep / name / CONFIG_FILE, sweep / name / SUMMARY_FILE
-    for path in (config, summary):
-        allowed = f"finished: job {number} left no {path.name}; `python -m atlas.train -m sweep.resume={sweep}` runs it"
-        require(path.is_file(), "SWEEP", sweep, allowed)
-    return RecordedJob(number, sweep / name, flat(read_yaml(config)), read_json(summary))
+    for file in (CONFIG_FILE, SUMMARY_FILE):
+        allowed = f"finished: job {number} left no {file}; `python -m atlas.train -m sweep.resume={sweep}` runs it"
+        require((sweep / name / file).is_file(), "SWEEP", sweep, allowed)
+    files = RunFiles(sweep / name)
+    return RecordedJob(number, sweep / name, files.settings, files.summary)
 
 
 @contextmanager
@@ -139,13 +138,8 @@ def require_rounds(jobs: Sequence[RecordedJob], candidate: Callable[[RecordedJob
 def require_same_settings(jobs: Sequence[RecordedJob], swept: Collection[str]) -> None:
     """All settings agree, except the `swept` ones; the name of a group stands for all its keys."""
     for key in sorted({key for job in jobs for key in job.settings}):
-        if not named(key, (*IRRELEVANT, *swept)):
+        if not lies_in(key, (*IRRELEVANT, *swept)):
             _require_one(jobs, key, lambda job, key=key: job.settings.get(key))  # type: ignore[misc]
-
-
-def named(key: str, names: Iterable[str]) -> bool:
-    """Whether `names` holds the flat key or one of the groups it lies in."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _require_serial(jobs: Sequence[RecordedJob]) -> None:

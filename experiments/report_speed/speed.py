@@ -11,16 +11,20 @@ import platform
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthetic import write_sweep
 
 from atlas.report import write_report
-from atlas.report.browser import Browser, find_browser
 from atlas.runs.environment import git_revision
+from experiments.browser import BrowserMissingError, open_file, opened_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).parent
 RUNS, ROWS = 40, 10_000
@@ -39,7 +43,11 @@ def main(repeats: int = 5) -> int:
         write_sweep(sweep, RUNS, ROWS)
         written = [time_writing(sweep) for _ in range(repeats)]
         page = sweep / "report" / "index.html"
-        seen = [time_opening(page) for _ in range(repeats)] if find_browser() else []
+        seen, browser_version = [], ""
+        for _ in range(repeats):  # each in a browser of its own, with an empty cache
+            with suppress(BrowserMissingError), opened_browser() as browser:
+                seen.append(time_opening(browser, page))
+                browser_version = f"Chromium {browser.version}"
         sizes = {"rows": sum(p.stat().st_size for p in sweep.rglob("metrics.jsonl")), "page": page.stat().st_size}
     record = {
         "runs": RUNS, "rows": ROWS, "bytes": sizes, "limits": LIMITS,
@@ -48,7 +56,7 @@ def main(repeats: int = 5) -> int:
             "open": [opened for opened, _ in seen], "draw": [drawn for _, drawn in seen],
         },
         "load": os.getloadavg()[1],
-        "git": git_revision(), "browser": browser_version(), "cores": os.cpu_count(), "machine": platform.machine(),
+        "git": git_revision(), "browser": browser_version, "cores": os.cpu_count(), "machine": platform.machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }  # fmt: skip
     (HERE / "speed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -64,25 +72,22 @@ def time_writing(sweep: Path) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - worked
 
 
-def time_opening(page: Path) -> tuple[float, float]:
+def time_opening(browser: Browser, path: Path) -> tuple[float, float]:
     """Seconds of the page's own clock: until it was loaded, and from then on to draw the comparison's charts."""
-    with Browser() as browser:
-        loaded = browser.open(page)
-        began = browser.run("performance.now()")
-        for index in range(browser.run(f"{CHARTS}.length")):
-            browser.run(f"{CHARTS}[{index}].scrollIntoView()")
-            browser.wait(f"{CHARTS}[{index}].classList.contains('js-plotly-plot')")
-        drawn = (browser.run("Number(document.documentElement.dataset.shown)") - began) / 1000
-        if browser.errors:
-            raise RuntimeError(f"script errors: {browser.errors}")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    open_file(page, path)
+    loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
+    began = page.evaluate("performance.now()")
+    for index in range(page.evaluate(f"{CHARTS}.length")):
+        page.evaluate(f"{CHARTS}[{index}].scrollIntoView()")
+        page.wait_for_function(f"{CHARTS}[{index}].classList.contains('js-plotly-plot')")
+    drawn = (page.evaluate("Number(document.documentElement.dataset.shown)") - began) / 1000
+    if errors:
+        raise RuntimeError(f"script errors: {errors}")
+    page.close()
     return loaded, drawn
-
-
-def browser_version() -> str:
-    if not find_browser():
-        return ""
-    with Browser() as browser:
-        return str(browser.call("Browser.getVersion")["product"])
 
 
 def results(record: dict[str, Any]) -> str:

@@ -13,15 +13,15 @@ from typing import Any
 from common import small, table, write_result
 
 import atlas
-from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.run_files import RunFiles
 from atlas.training.watch.rollback_threshold import suggest_threshold
 
 
 def calm(seed: int, steps: int, folder: Path) -> dict[str, Any]:
     settings = [f"seed={seed}", f"train.steps={steps}", "rollback=observe", "telemetry.every=20"]
     summary = atlas.train(small(*settings), folder)
-    spikes = [event for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "spike"]
-    found = suggest_threshold([row["ppl_delta"] for row in read_jsonl(folder / "metrics.jsonl") if row["step"] > 100])
+    spikes = RunFiles(folder).of_kind("spike")
+    found = suggest_threshold([row["ppl_delta"] for row in RunFiles(folder).rows if row["step"] > 100])
     del found["deltas"]
     return {
         "seed": seed,

@@ -17,8 +17,8 @@ from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
 from atlas.runs.environment import git_revision, versions
 from atlas.runs.run import run
-from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
+from atlas.telemetry.run_files import RunFiles
 
 HERE = Path(__file__).parent
 TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # little text: a start takes less than a second
@@ -72,8 +72,8 @@ def compare(folder: Path, whole: Path) -> dict[str, Any]:
     equal = [
         torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b) for a, b in zip(first, second, strict=True)
     ]
-    rows = [[without_clock(row) for row in read_jsonl(path / "metrics.jsonl")] for path in (folder, whole)]
-    notices = [event["message"] for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "notice"]
+    rows = [[without_clock(row) for row in RunFiles(path).rows] for path in (folder, whole)]
+    notices = [event["message"] for event in RunFiles(folder).of_kind("notice")]
     last = max(row["segment"] for row in rows[1])
     return {
         "state_equal": structure == other and all(equal),

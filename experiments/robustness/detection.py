@@ -17,7 +17,7 @@ from common import small, table, write_result
 
 import atlas
 from atlas.config import RollbackConfig
-from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.run_files import RunFiles
 
 STEPS, FAULT_AT = 500, 255
 SETTINGS = RollbackConfig()
@@ -35,8 +35,8 @@ def strike(fault: str, folder: Path) -> dict[str, Any]:
     """One run with the fault; `damage` is how far the watched perplexity rose above its average."""
     settings = [f"debug.inject={fault}", f"train.steps={STEPS}", "checkpoint.every=50", "telemetry.every=1"]
     summary = atlas.train(small(*settings), folder)
-    rows, events = read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "events.jsonl")
-    spikes = [event["step"] for event in events if event["kind"] == "spike"]
+    run = RunFiles(folder)
+    rows, spikes = run.rows, [event["step"] for event in run.of_kind("spike")]
     first = [row for row in rows if row["segment"] == 0]
     struck = [row["ppl_delta"] or 0.0 for row in first if row["step"] >= FAULT_AT]
     over = [row["step"] for row in first if row["step"] >= FAULT_AT and (row["ppl_delta"] or 0.0) > LIMIT]
@@ -46,7 +46,7 @@ def strike(fault: str, folder: Path) -> dict[str, Any]:
         "damage": max(struck, default=None),
         "delay_steps": spikes[0] - FAULT_AT + 1 if spikes else None,
         "delay_after_first_bad_reading_steps": spikes[0] - over[0] if spikes and over else None,
-        "back_to": next((event["step"] for event in events if event["kind"] == "rollback"), None),
+        "back_to": next((event["step"] for event in run.of_kind("rollback")), None),
         "rollbacks": summary.rollbacks,
         "status": summary.status,
         "loss_before": sum(before) / len(before),

@@ -11,12 +11,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from atlas.config import ConfigError, require
 from atlas.report import write_report
-from atlas.report.browser import Browser, find_browser
+from experiments.browser import SETTLED, BrowserMissingError, open_file, opened_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 MOST_BYTES = 300_000
@@ -41,9 +45,8 @@ ISOLATE = """(() => {
 def main(arguments: Sequence[str]) -> int:
     try:
         require(len(arguments) == 3, "arguments", " ".join(arguments), "RUN SWEEP ROLLBACK_RUN")
-        require(find_browser() is not None, "browser", None, "an installed Chromium")
         make_pictures(*map(Path, arguments))
-    except ConfigError as error:
+    except (ConfigError, BrowserMissingError) as error:
         print(f"atlas: {error}", file=sys.stderr)
         return 2
     return 0
@@ -51,26 +54,30 @@ def main(arguments: Sequence[str]) -> int:
 
 def make_pictures(run: Path, sweep: Path, rolled_back: Path) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, Browser(WIDTH, HEIGHT) as browser:
-        browser.open(write_report([run], Path(folder) / "run") / "index.html", "?all")
-        found = browser.run(ISOLATE % (json.dumps(["Needles found"]), MOST_CHARTS))
+    with tempfile.TemporaryDirectory() as folder, opened_browser() as browser:
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        open_file(page, write_report([run], Path(folder) / "run") / "index.html", "?all")
+        found = page.evaluate(ISOLATE % (json.dumps(["Needles found"]), MOST_CHARTS))
         require(found > 0, "RUN", run, "a run that python -m atlas.niah probed")
-        take(browser, "heatmap", element="main")
+        take(page, "heatmap", element="main")
 
-        browser.open(write_report([rolled_back], Path(folder) / "back") / "index.html", "?all")
-        told = browser.run("document.body.textContent.includes('rollback to')")
+        open_file(page, write_report([rolled_back], Path(folder) / "back") / "index.html", "?all")
+        told = page.evaluate("document.body.textContent.includes('rollback to')")
         require(told, "ROLLBACK_RUN", rolled_back, "a run that rolled back")
-        browser.run(ISOLATE % (json.dumps(["Loss", "Perplexity delta"]), MOST_CHARTS))
-        take(browser, "rollback", element="main")
+        page.evaluate(ISOLATE % (json.dumps(["Loss", "Perplexity delta"]), MOST_CHARTS))
+        take(page, "rollback", element="main")
 
-        browser.open(write_report([sweep], Path(folder) / "sweep") / "index.html")
-        take(browser, "sweep")
+        open_file(page, write_report([sweep], Path(folder) / "sweep") / "index.html")
+        take(page, "sweep")
 
 
-def take(browser: Browser, name: str, element: str = "") -> None:
+def take(page: Page, name: str, element: str = "") -> None:
     path = PICTURES / f"{name}.png"
-    browser.settle()
-    browser.picture(path, element=element)
+    page.evaluate(SETTLED)
+    if element:
+        page.locator(element).first.screenshot(path=path)
+    else:
+        page.screenshot(path=path)
     full = Image.open(path).convert("RGB")
     for colours in COLOURS:
         if path.stat().st_size < MOST_BYTES:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import atlas
 from atlas.report import write_report
-from atlas.report.browser import Browser, find_browser
+from experiments.browser import BrowserMissingError, open_file, opened_browser
 
-needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 HOSTILE = "<script>document.title='taken'</script>"
 
 
@@ -48,73 +50,86 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with Browser(1280, 900) as found:
-        yield found
+    try:
+        with opened_browser() as found:
+            yield found
+    except BrowserMissingError as error:
+        pytest.skip(str(error))
 
 
-@needs_browser
 @pytest.mark.slow
 def test_the_page_draws_every_chart_without_errors_or_network(page: Path, browser: Browser) -> None:
-    browser.open(page, "?all")
-    browser.wait("document.querySelectorAll('.plot').length === Number(document.documentElement.dataset.drawn)")
-    assert browser.run("document.querySelectorAll('.plot .main-svg').length") >= 8
-    assert (browser.errors, browser.run("document.documentElement.dataset.errors ?? ''")) == ([], "")
-    assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert browser.run("document.title") == "sweep sweep - atlas"
+    tab = browser.new_page()
+    errors: list[str] = []
+    requests: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: requests.append(request.url))
+    open_file(tab, page, "?all")
+    tab.wait_for_function(
+        "document.querySelectorAll('.plot').length === Number(document.documentElement.dataset.drawn)"
+    )
+    assert tab.locator(".plot .main-svg").count() >= 8
+    assert (errors, tab.evaluate("document.documentElement.dataset.errors ?? ''")) == ([], "")
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert tab.title() == "sweep sweep - atlas"
 
 
-@needs_browser
 @pytest.mark.slow
 def test_a_click_on_a_heading_sorts_by_number_with_missing_ones_last(page: Path, browser: Browser) -> None:
-    browser.open(page)
-    losses = (
-        "(() => { const heads = [...document.querySelectorAll('#comparison .sortable th')];"
-        " const at = heads.findIndex(head => head.textContent === 'validation loss');"
-        " %s; return [...document.querySelectorAll('#comparison .sortable tbody tr')]"
-        ".map(row => row.children[at].textContent); })()"
-    )
-    click = "heads[at].firstChild.click()"
-    assert browser.run(losses % "") == ["2.5000", "10.0000", "-"]
-    assert browser.run(losses % f"{click}; {click}") == ["10.0000", "2.5000", "-"]
-    assert browser.run("document.querySelector('[aria-sort]').getAttribute('aria-sort')") == "descending"
-    assert browser.run(losses % click) == ["2.5000", "10.0000", "-"]
+    tab = browser.new_page()
+    open_file(tab, page)
+    heads = tab.locator("#comparison .sortable th")
+    at = heads.all_text_contents().index("validation loss")
+    losses = tab.locator(f"#comparison .sortable tbody tr > :nth-child({at + 1})")
+    button = heads.nth(at).locator(":scope > :first-child")
+    assert losses.all_text_contents() == ["2.5000", "10.0000", "-"]
+    button.click()
+    button.click()
+    assert losses.all_text_contents() == ["10.0000", "2.5000", "-"]
+    assert tab.locator("[aria-sort]").first.get_attribute("aria-sort") == "descending"
+    button.click()
+    assert losses.all_text_contents() == ["2.5000", "10.0000", "-"]
 
 
-@needs_browser
 @pytest.mark.slow
-def test_the_charts_follow_the_theme_and_the_page_fits_a_phone(page: Path, browser: Browser) -> None:
+def test_the_charts_follow_the_theme(page: Path, browser: Browser) -> None:
+    tab = browser.new_page()
+    open_file(tab, page)
+    tab.wait_for_selector("#comparison .plot .xtick text")
     colour = "document.querySelector('#comparison .plot .xtick text').style.fill"
-    browser.open(page)
-    browser.wait(f"!!({colour.removesuffix('.style.fill')})")
-    light = browser.run(colour)
-    browser.set_dark(True)
-    browser.wait(f"{colour} !== {json.dumps(light)}")
-    browser.set_dark(False)
-    browser.resize(360, 740, mobile=True)
-    browser.open(page, "?all")
-    assert browser.run("document.documentElement.scrollWidth") <= 360
-    browser.resize(1280, 900)
+    light = tab.evaluate(colour)
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_function(f"{colour} !== {json.dumps(light)}")
 
 
-@needs_browser
+@pytest.mark.slow
+def test_the_page_fits_a_phone(page: Path, browser: Browser) -> None:
+    size = {"width": 360, "height": 740}
+    tab = browser.new_page(viewport=size, device_scale_factor=2, is_mobile=True, has_touch=True)  # type: ignore[arg-type]
+    open_file(tab, page, "?all")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 @pytest.mark.slow
 def test_a_link_of_the_table_opens_its_run(page: Path, browser: Browser) -> None:
-    browser.open(page)
-    browser.run("document.querySelector('#comparison tbody a').click()")
-    browser.wait("document.querySelector('#run-0 details').open")
-    browser.run("document.querySelector('#run-0 .plot').scrollIntoView()")
-    browser.wait("document.querySelector('#run-0 .plot').classList.contains('js-plotly-plot')")
+    tab = browser.new_page()
+    open_file(tab, page)
+    tab.locator("#comparison tbody a").first.click()
+    tab.wait_for_function("document.querySelector('#run-0 details').open")
+    tab.locator("#run-0 .plot").first.scroll_into_view_if_needed()
+    tab.wait_for_function("document.querySelector('#run-0 .plot').classList.contains('js-plotly-plot')")
 
 
-@needs_browser
 @pytest.mark.slow
 def test_a_missing_script_is_told_and_the_tables_stay(page: Path, browser: Browser) -> None:
     script = page.with_name("plotly.min.js")
     script.rename(script.with_suffix(".away"))
     try:
-        browser.open(page)
-        told = browser.run("document.documentElement.dataset.errors")
-        assert told.startswith("a file could not be loaded: file://")
-        assert browser.run("document.querySelectorAll('#comparison tbody tr').length") == 4
+        tab = browser.new_page()
+        open_file(tab, page)
+        message = tab.evaluate("document.documentElement.dataset.errors")
+        assert message.startswith("a file could not be loaded: file://")
+        assert tab.locator("#comparison tbody tr").count() == 4
     finally:
         script.with_suffix(".away").rename(script)

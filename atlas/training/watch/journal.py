@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from atlas.checkpoint.state_file import sync_file, sync_folder
+from atlas.checkpoint.state_file import sync_folder
+from atlas.config.atomic import write_atomically
 from atlas.training.state import TrainState
 
 JOURNAL_FILE = "rollback.json"
@@ -40,11 +41,7 @@ class JournalEntry:
 
     def write(self, root: Path) -> None:
         """Replace the file as a whole. Raises OSError."""
-        temporary = root / f".{JOURNAL_FILE}.new"
-        with temporary.open("wb") as file:
-            file.write(json.dumps(asdict(self)).encode() + b"\n")
-            sync_file(file)
-        temporary.replace(root / JOURNAL_FILE)
+        write_atomically(root / JOURNAL_FILE, json.dumps(asdict(self)) + "\n", durable=True)
         sync_folder(root)
 
 

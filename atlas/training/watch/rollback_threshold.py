@@ -15,8 +15,11 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 THRESHOLD_FILE = "rollback_calibration.json"
 PERCENTILE = 0.99
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FLOOR = 0.05
 CEILING = 0.10
 READINGS_MIN = 20  # fewer say nothing about a 99th percentile
@@ -25,7 +28,7 @@ READINGS_MIN = 20  # fewer say nothing about a 99th percentile
 def suggest_threshold(deltas: Sequence[float]) -> dict[str, Any]:
     """The suggestion with the distribution that it comes from; `threshold` is None where there is none."""
     enough = len(deltas) >= READINGS_MIN
-    percentile = quantile(deltas, PERCENTILE) if enough else None
+    percentile = float(np.quantile(deltas, PERCENTILE)) if enough else None
     above = [delta for delta in deltas if delta > 0]
     deviation = sqrt(sum(delta**2 for delta in above) / len(above)) if above else 0.0
     suggested = None if percentile is None else percentile + deviation
@@ -37,18 +40,9 @@ def suggest_threshold(deltas: Sequence[float]) -> dict[str, Any]:
         "percentile_plus_deviation": suggested,
         "verdict": ("stable" if stable else "unstable") if enough else "too few readings",
         "threshold": max(suggested, FLOOR) if stable and suggested is not None else None,
-        "quantiles": {str(q): quantile(deltas, q) for q in (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0) if deltas},
+        "quantiles": {str(share): float(np.quantile(deltas, share)) for share in QUANTILES if deltas},
         "deltas": [round(delta, 6) for delta in deltas],
     }
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the values lie, interpolated between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def describe_suggestion(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import atlas
 from atlas.config import CHANGEABLE
 from atlas.config.continuing import RULES, Effect, change_rule, change_table
-from atlas.runs.resume import flat
+from atlas.config.keys import flat
 
 README = Path(atlas.__file__).parents[1] / "README.md"
 

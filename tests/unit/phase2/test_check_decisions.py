@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import atlas
 from atlas.config import ConfigError
 from atlas.config.composition import save_config
-from atlas.runs.resume import flat
+from atlas.config.keys import flat
 from atlas.sweeps.sweep_record import Job, SweepRecord
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision

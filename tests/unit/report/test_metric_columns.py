@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from atlas.report.metric_columns import read_lines, to_columns
+from atlas.report.metric_columns import to_columns
 
 
 def test_rows_become_columns_without_what_no_row_measured() -> None:
@@ -35,12 +33,3 @@ def test_a_second_rollback_undoes_both_segments_before_it() -> None:
     steps = [(1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (2, 2)]
     rows = to_columns([{"step": step, "segment": segment, "loss": 1.0} for step, segment in steps], [])
     assert rows.undone.tolist() == [False, True, True, True, True, False]
-
-
-def test_torn_damaged_and_missing_files_are_told(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert read_lines(path) == ([], "metrics.jsonl is missing")
-    path.write_text('{"step":1}\n{"step":2')
-    assert read_lines(path) == ([{"step": 1}], "")
-    path.write_text('{"step":1}\nnoise\n{"step":3}\n')
-    assert read_lines(path) == ([{"step": 1}, {"step": 3}], "metrics.jsonl: 1 of 3 lines are damaged and left out")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atlas.report.settings import Difference, differences, read_settings, swept_names
+from atlas.report.settings import Difference, differences, swept_names
 
 
 def test_only_what_differs_is_found_with_its_short_name() -> None:
@@ -24,22 +24,6 @@ def test_settings_that_change_together_share_a_column() -> None:
 def test_the_logger_is_no_difference_and_an_unreadable_config_neither() -> None:
     configs = [{"seed": 0, "logger.name": "a"}, {}, {"seed": 0, "logger.name": "b", "new": 1}]
     assert differences(configs) == [Difference("new", "new", ["(absent)", "-", 1])]
-
-
-def test_settings_are_read_flat_and_references_resolved(tmp_path: Path) -> None:
-    path, problems = tmp_path / "config.yaml", []
-    path.write_text("a: {b: 1, c: [1, 2], d: {}}\ne: ${a.b}\n")
-    assert read_settings(path, problems) == {"a.b": 1, "a.c": [1, 2], "a.d": {}, "e": 1}
-    path.write_text("a: ${nothing}\n")
-    assert read_settings(path, problems) == {"a": "${nothing}"}
-    assert problems == []
-    path.write_text("a: [1\n")
-    assert read_settings(path, problems) == {}
-    assert read_settings(tmp_path / "none.yaml", problems) == {}
-    assert problems == [
-        "config.yaml must be plain YAML (expected ',' or ']', but got '<stream end>', line 2)",
-        "none.yaml is missing",
-    ]
 
 
 def test_the_keys_of_a_sweep_come_from_its_record(tmp_path: Path) -> None:

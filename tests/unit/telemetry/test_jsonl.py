@@ -88,12 +88,12 @@ def test_rows_that_do_not_fit_wait_and_are_written_in_their_order(tmp_path: Path
             writer.append({"step": 2, "text": "x" * 100})
             writer.append({"step": 3})
             assert path.read_bytes() == b'{"step":1}\n'
-            assert writer.news() == [
+            assert writer.notices() == [
                 "rows.jsonl cannot be written (File too large): its rows wait in memory until there is room"
             ]
-            assert writer.news() == []
+            assert writer.notices() == []
         writer.append({"step": 4})
-        assert writer.news() == ["rows.jsonl can be written again: no row is lost"]
+        assert writer.notices() == ["rows.jsonl can be written again: no row is lost"]
     assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3, 4]
 
 
@@ -162,7 +162,7 @@ def test_a_file_that_is_gone_is_written_anew_with_the_next_row(tmp_path: Path, c
         change(path)
         writer.append({"step": 3})
         assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
-        assert writer.news() == [f"{path} was removed or replaced by somebody else: it is written anew"]
+        assert writer.notices() == [f"{path} was removed or replaced by somebody else: it is written anew"]
         change(path)
         writer.retry()  # by a row of another file
         assert [row["step"] for row in read_jsonl(path)] == [1, 2, 3]
@@ -175,7 +175,7 @@ def test_a_file_that_is_cut_is_noticed_and_stays_readable(tmp_path: Path) -> Non
             writer.append({"step": step})
         os.truncate(path, 15)
         writer.append({"step": 4})
-        assert writer.news() == ["rows.jsonl was cut by somebody else: rows before this one are missing"]
+        assert writer.notices() == ["rows.jsonl was cut by somebody else: rows before this one are missing"]
     assert [row["step"] for row in read_jsonl(path)] == [1, 4]
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas.training.watch.rollback_threshold import describe_suggestion, quantile, suggest_threshold, write_suggestion
+from atlas.training.watch.rollback_threshold import describe_suggestion, suggest_threshold, write_suggestion
 
 
 def test_quantiles_are_interpolated() -> None:
-    values = [3.0, 1.0, 2.0, 5.0]
-    assert [quantile(values, share) for share in (0, 1 / 3, 0.5, 1)] == [1.0, 2.0, 2.5, 5.0]
+    found = suggest_threshold([3.0, 1.0, 2.0, 5.0])["quantiles"]
+    assert [found[share] for share in ("0.0", "0.25", "0.5", "1.0")] == [1.0, 1.75, 2.5, 5.0]
 
 
 def test_a_quiet_run_gets_the_floor_of_five_percent() -> None:

@@ -1,0 +1,27 @@
+"""Dotted keys of settings, such as `model.memory.rule`, and the overrides that set them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def flat(settings: Mapping[Any, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as `a.b.c` -> value. An empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}{separator}", separator))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def lies_in(key: str, names: Iterable[str]) -> bool:
+    """Whether `names` holds the dotted key, or a group above it."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def override_name(override: str) -> str:
+    """The key or the group that an override sets: `train.steps` of `+train.steps=3`."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -1,0 +1,128 @@
+"""The one reader of run folders: for resumed runs, reports, decisions and experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atlas.config import ConfigError
+from atlas.config.files import read_yaml, require_values
+from atlas.config.keys import flat
+from atlas.config.untrusted import open_regular, read_json
+from atlas.telemetry.jsonl import JsonlError, parse_row, read_jsonl
+
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+NIAH_FILE = "niah.json"
+
+Row = dict[str, Any]
+
+
+@dataclass
+class RunFiles:
+    """The files of one run, each read when it is first asked for.
+
+    Strict: a missing or damaged file raises OSError, ValueError (`JsonlError`) or `ConfigError`; a torn last line of
+    rows or events is left out. Tolerant (`strict=False`): what cannot be read is empty or left out, and `problems` has
+    a sentence on it.
+    """
+
+    folder: Path
+    strict: bool = True
+    problems: list[str] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """config.yaml by dotted keys. Tolerant: references, which a job that failed early leaves, are resolved."""
+        path = self.folder / CONFIG_FILE
+        try:
+            content: Any = read_yaml(path)
+        except (OSError, ConfigError) as error:
+            if self.strict:
+                raise
+            self.problems.append(_problem(path, error))
+            return {}
+        if not self.strict:
+            try:
+                require_values(path, content)
+                content = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+            except (ConfigError, OmegaConfBaseException):
+                pass  # a reference that leads nowhere is shown as it stands
+        return flat(content)
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """summary.json."""
+        return self._json(SUMMARY_FILE)
+
+    @cached_property
+    def niah(self) -> Mapping[str, Any]:
+        """niah.json; {} where `python -m atlas.niah` was not called."""
+        return self._json(NIAH_FILE) if (self.folder / NIAH_FILE).exists() else {}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """metrics.jsonl."""
+        return self._lines(METRICS_FILE)
+
+    @cached_property
+    def events(self) -> list[Row]:
+        """events.jsonl."""
+        return self._lines(EVENTS_FILE)
+
+    def of_kind(self, *kinds: str) -> list[Row]:
+        """Events of these kinds, in their order."""
+        return [event for event in self.events if event.get("kind") in kinds]
+
+    def _json(self, name: str) -> Mapping[str, Any]:
+        try:
+            content = read_json(self.folder / name)
+        except (OSError, ValueError) as error:
+            if self.strict:
+                raise
+            missing = isinstance(error, FileNotFoundError)
+            self.problems.append(f"{name} {'is missing' if missing else f'cannot be read ({type(error).__name__})'}")
+            return {}
+        if not isinstance(content, dict):
+            if self.strict:
+                raise ValueError(f"{self.folder / name}: not a JSON object")
+            return {}
+        return content
+
+    def _lines(self, name: str) -> list[Row]:
+        path = self.folder / name
+        try:
+            return read_jsonl(path)
+        except OSError as error:
+            if self.strict:
+                raise
+            # A run that failed early has neither of the two files.
+            started = any((self.folder / other).exists() for other in (METRICS_FILE, EVENTS_FILE))
+            if started or not isinstance(error, FileNotFoundError):
+                self.problems.append(_problem(path, error))
+            return []
+        except JsonlError:
+            if self.strict:
+                raise
+            with open_regular(path) as file:
+                lines = file.read().splitlines()
+            rows = [row for line in lines if (row := parse_row(line)) is not None]
+            left_out = len(lines) - len(rows)
+            self.problems.append(f"{name}: {left_out} of {len(lines)} lines are damaged and left out")
+            return rows
+
+
+def _problem(path: Path, error: OSError | ConfigError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path.name} is missing"
+    if isinstance(error, OSError):
+        return f"{path.name} cannot be read ({error.strerror})"
+    return f"{path.name} {str(error).removeprefix(f'{path}: ')}"
