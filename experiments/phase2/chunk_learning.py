@@ -49,9 +49,10 @@ def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
             require(value == twin.settings.get(key), f"{sweep.folder} {key}", value, allowed)
     runs = []
     for job in jobs:
-        found = {e["step"]: e["accuracy"] for e in job.events if e["kind"] == "probe" and e["level"] == RECALL.name}
+        probes = (event for event in job.events if event["kind"] == "probe" and event["level"] == RECALL.name)
+        recalls = {event["step"]: event["accuracy"] for event in probes if event["accuracy"] is not None}
         losses = {row["step"]: row["validation/loss"] for row in job.rows if row.get("validation/loss") is not None}
-        readings = [(step, losses[step], found[step]) for step in sorted(found.keys() & losses.keys())]
+        readings = [(step, losses[step], recalls[step]) for step in sorted(recalls.keys() & losses.keys())]
         tokens = job.settings["train.sequence"] * job.settings["train.batch_size"]
         runs.append(LearningRun(candidate_of(job), job.settings["seed"], tokens, readings))
     return runs

@@ -15,9 +15,11 @@ from atlas.config import RunConfig
 from atlas.models import memory as memory_module
 from atlas.models.hierarchy import run_periods
 from experiments.phase2 import set_measures
+from experiments.phase2.check_decisions import judge_decision
 from experiments.phase2.chunk_sizes import decide
 from experiments.phase2.chunk_tables import tables
 from experiments.phase2.investigation import SHARDS, SetInvestigation
+from experiments.phase2.report import ExitReport
 from tests.unit.phase2.test_chunk_sizes import runs, table
 
 # Set C, the fastest, has 0.6 times the baseline's 100 tokens/s; its products alone would allow 0.8 times.
@@ -75,6 +77,23 @@ def test_a_finding_that_fails_stops_the_decision_and_is_named(changes: dict[str,
     assert decision.line == f"STOP (best Set C 0.60x < 5x at 512 tokens; {finding})"
     assert not decision.passed
     assert decision.advice.endswith(f"No set is locked: {finding}.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "DECIDED, 5x is out of reach on this device (Set C: {8,32,64}, 0.60x of at most 0.80x)"),
+        (
+            {"products": [900, 7200]},
+            "STOP (best Set C 0.60x < 5x at 512 tokens; Set B runs its shards one after the other: 8 take 8.0 times as"
+            " many matrix products as one)",
+        ),
+    ],
+)
+def test_the_exit_gate_passes_or_names_the_finding(changes: dict[str, Any], line: str) -> None:
+    finding = judge_decision("chunk_sizes", decide(evidence(**changes)))
+    assert ExitReport({}, {"G2-1": finding}).lines()[2] == f"[G2-1] Chunk sizes... {line}"
+    assert finding.passed is (changes == {})
 
 
 def test_every_finding_is_told() -> None:
