@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 DECISIONS ?= experiments/phase2/PHASE2_DECISIONS.md
+EXPERIMENTS ?= chunk_size_lock niah_frequency rollback_threshold chunk_size_learning
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train decisions gate test lint types fast slow format speed clean
@@ -18,13 +19,13 @@ setup: $(STAMP)  ## make .venv with the tested set of packages
 train: $(STAMP)  ## train the default model; make train ARGS="model=small train.steps=2000"
 	$(BIN)/python -m atlas.train $(ARGS)
 
-decisions: $(STAMP)  ## measure chunk sizes and probe frequency anew: experiments/phase2/PHASE2_DECISIONS.md
+decisions: $(STAMP)  ## measure all that is decided by rule anew: experiments/phase2/PHASE2_DECISIONS.md
 	@folder=outputs/decisions/$$(date +%Y%m%d-%H%M%S); \
-	for experiment in chunk_size_lock niah_frequency; do \
+	for experiment in $(EXPERIMENTS); do \
 		$(BIN)/python -m atlas.train experiment=$$experiment hydra.sweep.dir=$$folder/$$experiment $(ARGS) \
 			|| [ $$? -eq 1 ] || exit 1; \
 	done; \
-	$(BIN)/python -m experiments.phase2.decide $$folder/chunk_size_lock $$folder/niah_frequency document=$(DECISIONS) \
+	$(BIN)/python -m experiments.phase2.decide $$folder/* document=$(DECISIONS) \
 		|| [ $$? -eq 1 ]  # STOP is a decision too
 
 gate: $(STAMP)  ## the exit gate of Phase 2 on a quiet machine; make gate ARGS="only=G2-3,G2-6"

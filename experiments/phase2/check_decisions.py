@@ -43,7 +43,7 @@ def require_same_origin(
     `settings` are those on trial, by flat keys. Whether the sweep's runs may be compared is for the rule to say.
     """
     found = read_sweep(sweep)
-    wanted = next(one.experiment for one in PROTOCOLS if one.name == protocol)
+    wanted = next(one.experiments[0] for one in PROTOCOLS if one.name == protocol)
     allowed = f"a sweep of experiment={wanted}, not of {found.experiment or 'none'}"
     require(found.experiment == wanted, key, sweep, allowed)
     for job in found.jobs:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
+from typing import Any
 
-from experiments.phase2.chunk_sizes import BASELINE, WARM_UP_STEPS, ChunkRun, describe, measured_speeds
+from experiments.phase2 import chunk_learning, investigation
+from experiments.phase2.chunk_learning import LearningRun
+from experiments.phase2.chunk_runs import BASELINE, WARM_UP_STEPS, ChunkRun, describe, measured_speeds
+from experiments.phase2.chunk_sizes import investigated
 from experiments.phase2.decision import EvidenceTable
 
 
-def tables(evidence: Sequence[ChunkRun]) -> list[EvidenceTable]:
-    return [_throughput(evidence), _quality(evidence)]
+def tables(evidence: Sequence[Any]) -> list[EvidenceTable]:
+    runs = [one for one in evidence if isinstance(one, ChunkRun)]
+    here = [speed for speed in measured_speeds(runs) if speed.context == runs[0].configured]
+    baseline, found = here[0], investigated(evidence)
+    learning = [one for one in evidence if isinstance(one, LearningRun)]
+    return [
+        _throughput(runs),
+        *([investigation.table(here[1:], found, baseline.tokens_per_second)] if found else []),
+        chunk_learning.table(learning, here[1:]),
+    ]
 
 
 def _throughput(evidence: Sequence[ChunkRun]) -> EvidenceTable:
@@ -38,25 +49,6 @@ def _throughput(evidence: Sequence[ChunkRun]) -> EvidenceTable:
     return EvidenceTable("Throughput", head, rows, note)
 
 
-def _quality(evidence: Sequence[ChunkRun]) -> EvidenceTable:
-    configured = evidence[0].configured
-    rows = []
-    for (context, name), runs in _grouped(evidence).items():
-        if context != configured:
-            continue
-        losses = [_mean([run.loss for run in runs], ".4f"), _mean([run.validation_loss for run in runs], ".4f")]
-        shares = [(run.recall, run.recall_control, run.recall_chance) for run in runs]
-        recall = [_mean(column, ".1%") for column in zip(*shares, strict=True)]
-        steps = str(max(len(run.speeds) for run in runs))
-        rows.append([describe(name), steps, *losses, *recall])
-    head = ("chunks", "after steps", "loss", "validation loss", "recall", "memory off", "chance")
-    note = (
-        "Means over the rounds: losses in nats per byte, recall as the share of needles found. A run this short has"
-        " barely begun to learn, so recall is still near chance. These columns do not decide."
-    )
-    return EvidenceTable(f"Loss and recall at {configured:,} tokens", head, rows, note)
-
-
 def _grouped(evidence: Sequence[ChunkRun]) -> dict[tuple[int, str], list[ChunkRun]]:
     """Runs by context and candidate, shorter contexts and the baseline first."""
     keys = {(run.context, run.candidate) for run in evidence}
@@ -67,8 +59,3 @@ def _grouped(evidence: Sequence[ChunkRun]) -> dict[tuple[int, str], list[ChunkRu
 def _memory(runs: Sequence[ChunkRun]) -> str:
     known = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
     return f"{max(known) / 2**30:.2f} GiB" if len(known) == len(runs) else "not measured"
-
-
-def _mean(values: Sequence[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    return f"{fmean(known):{form}}" if known and len(known) == len(values) else "-"

@@ -1,9 +1,11 @@
 """Decide from a sweep: `python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]`.
 
-SWEEP is the folder that `python -m atlas.train experiment=chunk_size_lock` or `experiment=niah_frequency` wrote. The
-written rule of its protocol is applied to the recorded runs; decision.json and decision.md go into the folder.
-protocol=chunk_sizes|probe_frequency names the protocol where the sweep was not started by its experiment. document=FILE
-puts the decisions into one document as well, and their evidence into data/ beside it.
+SWEEP is the folder that `python -m atlas.train experiment=NAME` wrote, NAME one of chunk_size_lock (beside it, if there
+is one, chunk_size_learning), niah_frequency and rollback_threshold. The written rule of its protocol is applied to the
+recorded runs; decision.json and decision.md go into the folder. Where no set of chunk sizes is fast enough, the rule
+investigates why: a minute of measuring, on the device of the runs, which should do nothing else meanwhile.
+protocol=chunk_sizes|probe_frequency|rollback_threshold names the protocol where the sweep was not started by its
+experiment. document=FILE puts the decisions into one document as well, and their evidence into data/ beside it.
 Exit status: 0 every decision passed its criterion; 1 one is STOP or flagged; 2 refused: the runs are no sound evidence.
 """
 
@@ -16,31 +18,53 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import read_settings, run_command
-from experiments.phase2 import chunk_sizes, chunk_tables, probe_frequency
+from experiments.phase2 import chunk_learning, chunk_sizes, chunk_tables, probe_frequency, rollback_threshold
+from experiments.phase2.chunk_learning import LearningRun
+from experiments.phase2.chunk_runs import ChunkRun
 from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, write_document
-from experiments.phase2.sweeps import read_sweep
+from experiments.phase2.investigation import SetInvestigation
+from experiments.phase2.sweeps import RecordedSweep, read_sweep
 
 USAGE = "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]"
+
+
+def _investigate(sweep: RecordedSweep) -> Sequence[SetInvestigation]:
+    from experiments.phase2.set_measures import investigate  # imports torch
+
+    return investigate(sweep)
+
+
 PROTOCOLS = (
     Protocol(
         "chunk_sizes",
-        "chunk_size_lock",
+        ("chunk_size_lock", chunk_learning.EXPERIMENT),
         "Chunk sizes (P2-T1)",
         chunk_sizes.RULE,
-        chunk_sizes.ChunkRun,
+        (ChunkRun, LearningRun, SetInvestigation),
         chunk_sizes.gather,
         chunk_sizes.decide,
         chunk_tables.tables,
+        _investigate,
     ),
     Protocol(
         "probe_frequency",
-        "niah_frequency",
+        ("niah_frequency",),
         "NIAH probe frequency (P2-T2)",
         probe_frequency.RULE,
-        probe_frequency.ProbeRun,
+        (probe_frequency.ProbeRun,),
         probe_frequency.gather,
         probe_frequency.decide,
         probe_frequency.tables,
+    ),
+    Protocol(
+        "rollback_threshold",
+        ("rollback_threshold",),
+        "Rollback threshold",
+        rollback_threshold.RULE,
+        (rollback_threshold.ObservedRun,),
+        rollback_threshold.gather,
+        rollback_threshold.decide,
+        rollback_threshold.tables,
     ),
 )
 
@@ -65,25 +89,30 @@ def _decide(arguments: Sequence[str]) -> int:
     require(len(folders) > 0, "SWEEP", "", f"at least one folder of a sweep: {USAGE}")
     choices = read_settings(Choices, [argument for argument in arguments if "=" in argument])
     records = decide_sweeps(folders, choices.protocol)
-    for folder, record in zip(folders, records, strict=True):
+    for folder, record in records.items():
         print(f"{record.markdown()}\n\nfiles  {folder / 'decision.json'}\n       {folder / 'decision.md'}\n")
     if choices.document:
-        write_document(Path(choices.document), records, PROTOCOLS)
+        write_document(Path(choices.document), list(records.values()), PROTOCOLS)
         print(f"written to {choices.document}")
-    for record in records:
+    for record in records.values():
         print(f"{record.protocol.title}: {record.decision.line}")
-    return 0 if all(record.decision.passed for record in records) else 1
+    return 0 if all(record.decision.passed for record in records.values()) else 1
 
 
-def decide_sweeps(folders: Sequence[Path], protocol: str = "") -> list[DecisionRecord]:
-    """Apply the rules and write decision.json and decision.md into each folder.
+def decide_sweeps(folders: Sequence[Path], protocol: str = "") -> dict[Path, DecisionRecord]:
+    """Apply the rules and write decision.json and decision.md into the folder of each protocol's first sweep.
 
     Raises `ConfigError` for a sweep that cannot be decided, before anything is written.
     """
     sweeps = [read_sweep(folder) for folder in folders]
-    records = [make_record(sweep, protocol_of(sweep, protocol, PROTOCOLS)) for sweep in sweeps]
-    texts = [(record.json(), record.markdown()) for record in records]  # a refusal comes before the first file
-    for folder, (data, section) in zip(folders, texts, strict=True):
+    of = [protocol_of(sweep, protocol, PROTOCOLS) for sweep in sweeps]
+    records = {}
+    for one in dict.fromkeys(of):
+        own = [sweep for sweep, its in zip(sweeps, of, strict=True) if its is one]
+        own.sort(key=lambda sweep: sweep.experiment in one.experiments[1:])
+        records[own[0].folder] = make_record(own, one)
+    texts = {folder: (record.json(), record.markdown()) for folder, record in records.items()}
+    for folder, (data, section) in texts.items():
         (folder / "decision.json").write_text(data, encoding="utf-8")
         (folder / "decision.md").write_text(section + "\n", encoding="utf-8")
     return records

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,25 +18,26 @@ from experiments.phase2.sweeps import RecordedSweep, readable
 
 DATA = "data"  # folder of the evidence, beside the document
 HEAD = """\
-# Phase 2 decisions
-
 Written by `python -m experiments.phase2.decide` from recorded runs; do not edit. `make decisions` measures all again.
 The evidence is in [data](data), how to read it in [README.md](README.md)."""
 
 
 class DecisionOutcome(StrEnum):
     decided = "DECIDED"
+    out_of_reach = "DECIDED, 5x is out of reach on this device"  # chosen after an investigation
     locked = "LOCKED"
     stop = "STOP"
 
 
 @dataclass(frozen=True)
 class ProtocolDecision:
-    """What a rule came to. `headline` stands behind the outcome in one line, `reason` holds the numbers."""
+    """What a rule came to. `headline` stands behind the outcome in one line, `reason` holds the numbers, `advice` tells
+    a reader what to use."""
 
     outcome: DecisionOutcome
     headline: str
     reason: str
+    advice: str
     passed: bool
 
     @property
@@ -56,21 +57,22 @@ class EvidenceTable:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A written rule. `evidence` is the dataclass of one job; `gather`, `decide` and `tables` take sequences of it."""
+    """A written rule. `decide` and `tables` take a sequence of `kinds`, the dataclasses of the evidence."""
 
     name: str
-    experiment: str  # the sweep that measures it
+    experiments: Sequence[str]  # the sweeps that measure it; the decision cannot do without the first
     title: str
     rule: str
-    evidence: Callable[..., Any]
-    gather: Callable[[RecordedSweep], Sequence[Any]]
+    kinds: Sequence[type]
+    gather: Callable[[Sequence[RecordedSweep]], Sequence[Any]]
     decide: Callable[[Sequence[Any]], ProtocolDecision]
     tables: Callable[[Sequence[Any]], Sequence[EvidenceTable]]
+    investigate: Callable[[RecordedSweep], Sequence[Any]] | None = None  # more evidence, where the decision is STOP
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the evidence comes from, the same for all of its runs."""
+    """Where the evidence of one sweep comes from, the same for all of its runs."""
 
     measured: str  # start of the first run, UTC
     command: str
@@ -81,13 +83,22 @@ class Provenance:
     versions: dict[str, str]
     git: str
 
+    @property
+    def sentence(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        changed = " (with changes that were not committed)" if self.git.endswith("+changes") else ""
+        return (
+            f"{self.runs} runs on {self.device}, {self.measured}, {self.minutes:g} minutes in all. Revision"
+            f" {self.git.removesuffix('+changes') or 'unknown'}{changed}; {versions}."
+        )
+
 
 @dataclass(frozen=True)
 class DecisionRecord:
     """Evidence with its provenance. The decision is computed from the evidence each time it is asked for."""
 
     protocol: Protocol
-    provenance: Provenance
+    provenance: Sequence[Provenance]
     evidence: Sequence[Any]
 
     @property
@@ -102,67 +113,76 @@ class DecisionRecord:
             "outcome": str(decision.outcome),
             "headline": decision.headline,
             "reason": decision.reason,
+            "advice": decision.advice,
             "passed": decision.passed,
             "rule": self.protocol.rule,
-            "provenance": asdict(self.provenance),
+            "provenance": [asdict(source) for source in self.provenance],
         }
-        runs = ",\n  ".join(json.dumps(asdict(run)) for run in self.evidence)
+        runs = ",\n  ".join(json.dumps({"kind": type(one).__name__, **asdict(one)}) for one in self.evidence)
         opened = json.dumps(head, indent=1).removesuffix("\n}")
         return f'{opened},\n "evidence": [\n  {runs}\n ]\n}}\n'
 
     def markdown(self) -> str:
         """The text of decision.md: a section of the second level."""
-        decision, source = self.decision, self.provenance
+        decision = self.decision
         parts = [f"## {self.protocol.title}: {decision.line}", decision.reason]
         for table in self.protocol.tables(self.evidence):
             lines = [table.head, ["---"] * len(table.head), *table.rows]
             rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
             parts += [f"### {table.title}", rows, table.note]
-        versions = ", ".join(f"{name} {number}" for name, number in source.versions.items())
-        changed = " (with changes that were not committed)" if source.git.endswith("+changes") else ""
-        where = (
-            f"{source.runs} runs one after the other on {source.device}, {source.measured}, {source.minutes:g} minutes"
-            f" in all. Revision {source.git.removesuffix('+changes') or 'unknown'}{changed}; {versions}."
-        )
-        commands = f"    {source.command}\n    python -m experiments.phase2.decide outputs/sweeps/<time>"
-        parts += ["### Rule, written before it ran", self.protocol.rule]
-        parts += ["### Where the numbers come from", where, commands]
+        parts += ["### Rule, written before it ran", self.protocol.rule, "### Where the numbers come from"]
+        parts += [source.sentence for source in self.provenance]
+        decide = " ".join(["python -m experiments.phase2.decide", *["outputs/sweeps/<time>"] * len(self.provenance)])
+        parts.append("\n".join(f"    {command}" for command in (*(one.command for one in self.provenance), decide)))
         return "\n\n".join(parts)
 
 
-def make_record(sweep: RecordedSweep, protocol: Protocol) -> DecisionRecord:
-    """Raises `ConfigError` for a sweep that is no sound evidence."""
-    with readable(sweep.folder):
-        evidence = protocol.gather(sweep)
-        first, last = sweep.jobs[0], sweep.jobs[-1]
-        began = first.times("start")[0]
-        provenance = Provenance(
-            measured=f"{datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC",
-            command=sweep.command,
-            sweep=sweep.folder.name,
-            runs=len(sweep.jobs),
-            minutes=round((last.times("end")[-1] - began) / 60, 1),
-            device=first.summary["device"],
-            versions=dict(first.summary["versions"]),
-            git=first.summary["git"],
-        )
-        return DecisionRecord(protocol, provenance, evidence)
+def make_record(sweeps: Sequence[RecordedSweep], protocol: Protocol) -> DecisionRecord:
+    """`sweeps` of the protocol's experiments, the first one first. Raises `ConfigError` where they are no evidence."""
+    folder, experiments = sweeps[0].folder, [sweep.experiment for sweep in sweeps]
+    first, *others = protocol.experiments
+    require(experiments[0] not in others, "SWEEP", folder, f"beside a sweep of experiment={first}")
+    once = len(set(experiments)) == len(experiments) <= len(protocol.experiments)
+    require(once, "SWEEP", " ".join(experiments), f"at most one sweep of {', '.join(protocol.experiments)} each")
+    with readable(folder):
+        evidence = protocol.gather(sweeps)
+        record = DecisionRecord(protocol, [_provenance(sweep) for sweep in sweeps], evidence)
+    if protocol.investigate is None or record.decision.outcome is not DecisionOutcome.stop:
+        return record
+    return replace(record, evidence=[*evidence, *protocol.investigate(sweeps[0])])
+
+
+def _provenance(sweep: RecordedSweep) -> Provenance:
+    first = sweep.jobs[0]
+    began = min(job.times("start")[0] for job in sweep.jobs)
+    ended = max(job.times("end")[-1] for job in sweep.jobs)
+    return Provenance(
+        measured=f"{datetime.fromtimestamp(began, UTC):%Y-%m-%d %H:%M} UTC",
+        command=sweep.command,
+        sweep=sweep.folder.name,
+        runs=len(sweep.jobs),
+        minutes=round((ended - began) / 60, 1),
+        device=first.summary["device"],
+        versions=dict(first.summary["versions"]),
+        git=first.summary["git"],
+    )
 
 
 def read_record(path: Path, protocol: Protocol) -> DecisionRecord:
     """Read what `DecisionRecord.json` gave."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    evidence = [protocol.evidence(**run) for run in found["evidence"]]
-    return DecisionRecord(protocol, Provenance(**found["provenance"]), evidence)
+    kinds = {kind.__name__: kind for kind in protocol.kinds}
+    evidence = [kinds[one.pop("kind")](**one) for one in found["evidence"]]
+    return DecisionRecord(protocol, [Provenance(**source) for source in found["provenance"]], evidence)
 
 
 def protocol_of(sweep: RecordedSweep, chosen: str, protocols: Sequence[Protocol]) -> Protocol:
-    """The one `chosen` by name or, with "", the one whose experiment the sweep ran. Raises `ConfigError`."""
+    """The one `chosen` by name or, with "", the one that the sweep's experiment measures. Raises `ConfigError`."""
     names = [protocol.name for protocol in protocols]
     require(chosen in ("", *names), "protocol", chosen, f"one of {', '.join(names)}")
-    experiments = " or ".join(protocol.experiment for protocol in protocols)
-    allowed = f"{experiments}, or name the protocol: protocol={'|'.join(names)}"
-    found = [one for one in protocols if one.name == chosen or (not chosen and one.experiment == sweep.experiment)]
+    experiments = [experiment for protocol in protocols for experiment in protocol.experiments]
+    allowed = f"{' or '.join(experiments)}, or name the protocol: protocol={'|'.join(names)}"
+    found = [one for one in protocols if one.name == chosen or (not chosen and sweep.experiment in one.experiments)]
     require(len(found) == 1, "experiment", sweep.experiment or "none", allowed)
     return found[0]
 
@@ -180,7 +200,18 @@ def write_document(path: Path, records: Sequence[DecisionRecord], protocols: Seq
 
 
 def document(data: Path, protocols: Sequence[Protocol]) -> str:
-    """The decisions whose evidence lies in `data`, in the order of the protocols."""
-    known = [(data / f"{protocol.name}.json", protocol) for protocol in protocols]
-    sections = [read_record(path, protocol).markdown() for path, protocol in known if path.is_file()]
-    return "\n\n".join([HEAD, *sections]) + "\n"
+    """What to use, and the decisions in the order of the protocols from the evidence that lies in `data`."""
+    advice, sources, sections = [], [], []
+    for protocol in protocols:
+        path = data / f"{protocol.name}.json"
+        if path.is_file():
+            record = read_record(path, protocol)
+            advice.append(record.decision.advice)
+            sources += [f"{one.measured[:10]} on {one.device}, revision {one.git}" for one in record.provenance]
+            sections.append(record.markdown())
+        else:
+            advice.append(f"{protocol.title}: not measured, so the default stands.")
+            command = f"    python -m atlas.train experiment={protocol.experiments[0]}"
+            sections.append("\n\n".join([f"## {protocol.title}: not measured", protocol.rule, command]))
+    measured = f"Measured: {'; '.join(dict.fromkeys(sources))}."
+    return "\n\n".join(["# Phase 2 decisions", " ".join([*advice, measured]), HEAD, *sections]) + "\n"

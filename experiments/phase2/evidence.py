@@ -55,7 +55,7 @@ def rehearsal_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def sweep_overrides(protocol: str, overrides: Sequence[str]) -> tuple[str, ...]:
-    experiment = next(one.experiment for one in PROTOCOLS if one.name == protocol)
+    experiment = next(one.experiments[0] for one in PROTOCOLS if one.name == protocol)
     return (f"experiment={experiment}", *(text for text in overrides if override_group(text) in SWEEP_GROUPS))
 
 
@@ -148,7 +148,7 @@ class Evidence:
             if status not in (0, 1):  # 1: a job failed; whether that is evidence too is for the rule to say
                 return f"the sweep ended with status {status}: {last}"
         try:
-            (record,) = decide_sweeps([sweep], protocol)
+            (record,) = decide_sweeps([sweep], protocol).values()
         except ConfigError as error:
             return f"the sweep is no evidence: {error}"
         return record.decision

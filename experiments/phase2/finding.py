@@ -12,12 +12,13 @@ class CheckOutcome(StrEnum):
     passed = "PASSED"
     locked = "LOCKED"  # a decision that chose one of the candidates
     decided = "DECIDED"
+    out_of_reach = "DECIDED, 5x is out of reach on this device"
     stop = "STOP"  # a decision that no candidate is good enough
     failed = "FAILED"
     not_run = "NOT RUN"
 
 
-PASSING = (CheckOutcome.passed, CheckOutcome.locked, CheckOutcome.decided)
+PASSING = (CheckOutcome.passed, CheckOutcome.locked, CheckOutcome.decided, CheckOutcome.out_of_reach)
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,13 @@ class Overhead:
         return max(self.share, self.wall)
 
 
-def gather(sweep: RecordedSweep) -> list[ProbeRun]:
+def gather(sweeps: Sequence[RecordedSweep]) -> list[ProbeRun]:
     """Raises `ConfigError` for runs that are unfinished, of different machines or settings, or not interleaved."""
-    require_sound(sweep.jobs)
-    require_same_settings(sweep.jobs, ("niah.every", "niah.enabled"))
-    require_rounds(sweep.jobs, _frequency)
-    return [_probe_run(job) for job in sweep.jobs]
+    jobs = sweeps[0].jobs
+    require_sound(jobs)
+    require_same_settings(jobs, ("niah.every", "niah.enabled"))
+    require_rounds(jobs, _frequency)
+    return [_probe_run(job) for job in jobs]
 
 
 def _frequency(job: RecordedJob) -> int | None:
@@ -114,7 +115,8 @@ def decide(evidence: Sequence[ProbeRun]) -> ProtocolDecision:
         else f"None is below {OVERHEAD_MAX:.0%}: {chosen.every} is the least frequent."
     )
     reason = " ".join([_measured(evidence), *map(_line, overheads), closing])
-    return ProtocolDecision(DecisionOutcome.locked, headline + flag, reason, bool(passing))
+    advice = f"Probe every {headline}{flag}."
+    return ProtocolDecision(DecisionOutcome.locked, headline + flag, reason, advice, bool(passing))
 
 
 def _require_enough(evidence: Sequence[ProbeRun]) -> None:

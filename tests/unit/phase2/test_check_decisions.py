@@ -27,6 +27,7 @@ VERSIONS = {"torch": "2.13.0", "python": "3.11.7"}
     ("outcome", "passed", "found"),
     [
         (DecisionOutcome.decided, True, CheckOutcome.decided),
+        (DecisionOutcome.out_of_reach, True, CheckOutcome.out_of_reach),
         (DecisionOutcome.locked, True, CheckOutcome.locked),
         (DecisionOutcome.stop, False, CheckOutcome.stop),
         (DecisionOutcome.locked, False, CheckOutcome.failed),  # flagged: too costly at every frequency
@@ -36,7 +37,9 @@ VERSIONS = {"torch": "2.13.0", "python": "3.11.7"}
 def test_only_a_decision_that_passed_its_criterion_passes(
     outcome: DecisionOutcome, passed: bool, found: CheckOutcome
 ) -> None:
-    finding = judge_decision("chunk_sizes", ProtocolDecision(outcome, "Set A: {8,16,32,64}", "the numbers", passed))
+    finding = judge_decision(
+        "chunk_sizes", ProtocolDecision(outcome, "Set A: {8,16,32,64}", "the numbers", "Use it.", passed)
+    )
     assert (finding.outcome, finding.detail, finding.evidence) == (found, "Set A: {8,16,32,64}", ("the numbers",))
     assert finding.passed is passed
     assert finding.numbers == {

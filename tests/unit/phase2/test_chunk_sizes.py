@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from atlas.config import ConfigError
-from experiments.phase2.chunk_sizes import ChunkRun, decide, measured_speeds
+from experiments.phase2.chunk_runs import ChunkRun, measured_speeds
+from experiments.phase2.chunk_sizes import decide
 from experiments.phase2.chunk_tables import tables
 
+NOTHING = "not investigated on the device of the runs"
 SLOW_START = [1.0, 2.0, 3.0]  # tokens/s of the steps that are not timed
 
 
@@ -26,11 +28,6 @@ def runs(speeds: Mapping[tuple[int, str], Sequence[float]], steps: int = 50) -> 
             batch_size=4096 // context,
             fits=speed > 0,
             peak_memory_bytes=2**30,
-            loss=3.0 + number,
-            validation_loss=None,
-            recall=0.25,
-            recall_control=0.0,
-            recall_chance=0.0625,
             speeds=[*SLOW_START, *[speed] * (steps - len(SLOW_START))] if speed > 0 else [],
         )
         for (context, candidate), rounds in speeds.items()
@@ -49,8 +46,8 @@ def table(baseline: float, a: float, b: float, c: float, context: int = 512) -> 
         (table(100, 600, 550, 500), "DECIDED (Set A: {8,16,32,64})", True),
         (table(100, 500, 499, 498), "DECIDED (Set A: {8,16,32,64})", True),
         (table(100, 100, 100, 700), "DECIDED (Set C: {8,32,64})", True),
-        (table(100, 499, 90, 80), "STOP (best Set A 4.99x < 5x at 512 tokens)", False),
-        (table(100, 50, 60, 40), "STOP (best Set B 0.60x < 5x at 512 tokens)", False),
+        (table(100, 499, 90, 80), f"STOP (best Set A 4.99x < 5x at 512 tokens; {NOTHING})", False),
+        (table(100, 50, 60, 40), f"STOP (best Set B 0.60x < 5x at 512 tokens; {NOTHING})", False),
         (table(100, 0, 510, 505), "DECIDED (Set B: {16,32,64,128})", True),
         (table(100, 0, 0, 0), "STOP (no set fits in memory)", False),
     ],
@@ -64,15 +61,15 @@ def test_the_fastest_set_that_fits_is_chosen_if_it_reaches_five_times_the_baseli
 
 def test_the_decision_is_made_at_the_configured_context() -> None:
     decision = decide(runs(table(100, 300, 200, 200) | table(50, 200, 300, 450, context=4096)))
-    assert decision.line == "STOP (best Set A 3.00x < 5x at 512 tokens)"
-    assert decision.reason.endswith("5x is reached at 4096 tokens (Set C, 9.00x).")
+    assert decision.line == f"STOP (best Set A 3.00x < 5x at 512 tokens; {NOTHING})"
+    assert decision.reason.endswith(f"5x is reached at 4096 tokens (Set C, 9.00x). Found: {NOTHING}.")
 
 
 def test_a_stop_says_how_near_the_ratio_came() -> None:
     decision = decide(runs(table(100, 300, 200, 200) | table(100, 200, 410, 200, context=1024)))
     assert decision.reason.endswith(
         "5x is reached at none of the contexts measured (512, 1024 tokens); the highest ratio is"
-        " 4.10x (Set B at 1024 tokens)."
+        f" 4.10x (Set B at 1024 tokens). Found: {NOTHING}."
     )
 
 
@@ -134,8 +131,37 @@ def test_too_few_steps_are_refused(steps: int, message: str) -> None:
 
 
 def test_the_tables_show_what_was_measured() -> None:
-    throughput, quality = tables(runs(table(100, 600, 550, 500)))
+    throughput, learning = tables(runs(table(100, 600, 550, 500)))
     assert throughput.rows[1] == [
         *("512", "8", "Set A: {8,16,32,64}", "94", "600", "600 to 600", "6.00x", "6.00x to 6.00x", "1.00 GiB")
     ]
-    assert quality.rows[0] == ["baseline", "50", "3.5000", "-", "25.0%", "0.0%", "6.2%"]
+    assert learning.rows[0] == ["Set A: {8,16,32,64}", *["not measured"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "chosen", "why"),
+    [
+        (
+            {"Set A": [5.9, 6.1], "Set B": [5.8, 6.0], "Set C": [5.7, 6.1]},
+            "Set C: {8,32,64}",
+            "is not distinguishable by speed from Set A and Set B and has fewer memories",
+        ),
+        (
+            {"Set A": [5.9, 6.1], "Set B": [5.8, 6.0], "Set C": [5.1, 5.2]},
+            "Set A: {8,16,32,64}",
+            "is not distinguishable by speed from Set B and has no more memories",
+        ),
+        (
+            {"Set A": [5.0, 5.1], "Set B": [5.6, 5.5], "Set C": [4.7, 5.2]},  # Set C does not reach 5x
+            "Set B: {16,32,64,128}",
+            "is the fastest set that fits",
+        ),
+    ],
+)
+def test_of_sets_that_differ_by_less_than_their_spread_the_one_with_fewer_memories_is_chosen(
+    ratios: dict[str, list[float]], chosen: str, why: str
+) -> None:
+    speeds = {(512, name): [100 * ratio for ratio in own] for name, own in ratios.items()}
+    decision = decide(runs({(512, "baseline"): [100, 100]} | speeds))
+    assert decision.line == f"DECIDED ({chosen})"
+    assert decision.reason.startswith(f"{chosen} {why}: ")

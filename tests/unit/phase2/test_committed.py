@@ -15,11 +15,12 @@ EVIDENCE = DOCUMENT.parent / DATA
 
 
 def test_the_document_shows_the_figures_of_the_evidence() -> None:
-    assert {path.stem for path in EVIDENCE.glob("*.json")} == {protocol.name for protocol in PROTOCOLS}
+    assert {path.stem for path in EVIDENCE.glob("*.json")} <= {protocol.name for protocol in PROTOCOLS}
     assert DOCUMENT.read_text(encoding="utf-8") == document(EVIDENCE, PROTOCOLS)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
 def test_the_recorded_outcome_is_that_of_the_rule(protocol: Protocol) -> None:
     path = EVIDENCE / f"{protocol.name}.json"
-    assert json.loads(read_record(path, protocol).json()) == json.loads(path.read_text(encoding="utf-8"))
+    if path.is_file():  # else the document says that it was not measured
+        assert json.loads(read_record(path, protocol).json()) == json.loads(path.read_text(encoding="utf-8"))

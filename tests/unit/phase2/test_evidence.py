@@ -15,7 +15,7 @@ from atlas.config import ConfigError
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.rows import make_row
 from experiments.phase2 import chunk_sizes, probe_frequency
-from experiments.phase2.chunk_sizes import SETS
+from experiments.phase2.chunk_runs import SETS
 from experiments.phase2.decide import PROTOCOLS, decide_sweeps
 from experiments.phase2.decision import make_record, protocol_of, read_record
 from experiments.phase2.sweeps import read_sweep
@@ -49,6 +49,7 @@ class Job:
     speeds: Sequence[float] = (100.0,) * 50
     probes: int = 0
     probe_seconds: float = 0.0
+    readings: Sequence[tuple[int, float, float]] = ()  # step, validation loss, recall
     start: float | None = None  # of the first start, seconds; None = after the job before
     starts: int = 1
 
@@ -71,9 +72,12 @@ class Job:
         start = number * SECONDS if self.start is None else self.start
         events = [{"kind": "start", "step": 0, "time": start + extra} for extra in range(self.starts)]
         events += [{"kind": "probe", "step": step, "time": start + 5} for step in range(self.probes) for _ in range(3)]
+        for step, _, recall in self.readings:
+            events.append({"kind": "probe", "step": step, "time": start + 5, "level": "recall", "accuracy": recall})
         events.append({"kind": "end", "step": len(self.speeds), "time": start + SECONDS - 1})
         rows = [make_row({"step": step, "tokens_per_second": speed}) for step, speed in enumerate(self.speeds, 1)]
         rows.append(make_row({"step": len(self.speeds), "tokens_per_second": 1e9}))  # of the last step once more
+        rows += [make_row({"step": step, "validation/loss": loss}) for step, loss, _ in self.readings]
         for name, lines in (("events", events), ("metrics", rows)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -83,8 +87,8 @@ class Job:
 def write_sweep(tmp_path: Path) -> WriteSweep:
     """Writes jobs into a sweep folder."""
 
-    def write(jobs: Sequence[Job], experiment: str | None = None) -> Path:
-        sweep = tmp_path / "sweep"
+    def write(jobs: Sequence[Job], experiment: str | None = None, name: str = "sweep") -> Path:
+        sweep = tmp_path / name
         for number, job in enumerate(jobs):
             job.write(sweep / str(number), number)
         listed = [{"number": number, "folder": str(number)} for number in range(len(jobs))]
@@ -129,55 +133,57 @@ def probe_jobs() -> list[Job]:
 
 def refusal(sweep: Path) -> str:
     with pytest.raises(ConfigError) as error:
-        chunk_sizes.gather(read_sweep(sweep))
+        chunk_sizes.gather([read_sweep(sweep)])
     return str(error.value)
 
 
 def test_jobs_become_evidence_on_chunk_sizes(write_sweep: WriteSweep) -> None:
     jobs = chunk_jobs()
     jobs[1].speeds = [*range(1, 51)]
-    evidence = chunk_sizes.gather(read_sweep(write_sweep(jobs)))
+    evidence = chunk_sizes.gather([read_sweep(write_sweep(jobs))])
     assert [(run.round, run.candidate) for run in evidence] == [
         (number, name) for number in (0, 1) for name in ("baseline", *SETS)
     ]
     second = evidence[1]
     assert second.speeds == [*range(1, 51)]  # the row that came again with the last step's other values is left out
     assert (second.context, second.configured, second.batch_size, second.fits) == (512, 512, 8, True)
-    assert (second.recall, second.recall_control, second.recall_chance) == (0.25, 0.0, 0.0625)
 
 
 def test_jobs_become_evidence_on_the_probe_frequency(write_sweep: WriteSweep) -> None:
-    first, second, *_ = probe_frequency.gather(read_sweep(write_sweep(probe_jobs())))
+    first, second, *_ = probe_frequency.gather([read_sweep(write_sweep(probe_jobs()))])
     assert (first.every, first.probes, first.probe_seconds, first.train_seconds) == (20, 2, 3.0, 20.0)
     assert (second.every, second.probes, second.wall_seconds) == (None, 0, 59.0)
 
 
 def test_a_record_is_read_back_as_it_was_written(write_sweep: WriteSweep, tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(chunk_jobs(), "chunk_size_lock"))
-    record = make_record(sweep, protocol_of(sweep, "", PROTOCOLS))
+    record = make_record([sweep], protocol_of(sweep, "", PROTOCOLS))
     path = tmp_path / "decision.json"
     path.write_text(record.json(), encoding="utf-8")
     assert read_record(path, record.protocol) == record
-    assert record.decision.line == "STOP (best Set A 1.00x < 5x at 512 tokens)"
-    assert record.provenance.command == "python -m atlas.train -m experiment=chunk_size_lock 'data.paths=[a b]'"
-    assert (record.provenance.runs, record.provenance.minutes) == (8, 8.0)
+    assert record.decision.headline.startswith("best Set C 1.00x < 5x at 512 tokens; not investigated")
+    (source,) = record.provenance
+    assert source.command == "python -m atlas.train -m experiment=chunk_size_lock 'data.paths=[a b]'"
+    assert (source.runs, source.minutes) == (8, 8.0)
 
 
 def test_a_set_that_does_not_fit_in_memory_is_evidence(write_sweep: WriteSweep) -> None:
     jobs = chunk_jobs()
     for job in (jobs[1], jobs[5]):
         job.status, job.reason = "failed", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
-    evidence = chunk_sizes.gather(read_sweep(write_sweep(jobs)))
+    evidence = chunk_sizes.gather([read_sweep(write_sweep(jobs))])
     assert [run.candidate for run in evidence if not run.fits] == ["Set A", "Set A"]
     assert [len(run.speeds) for run in evidence if not run.fits] == [0, 0]
 
 
 def test_a_protocol_is_known_by_its_experiment_or_named(write_sweep: WriteSweep) -> None:
     sweep = read_sweep(write_sweep(probe_jobs()))
-    with pytest.raises(ConfigError, match=r"^experiment=none: must be chunk_size_lock or niah_frequency, or name the"):
+    with pytest.raises(ConfigError, match=r"^experiment=none: must be chunk_size_lock or chunk_size_learning or "):
         protocol_of(sweep, "", PROTOCOLS)
-    assert protocol_of(sweep, "probe_frequency", PROTOCOLS).experiment == "niah_frequency"
-    with pytest.raises(ConfigError, match=r"^protocol=luck: must be one of chunk_sizes, probe_frequency$"):
+    assert protocol_of(sweep, "probe_frequency", PROTOCOLS).experiments == ("niah_frequency",)
+    with pytest.raises(
+        ConfigError, match=r"^protocol=luck: must be one of chunk_sizes, probe_frequency, rollback_threshold$"
+    ):
         protocol_of(sweep, "luck", PROTOCOLS)
 
 
@@ -243,7 +249,7 @@ def test_other_settings_than_those_of_the_probes_are_refused(write_sweep: WriteS
     jobs = probe_jobs()
     jobs[2].settings = merged(jobs[2].settings, {"niah.samples": 4})
     with pytest.raises(ConfigError, match=r"^job 2 niah.samples=4: must be None, as in job 0$"):
-        probe_frequency.gather(read_sweep(write_sweep(jobs)))
+        probe_frequency.gather([read_sweep(write_sweep(jobs))])
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
@@ -263,5 +269,8 @@ def test_a_damaged_file_is_refused(name: str, write_sweep: WriteSweep) -> None:
     sweep = write_sweep(chunk_jobs(), "chunk_size_lock")
     path = sweep / "2" / name
     path.write_bytes(b"{damaged: [\n" + path.read_bytes())
-    with pytest.raises(ConfigError, match=r"^SWEEP=.*: must be a sweep whose files can be read \("):
+    refused = (
+        rf"^{path}: must be plain YAML" if name == "config.yaml" else r"^SWEEP=.*: must be a sweep whose files can be"
+    )
+    with pytest.raises(ConfigError, match=refused):
         decide_sweeps([sweep])

@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 import atlas
 from atlas.config.files import CONF_DIR
-from experiments.phase2.chunk_sizes import BASELINE, SETS, STEPS_MIN
+from experiments.phase2 import chunk_learning, rollback_threshold
+from experiments.phase2.chunk_runs import BASELINE, SETS
+from experiments.phase2.chunk_sizes import STEPS_MIN
 from experiments.phase2.probe_frequency import PROBES_MIN
 
 
@@ -32,15 +34,17 @@ def test_rounds_are_interleaved(experiment: str) -> None:
     assert len(keys["sweep.round"]) >= 2
 
 
-def test_all_contexts_have_as_many_tokens_a_step_and_the_configured_one_enough_steps() -> None:
+def test_contexts_have_as_many_tokens_a_step_where_they_can_and_the_configured_one_enough_steps() -> None:
     keys = swept("chunk_size_lock")
     configs = [
         atlas.compose(["experiment=chunk_size_lock", "chunk_size=baseline", train]).train for train in keys["train"]
     ]
     default = atlas.compose()
-    assert {config.sequence * config.batch_size for config in configs} == {
-        default.train.sequence * default.train.batch_size
+    tokens = default.train.sequence * default.train.batch_size
+    assert {config.sequence: config.batch_size for config in configs} == {
+        config.sequence: max(tokens // config.sequence, 1) for config in configs
     }
+    assert max(config.sequence for config in configs) == 16 * 1024
     (configured,) = [config for config in configs if config.sequence == default.model.native.sequence]
     assert configured.steps * len(keys["sweep.round"]) >= STEPS_MIN
 
@@ -49,6 +53,24 @@ def test_the_candidates_are_those_of_the_protocol() -> None:
     options = {value.removeprefix("chunk_size=") for value in swept("chunk_size_lock")["chunk_size"]}
     sizes = {name: tuple(atlas.compose([f"chunk_size={name}"]).chunk_size.local) for name in options}
     assert sizes == {BASELINE: (8,), "set_a": SETS["Set A"], "set_b": SETS["Set B"], "set_c": SETS["Set C"]}
+
+
+def test_what_the_sets_learn_is_read_long_enough_over_enough_seeds() -> None:
+    keys = swept("chunk_size_learning")
+    options = [value.removeprefix("chunk_size=") for value in keys["chunk_size"]]
+    assert options == ["set_a", "set_b", "set_c"]
+    assert len(keys["seed"]) >= chunk_learning.SEEDS_MIN
+    config = atlas.compose(["experiment=chunk_size_learning", "chunk_size=set_a"])
+    assert config.train.steps > chunk_learning.STEPS_MIN  # a faster set takes more of them in the same time
+    assert config.niah.every == config.train.validation_every == 50
+
+
+def test_the_threshold_is_measured_on_the_default_run_without_rollback() -> None:
+    assert len(swept("rollback_threshold")["seed"]) >= rollback_threshold.SEEDS_MIN
+    observed, default = atlas.compose(["experiment=rollback_threshold"]), atlas.compose()
+    assert observed.rollback.observe
+    observed.rollback.observe = False
+    assert (observed.rollback, observed.train, observed.data) == (default.rollback, default.train, default.data)
 
 
 def test_the_probes_are_the_default_ones_but_for_how_often_they_run() -> None:

@@ -1,0 +1,91 @@
+"""What the sets of chunk sizes learn in equal time: loss and keyed recall. Shown, not decided by. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from atlas.config import RECALL, require
+from experiments.phase2.chunk_runs import SETS, CandidateSpeed, candidate_of, describe
+from experiments.phase2.decision import EvidenceTable
+from experiments.phase2.sweeps import RecordedSweep, named, require_same_settings, require_sound
+
+EXPERIMENT = "chunk_size_learning"
+STEPS_MIN = 600  # of the slowest set at the time of comparison
+SEEDS_MIN = 3
+# With the timed runs, whose tokens/s tell when the time is up.
+MUST_AGREE = ("model", "chunk_size.shard", "chunk_size.global_size", "train.sequence", "train.batch_size")
+
+
+@dataclass(frozen=True)
+class LearningRun:
+    """One job. `readings` are (step, validation loss in nats per byte, share of needles found by key)."""
+
+    candidate: str
+    seed: int
+    tokens_per_step: int
+    readings: Sequence[Sequence[float]]
+
+
+def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
+    """Raises `ConfigError` for runs that are unfinished, too few or too short, or of another model than the timed."""
+    jobs = sweep.jobs
+    require_sound(jobs, timed=False)
+    require_same_settings(jobs, ("chunk_size.local", "seed"))
+    for job in jobs:
+        require(candidate_of(job) in SETS, f"job {job.job} chunk_size.local", job.settings["chunk_size.local"], "a set")
+        steps = job.summary["step"]
+        require(steps >= STEPS_MIN, f"job {job.job} steps", steps, f">= {STEPS_MIN} in {sweep.folder}")
+    for name in SETS:
+        seeds = sorted(job.settings["seed"] for job in jobs if candidate_of(job) == name)
+        allowed = f"at least {SEEDS_MIN} different ones of {name} in {sweep.folder}"
+        require(len(set(seeds)) == len(seeds) >= SEEDS_MIN, "seed", seeds, allowed)
+    here = [job for job in timed.jobs if job.settings["train.sequence"] == job.settings["model.native.sequence"]]
+    twin = next(job for job in here if candidate_of(job) in SETS)
+    for key, value in jobs[0].settings.items():
+        if named(key, MUST_AGREE):
+            allowed = f"{twin.settings.get(key)}, as in {timed.folder}"
+            require(value == twin.settings.get(key), f"{sweep.folder} {key}", value, allowed)
+    runs = []
+    for job in jobs:
+        probes = (event for event in job.events if event["kind"] == "probe" and event["level"] == RECALL.name)
+        recalls = {event["step"]: event["accuracy"] for event in probes if event["accuracy"] is not None}
+        losses = {row["step"]: row["validation/loss"] for row in job.rows if row.get("validation/loss") is not None}
+        readings = [(step, losses[step], recalls[step]) for step in sorted(recalls.keys() & losses.keys())]
+        tokens = job.settings["train.sequence"] * job.settings["train.batch_size"]
+        runs.append(LearningRun(candidate_of(job), job.settings["seed"], tokens, readings))
+    return runs
+
+
+def table(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> EvidenceTable:
+    """At the time in which the slowest set takes `STEPS_MIN` steps; `speeds` of the sets at the configured context."""
+    rows = []
+    times = [STEPS_MIN * run.tokens_per_step / one.tokens_per_second for run in runs[:1] for one in speeds]
+    for one in speeds:
+        own = [run for run in runs if run.candidate == one.candidate]
+        read = [
+            [
+                reading
+                for reading in run.readings
+                if reading[0] <= max(times) * one.tokens_per_second / run.tokens_per_step
+            ]
+            for run in own
+        ]
+        if not own or not all(read):
+            rows.append([describe(one.candidate), *["not measured"] * 4])
+            continue
+        last = [readings[-1] for readings in read]
+        step, losses, recalls = zip(*last, strict=True)
+        loss = f"{fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+        recall = f"{fmean(recalls):.1%} ({min(recalls):.1%} to {max(recalls):.1%})"
+        rows.append([describe(one.candidate), str(len(own)), f"{min(step):,.0f}", loss, recall])
+    when = f"after {max(times):,.0f} seconds of training" if times else "at equal time"
+    head = ("chunks", "seeds", "steps", "validation loss", "keyed recall")
+    note = (
+        f"At the last reading within the time in which the slowest set takes {STEPS_MIN} steps, by the tokens/s above."
+        " Means over the seeds, then the lowest and the highest: nats per byte, and the share of needles found by their"
+        " key. These columns do not decide."
+        + ("" if runs else f" Not measured: `python -m atlas.train experiment={EXPERIMENT}` does.")
+    )
+    return EvidenceTable(f"Loss and recall {when}", head, rows, note)

@@ -1,0 +1,191 @@
+"""Protocol 4.1 where no set reaches 5x: each outcome from recorded evidence, and what is measured of a real model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import atlas
+from atlas.config import RunConfig
+from atlas.models import memory as memory_module
+from atlas.models.hierarchy import run_periods
+from experiments.phase2 import set_measures
+from experiments.phase2.check_decisions import judge_decision
+from experiments.phase2.chunk_sizes import decide
+from experiments.phase2.chunk_tables import tables
+from experiments.phase2.investigation import SHARDS, SetInvestigation
+from experiments.phase2.report import ExitReport
+from tests.unit.phase2.test_chunk_sizes import runs, table
+
+# Set C, the fastest, has 0.6 times the baseline's 100 tokens/s; its products alone would allow 0.8 times.
+SOUND = SetInvestigation(
+    candidate="Set C",
+    flops_per_token=1e6,
+    peak_flops=80e6,
+    shard_speeds=[100, 140, 170, 190],
+    row_speeds=[100, 150, 180, 200],
+    products=[900, 900],
+    output_difference=0.0,
+    gradient_difference=2e-15,
+)
+
+
+def evidence(**changes: Any) -> list[Any]:
+    """Runs in which no set reaches 5x, and the investigation of all three, that of Set B with `changes`."""
+    own = {"Set A": {}, "Set B": changes, "Set C": {}}
+    investigated = [replace(SOUND, candidate=name, **its) for name, its in own.items()]
+    return [*runs(table(100, 53, 55, 60)), *investigated]
+
+
+def test_five_times_is_out_of_reach_where_the_ceiling_is_below_it_and_nothing_is_wrong() -> None:
+    decision = decide(evidence())
+    assert decision.line == "DECIDED, 5x is out of reach on this device (Set C: {8,32,64}, 0.60x of at most 0.80x)"
+    assert decision.passed
+    assert decision.advice == (
+        "Use Set C: {8,32,64} (chunk_size=set_c): it is the fastest set that fits, at 0.60x the speed of one memory in"
+        " sequence. 5x is out of reach on this device: matrix products alone would allow 0.80x at most."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"output_difference": 2e-9}, "Set B's outputs differ by 2.0e-09 between shards folded and in sequence"),
+        (
+            {"gradient_difference": float("nan")},
+            "Set B's gradients differ by nan between shards folded and in sequence",
+        ),
+        (
+            {"products": [900, 7200]},
+            "Set B runs its shards one after the other: 8 take 8.0 times as many matrix products as one",
+        ),
+        (
+            {"shard_speeds": [100, 101, 102, 110]},
+            "Set B does not gain from more shards: 1.10x from 8 shards at once, 2.00x from as many sequences",
+        ),
+        ({"peak_flops": 500e6}, "Set B could reach 5.00x"),
+        ({"peak_flops": 120e6}, "Set B reaches 46% of its ceiling, less than half"),
+    ],
+)
+def test_a_finding_that_fails_stops_the_decision_and_is_named(changes: dict[str, Any], finding: str) -> None:
+    decision = decide(evidence(**changes))
+    assert decision.line == f"STOP (best Set C 0.60x < 5x at 512 tokens; {finding})"
+    assert not decision.passed
+    assert decision.advice.endswith(f"No set is locked: {finding}.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "DECIDED, 5x is out of reach on this device (Set C: {8,32,64}, 0.60x of at most 0.80x)"),
+        (
+            {"products": [900, 7200]},
+            "STOP (best Set C 0.60x < 5x at 512 tokens; Set B runs its shards one after the other: 8 take 8.0 times as"
+            " many matrix products as one)",
+        ),
+    ],
+)
+def test_the_exit_gate_passes_or_names_the_finding(changes: dict[str, Any], line: str) -> None:
+    finding = judge_decision("chunk_sizes", decide(evidence(**changes)))
+    assert ExitReport({}, {"G2-1": finding}).lines()[2] == f"[G2-1] Chunk sizes... {line}"
+    assert finding.passed is (changes == {})
+
+
+def test_every_finding_is_told() -> None:
+    reason = decide(evidence(output_difference=1.0, products=[1, 8])).reason
+    assert reason.endswith(
+        "Found: Set B's outputs differ by 1.0e+00 between shards folded and in sequence; Set B runs its shards one"
+        " after the other: 8 take 8.0 times as many matrix products as one."
+    )
+
+
+def test_on_a_device_that_one_shard_fills_nothing_gains_and_nothing_is_wrong() -> None:
+    assert decide(evidence(shard_speeds=[100, 99, 99, 98], row_speeds=[100, 110, 120, 124])).passed
+
+
+def test_a_set_that_does_not_fit_need_not_be_investigated() -> None:
+    found = [*runs(table(100, 0, 55, 60)), *(replace(SOUND, candidate=name) for name in ("Set B", "Set C"))]
+    assert decide(found).headline == "Set C: {8,32,64}, 0.60x of at most 0.80x"
+
+
+def test_the_investigation_is_a_table() -> None:
+    found = tables(evidence())[1]
+    assert found.title == "Investigation"
+    assert found.rows[2] == [
+        *(
+            "Set C: {8,32,64}",
+            "0.80x",
+            "75%",
+            "100",
+            "140",
+            "170",
+            "190",
+            "1.90x",
+            "2.00x",
+            "1.00",
+            "0.0e+00",
+            "2.0e-15",
+        )
+    ]
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    small = ["model.width=32", "model.layers=1", "model.feedforward=32", "model.memory.hidden=8", "model.window=8"]
+    shape = ["chunk_size.local=[8,16]", "chunk_size.shard=16", "chunk_size.global_size=16", "data=recall"]
+    lengths = [
+        "train.sequence=128",
+        "train.batch_size=1",
+        "data.recall.pairs=4",
+        "data.recall.queries=4",
+        "data.recall.sparse_queries=4",
+    ]
+    return atlas.compose([*small, *shape, *lengths, "niah=off", "logger=none", "device=cpu", "device.threads=1"])
+
+
+def one_after_the_other(
+    run: Any, initial: Any, state: Any, tokens: tuple[Tensor, ...], offset: int, period: int | None
+) -> tuple[Tensor, Any]:
+    """`run_periods` with a parallelisation bug: the same numbers, shard by shard."""
+    assert period is not None
+    outputs = []
+    for first in range(0, tokens[0].shape[1], period):
+        piece = tuple(field[:, first : first + period] for field in tokens)
+        out, state = run_periods(run, initial, state, piece, offset, period)
+        outputs.append(out)
+    return torch.cat(outputs, dim=1), state
+
+
+def inexact(run: Any, initial: Any, state: Any, tokens: tuple[Tensor, ...], *period: Any) -> tuple[Tensor, Any]:
+    """`run_periods` with a bug that shows where shards are folded."""
+    out, state = run_periods(run, initial, state, tokens, *period)
+    return (out if tokens[0].shape[1] <= period[1] else 1.01 * out), state
+
+
+@pytest.mark.parametrize(
+    ("planted", "finding"),
+    [
+        (None, ""),
+        (one_after_the_other, "Set B runs its shards one after the other: 8 take "),
+        (inexact, "Set B's outputs differ by "),
+    ],
+)
+def test_a_planted_bug_is_found_in_a_real_model(
+    planted: Callable[..., Any] | None, finding: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(set_measures, "ROUNDS", 1)
+    if planted is not None:
+        monkeypatch.setattr(memory_module, "run_periods", planted)
+    one = set_measures.measure("Set B", config, 1e9)
+    counted = ("products", "output_difference", "gradient_difference")  # what no busy machine changes
+    decision = decide(evidence(**{name: getattr(one, name) for name in counted}))
+    assert decision.passed is (planted is None)
+    assert planted is None or decision.headline.startswith(f"best Set C 0.60x < 5x at 512 tokens; {finding}")
+    assert len(one.shard_speeds) == len(one.row_speeds) == len(SHARDS)
+    assert min(*one.shard_speeds, *one.row_speeds) > 0
+    assert one.flops_per_token > 3 * 2 * 32 * 3 * 32  # forward and backward of the projections to q, k, v alone
