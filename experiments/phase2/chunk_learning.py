@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from atlas.config import RECALL, require
+from atlas.config.keys import lies_in
 from experiments.phase2.chunk_runs import SETS, CandidateSpeed, candidate_of, describe
 from experiments.phase2.decision import EvidenceTable
-from experiments.phase2.sweeps import RecordedSweep, named, require_same_settings, require_sound
+from experiments.phase2.sweeps import RecordedSweep, require_same_settings, require_sound
 
 EXPERIMENT = "chunk_size_learning"
 STEPS_MIN = 600  # of the slowest set at the time of comparison
@@ -44,7 +45,7 @@ def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
     here = [job for job in timed.jobs if job.settings["train.sequence"] == job.settings["model.native.sequence"]]
     twin = next(job for job in here if candidate_of(job) in SETS)
     for key, value in jobs[0].settings.items():
-        if named(key, MUST_AGREE):
+        if lies_in(key, MUST_AGREE):
             allowed = f"{twin.settings.get(key)}, as in {timed.folder}"
             require(value == twin.settings.get(key), f"{sweep.folder} {key}", value, allowed)
     runs = []

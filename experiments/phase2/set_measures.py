@@ -21,7 +21,7 @@ from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
 from atlas.runs.environment import device_name, git_revision, versions
-from atlas.runs.resume import CONFIG_FILE
+from atlas.telemetry.run_files import CONFIG_FILE
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor
