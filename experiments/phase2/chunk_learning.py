@@ -21,12 +21,12 @@ MUST_AGREE = ("model", "chunk_size.shard", "chunk_size.global_size", "train.sequ
 
 @dataclass(frozen=True)
 class LearningRun:
-    """One job. `readings` are (step, validation loss in nats per byte, share of needles found by key)."""
+    """One job. `measurements` are (step, validation loss in nats per byte, share of needles found by key)."""
 
     candidate: str
     seed: int
     tokens_per_step: int
-    readings: Sequence[Sequence[float]]
+    measurements: Sequence[Sequence[float]]
 
 
 def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
@@ -53,40 +53,35 @@ def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
         probes = (event for event in job.events if event["kind"] == "probe" and event["level"] == RECALL.name)
         recalls = {event["step"]: event["accuracy"] for event in probes if event["accuracy"] is not None}
         losses = {row["step"]: row["validation/loss"] for row in job.rows if row.get("validation/loss") is not None}
-        readings = [(step, losses[step], recalls[step]) for step in sorted(recalls.keys() & losses.keys())]
+        measurements = [(step, losses[step], recalls[step]) for step in sorted(recalls.keys() & losses.keys())]
         tokens = job.settings["train.sequence"] * job.settings["train.batch_size"]
-        runs.append(LearningRun(candidate_of(job), job.settings["seed"], tokens, readings))
+        runs.append(LearningRun(candidate_of(job), job.settings["seed"], tokens, measurements))
     return runs
 
 
 def table(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> EvidenceTable:
     """At the time in which the slowest set takes `STEPS_MIN` steps; `speeds` of the sets at the configured context."""
-    rows = []
-    times = [STEPS_MIN * run.tokens_per_step / one.tokens_per_second for run in runs[:1] for one in speeds]
+    rows, tokens = [], runs[0].tokens_per_step if runs else 0
+    seconds = max((STEPS_MIN * tokens / one.tokens_per_second for one in speeds), default=0.0)
     for one in speeds:
         own = [run for run in runs if run.candidate == one.candidate]
-        read = [
-            [
-                reading
-                for reading in run.readings
-                if reading[0] <= max(times) * one.tokens_per_second / run.tokens_per_step
-            ]
-            for run in own
-        ]
-        if not own or not all(read):
+        steps = round(seconds * one.tokens_per_second / tokens) if runs else 0
+        in_time = [[taken for taken in run.measurements if taken[0] <= steps] for run in own]
+        if not own or not all(in_time):
             rows.append([describe(one.candidate), *["not measured"] * 4])
             continue
-        last = [readings[-1] for readings in read]
+        last = [measurements[-1] for measurements in in_time]
         step, losses, recalls = zip(*last, strict=True)
         loss = f"{fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
         recall = f"{fmean(recalls):.1%} ({min(recalls):.1%} to {max(recalls):.1%})"
-        rows.append([describe(one.candidate), str(len(own)), f"{min(step):,.0f}", loss, recall])
-    when = f"after {max(times):,.0f} seconds of training" if times else "at equal time"
+        ended = " (the end)" * any(run.measurements == taken for run, taken in zip(own, in_time, strict=True))
+        rows.append([describe(one.candidate), str(len(own)), f"{min(step):,.0f}{ended}", loss, recall])
+    when = f"after {seconds:,.0f} seconds of training" if runs else "at equal time"
     head = ("chunks", "seeds", "steps", "validation loss", "keyed recall")
     note = (
-        f"At the last reading within the time in which the slowest set takes {STEPS_MIN} steps, by the tokens/s above."
-        " Means over the seeds, then the lowest and the highest: nats per byte, and the share of needles found by their"
-        " key. These columns do not decide."
+        f"At the last measurement within the time in which the slowest set takes {STEPS_MIN} steps, by the tokens/s"
+        " above; a run that ends before is read at its end, and says so. Means over the seeds, then the lowest and the"
+        " highest: nats per byte, and the share of needles found by their key. These columns do not decide."
         + ("" if runs else f" Not measured: `python -m atlas.train experiment={EXPERIMENT}` does.")
     )
     return EvidenceTable(f"Loss and recall {when}", head, rows, note)

@@ -207,7 +207,9 @@ def document(data: Path, protocols: Sequence[Protocol]) -> str:
         if path.is_file():
             record = read_record(path, protocol)
             advice.append(record.decision.advice)
-            sources += [f"{one.measured[:10]} on {one.device}, revision {one.git}" for one in record.provenance]
+            sources += [
+                f"{one.measured[:10]} on {one.device}, revision {one.git or 'unknown'}" for one in record.provenance
+            ]
             sections.append(record.markdown())
         else:
             advice.append(f"{protocol.title}: not measured, so the default stands.")

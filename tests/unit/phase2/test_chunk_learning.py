@@ -23,7 +23,7 @@ def learning_jobs(*seeds: int, **changes: Any) -> list[Job]:
     for seed in seeds:
         for sizes in SETS.values():
             job = Job(merged(BASE, {"chunk_size.local": list(sizes), "seed": seed, **changes}), launcher="joblib")
-            job.speeds, job.readings = (
+            job.speeds, job.measurements = (
                 (100.0,) * 700,
                 [(step, 3 - step / 1000 + seed / 10, step / 1000) for step in READ],
             )
@@ -49,6 +49,16 @@ def test_loss_and_recall_are_read_at_equal_time_and_shown_with_their_spread(writ
         assert row in text
     assert text.count(" runs on cpu (a processor, 1 threads)") == 2
     assert records[lock].decision.headline.startswith("best Set C 1.10x")
+
+
+def test_a_run_that_ends_before_the_time_is_up_says_so(write_sweep: WriteSweep) -> None:
+    timed = chunk_jobs()
+    for job in timed:
+        if job.settings["chunk_size"]["local"] == [8, 32, 64]:
+            job.speeds = (130.0,) * 50  # 780 steps of Set C, which has 700
+    lock, learning = write_sweep(timed, "chunk_size_lock"), write_sweep(learning_jobs(0, 1, 2), EXPERIMENT, "learning")
+    decide_sweeps([lock, learning])
+    assert "| Set C: {8,32,64} | 3 | 700 (the end) | 2.400 (" in (lock / "decision.md").read_text(encoding="utf-8")
 
 
 def test_it_does_not_decide_alone(write_sweep: WriteSweep) -> None:

@@ -59,6 +59,12 @@ def test_the_fastest_set_that_fits_is_chosen_if_it_reaches_five_times_the_baseli
     assert (decision.line, decision.passed) == (line, passed)
 
 
+def test_where_no_set_fits_the_tables_say_so() -> None:
+    throughput, learning = tables(runs(table(100, 0, 0, 0)))
+    assert [row[-1] for row in throughput.rows] == ["1.00 GiB", *["does not fit"] * 3]
+    assert learning.rows == []
+
+
 def test_the_decision_is_made_at_the_configured_context() -> None:
     decision = decide(runs(table(100, 300, 200, 200) | table(50, 200, 300, 450, context=4096)))
     assert decision.line == f"STOP (best Set A 3.00x < 5x at 512 tokens; {NOTHING})"

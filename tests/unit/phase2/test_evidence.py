@@ -49,7 +49,7 @@ class Job:
     speeds: Sequence[float] = (100.0,) * 50
     probes: int = 0
     probe_seconds: float = 0.0
-    readings: Sequence[tuple[int, float, float]] = ()  # step, validation loss, recall
+    measurements: Sequence[tuple[int, float, float]] = ()  # step, validation loss, recall
     start: float | None = None  # of the first start, seconds; None = after the job before
     starts: int = 1
 
@@ -72,12 +72,12 @@ class Job:
         start = number * SECONDS if self.start is None else self.start
         events = [{"kind": "start", "step": 0, "time": start + extra} for extra in range(self.starts)]
         events += [{"kind": "probe", "step": step, "time": start + 5} for step in range(self.probes) for _ in range(3)]
-        for step, _, recall in self.readings:
+        for step, _, recall in self.measurements:
             events.append({"kind": "probe", "step": step, "time": start + 5, "level": "recall", "accuracy": recall})
         events.append({"kind": "end", "step": len(self.speeds), "time": start + SECONDS - 1})
         rows = [make_row({"step": step, "tokens_per_second": speed}) for step, speed in enumerate(self.speeds, 1)]
         rows.append(make_row({"step": len(self.speeds), "tokens_per_second": 1e9}))  # of the last step once more
-        rows += [make_row({"step": step, "validation/loss": loss}) for step, loss, _ in self.readings]
+        rows += [make_row({"step": step, "validation/loss": loss}) for step, loss, _ in self.measurements]
         for name, lines in (("events", events), ("metrics", rows)):
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

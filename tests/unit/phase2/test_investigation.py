@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 import atlas
 from atlas.config import RunConfig
 from atlas.models import memory as memory_module
-from atlas.models.hierarchy import run_periods
+from atlas.models.hierarchy import Piece, pieces
 from experiments.phase2 import set_measures
 from experiments.phase2.check_decisions import judge_decision
 from experiments.phase2.chunk_sizes import decide
@@ -148,23 +147,21 @@ def config() -> RunConfig:
     return atlas.compose([*small, *shape, *lengths, "niah=off", "logger=none", "device=cpu", "device.threads=1"])
 
 
-def one_after_the_other(
-    run: Any, initial: Any, state: Any, tokens: tuple[Tensor, ...], offset: int, period: int | None
-) -> tuple[Tensor, Any]:
-    """`run_periods` with a parallelisation bug: the same numbers, shard by shard."""
-    assert period is not None
-    outputs = []
+def one_after_the_other(tokens: tuple[Tensor, ...], offset: int, period: int) -> Iterator[Piece]:
+    """`pieces` with a parallelisation bug: the same numbers, shard by shard."""
     for first in range(0, tokens[0].shape[1], period):
-        piece = tuple(field[:, first : first + period] for field in tokens)
-        out, state = run_periods(run, initial, state, piece, offset, period)
-        outputs.append(out)
-    return torch.cat(outputs, dim=1), state
+        yield from pieces(tuple(field[:, first : first + period] for field in tokens), offset, period)
 
 
-def inexact(run: Any, initial: Any, state: Any, tokens: tuple[Tensor, ...], *period: Any) -> tuple[Tensor, Any]:
-    """`run_periods` with a bug that shows where shards are folded."""
-    out, state = run_periods(run, initial, state, tokens, *period)
-    return (out if tokens[0].shape[1] <= period[1] else 1.01 * out), state
+class Inexact(Piece):
+    """A bug that shows where shards are folded."""
+
+    def unfold(self, out: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return super().unfold(out if self.periods == 1 else 1.01 * out, state)
+
+
+def inexact(*stretch: Any) -> Iterator[Piece]:
+    return (Inexact(*piece) for piece in pieces(*stretch))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +177,7 @@ def test_a_planted_bug_is_found_in_a_real_model(
 ) -> None:
     monkeypatch.setattr(set_measures, "ROUNDS", 1)
     if planted is not None:
-        monkeypatch.setattr(memory_module, "run_periods", planted)
+        monkeypatch.setattr(memory_module, "pieces", planted)
     one = set_measures.measure("Set B", config, 1e9)
     counted = ("products", "output_difference", "gradient_difference")  # what no busy machine changes
     decision = decide(evidence(**{name: getattr(one, name) for name in counted}))
