@@ -1,8 +1,9 @@
-"""The one place where kernels are called and where the address of a tensor is taken.
+"""Calls of the compiled kernels. No other file takes the address of a tensor.
 
-A `Kernel` states the shape of every tensor that it reads and writes, as a function of its sizes. A call checks its
-inputs against these shapes, lays them out as the kernel reads them, makes the results, and holds all tensors until the
-kernel returns. So a kernel never sees memory that is too short, of another type, freed, or overlapping where it writes.
+A `Kernel` declares the shape of every tensor that it reads and writes, as a function of its sizes. A call checks its
+inputs against these shapes, makes them contiguous where the kernel needs that, allocates the results, and holds all
+tensors until the kernel returns. So a kernel never gets memory that is too short, of another type, or freed, and its
+results never overlap.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from atlas.kernels.library import library, loaded
 
-GRANULE = 8  # widths are multiples of it: the narrowest vector of the kernels
-STRIDES = 3  # of a `Tensor` in matrix.h, besides the width, whose stride is 1
+GRANULE = 8  # widths are multiples of the narrowest vector of the kernels
+STRIDES = 3  # of a `Tensor` in matrix.h; the last dimension has stride 1
 
-# By name; None for a tensor that is left out. The sizes themselves are a NamedTuple of int and float fields in the
-# order of the structure of the same name in the C++ source, where `threads` comes before them.
+# By name; None for a tensor that is left out. The sizes are a NamedTuple of int and float fields, in the order of the
+# structure of the same name in the C++ source, where `threads` comes first.
 Shapes = dict[str, tuple[int, ...] | None]
 
 NOTHING = (0,) * (1 + STRIDES)  # a `Tensor` that is left out
-PLAIN = torch.empty(0, dtype=torch.float32, device="cpu")  # what results are made like
-MOST_PLANS = 512  # of a kernel
+PLAIN = torch.empty(0, dtype=torch.float32, device="cpu")  # results have its type and device
+MOST_PLANS = 512  # kept for each kernel
 
 
 def takes(*tensors: Tensor, widths: Iterable[int]) -> bool:
-    """Whether there are kernels, and they take such tensors: strided float32 on a CPU, widths of whole granules."""
+    """Whether kernels are in use and take such tensors: strided float32 on a CPU, widths that are multiples of 8."""
     if any(width <= 0 or width % GRANULE for width in widths):
         return False
     for part in tensors:
@@ -47,15 +48,15 @@ def takes(*tensors: Tensor, widths: Iterable[int]) -> bool:
 
 
 class _Described(NamedTuple):
-    """What is expected of an input, or made for a result."""
+    """An input that is expected, or a result to allocate."""
 
     name: str
     shape: tuple[int, ...] | None
-    strides: tuple[int, ...]  # of a contiguous tensor, as `Tensor` of matrix.h has them
+    strides: tuple[int, ...]  # of a contiguous tensor, as in `Tensor` of matrix.h
 
 
 class _Plan(NamedTuple):
-    """What a call needs besides its tensors. The same sizes come again and again."""
+    """What a call needs besides its tensors; kept, since the same sizes are used again."""
 
     sizes: bytes  # as the structure of the C++ source, `threads` included
     inputs: list[_Described]
@@ -67,21 +68,23 @@ class _Plan(NamedTuple):
 class Kernel:
     """A function of the compiled library: `int name(const Sizes*, const Tensor* inputs, const Tensor* results)`.
 
-    It returns 0, or 1 where its working memory could not be had.
+    It returns 0, or 1 if its working memory cannot be allocated.
     """
 
     name: str
     inputs: Callable[[Any], Shapes]
     results: Callable[[Any], Shapes]  # float32
-    widths: tuple[str, ...] = ("width",)  # sizes that are whole granules
-    strided: frozenset[str] = field(default_factory=frozenset)  # inputs read by their strides, others are contiguous
-    optional: frozenset[str] = field(default_factory=frozenset)  # inputs that may be None whatever the sizes
-    masks: frozenset[str] = field(default_factory=frozenset)  # inputs that are bool, others are float32
+    widths: tuple[str, ...] = ("width",)  # sizes that are multiples of GRANULE
+    strided: frozenset[str] = field(
+        default_factory=frozenset
+    )  # inputs of any strides but the last; others are made contiguous
+    optional: frozenset[str] = field(default_factory=frozenset)  # inputs that can always be None
+    masks: frozenset[str] = field(default_factory=frozenset)  # inputs of bool; others are float32
     zeroed: bool = False  # the results start at zero
     plans: dict[Any, _Plan] = field(default_factory=dict, compare=False)
 
     def __call__(self, sizes: Any, *given: Tensor | None) -> list[Tensor | None]:
-        """Raises `ValueError` for sizes and tensors that the kernel cannot take."""
+        """Run the kernel. Raises `ValueError` for sizes or tensors that it cannot take, and `MemoryError`."""
         plan = self._plan(sizes)
         if len(given) != len(plan.inputs):
             raise ValueError(f"{self.name}: {len(given)} tensors, must be {len(plan.inputs)}")
@@ -107,7 +110,7 @@ class Kernel:
         return results
 
     def empty(self, sizes: Any) -> list[Tensor | None]:
-        """The results before the call, for symbolic sizes and fake tensors too."""
+        """Empty results, for symbolic sizes and fake tensors too."""
         shapes = self.results(sizes).values()
         return [None if shape is None else torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
 
@@ -159,7 +162,7 @@ def _padded(strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def floats(name: str, sizes: Any) -> int:
-    """What one of the library's `..._floats` functions says of these sizes."""
+    """The result of one of the library's `..._floats` functions for these sizes."""
     function = getattr(loaded(), name)
     function.restype = ctypes.c_int64
     count: int = function(_packed(sizes))
@@ -178,10 +181,10 @@ def operator(
     arguments: Callable[..., tuple[Any, Sequence[Tensor | None]]],
     hidden: Callable[..., int] = lambda *_: 0,
 ) -> CustomOpDef:
-    """A kernel as an operator `atlas::...` of PyTorch, which compilers, exporters and fake tensors can see.
+    """Register a kernel as the PyTorch operator `atlas::...`, for compilers, exporters and fake tensors.
 
-    `arguments` makes the kernel's sizes and tensors of the operator's arguments. Results that the sizes leave out are
-    not returned, nor are the last ones, as many as `hidden` says for sizes and arguments.
+    `arguments`: operator arguments -> sizes and tensors of the kernel. `hidden`: sizes and operator arguments -> the
+    number of last results that are not returned. Results that the sizes leave out are not returned either.
     """
     name, _, signature = schema.partition("(")
 

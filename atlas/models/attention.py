@@ -17,11 +17,11 @@ from atlas.ops.rotary import rotate
 
 
 class AttentionState(NamedTuple):
-    """Keys (rotated) and values of the tokens that later tokens may still see; with a window, always w - 1 of them."""
+    """Keys (rotated) and values of the tokens that later tokens can see; with a window, always w - 1 of them."""
 
     keys: Tensor  # [B, H, cached, d]
     values: Tensor  # [B, H, cached, d]
-    valid: Tensor  # [B, cached] bool; False before the sequence's first token
+    valid: Tensor  # [B, cached] bool; False before the first token of the sequence
 
 
 class SlidingWindowAttention(nn.Module):

@@ -2,7 +2,7 @@
 
 a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = Gate(m)
 x = x + (a * g) W_o                       fusion `multiplicative`: g = 0 makes the branch exactly 0
-x = x + ((a + m W_g) * g) W_o             fusion `gated_sum`: the same, and the memory's content passes too
+x = x + ((a + m W_g) * g) W_o             fusion `gated_sum`: the content of the memory passes the gate too
 x = x + SwiGLU(RMSNorm(x))
 """
 
@@ -39,6 +39,8 @@ class SwiGLU(nn.Module):
 
 
 class AtlasMAGBlock(nn.Module):
+    """Attention gated by memory, then a feed-forward layer; without a memory a plain Transformer block."""
+
     def __init__(self, config: ModelConfig, local_count: int) -> None:
         super().__init__()
         width, head_width = config.width, config.width // config.heads

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution of width 4: what lets a token bind its neighbour.
+"""Causal depthwise convolution of width 4: it binds a token to the tokens before it.
 
 Legend: B sequences, T tokens, D model width.
 """
@@ -30,5 +30,5 @@ class CausalConvolution(nn.Module):
         self.weight = nn.Parameter(start)  # [4, 3D]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, 3 + T, 3D], led by the three inputs before the stretch -> [B, T, 3D]."""
+        """x [B, 3 + T, 3D], with the three inputs before the stretch first -> [B, T, 3D]."""
         return causal_convolution(x, self.weight)

@@ -1,10 +1,10 @@
-"""Continuing a prompt token by token: prefill in large pieces, then one token at a time from the carried state.
+"""Decoding: prefill of a prompt in large pieces, then one token at a time from the carried state.
 
 Legend: B sequences, T tokens, V vocabulary.
 
-Time and memory per token do not depend on how much was read: attention keeps its window, the memories keep their
-weights and the open chunk (a model without a window, `model.window=0`, keeps every token). On one grid of chunks,
-decoding gives the logits of a single pass over prompt and continuation, to round-off.
+Time and memory per token do not depend on the number of tokens read: attention keeps its window, the memories keep
+their weights and the open chunk. A model without a window (`model.window=0`) keeps every token. On one grid of chunks,
+decoding gives the logits of a single pass over prompt and continuation, up to rounding.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from atlas.config.console import log
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.models.plan import ChunkPlan, MemoryMode
 
-PREFILL_TOKENS = 1024  # of a prompt read at once: bounds the memory of a long prompt
+PREFILL_TOKENS = 1024  # of a prompt read at once: limits peak memory
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: p ~ softmax(logits / temperature), then cut to `top_k` and to `top_p`."""
+    """Drawing the next token: softmax(logits / temperature), restricted to `top_k` and `top_p`."""
 
-    temperature: float = 1.0  # 0 = the likeliest token
-    top_k: int = 0  # tokens that may be drawn, the likeliest; 0 = all
-    top_p: float = 1.0  # the fewest likeliest tokens whose probabilities sum to at least this
+    temperature: float = 1.0  # 0 = the most likely token
+    top_k: int = 0  # number of most likely tokens that can be drawn; 0 = all
+    top_p: float = 1.0  # the fewest most likely tokens whose probabilities sum to at least this
 
 
 @torch.no_grad()
@@ -43,10 +43,11 @@ def decode(
     plan: ChunkPlan | None = None,
     mode: MemoryMode | str = MemoryMode.learn,
 ) -> Iterator[Tensor]:
-    """Tokens [B] that continue `prompt` [B, T >= 1], one after the other and without end.
+    """Endless iterator of tokens [B] that continue `prompt` [B, T >= 1].
 
-    The prompt is read on the chunks of `prefill`, what follows on those of `plan`; None is the model's own.
-    `generator` is one of the CPU, so that a seed draws the same on every device. Raises ValueError for an empty prompt.
+    The prompt is read with the chunks of `prefill`, its continuation with those of `plan`; None: the model's plan.
+    `generator` is on the CPU, so that a seed gives the same tokens on every device. Raises ValueError for an empty
+    prompt.
     """
     state = prefilled(model, prompt[:, :-1], prefill or model.plan, mode)
     last = prompt[:, -1:]
@@ -68,14 +69,14 @@ def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMo
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """The next token of every sequence [B], from the logits of its last one [B, V]."""
+    """The next token of each sequence [B], from the logits of its last token [B, V]."""
     if sampling.temperature == 0:
         likeliest: Tensor = logits.argmax(-1)
         return likeliest
     scores = logits.double().cpu() / sampling.temperature
     order = scores.argsort(dim=-1, descending=True, stable=True)
     shares = scores.gather(-1, order).softmax(-1)
-    before = shares.cumsum(-1) - shares  # probability of the likelier tokens
+    before = shares.cumsum(-1) - shares  # probability of all more likely tokens
     rank = torch.arange(shares.shape[-1])
     allowed = (before < sampling.top_p) & (rank < (sampling.top_k or inf))
     allowed[:, 0] = True

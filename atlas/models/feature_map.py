@@ -13,10 +13,10 @@ from atlas.ops.features import feature_counts, polynomial_features
 
 
 class FeatureMap(nn.Module):
-    """phi(x) = c * poly(x F): a learnable F per head [d, w] keeps the state affordable at degree 2; w = d needs none.
+    """phi(x) = c * poly(x F). A learnable F per head [d, w] keeps the state small at degree 2; without F, w = d.
 
-    F starts with orthogonal columns of norm sqrt(d / w): a random unit vector keeps its norm, about. c has a learnable
-    number per head and degree, 1 before training: phi(x) . phi(y) = sum_i c_i^2 (x.y)^i / i!.
+    F starts with orthogonal columns of norm sqrt(d / w), so that a random unit vector keeps its norm on average. c has
+    a learnable number per head and degree, 1 before training: phi(x) . phi(y) = sum_i c_i^2 (x.y)^i / i!.
     """
 
     def __init__(self, heads: int, head_width: int, config: MemoryConfig) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# z starts with unit variance, so that more than 8 gates of 10 start below 0.1 or above 0.9.
+# z starts with unit variance: more than 8 of 10 gates start below 0.1 or above 0.9.
 INITIAL_SHARPNESS = 10.0
 
 
 class Gating(NamedTuple):
-    """Of a recalled m; all [B, T, D]."""
+    """The gate of a recalled m; all [B, T, D]."""
 
     logits: Tensor  # z
     gate: Tensor  # g
@@ -28,11 +28,11 @@ class Gating(NamedTuple):
 
 
 class Gate(nn.Module):
-    """Sharp from the start: its pattern of open and closed channels is a code of what was recalled.
+    """A sharp gate: its pattern of open and closed channels encodes what was recalled.
 
-    Polarisation can be had in two ways: a sharper sigmoid, or logits pushed away from 0. The second closes the memory:
-    the cheapest push is a constant one, and a constant gate tells nothing of the memory (experiments/LOG.md). So the
-    gates handed to the polarisation loss let its gradient reach the sharpness and nothing else.
+    Gates polarise by a sharper sigmoid, or by logits far from 0. The second way disables the memory: constant logits
+    minimise the loss, and a constant gate does not depend on the memory (experiments/LOG.md). So the gradient of the
+    polarisation loss reaches the sharpness only.
     """
 
     def __init__(self, width: int) -> None:

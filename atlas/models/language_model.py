@@ -22,7 +22,7 @@ from atlas.models.state_check import mismatch, shapes
 
 
 class ModelState(NamedTuple):
-    """What the model keeps of the tokens it has read, per sequence; constant in size where attention has a window."""
+    """What the model keeps of the tokens it has read. Its size is constant if attention has a window."""
 
     position: int  # tokens read so far
     blocks: tuple[BlockState, ...]
@@ -33,7 +33,7 @@ class ModelState(NamedTuple):
 
     @property
     def counters(self) -> tuple[object, ...]:
-        """What its sequences have in common: the position and how far every chunk is; not the tensors."""
+        """What its sequences share: the position and the number of tokens of each open chunk; all but the tensors."""
         return tuple(leaf for leaf in pytree.tree_leaves(self) if not isinstance(leaf, Tensor))
 
     def split(self) -> list[ModelState]:
@@ -77,7 +77,7 @@ class AtlasModel(nn.Module):
         self.norm = RMSNorm(config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         with torch.no_grad():
-            for block in self._blocks():  # residual branches start small, so that depth does not grow the stream
+            for block in self._blocks():  # residual branches start small, so that the stream does not grow with depth
                 block.out.weight.mul_((2 * config.layers) ** -0.5)
                 block.feedforward.down.weight.mul_((2 * config.layers) ** -0.5)
 
@@ -87,7 +87,7 @@ class AtlasModel(nn.Module):
         return [block for block in self.blocks if isinstance(block, AtlasMAGBlock)]
 
     def initial_state(self, batch: int, plan: ChunkPlan | None = None) -> ModelState:
-        """The state before a sequence's first token. Raises ValueError for a batch of none."""
+        """The state before the first token of a sequence. Raises ValueError for batch < 1."""
         plan = plan or self.plan
         if batch < 1:
             raise ValueError(f"batch={batch}: must be >= 1")
@@ -116,7 +116,7 @@ class AtlasModel(nn.Module):
         return ModelOutput(logits, after if torch.is_grad_enabled() else after.detach(), tuple(gates))
 
     def _check(self, tokens: Tensor, state: ModelState | None, plan: ChunkPlan) -> None:
-        """Raise ValueError for what the model cannot read."""
+        """Raise ValueError for tokens, state or plan that do not fit the model."""
         shape = list(tokens.shape)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"tokens of shape {shape}: must be [batch, tokens >= 1], batch >= 1")
@@ -137,5 +137,5 @@ class AtlasModel(nn.Module):
 
 
 def _own_storage(leaf: Tensor) -> Tensor:
-    """A copy of what is a small part of a large tensor: a state may not keep the tensors of a long prefill alive."""
+    """Copy a small part of a large tensor, so that a state does not keep the tensors of a long prefill alive."""
     return leaf.clone() if leaf.untyped_storage().nbytes() > 2 * leaf.numel() * leaf.element_size() else leaf

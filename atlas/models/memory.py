@@ -35,7 +35,7 @@ from atlas.ops.unit_rows import unit_rows
 
 
 class MemoryState(NamedTuple):
-    """All that a block's memory keeps between two calls; the open chunks and the open shard are part of it."""
+    """What the memory of a block keeps between two calls, the open chunks and the open shard included."""
 
     recent: Tensor  # [B, 3, 3D] inputs of the convolution before the next token
     sums: tuple[Accumulator, ...]  # of the Q-K projection
@@ -44,7 +44,7 @@ class MemoryState(NamedTuple):
 
 
 class InitialWeights(nn.Module):
-    """Learnable W_init of one memory, per head. `down` starts at zero: an unwritten memory gives back its query."""
+    """Learnable W_init of one memory, per head. `down` starts at zero, so an unwritten memory returns its query."""
 
     def __init__(self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class InitialWeights(nn.Module):
         self.up = nn.Parameter(torch.randn(heads, 2 * config.hidden, features) * scale)
 
     def forward(self, batch: int, rows: int) -> ScanState:
-        """A memory that has seen nothing, for each of `rows` = batch * heads * folded shards."""
+        """The state before the first token, for `rows` = batch * heads * folded shards."""
         weights = FastWeights(per_row(self.down, batch, rows), per_row(self.up, batch, rows))
         return open_state(self.rule, weights)
 
@@ -97,7 +97,10 @@ class AtlasMemory(nn.Module):
         plan: ChunkPlan,
         mode: MemoryMode | str,
     ) -> tuple[Tensor, MemoryState]:
-        """x [B, T, D] whose first token is number `position` -> what the memories recall [B, T, D], and their state."""
+        """x [B, T, D] whose first token is number `position` -> recalled [B, T, D], and the state after it.
+
+        Raises ValueError for weights in half precision.
+        """
         mode = member(MemoryMode, "mode", mode)
         dtype = self.inputs.qkv.weight.dtype
         if dtype not in (torch.float32, torch.float64):

@@ -27,8 +27,8 @@ class MemoryTokens(NamedTuple):
 class MemoryInputs(nn.Module):
     """q, k, v: linear, causal depthwise convolution, SiLU on v, L2 norm on q and k (Titans section 3.3).
 
-    Titans puts SiLU on q and k too. With the Q-K projection all keys then share a mean direction: docs/memory.md
-    section 8.
+    Titans applies SiLU to q and k too. With the Q-K projection all keys then share a mean direction (docs/memory.md
+    section 8).
     """
 
     def __init__(self, width: int, heads: int, memories: int, config: MemoryConfig) -> None:
@@ -41,8 +41,8 @@ class MemoryInputs(nn.Module):
         gate = self.threshold + (1 - self.threshold) * config.rate_init / config.rate_max
         with torch.no_grad():
             query, key, value = self.qkv.weight.chunk(3)
-            key.copy_(query)  # the same content gives the same key and query from the first step
-            value.normal_(std=2 * (width // heads * width) ** -0.5)  # ||v|| is about 1 behind the SiLU
+            key.copy_(query)  # key and query of the same content are equal at the start
+            value.normal_(std=2 * (width // heads * width) ** -0.5)  # ||v|| is about 1 after the SiLU
             self.rate.weight.zero_()
             self.rate.bias.fill_(log(gate / (1 - gate)))
 
@@ -67,9 +67,9 @@ class MemoryInputs(nn.Module):
     def rates(self, x: Tensor) -> Tensor:
         """Inner rate eta of every memory, row and token: [memories, N, T].
 
-        eta = rate_max * relu(sigmoid(linear(x)) - tau) / (1 - tau): with a threshold tau > 0 a token may write nothing
-        at all, as in the hard concrete gate (Louizos et al. 2018). A sigmoid never gets to 0, and over thousands of
-        tokens of noise small writes add up to more than the needle (experiments/LOG.md).
+        eta = rate_max * relu(sigmoid(linear(x)) - tau) / (1 - tau). With a threshold tau > 0 the rate of a token can be
+        exactly 0, as in the hard concrete gate (Louizos et al. 2018). A sigmoid is never 0, and the small writes of
+        thousands of noise tokens add up to more than the needle (experiments/LOG.md).
         """
         logits = self.rate(x)
         wide = torch.promote_types(logits.dtype, torch.float32)  # under autocast the rates stay exact

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class PersistentMemory(nn.Module):
     """Learnable key-value pairs: attention sees them as a prefix, the Q-K projection starts from their keys.
 
-    The keys start as a tight frame (rows of orthogonal matrices, unit norm), so that `m_persistent` starts as (P/d)
-    times the identity where P is a multiple of d: a projected query starts as the query itself, not as a random mix.
+    The keys start as a tight frame (rows of orthogonal matrices, unit norm). If P is a multiple of d, `m_persistent`
+    starts as P/d times the identity, and a projected query starts as the query itself.
     """
 
     def __init__(self, heads: int, keys: int, head_width: int) -> None:
@@ -28,7 +28,7 @@ class PersistentMemory(nn.Module):
 
     @property
     def norm_persistent(self) -> Tensor:
-        """sum_p ||k_p||^2 per head: [H], from the keys as they are now."""
+        """sum_p ||k_p||^2 per head: [H]."""
         return self.keys.square().sum((-2, -1))
 
     @property

@@ -1,4 +1,4 @@
-"""On which grid of tokens the memories learn. It may change between two calls: prefill, decoding, stage 2."""
+"""The grid of chunks and shards on which the memories learn. It can change between two calls."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ChunkPlan(NamedTuple):
 
 
 class MemoryMode(StrEnum):
-    """What the memory branch does in a forward pass; all but `learn` are controls for probes."""
+    """The memory branch in a forward pass; all modes but `learn` are controls for probes."""
 
     learn = "learn"  # writes and reads
     frozen = "frozen"  # reads the initial weights, writes nothing
-    off = "off"  # gives zeros: the gate is its bias alone
+    off = "off"  # recalls zeros, so that the gate depends on its bias alone

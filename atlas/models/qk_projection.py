@@ -22,9 +22,9 @@ from atlas.ops.unit_rows import unit_rows
 class QKProjection:
     """The projection one token at a time, for probes and as the reference of the parallel form.
 
-    Keys, values and queries are [..., H, d], with any leading batch dimensions. Nothing is cut from the gradient.
-    `degree` > 1 puts phi(k) in place of every key that is matched with a query, phi(x).phi(y) = (x.y)^degree, so that
-    keys which are only a little alike disturb each other less: a probe's view, never the model's own projection.
+    Keys, values and queries are [..., H, d], with any leading batch dimensions. Gradients pass through all of it.
+    `degree` > 1 replaces a key that is matched with a query by phi(k), phi(x).phi(y) = (x.y)^degree, so that keys of
+    small cosine disturb each other less. Only probes use it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class QKProjection:
         self.reset_at_shard_boundary()
 
     def reset_at_shard_boundary(self) -> None:
-        """Both sums go back to the persistent values, numerator and denominator."""
+        """Set both sums, numerator and denominator, to their persistent values."""
         self.matrix, self.norm_sum = persistent_sums(self.persistent, self.per_key, self.degree)
 
     def update(self, key: Tensor) -> None:
@@ -44,7 +44,7 @@ class QKProjection:
         self.inject_memory(key, key)
 
     def inject_memory(self, key: Tensor, value: Tensor) -> None:
-        """Add v k^T and ||k||^2, so that a query with k gives v back; `update` is the case v = k."""
+        """Add v k^T and ||k||^2, so that a query with k returns v; `update` is the case v = k."""
         self.inject_all(key.unsqueeze(-3), value.unsqueeze(-3))
 
     def inject_all(self, keys: Tensor, values: Tensor) -> None:
@@ -63,12 +63,12 @@ class QKProjection:
         return projected if self.per_key else projected / self.norm_sum.clamp(min=EPSILON).unsqueeze(-1)
 
     def query_memory(self, key: Tensor) -> Tensor:
-        """What the accumulator holds for a key: the same read as `project`."""
+        """The value stored for a key: the same read as `project`."""
         return self.project(key)
 
 
 def persistent_sums(persistent: PersistentMemory, per_key: bool, degree: int = 1) -> tuple[Tensor, Tensor]:
-    """What both sums start from at a shard boundary, per head: [H, d, d], or [H, d, p] with features, and [H]."""
+    """Both sums at the start of a shard, per head: [H, d, d], or [H, d, p] with features, and [H]."""
     if degree > 1:
         features = homogeneous_features(persistent.keys, degree)  # [H, P, p]
         square = features.square().sum(-1, keepdim=True)
@@ -79,14 +79,14 @@ def persistent_sums(persistent: PersistentMemory, per_key: bool, degree: int = 1
 
 
 class QueryProjector:
-    """The parallel form over a stretch: one q' for all local memories (range `shard`) or one each (range `chunk`)."""
+    """The parallel form: one q' for all local memories (range `shard`), or one for each (range `chunk`)."""
 
     def __init__(self, config: QKProjectionConfig, heads: int) -> None:
         self.config, self.heads = config, heads
         self.per_key = config.normalisation is Normalisation.per_key
 
     def periods(self, plan: ChunkPlan) -> tuple[int | None, ...]:
-        """After how many tokens the sums start anew; an entry per distinct q'."""
+        """Tokens between two resets of the sums, for each distinct q'."""
         if self.config.range is ProjectionRange.off:
             return ()
         return plan.local if self.config.range is ProjectionRange.chunk else (plan.shard,)
@@ -119,11 +119,11 @@ class QueryProjector:
         return projected, tuple(after)
 
     def _project(self, start: Accumulator, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Accumulator]:
-        divide = not self.config.renormalise  # a q' of length 1 is the same without
+        divide = not self.config.renormalise  # does not change a q' of length 1
         return project(start, tokens[0], tokens[1], per_key=self.per_key, divide=divide)
 
     def _chunks(self, persistent: PersistentMemory, batch: int, chunk: int | None) -> Run[Accumulator]:
-        """The sums start anew at every chunk of the memory, whose open chunk is `start.tokens` long (see `Scan`)."""
+        """Sums are reset at every chunk of the memory; the open chunk has `start.tokens` tokens (see `Scan`)."""
         assert chunk is not None
 
         def run(start: Accumulator, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Accumulator]:

@@ -1,6 +1,6 @@
-"""Whether a state is one of this model and of as many sequences, so that what differs is named before PyTorch meets it.
+"""Checks that a state fits the model and the number of sequences, and names what differs.
 
-What a state cannot tell: on which chunks it was made. Chunks may change between two calls.
+The chunks that the state was made with are not checked: they can change between two calls.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def shapes(state: tuple[object, ...]) -> object:
 
 
 def mismatch(found: object, wanted: object, batch: int, cached: int, like: Tensor, name: str) -> str:
-    """What of `found` does not fit a model with states of the shapes `wanted`, those of one sequence; "" if all does.
+    """The first difference of the state `found` from `wanted`, the shapes for one sequence; "" if there is none.
 
-    `cached` is how many tokens attention without a window holds; device and precision are to be those of `like`.
+    `cached`: tokens that attention without a window holds. Device and precision must be those of `like`.
     """
     if isinstance(wanted, torch.Size):
         return _mismatch_of_tensor(found, [wanted[0] * batch, *(size or cached for size in wanted[1:])], like, name)

@@ -3,7 +3,8 @@
     y_t = sum_lag w[lag] * x_{t - lag}
 
 Autograd of the plain sum writes a zero-filled gradient of the whole stretch per lag, and every pass over a long stretch
-goes to main memory. The same sums here, block by block: `tests/unit/ops/test_causal_convolution.py` compares both.
+goes to main memory. Here the same sums are taken block by block. `tests/unit/ops/test_causal_convolution.py` compares
+both.
 
 Legend: B sequences, T tokens, L lags, D channels.
 """
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_ELEMENTS = 2**18  # of a block, on a CPU: a few blocks of 1 MiB fit its cache
+BLOCK_ELEMENTS = 2**18  # per block on a CPU: a few blocks of 1 MiB fit the cache
 
 
 def causal_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, L - 1 + T, D] led by the inputs before the stretch, w [L, D] -> y [B, T, D].
+    """x [B, L - 1 + T, D], with the inputs before the stretch first, w [L, D] -> y [B, T, D].
 
     Raises `ValueError` for other shapes.
     """
@@ -57,14 +58,14 @@ class BlockwiseConvolution(torch.autograd.Function):
         for first, end in _blocks(d_out):
             part = d_out[:, first:end]
             product = product if product.shape == part.shape else torch.empty_like(part)
-            for lag in range(lags):  # the newest inputs get their first gradient at lag 0, older ones add to theirs
+            for lag in range(lags):  # lag 0 sets the gradient of an input, later lags add to it
                 _add_product(_at_lag(d_x, lag, lags, first, end), part, weight[lag], fresh=lag == 0)
                 d_weight[lag] += torch.mul(part, _at_lag(x, lag, lags, first, end), out=product).sum((0, 1))
         return d_x, d_weight
 
 
 def _blocks(out: Tensor) -> Iterator[tuple[int, int]]:
-    """First token and end of every block of [B, T, D]; a GPU takes the stretch as one."""
+    """First token and end of every block of [B, T, D]; on a GPU the stretch is one block."""
     tokens = out.shape[1]
     size = tokens if out.is_cuda else max(1, BLOCK_ELEMENTS // max(1, out.shape[0] * out.shape[2]))
     for first in range(0, tokens, size):
@@ -72,7 +73,7 @@ def _blocks(out: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _at_lag(x: Tensor, lag: int, lags: int, first: int, end: int) -> Tensor:
-    """The inputs that the tokens `first` to `end` take at a lag."""
+    """The inputs of the tokens `first` to `end` at a lag."""
     shift = lags - 1 - lag
     return x[:, first + shift : end + shift]
 

@@ -1,10 +1,10 @@
-"""The memory network: a gated MLP whose weights are data, one set per sequence and head.
+"""The memory network: a gated MLP whose weights are data, one set for each sequence and head.
 
 Legend: N sequences x heads (x shards), C tokens, d head width, p feature width, h hidden width.
 
     f(x; W) = x + W1 (silu(W2 phi(x)) * (W3 phi(x)))          W1: d x h     W2, W3: h x p
 
-W2 and W3 are kept stacked as one matrix `up`, so that one matrix product serves both.
+W2 and W3 are stacked in one matrix `up`, so that one matrix product computes both.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read(weights: FastWeights, query: Tensor, features: Tensor) -> Tensor:
 
 
 def bound_error(error: Tensor) -> Tensor:
-    """Error rows scaled by 1 / sqrt(1 + ||e||^2): no single token can move the weights far."""
+    """Error rows scaled by 1 / sqrt(1 + ||e||^2), so that no single token changes the weights much."""
     return error * torch.rsqrt(1 + error.square().sum(-1, keepdim=True))
 
 
@@ -77,13 +77,13 @@ def zeros_like(weights: FastWeights) -> FastWeights:
 
 
 def bound_norm(weights: FastWeights, limit: float) -> FastWeights:
-    """Scale a matrix back to its largest Frobenius norm if it is beyond, so that no inner loop can diverge."""
+    """Scale a matrix back to its norm limit if its Frobenius norm is above, so that no inner loop diverges."""
     down, up = norm_limits(weights, limit)
     return FastWeights(_bounded(weights.down, down), _bounded(weights.up, up))
 
 
 def norm_limits(weights: FastWeights, limit: float) -> tuple[float, float]:
-    """`down` may reach `limit * sqrt(h)`; `up`, which has an entry per feature, `limit * sqrt(h * p / d)`."""
+    """Largest Frobenius norms: `limit * sqrt(h)` for `down`, `limit * sqrt(h * p / d)` for `up`."""
     width, hidden = weights.down.shape[-2:]
     down = limit * hidden**0.5
     return down, down * (weights.up.shape[-1] / width) ** 0.5
@@ -92,6 +92,6 @@ def norm_limits(weights: FastWeights, limit: float) -> tuple[float, float]:
 def _bounded(matrix: Tensor, bound: float) -> Tensor:
     norm = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
     if norm.device.type == "cpu" and bool((norm <= bound).all()):
-        return matrix  # the usual case, for free; elsewhere asking would cost a synchronisation
+        return matrix  # the usual case; on a GPU the test would cost a synchronisation
     square = matrix.square().sum((-2, -1), keepdim=True)
     return matrix * (bound * torch.rsqrt(square.clamp(min=bound * bound)))

@@ -1,4 +1,4 @@
-"""Newton-Schulz iteration: the nearest matrix with orthonormal rows, roughly, by matrix products alone.
+"""Newton-Schulz iteration: approximates the nearest matrix with orthonormal rows by matrix products alone.
 
     X_0 = G / ||G||_F,    X <- a X + (b A + c A^2) X,    A = X X^T
 
@@ -17,8 +17,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def newton_schulz(matrix: Tensor, iterations: int, floor: float = 1e-7) -> Tensor:
     """Orthogonalise a batch of matrices [..., m, n]; tall ones are transposed, so that the products stay small.
 
-    `floor` is added to the norm: a matrix far below it comes out near zero, and the gradient stays below about
-    `3.4445 ** iterations / floor`, where without it a vanishing matrix would have an unbounded one.
+    `floor` is added to the norm in quadrature: a matrix far below it gives almost zero, and the gradient stays below
+    about `3.4445 ** iterations / floor`. Without it the gradient of a vanishing matrix is unbounded.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[-2] > matrix.shape[-1]

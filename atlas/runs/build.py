@@ -37,8 +37,8 @@ from atlas.telemetry.run_files import CONFIG_FILE
 from atlas.telemetry.sinks import JsonlSink, Sink
 from atlas.training.optimizer import ScheduledOptimizer
 
-UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # where training shows none
-PROBE_VALIDATION_SHARE = 0.1  # of the standard library, where the data brings no text
+UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # for data without needles
+PROBE_VALIDATION_SHARE = 0.1  # of the standard library, for data without text
 NO_TEXT_TASKS = frozenset({"single", "multi_key", "multi_query", "mqar"})  # of the recall level, see `build_questions`
 
 
@@ -50,7 +50,7 @@ def build_model(config: RunConfig) -> AtlasModel:
 
 
 def build_data(config: RunConfig) -> DataSource:
-    """The batches of the run; its text is read when its corpus is asked for. Raises `ConfigError`."""
+    """The source of the run's batches. Its text is read on the first use of its corpus. Raises `ConfigError`."""
     source: DataSource = _component(
         config.data,
         sequence=config.train.sequence,
@@ -69,9 +69,9 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> ScheduledOptim
 
 
 def prepare_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
-    """The device, and the precision of matrix products on it; threads and kernels are as `settings` say from now on.
+    """The device, and the precision of its matrix products. Sets threads and kernels for the process.
 
-    Raises `ConfigError` for `cuda` without a GPU, and for compiled kernels where there can be none.
+    Raises `ConfigError` for `cuda` without a GPU, and for compiled kernels where they cannot be built.
     """
     available = torch.cuda.is_available()
     wanted = settings.kind
@@ -108,7 +108,7 @@ def reads_text(niah: NIAHConfig) -> bool:
 
 
 def build_telemetry(config: RunConfig) -> TelemetryLogger:
-    """Files first, then the console, then the logger of the configuration, if it names one."""
+    """Sinks in order: files, console, and the logger that the configuration names."""
     sinks: list[Sink] = [JsonlSink(), ConsoleSink()]
     if config.logger:
         sinks.append(_component(config.logger))
@@ -118,17 +118,17 @@ def build_telemetry(config: RunConfig) -> TelemetryLogger:
 def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[AtlasModel, RunConfig]:
     """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
 
-    The model is on the CPU, in evaluation mode. A damaged checkpoint is passed over for the sound one before it, with a
-    warning. `trust` names the modules whose components the run may name, besides those of atlas.
+    The model is on the CPU, in evaluation mode. A damaged checkpoint is skipped with a warning, and the one before it
+    is used. `trust` names further modules whose components the run may use.
 
-    Raises `ConfigError` for a folder that is neither, or without a sound checkpoint.
+    Raises `ConfigError` for a folder that is neither, or has no sound checkpoint.
     """
     model, config, _ = load_checkpointed(path, trust)
     return model, config
 
 
 def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[AtlasModel, RunConfig, Manifest]:
-    """`load`, and the manifest that tells which checkpoint it was."""
+    """As `load`, with the manifest of the checkpoint."""
     payload, manifest, passed_over = find_checkpoint(Path(path), "path")
     for notice in passed_over:
         warnings.warn(notice, stacklevel=2)
@@ -142,5 +142,5 @@ def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[Atla
 
 
 def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:
-    """Instantiate a component from its keys in YAML and the arguments of the run (`components.HANDED_OVER`)."""
+    """Instantiate a component from its keys in YAML and the run's arguments (`components.HANDED_OVER`)."""
     return instantiate({**settings, "_partial_": True, "_convert_": "all"})(**handed_over)

@@ -1,4 +1,4 @@
-"""How a run ends: its last numbers into summary.json and into the closing table."""
+"""The end of a run: its final numbers in summary.json and in the closing table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OVERHEADS = ("probe", "watch", "gates", "norms", "telemetry", "checkpoint", "val
 
 
 def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
-    """Fill in what the run came to. Clocks and speed are of this start only, where the run was resumed."""
+    """Fill in the final numbers. Clocks and speed of a resumed run are those of this start only."""
     state, clocks = trainer.state, trainer.clocks
     summary.step, summary.tokens = state.step, state.tokens
     summary.segment, summary.rollbacks = state.segment, state.rollbacks
@@ -39,7 +39,7 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)
     folder = Path(summary.folder)
-    with suppress(OSError, ValueError, LookupError, TypeError):  # files that somebody else changed
+    with suppress(OSError, ValueError, LookupError, TypeError):  # files that another program changed
         _take_record(summary, folder)
     if summary.calibration:
         summary.calibration["seconds"] = round(clocks.seconds.get("calibration", 0.0), 3)
@@ -58,14 +58,14 @@ def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> 
 
 
 def _take_record(summary: RunSummary, folder: Path) -> None:
-    """What the run's files tell of all its starts: warnings, rollbacks; the last row, if this start took no step."""
+    """Read what covers all starts of the run: warnings, rollbacks, and the last row if this start took no step."""
     files = RunFiles(folder)
     events = files.events
     summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
     for event in events:  # calibrated at the start, measured again at the end
         if event["kind"] == "calibration":
-            told = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
-            summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | told
+            found = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
+            summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
     summary.history = [
         {key: value for key, value in event.items() if key != "time"}
         for event in events
@@ -80,10 +80,10 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
 
 
 def close(summary: RunSummary, trainer: Trainer) -> None:
-    """Write summary.json and end the telemetry. A disk that refuses keeps neither from being tried, and is named.
+    """Write summary.json and close the telemetry. Each write is tried even if another one fails; failures are printed.
 
-    The telemetry comes before a summary that a full disk refuses: it waits for room, and says on the console how the
-    run ended. Raises the first refusal where nothing else went wrong.
+    If the disk is full, the telemetry is closed before the summary waits for room: the console then shows how the run
+    ended. Raises the first failure if the run is completed otherwise.
     """
     refusals: list[Exception] = []
     with suppress(OSError):
@@ -98,21 +98,21 @@ def close(summary: RunSummary, trainer: Trainer) -> None:
         try:
             action()
         except (OSError, TelemetryError) as error:
-            told = f"{summary.folder}: {error.strerror}" if isinstance(error, OSError) else error
-            print(f"warning: {told}; this run is {summary.status}", file=sys.stderr)
+            failure = f"{summary.folder}: {error.strerror}" if isinstance(error, OSError) else error
+            print(f"warning: {failure}; this run is {summary.status}", file=sys.stderr)
             refusals.append(error)
     if refusals and summary.status == "completed":
         raise refusals[0]
 
 
 def _keep_config(trainer: Trainer, path: Path) -> None:
-    """A run folder that was removed while the run went on is one that can be continued all the same."""
+    """Write config.yaml again if the run folder was removed during the run, so that the run can be resumed."""
     if not path.exists():
         save_config(trainer.config, path)
 
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
-    """What the console shows at the end, as (name, value)."""
+    """The rows (name, value) that the console shows at the end."""
     rows = [
         ("reason", summary.reason or None),
         ("steps", f"{summary.step} of {summary.steps}, {summary.tokens:,} tokens, {summary.rollbacks} rollbacks"),

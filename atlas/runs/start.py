@@ -1,4 +1,4 @@
-"""Where a run begins: at step 1, from other weights, or where an earlier start of the same run stopped."""
+"""The state that a run starts from: step 1, the weights of another run, or a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def starting_point(
     checkpoints: CheckpointManager,
     corpus: Corpus | None,
 ) -> list[str]:
-    """Put the state where the run begins, and freeze its configuration; returns what the user should know.
+    """Load the state that the run starts from, lock its folder and freeze its configuration; returns notices.
 
     `before`: the frozen configuration of the run in `folder`, if there is one.
 
-    From then on the folder is locked. Raises `ConfigError` where it holds another run, another process writes it, a
-    checkpoint does not fit, or the text is another one.
+    Raises `ConfigError` if the folder holds another run, another process writes it, a checkpoint does not fit, or the
+    text has changed.
     """
     taken = before is not None and config.resume is None
     require(not taken, "hydra.run.dir", folder, "a folder without a run (resume=auto continues the run in it)")
@@ -79,7 +79,7 @@ def _resume(
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
         if journal is not None and behind and manifest.step > journal.step:
-            checkpoints.retire(journal.step)  # the rollback was killed before it did this
+            checkpoints.retire(journal.step)  # the rollback was killed before this step
             payload, manifest = load_checkpoint(checkpoints, None, "resume")
             notices += [
                 *passed_over(checkpoints),
@@ -118,7 +118,7 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
 
 
 def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
-    """The checkpoint at `path`, or the newest sound one of the run at `path`, and a line for each one passed over.
+    """The checkpoint at `path`, or the newest sound one of the run at `path`, and a line for each one skipped.
 
     Raises `ConfigError` naming `key`.
     """
@@ -140,17 +140,17 @@ def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: st
 
 
 def passed_over(checkpoints: CheckpointManager) -> list[str]:
-    """A line for every damaged checkpoint that the last load did not use."""
+    """A line for every damaged checkpoint that the last load skipped."""
     return [f"{folder.name} was passed over: {reason}" for folder, reason in checkpoints.skipped]
 
 
 def _checkpoint_folder(path: Path) -> Path | None:
-    """`path` if it names a checkpoint, None if it names a run."""
+    """`path` if it is a checkpoint, None if it is a run."""
     return None if (path / CHECKPOINTS).is_dir() else path
 
 
 def other_model(key: str, manifest: Manifest, error: Exception, config: RunConfig | None = None) -> ConfigError:
-    """The refusal of weights that do not fit; it names the settings in which their run differs from `config`."""
+    """The error for weights that do not fit; it names the settings in which their run differs from `config`."""
     reason = " ".join((str(error) if isinstance(error, RuntimeError) else repr(error)).split())[:200]
     with suppress(OSError, ConfigError):
         theirs = RunFiles(manifest.path.parents[1]).settings if config else {}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clocks:
-    """Seconds per activity; activities do not overlap."""
+    """Wall-clock seconds per activity; activities do not overlap."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -22,6 +22,6 @@ class Clocks:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - began
 
     def share(self, activity: str) -> float:
-        """Seconds of `activity` over the sum of its own and training's."""
+        """Time of `activity` / (time of `activity` + time of training)."""
         spent = self.seconds.get(activity, 0.0)
         return spent / max(spent + self.seconds.get("train", 0.0), 1e-9)

@@ -1,11 +1,11 @@
-"""Errors that end a run in good order."""
+"""Exceptions that end a run regularly."""
 
 from __future__ import annotations
 
 
 class AbortError(Exception):
-    """A safeguard stopped the run. The message is its reason."""
+    """A safeguard stopped the run. The message is the reason."""
 
 
 class StopRequested(KeyboardInterrupt):
-    """A signal asked the run to end, and it has come to a place where it can. The message says which signal."""
+    """A signal stopped the run at a place where it can be resumed. The message names the signal."""

@@ -17,7 +17,7 @@ from atlas.training.step import TrainStep, perplexity
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the memory learns at test time all the same. The mode is put back."""
+    """Evaluation mode without gradients, restored afterwards. The memory learns in this mode too."""
     training = model.training
     model.eval()
     try:
@@ -28,7 +28,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Evaluator:
-    """Losses on validation batches that are the same in every run on this data."""
+    """Losses on validation batches, which are the same for every run on this data."""
 
     def __init__(self, data: DataSource, step: TrainStep, batches: int, watch_rows: int) -> None:
         self.step = step

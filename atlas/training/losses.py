@@ -1,4 +1,4 @@
-"""What training minimises: cross entropy of text and of recall answers, and gate polarisation.
+"""Training losses: cross entropy of text and of recall answers, and gate polarisation.
 
 Legend: B sequences, T tokens, V vocabulary, D model width.
 """
@@ -17,7 +17,7 @@ from atlas.data.batch import Batch
 
 
 class LanguageLoss(NamedTuple):
-    """Mean cross entropies in nats per weighted target; NaN for a kind of row that the batch does not have."""
+    """Mean cross entropies in nats per weighted target; NaN if the batch has no row of the kind."""
 
     total: Tensor  # text and recall, weighted by their shares of the rows
     text: Tensor
@@ -25,9 +25,9 @@ class LanguageLoss(NamedTuple):
 
 
 def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
-    """logits [B, T, V] -> the two means, each over its own targets, so that few answers count as much as many bytes.
+    """logits [B, T, V] -> mean losses. Text and recall are averaged separately: there are few answers and many bytes.
 
-    Rows in which no target has weight, such as short recall sequences into which no question fitted, add nothing.
+    A row without a weighted target, such as a recall sequence too short for a question, adds nothing.
     """
     losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
     weighted = losses.view_as(batch.weights) * batch.weights
@@ -41,7 +41,7 @@ def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
 
 
 def _mean(weighted: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
-    """Mean over the targets of `rows` [B]; NaN without rows, 0 where they have no target that counts."""
+    """Weighted mean over the targets of `rows` [B]; NaN without rows, 0 if no target has weight."""
     total = weights[rows].sum()
     return weighted[rows].sum() / (total.clamp(min=torch.finfo(total.dtype).tiny) if rows.any() else total)
 

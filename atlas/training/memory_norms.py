@@ -1,7 +1,7 @@
-"""What telemetry tells of the memories: norms of weights, momentum and queries, as a training step left them.
+"""Metrics of the memories after a training step: norms of weights, momentum and queries.
 
-Taken from the step's own forward pass by hooks that keep references and change nothing, so the losses of a run are
-bitwise the same however often they are logged.
+Hooks on the step's own forward pass keep references and change nothing. So the losses of a run do not depend on how
+often it logs.
 
 Legend: B sequences, T tokens, H heads, N = B * H rows, d head width, n queries.
 """
@@ -25,20 +25,20 @@ from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.qk_projection import EPSILON, Accumulator
 
-QUERIES = 64  # of a row, the last ones: enough for a mean cosine, and the step takes no longer
-SAME = 0.99  # queries of a higher cosine are one query: runs of blanks give many
+QUERIES = 64  # the last ones of a row: enough for a mean cosine, at no measurable cost
+SAME = 0.99  # queries of a higher cosine count as one query: runs of blanks give many of them
 
 
 class Starts(NamedTuple):
-    """Weights that the memories of a layer started from, copied: the optimiser changes W_init in place."""
+    """Copies of the weights that the memories of a layer started from; the optimiser changes W_init in place."""
 
-    global_memory: list[FastWeights]  # [N or H, ...] where the pass began
+    global_memory: list[FastWeights]  # [N or H, ...] at the start of the pass
     local: list[FastWeights]  # [H, ...] W_init
 
 
 @dataclass
 class Catch:
-    """What the first forward pass of a step shows."""
+    """What the hooks keep of the first forward pass of a step."""
 
     starts: list[Starts] = field(default_factory=list)  # per layer with a memory
     queries: list[Tensor] = field(default_factory=list)  # [N, n, d] per layer with a memory, unit norm
@@ -47,7 +47,7 @@ class Catch:
 
 @contextmanager
 def catching(model: AtlasModel) -> Iterator[Catch]:
-    """Catch the first forward pass inside. Nothing is kept of the graph."""
+    """Catch the first forward pass inside the context, without its graph."""
     catch = Catch()
     memories = [block.memory for block in _blocks(model) if block.memory is not None]
 
@@ -76,12 +76,12 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
 
     <which> is `global` or `local<j>`; weight norms are Frobenius norms of W1, W2 and W3 together.
 
-        <which>/weight_norm      of the weights with all that was written
-        <which>/update_norm      of what was written since they started: a shard, for the global memory the sequence
-        <which>/momentum_norm    of S, where the rule has one
-        local<j>/query_norm      ||q'|| before it is normalised again, of the last queries under the last sums
-        query_cosine             mean cosine between the projections of different queries: near 1 they have collapsed
-        query_cosine_raw         the same of the queries themselves, to compare with
+        <which>/weight_norm      of the weights, the open chunk's writes included
+        <which>/update_norm      of the writes since the start of the shard; of the sequence for the global memory
+        <which>/momentum_norm    of S, if the rule has momentum
+        local<j>/query_norm      ||q'|| before renormalisation, of the last queries with the final sums
+        query_cosine             mean cosine between projections of different queries: near 1 they have collapsed
+        query_cosine_raw         the control: the same of the queries themselves
     """
     if catch.after is None:
         return {}
@@ -95,7 +95,7 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
     if not found:
         return {}
-    numbers = torch.stack([value.float() for value in found.values()]).tolist()  # one wait for the device
+    numbers = torch.stack([value.float() for value in found.values()]).tolist()  # one device synchronisation
     return {name: number if isfinite(number) else None for name, number in zip(found, numbers, strict=True)}
 
 
@@ -144,7 +144,7 @@ def _norm(weights: FastWeights) -> Tensor:
 
 
 def _queries(memory: AtlasMemory, query: Tensor, after: MemoryState) -> dict[str, Tensor]:
-    """Of queries [N, n, d] under the sums at the end of the pass: one q' for all local memories, or one each."""
+    """Of queries [N, n, d], projected with the final sums: one q' for all local memories, or one each."""
     found = {"query_cosine_raw": _cosine(query, query)}
     if not after.sums:
         return found
@@ -162,7 +162,7 @@ def _project(sums: Accumulator, query: Tensor, *, per_key: bool) -> Tensor:
 
 
 def _cosine(vectors: Tensor, queries: Tensor) -> Tensor:
-    """Mean cosine between vectors [N, n, d] of a row whose queries differ; NaN where all are one query."""
+    """Mean cosine between vectors [N, n, d] of a row whose queries differ; NaN if all queries are the same."""
     unit = F.normalize(vectors, dim=-1)
     different = queries @ queries.mT < SAME
     return (unit @ unit.mT)[different].mean()

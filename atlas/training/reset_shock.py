@@ -1,11 +1,11 @@
-"""What a reset of the local memories costs: the loss right after the first one, against no reset at all.
+"""The cost of a reset of the local memories: the loss after the first reset, compared with no reset.
 
 Legend: R rows, S shard, n horizon, T tokens, V vocabulary.
 
     shock = (loss with the reset - loss without) / loss without,     over tokens S .. S + n - 1 of the same rows
 
-Both passes are the same up to token S, so nothing but the reset can make the difference. It takes the sums of the Q-K
-projection back to the persistent ones as well. Below 0 the reset helps.
+Both passes are the same up to token S, so the reset alone makes the difference. A reset also sets the sums of the Q-K
+projection to the persistent ones. Below 0 the reset helps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan
 
-TOKENS_AT_ONCE = 16_384  # of one forward pass
+TOKENS_AT_ONCE = 16_384  # per forward pass
 
 
 @dataclass(frozen=True)

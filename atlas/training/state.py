@@ -1,4 +1,4 @@
-"""Everything that a run's continuation depends on: what a checkpoint saves, a resume and a rollback restore.
+"""The state of a run: what a checkpoint saves, and what resume and rollback restore.
 
 Legend: B sequences of a micro-batch.
 """
@@ -23,7 +23,7 @@ from atlas.training.watch.history import History
 
 @dataclass
 class TrainState:
-    """The position of a run. `carried` holds a state per micro-batch where memory is carried across segments."""
+    """All that the rest of a run depends on. `carried`: model states of the rows, with `train.carry_memory`."""
 
     model: AtlasModel
     optimizer: ScheduledOptimizer
@@ -36,12 +36,12 @@ class TrainState:
     skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
     carried: list[ModelState] = field(default_factory=list)
     data: str = ""  # digest of the text that the batches come from; "" without text
-    unfinished: dict[str, Any] | None = None  # of a step that a signal has cut off: its row, and whether it is measured
+    unfinished: dict[str, Any] | None = None  # of a step that a signal interrupted: its row, and whether it is measured
 
     PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
 
     def payload(self) -> dict[str, Any]:
-        """Plain containers and tensors, as a checkpoint keeps them."""
+        """The state as plain containers and tensors."""
         payload = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -55,8 +55,8 @@ class TrainState:
         return payload if self.unfinished is None else {**payload, "unfinished": self.unfinished}
 
     def restore(self, payload: dict[str, Any]) -> None:
-        """Continue from a payload, bitwise. Raises `RuntimeError` for weights of another model, any error for a part
-        of another shape."""
+        """Load a payload; training then continues bitwise. Raises `RuntimeError` for weights of another model, and any
+        error for a part of another shape."""
         self.model.load_state_dict(payload["model"])
         self.optimizer.load_state_dict(payload["optimizer"])
         self.monitor.load_state_dict(payload["monitor"])
@@ -80,7 +80,7 @@ POSITION = ("step", "tokens", "segment", "rollbacks", "skipped")
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every random generator of the process that training could draw from."""
+    """The state of every random generator that training could draw from."""
     kind, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     numpy_state = [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]

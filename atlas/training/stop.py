@@ -1,4 +1,4 @@
-"""A request to end the run: a signal makes it, the trainer looks at it where the run can end in good order."""
+"""A request to end the run: a signal makes it, and the trainer checks it where the run can be saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class StopRequest:
-    """`by`: who asked the run to end, such as SIGTERM; empty: nobody did. `since`: seconds of the monotonic clock."""
+    """`by`: what asked the run to end, such as SIGTERM; empty if nothing did. `since`: monotonic clock, seconds."""
 
     def __init__(self) -> None:
         self.by, self.since = "", 0.0
@@ -23,13 +23,13 @@ class StopRequest:
         self.by, self.since = by, time.monotonic()
 
     def check(self, *_: object) -> None:
-        """Raise `StopRequested` once somebody asked."""
+        """Raise `StopRequested` if the run is to end."""
         if self.by:
             raise StopRequested(f"stopped by {self.by}")
 
     @contextmanager
     def checked_by(self, model: nn.Module) -> Iterator[None]:
-        """Check before every forward pass of the model: probes and validations are left between two of them."""
+        """Check before every forward pass of the model, so that a probe or validation stops between two passes."""
         hook = model.register_forward_pre_hook(self.check)
         try:
             yield

@@ -4,8 +4,8 @@ Legend: B sequences, H heads, T tokens, S shard, d head width, h hidden width, p
 
     W_init <- mean over sequences and boundaries of the weights that a local memory without resets carries there
 
-They are what a reset replaces, so their mean is the W_init from which resets move the weights least. Boundaries are
-every S tokens of training sequences. The global memory is never reset, and its W_init stays.
+A reset replaces these weights by W_init, so with their mean as W_init a reset changes the weights least. Boundaries are
+every S tokens of training sequences. The global memory is never reset, and its W_init is not changed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from atlas.training.step import TrainStep
 
 
 class Calibrator:
-    """Calibrates a model, and measures what a reset costs it. Its text comes from a random stream of its own.
+    """Calibrates a model and measures its reset shock, on text from a separate random stream.
 
-    Raises `ConfigError` where calibration is asked for and the data has no text, or the model no memory.
+    Raises `ConfigError` if calibration is enabled and the data has no text or the model has no memory.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Calibrator:
         require(possible or not settings.enabled, "calibration.enabled", settings.enabled, allowed)
 
     def measure(self, model: AtlasModel) -> dict[str, Any]:
-        """The reset shock on validation text; None with the reason where there is none."""
+        """The reset shock on validation text; None, with the reason in `message`, if it cannot be measured."""
         horizon = min(self.settings.horizon, model.plan.shard or 0)
         missing = self._missing(horizon + (model.plan.shard or 0))
         if missing:
@@ -72,8 +72,8 @@ class Calibrator:
     def calibrate(self, model: AtlasModel, sequence: int) -> dict[str, Any]:
         """Calibrate W_init in place on text in sequences of `sequence` tokens.
 
-        While the shock afterwards is at the threshold or above, up to `attempts` times: from the first W_init again, on
-        twice as many tokens. The last attempt stays.
+        Repeated from the first W_init on twice as many tokens while the shock is not below the threshold, at most
+        `attempts` times. The last attempt is kept.
         """
         assert self.text is not None
         before = self.measure(model)["reset_shock"]
@@ -92,7 +92,7 @@ class Calibrator:
         return record | {"reset_shock_before": before}
 
     def _missing(self, length: int) -> str:
-        """Why rows of `length` tokens and their last target cannot be measured on; empty if they can."""
+        """Why the shock cannot be measured on rows of `length` tokens; empty if it can."""
         if not self.has_memory:
             return "the model has no memory"
         if self.text is None:
@@ -114,7 +114,7 @@ def mean_carried_weights(model: AtlasModel, rows: Tensor) -> list[FastWeights]:
 
 
 def _carried_weights(model: AtlasModel, rows: Tensor) -> Iterator[list[FastWeights]]:
-    """At every boundary the weights [B, H, ...] of all local memories; at the end of rows shorter than a shard."""
+    """The weights [B, H, ...] of all local memories at every boundary, or at the end of rows shorter than a shard."""
     plan = model.plan._replace(shard=None)
     shard = min(model.plan.shard or rows.shape[1], rows.shape[1])
     state = None
@@ -148,6 +148,6 @@ def _set_initial_weights(model: AtlasModel, weights: Iterable[FastWeights]) -> N
 
 
 def _stretches(rng: np.random.Generator, text: NDArray[np.uint8], count: int, length: int) -> Tensor:
-    """[count, length] tokens from random places of a text that is as long or longer."""
+    """[count, length] tokens from random places of a text that has at least `length`."""
     starts = rng.integers(0, len(text) - length + 1, (count, 1), dtype=np.int64)
     return torch.from_numpy(text[starts + np.arange(length)].astype(np.int64))

@@ -75,7 +75,7 @@ def draw_inputs(random: Random) -> Operation:
     tensors = [torch.randn(size(random, 3), lags - 1 + size(random, 20), D), torch.randn(lags, D)]
     return Operation(
         "memory_inputs",
-        lambda led, weight: memory_inputs(led, weight, heads),
+        lambda x, weight: memory_inputs(x, weight, heads),
         tensors,
         lambda *t: inputs.forward(*t, heads),
     )

@@ -24,8 +24,8 @@ def banded_attention(
 ) -> Tensor:
     """query [B, H, T, d], keys and values [B, H, w - 1 + T, d], `valid` [B, w - 1 + T] bool -> [B, H, T, d].
 
-    The first w - 1 keys are those before the stretch; one that is not `valid` is seen by no query. A query that sees
-    no key at all reads zeros. The prefix is taken in the queries' precision. Raises `TypeError` for another mask.
+    The first w - 1 keys are those before the stretch. No query sees a key that is not `valid`; a query that sees no key
+    reads zeros. The prefix is cast to the precision of the queries. Raises `TypeError` for a mask that is not bool.
     """
     if valid.dtype is not boolean:
         raise TypeError(f"banded_attention: valid is {valid.dtype}, must be torch.bool")

@@ -104,6 +104,6 @@ def banded_attention(
     prefix_keys: Tensor | None,
     prefix_values: Tensor | None,
 ) -> Tensor:
-    """As the public function; the result lies in memory as [B, T, H, d]."""
+    """As the public function; the memory layout of the result is [B, T, H, d]."""
     out: Tensor = forward(query, keys, values, valid, prefix_keys, prefix_values, window)[0]
     return out.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Window attention by PyTorch's operations: as products of blocks, and through the library's fused kernel.
+"""Window attention by PyTorch's operations: as products of blocks, and by PyTorch's fused kernel.
 
 Legend: B sequences, H heads, T tokens, d head width, w window, n blocks of w tokens, P prefix.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class Prefix(NamedTuple):
-    """Pairs before the sequence, visible to every query."""
+    """Pairs before the sequence that every query sees."""
 
     keys: Tensor  # [H, P, d]
     values: Tensor  # [H, P, d]
@@ -22,12 +22,12 @@ class Prefix(NamedTuple):
 def block_products(
     query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, window: int, prefix: Prefix | None
 ) -> Tensor:
-    """Scores of own block, block before and prefix as three products, one softmax over them all: no key is copied."""
+    """Scores of a block, the block before it and the prefix as three products, with one softmax: no key is copied."""
     tokens = query.shape[2]
     padding = -tokens % window
     scaled = F.pad(query, (0, 0, 0, padding)) * query.shape[-1] ** -0.5
     blocks = scaled.unflatten(2, (-1, window))  # [B, H, n, w, d]
-    # One key more in front makes the keys n + 1 blocks of w; no query sees it.
+    # With one more key in front, which no query sees, the keys are n + 1 blocks of w.
     keys, values = (F.pad(pair, (0, 0, 1, padding)).unflatten(2, (-1, window)) for pair in (keys, values))
     hidden = ~F.pad(valid, (1, padding)).unflatten(1, (-1, window))[:, None, :, None]  # [B, 1, n + 1, 1, w]
     sees = F.pad(_sees(valid, window, prefix), (0, padding)).view(len(valid), 1, -1, window, 1)  # [B, 1, n, w, 1]
@@ -50,7 +50,7 @@ def block_products(
 def one_kernel(
     query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, window: int, prefix: Prefix | None
 ) -> Tensor:
-    """The same through the library's fused kernel, which does not keep the scores: for CUDA and its large windows."""
+    """The same by PyTorch's fused kernel, which does not keep the scores: for CUDA and large windows."""
     tokens, span = query.shape[2], 2 * window - 1
     padding = -tokens % window
     blocks = F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window))
@@ -70,8 +70,8 @@ def one_kernel(
 
 
 def _sees(valid: Tensor, window: int, prefix: Prefix | None) -> Tensor:
-    """Whether each query sees a key: [B, T]. One that sees none gets a row of scores all the same, for a softmax over
-    nothing is NaN, and zeros as its result."""
+    """Whether each query sees a key: [B, T]. A query that sees none still gets a row of scores, since a softmax over
+    nothing is NaN; its result is then set to zeros."""
     return valid.unfold(1, window, 1).any(-1) | (prefix is not None)
 
 

@@ -1,4 +1,4 @@
-"""A memory learns along a stretch of tokens, chunk by chunk; the loop runs over chunks, never over tokens.
+"""A memory learns from a stretch of tokens, chunk by chunk. The loop runs over chunks, never over tokens.
 
 Legend: N sequences x heads (x shards), T tokens, C chunk, d head width, p feature width.
 """
@@ -22,7 +22,7 @@ from atlas.ops.whole_chunks import chosen_form
 
 
 class ScanState(NamedTuple):
-    """A memory between two calls. The open chunk is part of it, so a stretch may be cut anywhere."""
+    """A memory between two calls. It includes the open chunk, so a stretch can be cut anywhere."""
 
     start: FastWeights  # weights at the start of the open chunk
     update: FastWeights  # sum of the scaled gradients of the open chunk's tokens so far
@@ -31,7 +31,7 @@ class ScanState(NamedTuple):
 
 
 def written(rule: LearningRule, state: ScanState) -> FastWeights:
-    """The weights with everything written so far, as if the open chunk ended here; not bounded."""
+    """The weights with all writes so far, as if the open chunk ended here; their norm is not bounded."""
     return rule.close(state.start, state.update, state.kept)[0] if state.tokens else state.start
 
 
@@ -42,12 +42,12 @@ def open_state(rule: LearningRule, weights: FastWeights) -> ScanState:
 
 @dataclass(frozen=True)
 class Scan:
-    """How a memory learns and reads. The chunk may change between two calls: a chunk open for longer is closed at once.
+    """How a memory learns and reads. The chunk size can change between two calls; a longer open chunk is then closed.
 
     `read_at_start=False`: token t reads the weights that have learned from tokens up to t (local memory, TNT Eq 6),
     except where the rule has `reads_start`.
     `read_at_start=True`: token t reads the weights of its chunk's start (global memory, TNT Eq 5).
-    `recompute=True`: the backward pass computes groups of about sqrt(T / C) chunks again instead of keeping them all.
+    `recompute=True`: the backward pass recomputes groups of about sqrt(T / C) chunks instead of keeping all.
     """
 
     rule: LearningRule

@@ -1,7 +1,7 @@
-"""The slow truth: one row, one token at a time, inner gradients by autograd at the weights that the equations name.
+"""Slow reference: one row, one token at a time, inner gradients by autograd at the weights of the equations.
 
-Nothing is shared with the fast forms. There is one set of equations for all rules: what a rule does not have, its gates
-do not name. Matrices are those of docs/memory.md section 4:
+It shares no code with the fast forms. One set of equations covers all rules: a gate that a rule does not have keeps its
+neutral value. Matrices are those of docs/memory.md section 4:
 
     f(x; W) = x + W1 (silu(W2 phi(x)) * (W3 phi(x)))
     l(W; k, v) = sqrt(1 + ||f(k; W) - v||^2) - 1         half the squared error, its gradient bounded

@@ -17,10 +17,10 @@ from atlas.ops.memory_inputs.torch import rows_of_heads
 __all__ = ["memory_inputs", "rows_of_heads"]
 
 
-def memory_inputs(led: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, L - 1 + T, 3D] led by the projections before the stretch, w [L, 3D] -> q, k, v [N, T, d]."""
-    width, rest = divmod(led.shape[-1], 3 * heads)
-    fits = not rest and led.dim() == 3 and weight.dim() == 2 and 0 < len(weight) <= led.shape[1] + 1
-    if fits and takes(led, weight, widths=[width]):
-        return cpp.memory_inputs(led, weight, heads)
-    return plain.memory_inputs(led, weight, heads)
+def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, L - 1 + T, 3D], the projections before the stretch first, w [L, 3D] -> q, k, v [N, T, d]."""
+    width, rest = divmod(x.shape[-1], 3 * heads)
+    fits = not rest and x.dim() == 3 and weight.dim() == 2 and 0 < len(weight) <= x.shape[1] + 1
+    if fits and takes(x, weight, widths=[width]):
+        return cpp.memory_inputs(x, weight, heads)
+    return plain.memory_inputs(x, weight, heads)

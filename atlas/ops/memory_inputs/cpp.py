@@ -17,14 +17,14 @@ class InputSizes(NamedTuple):
     lags: int
 
 
-def _sizes(led: Tensor, weight: Tensor, heads: int) -> InputSizes:
+def _sizes(x: Tensor, weight: Tensor, heads: int) -> InputSizes:
     lags = weight.shape[0]
-    return InputSizes(led.shape[0], heads, led.shape[1] - lags + 1, led.shape[2] // (3 * heads), lags)
+    return InputSizes(x.shape[0], heads, x.shape[1] - lags + 1, x.shape[2] // (3 * heads), lags)
 
 
 def _inputs(s: InputSizes) -> Shapes:
     channels = 3 * s.heads * s.width
-    return {"led": (s.batch, s.lags - 1 + s.tokens, channels), "weight": (s.lags, channels)}
+    return {"x": (s.batch, s.lags - 1 + s.tokens, channels), "weight": (s.lags, channels)}
 
 
 def _parts(s: InputSizes, *names: str) -> Shapes:
@@ -44,38 +44,38 @@ BACKWARD = Kernel(
         **_inverse(s),
         **_parts(s, "d_query", "d_key", "d_value"),
     },
-    lambda s: {"d_led": _inputs(s)["led"], "d_weight": (s.batch, s.lags, 3 * s.heads * s.width)},
+    lambda s: {"d_x": _inputs(s)["x"], "d_weight": (s.batch, s.lags, 3 * s.heads * s.width)},
     strided=frozenset({"d_query", "d_key", "d_value"}),
     zeroed=True,
 )
 forward = operator(
-    "memory_inputs(Tensor led, Tensor weight, int heads) -> (Tensor, Tensor, Tensor, Tensor)",
+    "memory_inputs(Tensor x, Tensor weight, int heads) -> (Tensor, Tensor, Tensor, Tensor)",
     FORWARD,
-    lambda led, weight, heads: (_sizes(led, weight, heads), (led, weight)),
+    lambda x, weight, heads: (_sizes(x, weight, heads), (x, weight)),
 )
 backward = operator(
-    "memory_inputs_backward(Tensor led, Tensor weight, Tensor query, Tensor key, Tensor inverse, Tensor d_query, "
+    "memory_inputs_backward(Tensor x, Tensor weight, Tensor query, Tensor key, Tensor inverse, Tensor d_query, "
     "Tensor d_key, Tensor d_value, int heads) -> (Tensor, Tensor)",
     BACKWARD,
-    lambda led, weight, *others: (_sizes(led, weight, others[-1]), (led, weight, *others[:-1])),
+    lambda x, weight, *others: (_sizes(x, weight, others[-1]), (x, weight, *others[:-1])),
 )
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, ...]) -> None:
-    led, weight, ctx.heads = inputs
+    x, weight, ctx.heads = inputs
     query, key, _, inverse = output
-    ctx.save_for_backward(led, weight, query, key, inverse)
+    ctx.save_for_backward(x, weight, query, key, inverse)
     ctx.mark_non_differentiable(inverse)
 
 
 def _gradients(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor, None]:
-    d_led, d_weight = backward(*ctx.saved_tensors, *given[:3], ctx.heads)
-    return d_led, d_weight.sum(0), None
+    d_x, d_weight = backward(*ctx.saved_tensors, *given[:3], ctx.heads)
+    return d_x, d_weight.sum(0), None
 
 
 forward.register_autograd(_gradients, setup_context=_keep)
 
 
-def memory_inputs(led: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, _ = forward(led, weight, heads)
+def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, _ = forward(x, weight, heads)
     return query, key, value

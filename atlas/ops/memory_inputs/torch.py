@@ -9,8 +9,8 @@ from atlas.ops.causal_convolution import causal_convolution
 from atlas.ops.unit_rows import unit_rows
 
 
-def memory_inputs(led: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = rows_of_heads(causal_convolution(led, weight), heads)
+def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = rows_of_heads(causal_convolution(x, weight), heads)
     return unit_rows(query), unit_rows(key), F.silu(value)
 
 

@@ -8,7 +8,7 @@ Legend: N sequences x heads (x periods), T tokens, d head width, b block.
 
 With `per_key` every outer product is divided by its own ||k||^2 and nothing else is.
 
-Blocks of b tokens, for block i with queries Q, keys K and gradient D of M_t q_t; M is symmetric but for its start:
+Blocks of b tokens, for block i with queries Q, keys K and gradient D of M_t q_t; M - start is symmetric:
 
     before_i = start + sum_{j < i} K_j^T K_j        M_t q_t = Q before + tril(Q K^T) K
     after_i = d_total + sum_{j > i} Q_j^T D_j       dQ = D before^T + tril(D K^T) K
@@ -41,7 +41,7 @@ def project(
 ) -> tuple[Tensor, Accumulator]:
     """q' for every token of a stretch inside one period [N, T, d], and the sums after it.
 
-    `divide=False` leaves it as M_t q_t: for who wants its direction only.
+    `divide=False` gives M_t q_t, which has the same direction.
     """
     if not key.shape[1]:
         return query, start

@@ -1,4 +1,4 @@
-"""The slow truth of the Q-K projection: one row, one token at a time.
+"""Slow reference of the Q-K projection: one row, one token at a time.
 
 Legend: T tokens, d head width.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 def projected_queries(
     query: Tensor, key: Tensor, matrix: Tensor, norm: Tensor, *, period: int | None, per_key: bool
 ) -> Tensor:
-    """q' of one row's tokens [T, d], step by step; every period starts from `matrix` [d, d] and `norm`."""
+    """q' of one row's tokens [T, d], one by one; every period starts from `matrix` [d, d] and `norm`."""
     outputs: list[Tensor] = []
     for t in range(len(key)):
         if t == 0 or (period and t % period == 0):

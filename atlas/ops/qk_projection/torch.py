@@ -22,8 +22,7 @@ def causal_products(start: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, 
 class CausalProducts(torch.autograd.Function):
     """`causal_products` with its backward pass.
 
-    The gradients of queries and keys are causal products too, see above. Computed in the tensors' own precision, under
-    autocast too.
+    The gradients of queries and keys are causal products too. The precision is that of the tensors, under autocast too.
     """
 
     @staticmethod
@@ -67,7 +66,7 @@ def _count(tokens: int) -> int:
 
 
 def _blocks(tokens: Tensor) -> Tensor:
-    """[N, T, d] -> [N * n, b, d], filled up with zeros: a token of zeros adds nothing."""
+    """[N, T, d] -> [N * n, b, d], padded with zeros: a token of zeros adds nothing."""
     block = min(BLOCK, tokens.shape[1])
     padding = -tokens.shape[1] % block
     filled = F.pad(tokens, (0, 0, 0, padding)) if padding else tokens

@@ -13,7 +13,7 @@ from torch import Tensor
 from atlas.kernels.call import Kernel, Shapes, operator
 
 EPSILON = torch.finfo(torch.float32).eps
-BLOCK_ROWS = 64  # whose share of the weight's gradient is summed up by one thread
+BLOCK_ROWS = 64  # whose part of the weight gradient is summed by one thread
 
 
 class NormSizes(NamedTuple):

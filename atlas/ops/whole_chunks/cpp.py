@@ -1,8 +1,8 @@
-"""Chunks one after the other by the kernel of `atlas/kernels/scan.cpp`: `FusedChunk`, what the rule does at a chunk's
-end if that is a `ChunkEnd`, and `bound_norm` in turn.
+"""Chunks in a row by the kernel of `atlas/kernels/scan.cpp`: for each the same as `FusedChunk`, the update of a
+`ChunkEnd`, and `bound_norm`.
 
-A chunk as an autograd function of some thirty small operations spends half its time between them. The kernel takes a
-row at a time, whose weights and intermediate values fit the cache of a core, and rows are shared out among threads.
+A chunk as an autograd function of about thirty small operations spends half its time between them. The kernel computes
+one row at a time, whose weights and intermediate values fit the cache of a core. Threads share the rows.
 
 Legend: N rows, n chunks, C tokens of each, T = n * C, d head width, h hidden width, p feature width.
 """
@@ -21,7 +21,7 @@ from atlas.ops.fast_weights import FastWeights, norm_limits
 from atlas.ops.rules.momentum import MomentumState
 from atlas.ops.rules.rule import ChunkEnd, Kept
 
-FIELDS = 6  # of the tokens; then come gates and memory
+FIELDS = 6  # tensors of the tokens; gates and memory follow
 MEMORY = "down", "up", "momentum_down", "momentum_up"
 
 
@@ -40,21 +40,21 @@ class ScanSizes(NamedTuple):
 
 
 class ScanSettings(NamedTuple):
-    """What the operators take besides tensors."""
+    """Arguments of the operators that are no tensors."""
 
     chunk: int  # C
-    prefix: bool  # whether a token reads what its own chunk has written so far
+    prefix: bool  # whether a token reads what its chunk has written so far
     end: int  # a `ChunkEnd`
     down_limit: float  # largest norm of W1 after a chunk
     up_limit: float  # of W2 over W3
-    keep: bool  # what the backward pass needs
+    keep: bool  # whether to keep what the backward pass needs
 
 
 def _sizes(tensors: Sequence[Any], settings: ScanSettings) -> ScanSizes:
     query, down, up = tensors[0], *tensors[FIELDS + 1 : FIELDS + 3]
     rows, total, width = query.shape
     chunks = total // settings.chunk
-    # A chunk starts from the memory that the one before it has left in its own part: two parts are enough.
+    # A chunk reads the memory that the previous chunk left in its part: two parts are enough.
     parts = chunks if settings.keep else min(chunks, 2)
     shape = rows, chunks, settings.chunk, width, down.shape[2], up.shape[2]
     return ScanSizes(*shape, int(settings.prefix), settings.end, parts, settings.down_limit, settings.up_limit)
@@ -80,7 +80,7 @@ def _gates(s: ScanSizes, name: str) -> Shapes:
 
 
 def _kept(s: ScanSizes, name: str) -> Shapes:
-    """A tensor for each chunk: small ones are had from memory that was used before."""
+    """A tensor for each chunk: the allocator reuses small ones."""
     shape = s.rows, floats("atlas_scan_floats", s)
     return {f"{name} {part}": shape for part in range(s.parts)}
 
@@ -139,7 +139,7 @@ backward = operator(
 
 
 def _four(memory: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """With places for a momentum that there is not."""
+    """Filled up with None for a momentum that is missing."""
     return (*memory, None, None)[: len(MEMORY)]
 
 
@@ -152,7 +152,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradients(ctx: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # to be asked for once
+    saved = ctx.saved_tensors  # may be read once
     tensors, others = saved[:INPUTS], saved[INPUTS:]
     d_out, *d_others = given
     d_out = tensors[0].new_zeros(tensors[0].shape) if d_out is None else d_out

@@ -1,7 +1,7 @@
-"""Fault injection: rehearse what the run does when something goes wrong (`debug.inject=KIND@STEP[:SIZE][:always]`).
+"""Fault injection: rehearses failures in a run (`debug.inject=KIND@STEP[:SIZE][:always]`).
 
-A fault strikes in the first segment of a run; with `always` it strikes again whenever its step comes again after a
-rollback. It is a function of step and segment, so a resumed run meets it exactly as the undisturbed one does.
+A fault strikes in the first segment of a run; with `always`, also when its step is repeated after a rollback. It
+depends on step and segment alone, so it is the same in a resumed run.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Fault:
 
     @property
     def steps(self) -> int:
-        """For how many steps it strikes."""
+        """Number of steps in which it strikes."""
         return {"bad_batch": int(self.size), "lr_burst": BURST_STEPS}.get(self.kind, 1)
 
 
 def parse_fault(text: str, last_step: int) -> Fault:
-    """Parse `KIND@STEP[:SIZE][:always]`. Raises `ConfigError`, also for a fault that would never strike."""
+    """Parse `KIND@STEP[:SIZE][:always]`. Raises `ConfigError`, also for a fault that never strikes."""
     match = _SPEC.fullmatch(text)
     if match is None or match["kind"] not in KINDS:
         raise ConfigError(f"debug.inject={text}: must be KIND@STEP[:SIZE][:always] with KIND one of {', '.join(KINDS)}")
@@ -58,18 +58,18 @@ def parse_fault(text: str, last_step: int) -> Fault:
 
 
 class FaultInjector:
-    """Strikes just before a training step."""
+    """Applies a fault before a training step."""
 
     def __init__(self, fault: Fault | None) -> None:
         self.fault = fault
         self._hook: RemovableHandle | None = None
 
     def begins(self, state: TrainState) -> bool:
-        """Whether the fault strikes for the first time of a segment at the state's next step."""
+        """Whether the next step is the first one in which the fault strikes."""
         return self.fault is not None and self._strikes(state) and state.step + 1 == self.fault.step
 
     def strike(self, state: TrainState, batch: Batch) -> Batch:
-        """Do the next step's damage to the state in place; returns the batch, damaged or not."""
+        """Apply the fault of the next step: to the state in place, or to the returned batch."""
         state.optimizer.burst = 1.0
         if self._hook is not None:
             self._hook.remove()

@@ -1,4 +1,4 @@
-"""Statistics of the gates, and the fast-fail monitor that stops a run whose gates have died.
+"""Statistics of the gates, and the monitor of gates that no longer vary.
 
 Legend: B sequences, T tokens, D model width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atlas.config import GateAction, GateConfig
 
-SAMPLE = 2**17  # gates looked at: the error of their mean is below 0.002, and the step takes no longer
+SAMPLE = 2**17  # gates in the statistics: the error of their mean is below 0.002, at no measurable cost
 
 
 class GateStatistics(NamedTuple):
@@ -28,7 +28,7 @@ class GateStatistics(NamedTuple):
 
 @torch.no_grad()
 def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
-    """Over the gates [B, T, D] of all layers, every n-th token of a large batch; None for a model without memory."""
+    """Over the gates [B, T, D] of all layers, in a large batch over every n-th token; None without a memory."""
     if not gates:
         return None
     stride = max(1, sum(gate.numel() for gate in gates) // SAMPLE)
@@ -39,14 +39,14 @@ def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
 
 
 class GateMonitor:
-    """Fast-fail: at `monitor_check` the gates' variance must be `variance_ratio_min` times that at `monitor_start`;
-    from `monitor_start` on their std may not be below `std_min`.
+    """Two rules: at step `monitor_check` the variance of the gates is at least `variance_ratio_min` times that at step
+    `monitor_start`; from `monitor_start` on their std is at least `std_min`.
 
-    Departure from the plan: gates whose std is `nontrivial_std` or more pass the first rule. The variance of a gate is
-    at most 1/4, and polarisation brings it near that before `monitor_start`: it then cannot grow by half, and need not.
+    Gates with a std of `nontrivial_std` or more pass the first rule: the variance of a gate is at most 1/4, and
+    polarisation brings it near that before `monitor_start`, so it cannot grow further.
 
-    `check` returns the complaint with its numbers once, when the gates have become bad, else None. What to do with it
-    is `GateConfig.monitor`.
+    `check` returns a complaint with its numbers at the step where a rule is first broken, else None.
+    `GateConfig.monitor` says what follows.
     """
 
     def __init__(self, settings: GateConfig) -> None:

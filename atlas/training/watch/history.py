@@ -1,4 +1,4 @@
-"""What a run has seen of its own health: readings, and the averages that they are judged by. Imports no torch."""
+"""The health of a run: its readings, and the averages they are compared with. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from atlas.config import RollbackConfig
 from atlas.telemetry.perplexity import PPLDeltaTracker
 
-READINGS = 1000  # readings kept: far more than any decision looks back
+READINGS = 1000  # kept: far more than any decision needs
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the run. `kind`: perplexity, non_finite, gate or niah; `bad`: it speaks against the run."""
+    """One reading of the run's health. `kind`: perplexity, non_finite, gate or niah; `bad`: it is out of line."""
 
     kind: str
     step: int
@@ -23,25 +23,26 @@ class Reading:
     value: float = 0.0  # perplexity, or what the kind measures
     delta: float = 0.0  # of a perplexity: ratio above its moving average
     reason: str = ""
-    suspicious: bool = False  # the training loss of that step was out of line: good or not, it vouches for nothing
-    passed_step: int | None = None  # of a NIAH level that has collapsed: when it last passed
+    suspicious: bool = False  # the step's training loss is out of line: no evidence of health
+    passed_step: int | None = None  # step at which a collapsed NIAH level last passed
 
 
 class Suspicion:
-    """Whether a training loss is out of line with its own recent values: cheap, and only a reason to look closer.
+    """Whether a training loss is out of line with its recent values: a cheap reason to take a reading.
 
-    A suspicious loss enters mean and variance as if it were half way to the limit: a spike does not teach its level.
+    A suspicious loss enters mean and variance as if it were half way to the limit, so that a spike does not become the
+    new level.
     """
 
     DEVIATIONS = 4.0
     EMA = 0.95
-    FIRST = 20  # values before it can suspect anything
+    FIRST = 20  # losses before any can be suspicious
 
     def __init__(self) -> None:
         self.count, self.mean, self.variance = 0, 0.0, 0.0
 
     def update(self, loss: float) -> bool:
-        """Take the next loss (nats); True if it is more than DEVIATIONS standard deviations above the mean."""
+        """Add the next loss (nats). True: more than DEVIATIONS standard deviations above the mean, or not finite."""
         if not isfinite(loss):
             return True
         above, limit = loss - self.mean, self.DEVIATIONS * sqrt(self.variance) + 1e-3
@@ -56,20 +57,20 @@ class Suspicion:
 
 
 class History:
-    """The record that `decide` judges, with what is needed to continue it.
+    """The readings that `decide` judges, and what is needed to add more.
 
-    The weights of a healthy run wander: early in training the perplexity of fixed rows goes up by 10 % and back within
-    ten steps, however many rows are read. So a reading is bad above `threshold` and above `DEVIATIONS` times the spread
-    of the run's own recent deltas, and the readings that confirm it lie `suspect_every` steps apart.
+    The perplexity of a healthy run fluctuates: early in training, on fixed rows, it rises by 10 % and falls back within
+    ten steps, however many rows are read. So a reading is bad if it is above `threshold` and above `DEVIATIONS` times
+    the spread of the run's recent deltas. The readings that confirm it are `suspect_every` steps apart.
     """
 
     DEVIATIONS = 4.0
-    WINDOW = 10  # good readings that the spread is taken of
+    WINDOW = 10  # good readings that the spread is computed from
 
     def __init__(self, settings: RollbackConfig) -> None:
         self.settings = settings
         self.readings: list[Reading] = []
-        self.deltas: list[float] = []  # with `observe`: of all perplexity readings after the warm-up
+        self.deltas: list[float] = []  # of all perplexity readings after the warm-up, with `observe`
         self.suspicion = Suspicion()
         self.suspicious = False  # of the training loss of the newest step
         self.passed: dict[str, int] = {}  # step at which each NIAH level last passed
@@ -88,19 +89,19 @@ class History:
 
     @property
     def healthy(self) -> bool:
-        """Whether neither the newest reading nor the newest training loss speaks against the run."""
+        """Whether the newest reading is not bad and the newest training loss not suspicious."""
         return not self.suspicious and not (self.readings and self.readings[-1].bad)
 
     def add(self, reading: Reading) -> None:
         self.readings = [*self.readings[-(READINGS - 1) :], reading]
 
     def add_perplexity(self, step: int, perplexity: float) -> Reading:
-        """Record a reading of the watched perplexity; bad if above the threshold after the warm-up."""
+        """Add a reading of the watched perplexity; after the warm-up it is bad if above the limit."""
         calm_average, limit = self.tracker.average, max(self.settings.threshold, self.DEVIATIONS * self.spread())
         self.tracker.threshold = limit
         delta, spike = self.tracker.update(perplexity)
         if step <= self.settings.warmup:
-            self.tracker.accept()  # an average of the first, steep descent would be blind for hundreds of steps
+            self.tracker.accept()  # the average of a steep descent hides spikes
         bad = spike or self.tracker.suspected > 0
         reason = f"perplexity {perplexity:.4g} is {delta:.1%} above its moving average {calm_average:.4g}"
         reason = f"{reason} (limit {limit:.1%})" if bad else ""
@@ -113,7 +114,7 @@ class History:
     def add_probe(self, step: int, level: str, passed: bool | None, reason: str) -> None:
         """Record the outcome of a NIAH level; None: not measured. One that passed before and fails now has collapsed.
 
-        One that never passed says that the run has not learned to recall yet: nothing to go back to.
+        A level that never passed is not learned yet, so there is nothing to go back to.
         """
         if passed:
             self.passed[level] = step
@@ -123,26 +124,26 @@ class History:
             self.add(Reading("niah", step, True, reason=text, passed_step=since))
 
     def spread(self) -> float:
-        """Of the newest good deltas: 1.4826 * median absolute deviation, the standard deviation of a normal series."""
+        """1.4826 * median absolute deviation of the newest good deltas: the standard deviation if they are normal."""
         good = [reading.delta for reading in self.readings if reading.kind == "perplexity" and not reading.bad]
-        newest = good[1:][-self.WINDOW :]  # the first reading has nothing to differ from
+        newest = good[1:][-self.WINDOW :]  # the first reading has no average before it
         if len(newest) < 2:
             return 0.0
         middle = median(newest)
         return 1.4826 * median(abs(delta - middle) for delta in newest)
 
     def accept(self) -> None:
-        """Go on from the level of the last reading, where a spike is not rolled back."""
+        """Take the level of the last reading as normal, for a spike that is not rolled back."""
         self.tracker.accept()
         self.readings = [replace(reading, bad=False) for reading in self.readings]
 
     def needs_reading(self, step: int, loss: float) -> bool:
-        """Whether to read the watched perplexity at this step; call it at every step with its training loss."""
+        """Whether to read the watched perplexity at this step. To be called at every step with its training loss."""
         self.suspicious = self.suspicion.update(loss)
         if step % self.settings.watch_every == 0:
             return True
         newest = self._newest_perplexity()
-        if step <= self.settings.warmup or newest is None:  # the warm-up counts regular readings
+        if step <= self.settings.warmup or newest is None:  # during the warm-up, regular readings only
             return False
         return (self.suspicious or newest.bad) and step - newest.step >= self.settings.suspect_every
 

@@ -1,7 +1,7 @@
-"""What of a rollback must outlive a kill: it is on the disk before any checkpoint is retired.
+"""The journal of the last rollback. It is written before any checkpoint is retired, so that a kill loses nothing.
 
-The checkpoint that a rollback restores was saved before it, so it knows nothing of the new segment, of the count and of
-what was changed. Until the next checkpoint is saved, a resume learns it from here.
+The checkpoint that a rollback restores is older than the rollback: it does not hold the new segment, the count and the
+change. Until the next checkpoint is saved, a resume reads them here.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ JOURNAL_FILE = "rollback.json"
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """The newest rollback: the step it went back to, and what holds since."""
+    """The last rollback: the step it restored, and the settings since then."""
 
     step: int
     segment: int
     rollbacks: int
     skipped: int
     lr_scale: float
-    restarted: bool  # carried memory was cleared, since the batches left out lie between it and the next ones
+    restarted: bool  # carried memory was cleared: batches were left out after it
 
     @classmethod
     def of(cls, state: TrainState, restarted: bool) -> JournalEntry:
         return cls(state.step, state.segment, state.rollbacks, state.skipped, state.optimizer.scale, restarted)
 
     def apply(self, state: TrainState) -> None:
-        """Tell a state that was restored from a checkpoint of an earlier segment."""
+        """Update a state that was restored from a checkpoint of an earlier segment."""
         state.segment, state.rollbacks, state.skipped = self.segment, self.rollbacks, self.skipped
         state.optimizer.scale = self.lr_scale
         if self.restarted:
@@ -46,7 +46,7 @@ class JournalEntry:
 
 
 def read_journal(root: Path) -> JournalEntry | None:
-    """The newest rollback of the run whose checkpoints are under `root`; None if there was none. Raises ValueError."""
+    """The last rollback of the run with checkpoints in `root`, or None. Raises ValueError and OSError."""
     try:
         content = json.loads((root / JOURNAL_FILE).read_bytes())
     except FileNotFoundError:

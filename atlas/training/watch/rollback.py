@@ -1,4 +1,4 @@
-"""When to roll back, and how far: a pure function of the recorded history. No clock, no disk, no torch."""
+"""When to roll back, and how far: a pure function of the readings. No clock, no disk, no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from atlas.training.watch.history import Reading
 
 class Verdict(StrEnum):
     restore = "restore"  # the newest healthy checkpoint of a step before `before_step`
-    abort = "abort"  # as `restore`, but the limit is reached
-    record = "record"  # tell and go on: rollback is off, only observes, or this is not one of its triggers
+    abort = "abort"  # would restore, but the limit is reached
+    record = "record"  # log and continue: rollback is off or observes, or the kind is no trigger
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Decision:
     verdict: Verdict
     trigger: str
     reason: str
-    before_step: int  # the first step that is not known to be good
+    before_step: int  # the first step not known to be good
 
 
 def decide(history: Sequence[Reading], rollbacks: int, settings: RollbackConfig) -> Decision | None:
-    """What the newest reading asks for, given the rollbacks already done; None: go on."""
+    """The decision on the newest reading, after `rollbacks` earlier ones; None: continue."""
     newest = history[-1] if history else None
     if newest is None or not newest.bad:
         return None
@@ -40,7 +40,7 @@ def decide(history: Sequence[Reading], rollbacks: int, settings: RollbackConfig)
 
 
 def bad_streak(history: Sequence[Reading]) -> int:
-    """How many of the newest perplexity readings in a row are bad."""
+    """Number of bad perplexity readings in a row, up to the newest one."""
     streak = 0
     for reading in reversed([reading for reading in history if reading.kind == "perplexity"]):
         if not reading.bad:

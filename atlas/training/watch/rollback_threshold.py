@@ -3,8 +3,8 @@
 ppl_delta is the ratio of a reading above its moving average. Threshold = 99th percentile + 1 standard deviation, at
 least 5 %; above 10 % the run is too unstable for a watch.
 
-Departure: the deviation is taken of the readings above the average, sqrt(mean(delta^2 | delta > 0)). Readings below it
-are a run that learns; their spread says how fast it learns, and would call a quick start unstable.
+Departure: the deviation is that of the readings above the average, sqrt(mean(delta^2 | delta > 0)). Readings below the
+average come from learning; with their spread, a run that learns fast would count as unstable.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PERCENTILE = 0.99
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FLOOR = 0.05
 CEILING = 0.10
-READINGS_MIN = 20  # fewer say nothing about a 99th percentile
+READINGS_MIN = 20  # fewer have no 99th percentile
 
 
 def suggest_threshold(deltas: Sequence[float]) -> dict[str, Any]:
-    """The suggestion with the distribution that it comes from; `threshold` is None where there is none."""
+    """The suggested threshold with the distribution behind it; `threshold` is None if none can be suggested."""
     enough = len(deltas) >= READINGS_MIN
     percentile = float(np.quantile(deltas, PERCENTILE)) if enough else None
     above = [delta for delta in deltas if delta > 0]
@@ -56,7 +56,7 @@ def describe_suggestion(found: dict[str, Any]) -> str:
 
 
 def write_suggestion(folder: Path, deltas: Sequence[float]) -> str:
-    """Write rollback_calibration.json; returns its line for the user."""
+    """Write rollback_calibration.json; returns the suggestion in one line."""
     found = suggest_threshold(deltas)
     (folder / THRESHOLD_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return describe_suggestion(found)

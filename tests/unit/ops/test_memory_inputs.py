@@ -12,9 +12,9 @@ from atlas.ops.memory_inputs import torch as plain
 
 def inputs(batch: int, tokens: int, heads: int, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    led = torch.randn(batch, 3 + tokens, 3 * heads * width, generator=generator)
-    led[0, :5] = 0  # the first tokens of a sequence: a row of zeros stays zeros
-    return [led, torch.randn(4, 3 * heads * width, generator=generator)]
+    x = torch.randn(batch, 3 + tokens, 3 * heads * width, generator=generator)
+    x[0, :5] = 0  # the first tokens of a sequence: a row of zeros stays zeros
+    return [x, torch.randn(4, 3 * heads * width, generator=generator)]
 
 
 def outputs_and_gradients(function: object, arguments: list[Tensor]) -> list[Tensor]:
@@ -38,11 +38,11 @@ def test_they_are_the_plain_ones_in_outputs_and_every_gradient(
 
 
 def test_what_they_do_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
-    def node(led: Tensor, weight: Tensor, heads: int) -> object:
-        return type(memory_inputs(led.requires_grad_(), weight, heads)[0].grad_fn).__name__
+    def node(x: Tensor, weight: Tensor, heads: int) -> object:
+        return type(memory_inputs(x.requires_grad_(), weight, heads)[0].grad_fn).__name__
 
     compiled = "GeneratedBackwardFor_atlas_memory_inputs_defaultBackward"
-    led, weight = inputs(1, 4, 2, 8)
-    assert node(led, weight, 2) == compiled
-    assert node(led, weight, 4) != compiled
-    assert node(led.detach().double(), weight.double(), 2) != compiled
+    x, weight = inputs(1, 4, 2, 8)
+    assert node(x, weight, 2) == compiled
+    assert node(x, weight, 4) != compiled
+    assert node(x.detach().double(), weight.double(), 2) != compiled
