@@ -20,6 +20,8 @@ KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
 _FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
 _LAUNCHER = "hydra/launcher"
+_SWEPT = "hydra.sweeper.params."  # an experiment that is a sweep by itself
+_QUOTES = "'\""
 _RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two can hide a key
 _HARMLESS = re.compile(
     r"trust=.*|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
@@ -76,6 +78,10 @@ def _harmless(override: str) -> bool:
     except (HydraException, ValueError):
         return False
     key, value = parsed.key_or_group, override.partition("=")[2]
+    if key.startswith(_SWEPT):  # Hydra makes KEY=VALUE of it
+        swept = key.removeprefix(_SWEPT)
+        plain = "\\" not in value and not swept.startswith(("hydra", "trust"))
+        return plain and _harmless(f"{swept}={value.strip(_QUOTES)}")
     if key.startswith("hydra") or key == "trust":
         return _HARMLESS.fullmatch(override) is not None
     is_option = "." not in key and key not in ("resume", "init_from")

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from atlas.config.atomic import write_atomically
+
 THRESHOLD_FILE = "rollback_calibration.json"
 PERCENTILE = 0.99
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -58,5 +60,5 @@ def describe_suggestion(found: dict[str, Any]) -> str:
 def write_suggestion(folder: Path, deltas: Sequence[float]) -> str:
     """Write rollback_calibration.json; returns the suggestion in one line."""
     found = suggest_threshold(deltas)
-    (folder / THRESHOLD_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / THRESHOLD_FILE, json.dumps(found, indent=1) + "\n")
     return describe_suggestion(found)

@@ -52,3 +52,20 @@ def test_what_would_make_it_another_sweep_is_refused(override: str, sweep: Path)
 def test_hydra_reads_a_quoted_value_back(text: str) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
     assert parsed.value() == text
+
+
+@pytest.mark.parametrize("swept", ["seed='0,1'", 'model="tiny,small"', "optim.lr=0.1"])
+def test_what_an_experiment_sweeps_by_itself_is_repeated(swept: str, tmp_path: Path) -> None:
+    override = f"+hydra.sweeper.params.{swept}"
+    SweepRecord((), (override,), (Job(0, "0", ("seed=0",), "key"),)).write(tmp_path)
+    assert full_command([f"sweep.resume={tmp_path}"]) == ["--multirun", override, *places(tmp_path)]
+
+
+@pytest.mark.parametrize("swept", ["trust='[evil]'", "model='../evil'", "hydra.launcher._target_=evil", "a='\\.\\./b'"])
+def test_what_a_strangers_experiment_would_slip_in_is_refused(swept: str, tmp_path: Path) -> None:
+    override = f"+hydra.sweeper.params.{swept}"
+    SweepRecord((), (override,), (Job(0, "0", ("seed=0",), "key"),)).write(tmp_path)
+    with pytest.raises(ConfigError) as refusal:
+        full_command([f"sweep.resume={tmp_path}"])
+    allowed = f"repeated on the command line, since it may execute code, or taken out of {tmp_path / 'sweep.json'}"
+    assert str(refusal.value) == f"{override}: must be {allowed}"
