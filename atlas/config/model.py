@@ -72,7 +72,7 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
     enabled: bool = True
     use_global: bool = True
     hidden: int = 64  # h, hidden width of the gated MLP, per head
-    rate_max: float = 1.0  # upper bound of the inner rate eta
+    rate_max: float = 1.0  # upper bound of the inner rate eta; above 1 float32 gradients are wrong: docs/memory.md 4
     rate_init: float = 0.1  # inner rate of a token before training
     rate_threshold: float = 0.0  # tau in [0, 1): a token whose gate is below it writes nothing; 0 = every token writes
     weight_norm_max: float = 8.0  # Frobenius norm that each fast weight is scaled back to at chunk ends
@@ -87,7 +87,7 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.hidden >= 1, "model.memory.hidden", self.hidden, ">= 1")
-        require(0 < self.rate_max <= 4, "model.memory.rate_max", self.rate_max, "in (0, 4]")
+        require(0 < self.rate_max <= 1, "model.memory.rate_max", self.rate_max, "in (0, 1]")
         require(
             0 < self.rate_init < self.rate_max,
             "model.memory.rate_init",

@@ -161,9 +161,7 @@ def test_recomputation_changes_neither_outputs_nor_gradients(rule: Rule) -> None
 def test_extreme_rates_and_ten_times_the_length_stay_finite(rule: Rule, repeated: bool) -> None:
     """Every rate at its limit, in float32. Backward with resets: without, the true gradient itself overflows."""
     torch.manual_seed(0)
-    memory = MemoryConfig(
-        rule=rule, hidden=8, rate_max=4.0, momentum=0.999, retention=1.0, omega=OmegaRuleConfig(2, 1.0)
-    )
+    memory = MemoryConfig(rule=rule, hidden=8, momentum=0.999, retention=1.0, omega=OmegaRuleConfig(2, 1.0))
     config = ModelConfig(width=16, layers=1, heads=2, window=5, feedforward=12, persistent_keys=6, memory=memory)
     model = AtlasModel(config, ChunkSizeConfig([2, 8], 8, 16), VOCABULARY)
     with torch.no_grad():

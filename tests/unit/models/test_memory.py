@@ -255,7 +255,7 @@ def test_the_global_memory_may_have_newton_schulz_iterations_of_its_own() -> Non
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
 def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_threshold(threshold: float) -> None:
     torch.manual_seed(0)
-    config = replace(BASE, rate_max=2.0, rate_init=0.3, rate_threshold=threshold)
+    config = replace(BASE, rate_max=0.8, rate_init=0.3, rate_threshold=threshold)
     inputs = AtlasMemory(8, HEADS, 2, config).double().inputs
     x = torch.randn(BATCH, TOKENS, 8, dtype=torch.float64)
     torch.testing.assert_close(inputs.rates(x), torch.full_like(inputs.rates(x), 0.3), rtol=0, atol=1e-6)
@@ -265,7 +265,7 @@ def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_thre
     rates = inputs.rates(x)
     assert rates[gates <= threshold].eq(0).all()
     above = gates > threshold
-    torch.testing.assert_close(rates[above], 2.0 * (gates[above] - threshold) / (1 - threshold))
+    torch.testing.assert_close(rates[above], 0.8 * (gates[above] - threshold) / (1 - threshold))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +273,7 @@ def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_thre
     [
         ("degree", 4, "1, 2 or 3"),
         ("feature_width", -1, ">= 0"),
+        ("rate_max", 1.5, r"in \(0, 1\]"),
         ("rate_threshold", 1.0, r"in \[0, 1\)"),
         ("momentum", 1.0, r"in \[0, 1\)"),
         ("momentum", float("nan"), r"in \[0, 1\)"),

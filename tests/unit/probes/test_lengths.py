@@ -58,9 +58,7 @@ def test_perplexities_up_to_a_length() -> None:
 @pytest.mark.parametrize("rule", list(Rule))
 def test_ten_times_the_trained_length_is_finite_at_extreme_rates(rule: Rule) -> None:
     """Every rate at its limit, on random and on endlessly repeated text, with resets and without."""
-    model = make(
-        MemoryConfig(rule=rule, hidden=8, rate_max=4.0, momentum=0.999, retention=1.0, omega=OmegaRuleConfig(2, 1.0))
-    )
+    model = make(MemoryConfig(rule=rule, hidden=8, momentum=0.999, retention=1.0, omega=OmegaRuleConfig(2, 1.0)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ("inputs.rate" in name or "controls" in name) and name.endswith("bias"):

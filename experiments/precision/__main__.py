@@ -1,0 +1,96 @@
+"""How far float32 gradients through the inner loop are from float64 ones, by inner rate, rule, chunk and keys.
+
+python -m experiments.precision          writes RESULTS.md beside this file, in some minutes
+
+Legend: N rows, T tokens, C chunk, d head width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atlas.config import Kernels, MemoryConfig, Rule
+from atlas.kernels.library import use
+from atlas.ops.chunk_scan import Scan, open_state
+from atlas.ops.dual_form import ChunkInputs
+from atlas.ops.fast_weights import FastWeights
+from atlas.ops.rules import RULES
+
+WIDTH, ROWS, SEEDS, ALLOWED = 64, 2, 2, 0.01
+RATES = (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0)
+KEYS = {"all differ": 1, "4 equal": 4, "16 equal": 16}  # keys in a row that are the same
+
+
+class Memory(NamedTuple):
+    name: str
+    tokens: int
+    chunk: int
+    read_at_start: bool = False
+
+
+MEMORIES = (
+    Memory("local, chunk 1, 128 tokens", 128, 1),
+    Memory("local, chunk 16, 512 tokens", 512, 16),
+    Memory("global, chunk 128, 1,024 tokens", 1024, 128, read_at_start=True),
+)
+
+
+def gradients(rule: Rule, memory: Memory, equal: int, rate: float, seed: int, dtype: torch.dtype) -> Tensor:
+    """Of a random projection of all reads, by keys, values, queries and a random W_init, as one vector."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:  # the same numbers in both precisions
+        return torch.randn(ROWS, *shape, generator=generator).to(dtype)
+
+    query, key, value = (F.normalize(normal(memory.tokens, WIDTH), dim=-1) for _ in range(3))
+    key = key[:, torch.arange(memory.tokens) // equal]
+    down, up = normal(WIDTH, WIDTH) * WIDTH**-0.5, normal(2 * WIDTH, WIDTH) * (4 / WIDTH) ** 0.25
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value, down, up)]
+    learner = RULES[rule](MemoryConfig(rule=rule))
+    controls = torch.tensor([control.initial for control in learner.controls], dtype=dtype)
+    rates = torch.full((ROWS, memory.tokens), rate, dtype=dtype)
+    tokens = ChunkInputs(query, key, value, query, key, rates, controls.expand(ROWS, memory.tokens, -1))
+    scan = Scan(learner, memory.chunk, MemoryConfig().weight_norm_max, memory.read_at_start)
+    out, _ = scan(open_state(learner, FastWeights(down, up)), tokens)
+    found = torch.autograd.grad((out * normal(memory.tokens, WIDTH)).sum(), leaves)
+    return torch.cat([gradient.flatten().double() for gradient in found])
+
+
+def error(rule: Rule, memory: Memory, equal: int, rate: float) -> float:
+    """Largest over the seeds of ||g32 - g64|| / ||g64||."""
+    errors = []
+    for seed in range(SEEDS):
+        exact = gradients(rule, memory, equal, rate, seed, torch.float64)
+        errors.append(float((gradients(rule, memory, equal, rate, seed, torch.float32) - exact).norm() / exact.norm()))
+    return max(errors)
+
+
+def main() -> None:
+    use(Kernels.torch)
+    lines = [
+        "# Precision of gradients through the inner loop",
+        "",
+        "Written by `python -m experiments.precision`; do not edit. A cell is ||g32 - g64|| / ||g64||, the larger of",
+        f"two seeds, in bold above {ALLOWED:.0%}. Unit keys, queries and values, d = h = {WIDTH}, random W_init, every",
+        "token at the same rate, the rules' controls at their initial values. Keys: how many in a row are equal.",
+        "",
+        f"| rule | memory | keys | {' | '.join(f'rate {rate:g}' for rate in RATES)} |",
+        "|---|---|---|" + "---|" * len(RATES),
+    ]
+    for rule in Rule:
+        for memory in MEMORIES:
+            for name, equal in KEYS.items():
+                errors = [error(rule, memory, equal, rate) for rate in RATES]
+                cells = [f"**{value:.0e}**" if value > ALLOWED else f"{value:.0e}" for value in errors]
+                lines.append(f"| `{rule}` | {memory.name} | {name} | {' | '.join(cells)} |")
+                print(lines[-1], flush=True)
+    (Path(__file__).parent / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
