@@ -62,7 +62,7 @@ class QKProjectionConfig(Choices, prefix="model.memory.qk_projection."):
     range: ProjectionRange = ProjectionRange.shard
     normalisation: Normalisation = Normalisation.sum
     renormalise: bool = True  # what the local memories read with is L2-normalised again
-    mix: bool = False  # they read with q + lambda q' instead of q', lambda learnable per head, 0 before training
+    mix: bool = True  # they read with q + lambda q' instead of q', lambda learnable per head, 0 before training
 
 
 @dataclass
@@ -120,7 +120,7 @@ class ModelConfig(Choices, prefix="model."):
     window: int = 32  # tokens that attention sees, itself included; 0 = all (full causal attention)
     feedforward: int = 352  # hidden width of the SwiGLU
     persistent_keys: int = PERSISTENT_KEYS  # learnable keys of the prefix and the Q-K projection; 0 = none
-    fusion: Fusion = Fusion.multiplicative
+    fusion: Fusion = Fusion.gated_sum
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     native: NativeLengths = field(default_factory=NativeLengths)
 

@@ -64,5 +64,5 @@ def test_anything_else_is_refused(settings: type, name: str, key: str, kind: typ
 
 def test_a_composed_configuration_takes_texts() -> None:
     config = atlas.compose(["ablation=no_projection"])
-    config.model.fusion = "gated_sum"  # type: ignore[assignment]
-    assert config == atlas.compose(["ablation=gated_sum_no_projection"])
+    config.model.fusion = "multiplicative"  # type: ignore[assignment]
+    assert config == atlas.compose(["ablation=multiplicative", "model.memory.qk_projection.range=off"])

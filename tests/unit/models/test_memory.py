@@ -50,12 +50,13 @@ SLOW_GLOBAL = SLOW | {Rule.atlas: {"iterations": 2, "window": 2}}
 CASES = {
     "gd": BASE,
     "gd, chunk range, per key": replace(
-        BASE, qk_projection=QKProjectionConfig(ProjectionRange.chunk, Normalisation.per_key, renormalise=False)
+        BASE,
+        qk_projection=QKProjectionConfig(ProjectionRange.chunk, Normalisation.per_key, renormalise=False, mix=False),
     ),
     "gd, no projection": replace(BASE, qk_projection=QKProjectionConfig(ProjectionRange.off)),
-    "gd, mix": replace(BASE, qk_projection=QKProjectionConfig(mix=True)),
+    "gd, projected query alone": replace(BASE, qk_projection=QKProjectionConfig(mix=False)),
     "gd, mix, chunk range, as long as they are": replace(
-        BASE, qk_projection=QKProjectionConfig(ProjectionRange.chunk, renormalise=False, mix=True)
+        BASE, qk_projection=QKProjectionConfig(ProjectionRange.chunk, renormalise=False)
     ),
     "gd, degree 2": replace(BASE, degree=2, feature_width=2),
     "momentum": replace(BASE, rule=Rule.momentum),
