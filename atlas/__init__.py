@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from atlas.runs.build import build_model, load
     from atlas.train import train
 
-# OpenMP threads that wait for each other spin before they sleep, by default long enough to starve a run beside other busy
-# processes (experiments/busy_machine). Its library reads this once, when torch is loaded.
+# OpenMP threads that wait for each other spin before they sleep, by default long enough to starve a run beside other
+# busy processes (experiments/busy_machine). The OpenMP library reads this once, when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
