@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from atlas.config import Kernels
 from atlas.kernels.library import use
+
+
+def pytest_configure() -> None:
+    """A shell starts its background jobs with Ctrl-C ignored; the tests send it to themselves and to their processes."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

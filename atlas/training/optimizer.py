@@ -109,7 +109,8 @@ class ScheduledOptimizer:
         """Take over moments and scale. Weight decay, betas and the like stay those of the configuration."""
         self.scale = state["scale"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            kept = ("params", "lr")  # the schedule sets lr at the next step; until then it is that of the last one
+            own = [{key: value for key, value in group.items() if key not in kept} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
