@@ -13,7 +13,7 @@ from atlas.kernels.library import use
 
 
 def pytest_configure() -> None:
-    """A shell starts its background jobs with Ctrl-C ignored; the tests send it to themselves and to their processes."""
+    """A shell starts its background jobs with Ctrl-C ignored; tests send it to themselves and to their processes."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
