@@ -123,7 +123,8 @@ def test_a_hostile_file_with_a_matching_manifest_is_refused_and_does_not_run(
     _forge(state.parent)
     found, _ = manager.load()
     assert same(found, 10)
-    assert "state.pt is refused: it does not hold plain data only" in manager.skipped[0][1]
+    reason = "UnpicklingError" if by_torch else "File is not a zip file"
+    assert manager.skipped[0][1] == f"state.pt is refused: it does not hold plain data only ({reason})"
     assert not victim.exists()
     pickle.loads(pickle.dumps(Hostile(victim)))
     assert victim.exists()  # the bait works
