@@ -107,7 +107,10 @@ class ConsoleSink(Sink):
         return describe_duration(seconds_per_step * (self._info.steps - step))
 
     def _output(self) -> TextIO:
-        return sys.stdout if self._stream is None else self._stream
+        stream = sys.stdout if self._stream is None else self._stream
+        if stream is None:  # how Python shows a closed stdout
+            raise OSError("stdout is closed")
+        return stream
 
     def _print(self, line: str, style: str | None = None) -> None:
         line = printable(line)

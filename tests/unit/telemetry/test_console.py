@@ -141,6 +141,12 @@ logger.close("completed", {}, [("loss", "1")])
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 50
 
 
+def test_a_closed_stdout_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OSError, match=r"^stdout is closed$"):
+        ConsoleSink().open(RunInfo(folder=tmp_path, steps=10))
+
+
 def test_rich_is_not_imported_before_a_run_starts() -> None:
     program = "import sys, atlas.telemetry.console; print('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
