@@ -24,6 +24,7 @@ import os
 import sys
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -35,10 +36,12 @@ from atlas.config.arguments import names, read_device, read_settings, run_comman
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
 from atlas.config.path_overrides import expanded
+from atlas.config.untrusted import open_regular
 
 if TYPE_CHECKING:
     from atlas.models.plan import ChunkPlan
 
+MOST_PROMPT_BYTES = 16 << 20  # a prompt takes about twenty times its size in memory
 USAGE = 'python -m atlas.generate RUN prompt="..." [KEY=VALUE ...]'
 
 
@@ -95,11 +98,14 @@ class GenerationSettings(Choices):
             return os.fsencode(self.prompt)  # an argument that is not UTF-8 comes through as it was typed
         try:
             piped = self.prompt_file == "-"
-            content = sys.stdin.buffer.read() if piped else expanded(self.prompt_file).read_bytes()
+            with nullcontext(sys.stdin.buffer) if piped else open_regular(expanded(self.prompt_file)) as file:
+                content = file.read(MOST_PROMPT_BYTES + 1)
         except OSError as error:
             allowed = f"a file that can be read ({error.strerror})"
             raise ConfigError(f"prompt_file={self.prompt_file}: must be {allowed}") from error
         require(len(content) > 0, "prompt_file", self.prompt_file, "a file that is not empty")
+        allowed = f"at most {MOST_PROMPT_BYTES >> 20} MiB"
+        require(len(content) <= MOST_PROMPT_BYTES, "prompt_file", self.prompt_file, allowed)
         return content
 
 

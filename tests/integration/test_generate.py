@@ -84,6 +84,9 @@ def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, caps
         (["prompt="], "prompt=: must be a text that is not empty"),
         (["prompt=a", "prompt_file=b"], "prompt_file=b: must be left out where prompt is given"),
         (["prompt_file=nowhere.txt"], "prompt_file=nowhere.txt: must be a file that can be read"),
+        (["prompt_file=/dev/zero"], "prompt_file=/dev/zero: must be a file that can be read (not a regular file)\n"),
+        (["prompt_file=pipe"], "prompt_file=pipe: must be a file that can be read (not a regular file)\n"),
+        (["prompt_file=large.txt"], "prompt_file=large.txt: must be at most 16 MiB\n"),
         (["prompt_file=empty.txt"], "prompt_file=empty.txt: must be a file that is not empty"),
         (["prompt=a", "tokens=0"], "tokens=0: must be in [1, 2**31)"),
         (["prompt=a", f"tokens={10**30}"], f"tokens={10**30}: must be in [1, 2**31)"),
@@ -113,6 +116,9 @@ def test_a_bad_argument_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large.txt").touch()
+    os.truncate(tmp_path / "large.txt", 2**24 + 1)
     assert main([str(tmp_path / "no run"), *settings]) == 2
     found = capsys.readouterr()
     assert found.err.startswith(f"atlas: {message}")
