@@ -65,8 +65,9 @@ class ModelOutput(NamedTuple):
 class AtlasModel(nn.Module):
     """`model(tokens)` or `model(tokens, state)`: the memory learns from the tokens in training and evaluation alike.
 
-    Errors: ValueError for tokens that are not integers [B >= 1, T >= 1], for a state of another batch size or another
-    model, for a plan without one chunk per local memory, and for a memory whose weights are in half precision.
+    Errors: ValueError for tokens that are not integers [B >= 1, T >= 1], or on the CPU not in [0, V), for a state of
+    another batch size or another model, for a plan without one chunk per local memory, and for a memory whose weights
+    are in half precision.
     """
 
     def __init__(self, config: ModelConfig, chunks: ChunkSizeConfig, vocabulary: int) -> None:
@@ -105,7 +106,7 @@ class AtlasModel(nn.Module):
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         self._check(tokens, state, plan)
         state = state or self.initial_state(tokens.shape[0], plan)
-        x = self.embedding(tokens)
+        x = self._embed(tokens)
         blocks, gates = [], []
         for block, before in zip(self._blocks(), state.blocks, strict=True):
             x, block_state, gate = block(x, before, state.position, plan, mode)
@@ -115,8 +116,19 @@ class AtlasModel(nn.Module):
         after = ModelState(state.position + tokens.shape[1], tuple(blocks))
         return ModelOutput(logits, after if torch.is_grad_enabled() else after.detach(), tuple(gates))
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Raises ValueError for a token id out of range on the CPU; looking at each id would make a GPU wait."""
+        try:
+            embedded: Tensor = self.embedding(tokens)
+        except IndexError as error:
+            found = f"[{int(tokens.min())}, {int(tokens.max())}]"
+            raise ValueError(f"tokens in {found}: must be in [0, {self.embedding.num_embeddings})") from error
+        return embedded
+
     def _check(self, tokens: Tensor, state: ModelState | None, plan: ChunkPlan) -> None:
         """Raise ValueError for tokens, state or plan that do not fit the model."""
+        if not isinstance(tokens, Tensor):
+            raise ValueError(f"tokens of type {type(tokens).__name__}: must be a tensor")
         shape = list(tokens.shape)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"tokens of shape {shape}: must be [batch, tokens >= 1], batch >= 1")
