@@ -84,6 +84,13 @@ class RecallTask:
     def require_fit(self, sequence: int) -> None:
         """Refuse a task that does not fit into sequences of this many tokens."""
         slot, events = self.format.slot, self.pairs + self.queries
+        one_pair = max((1 + self.queries) * slot - 1, 2 * slot)  # fits, at distance 0
+        least = max(events * slot - 1, 2 * slot)
+        allowed = (
+            f">= {least}, into which data.recall.pairs + queries={events} events of {slot} bytes fit;"
+            " or give fewer of both, or choose data=text"
+        )
+        require(sequence >= one_pair, "train.sequence", sequence, allowed)
         most = (sequence + 1) // slot - self.queries
         allowed = f"<= {most}: pairs + queries={events} events of {slot} bytes must fit into train.sequence={sequence}"
         require(self.pairs <= most, "data.recall.pairs", self.pairs, allowed)

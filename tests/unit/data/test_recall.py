@@ -199,6 +199,24 @@ def test_refuses_what_does_not_fit_into_the_sequence(changes: dict[str, int], st
     assert str(caught.value).startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sequence", "least"),
+    [({}, 123, 159), ({"pairs": 1}, 123, 124), ({"pairs": 1, "queries": 1}, 9, 10)],
+)
+def test_a_sequence_too_short_for_one_pair_is_told_what_would_help(
+    changes: dict[str, int], sequence: int, least: int
+) -> None:
+    task = replace(TASK, distance_min=0, **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        task.require_fit(sequence)
+    assert str(caught.value) == (
+        f"train.sequence={sequence}: must be >= {least}, into which data.recall.pairs + queries="
+        f"{task.pairs + task.queries} events of 5 bytes fit; or give fewer of both, or choose data=text"
+    )
+    task.require_fit(least)
+    assert task.generate(np.random.default_rng(0), 2, least).tokens.shape == (2, least + 1)
+
+
 def test_the_largest_that_fits_does_fit() -> None:
     task = replace(TASK, pairs=78)
     assert source(task).batch(1).inputs.shape == (4, 512)
