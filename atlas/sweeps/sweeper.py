@@ -108,7 +108,7 @@ class ResumableSweeper(BasicSweeper):
         if jobs and launcher != SERIAL:
             say("jobs run at the same time: their timings are no evidence")
         try:
-            with nullcontext() if launcher == SERIAL else passing_interrupts_on(folder):
+            with nullcontext() if launcher == SERIAL else passing_interrupts_on(folder, launcher != JOBLIB):
                 for _ in range(MOST_BREAKDOWNS):
                     broke = bool(jobs) and self._hand_over(folder, jobs)
                     # joblib gives up all jobs if one of its own processes is killed: start the interrupted jobs again.

@@ -135,10 +135,11 @@ def use_own_device(place: int) -> None:
 
 
 @contextmanager
-def passing_interrupts_on(sweep: Path) -> Iterator[None]:
+def passing_interrupts_on(sweep: Path, as_sigint: bool) -> Iterator[None]:
     """While jobs run in other processes, pass the first signal to them and start no other job.
 
-    The second signal raises KeyboardInterrupt here.
+    The second signal raises KeyboardInterrupt here. `as_sigint`: for launchers that handle the other signals themselves
+    in their processes, as submitit does.
     """
 
     def pass_on(signal_number: int, frame: FrameType | None) -> None:
@@ -150,7 +151,7 @@ def passing_interrupts_on(sweep: Path) -> Iterator[None]:
         say("interrupted: jobs that run are asked to end, no other is started; once more to leave at once")
         for process in worker_processes(sweep):
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGINT)
+                os.kill(process, signal.SIGINT if as_sigint else signal_number)
 
     with handled_by(pass_on):
         yield

@@ -71,6 +71,8 @@ def test_joblib_stops_in_good_order(small: list[str], tmp_path: Path) -> None:
         stop(running.pid, number)
         ended = finished(running)
         assert (ended.status, statuses(sweep, 4)) == (130, ["aborted", "aborted", None, None])
+        by = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        assert [summary(sweep / job)["reason"] for job in ("0", "1")] == [f"stopped by {by}"] * 2
         assert "atlas: 2 of the jobs not started: the sweep was interrupted" in ended.err
         assert (sweep / "report" / "report.md").is_file()
 

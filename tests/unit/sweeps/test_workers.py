@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas.checkpoint.lock import RunLock
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.workers import passing_interrupts_on, use_own_device, worker_processes
 
@@ -72,13 +73,30 @@ def test_the_first_interrupt_puts_up_the_stop_sign_and_the_second_raises(
 ) -> None:
     before = signal.getsignal(number)
     StopSign(tmp_path).put_up("job 1 failed (sweep.fail_fast)")  # the user's wish goes first
-    with passing_interrupts_on(tmp_path):
+    with passing_interrupts_on(tmp_path, as_sigint=False):
         signal.raise_signal(number)
         assert StopSign(tmp_path).reason == INTERRUPTED
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
     assert capsys.readouterr().err.startswith("atlas: interrupted: jobs that run are asked to end")
+
+
+@pytest.mark.parametrize(("as_sigint", "passed"), [(False, signal.SIGTERM), (True, signal.SIGINT)])
+def test_workers_get_the_signal_that_came(as_sigint: bool, passed: signal.Signals, tmp_path: Path) -> None:
+    got: list[int] = []
+    (tmp_path / ".workers").mkdir()
+    before = signal.signal(signal.SIGINT, lambda number, _: got.append(number))
+    lock = RunLock(tmp_path / ".workers", "0")  # this process is the worker
+    try:
+        with passing_interrupts_on(tmp_path, as_sigint):
+            claimed = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+            assert callable(claimed)
+            claimed(signal.SIGTERM, None)
+    finally:
+        lock.release()
+        signal.signal(signal.SIGINT, before)
+    assert got == [passed]
 
 
 def test_the_first_reason_on_the_stop_sign_stays(tmp_path: Path) -> None:
