@@ -43,10 +43,18 @@ NO_TEXT_TASKS = frozenset({"single", "multi_key", "multi_query", "mqar"})  # of 
 
 
 def build_model(config: RunConfig) -> AtlasModel:
-    """The model with its initial weights, drawn from `config.seed`; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return AtlasModel(config.model, config.chunk_size, VOCABULARY)
+    """The model with its initial weights, float32 and drawn from `config.seed`, whatever torch's default dtype is.
+
+    The global random state is left as it was.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return AtlasModel(config.model, config.chunk_size, VOCABULARY)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def build_data(config: RunConfig) -> DataSource:

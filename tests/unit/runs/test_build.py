@@ -90,6 +90,19 @@ def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
+def test_the_default_dtype_of_torch_does_not_change_the_weights() -> None:
+    config = atlas.compose(["model.width=32", "model.feedforward=32"])
+    first = build_model(config).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        second = build_model(config).state_dict()
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in second.values()} == {torch.float32}
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_a_probe_that_reads_no_text_does_not_ask_for_it(tmp_path: Path) -> None:
     """The text of a run may be gone when its model is probed."""
     gone = ["data=text", f"data.paths=[{tmp_path}/gone.txt]"]
