@@ -30,7 +30,7 @@ from atlas.config.composition import register, to_run_config
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
-from atlas.config.refusals import refuse, refuse_flags
+from atlas.config.refusals import flags_first, refuse, refuse_flags
 from atlas.runs.folder import LOG_FILE, make_folder, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
@@ -69,7 +69,7 @@ def main() -> int:
     try:
         with handled_by(interrupt):
             refuse_flags(sys.argv[1:], CONF_DIR)
-            arguments = full_command(readable(sys.argv[1:]))
+            arguments = full_command(flags_first(readable(sys.argv[1:])))
             require_installed(arguments)
             with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
                 _start()

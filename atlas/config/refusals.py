@@ -93,6 +93,18 @@ def refuse_flags(arguments: Sequence[str], conf_dir: Path) -> None:
             raise ConfigError(f"{argument}: must be {allowed}")
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra's parser takes them: it refuses a flag between two overrides.
+
+    Raises `ConfigError` for a flag that does not exist.
+    """
+    parsed, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: must be one of the flags that --hydra-help shows")
+    overrides = parsed.overrides
+    return [*(argument for argument in arguments if argument not in overrides), *overrides]
+
+
 def known_keys(conf_dir: Path) -> list[str]:
     """Every key of the schema, and every key that an option of a component sets."""
     keys = {key for key, _ in _schema_keys(RunConfig, "")}

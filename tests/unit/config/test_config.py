@@ -10,7 +10,7 @@ import atlas
 from atlas.config import C_G, C_L_OPTIONS, PERSISTENT_KEYS, S_L, ConfigError, DeviceKind, K
 from atlas.config.composition import GROUPS, load_config, options, save_config
 from atlas.config.files import CONF_DIR
-from atlas.config.refusals import refuse_flags
+from atlas.config.refusals import flags_first, refuse_flags
 
 EVERY_OPTION = [(group, option) for group in GROUPS for option in options(group)]
 
@@ -246,6 +246,24 @@ def test_a_setting_written_as_a_flag_is_told_how_it_is_written(argument: str, al
     with pytest.raises(atlas.ConfigError) as error:
         refuse_flags([argument], CONF_DIR)
     assert str(error.value) == f"{argument}: must be {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("a=1 -m b=2,3", "-m a=1 b=2,3"),
+        ("a=1 --cfg job b=2 a=1", "--cfg job a=1 b=2 a=1"),
+        ("a=1 -cd=folder b=2 --multirun", "-cd=folder --multirun a=1 b=2"),
+    ],
+)
+def test_a_flag_may_stand_between_settings(given: str, taken: str) -> None:
+    assert flags_first(given.split()) == taken.split()
+
+
+def test_a_flag_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        flags_first(["a=1", "-x", "b=2"])
+    assert str(error.value) == "-x: must be one of the flags that --hydra-help shows"
 
 
 def test_what_hydra_cannot_read_is_told_how_it_is_written(tmp_path: Path) -> None:
