@@ -141,9 +141,14 @@ def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[Atla
     for notice in passed_over:
         warnings.warn(notice, stacklevel=2)
     config = load_config(manifest.path.parents[1] / CONFIG_FILE, trust)
-    model = build_model(config)
     try:
-        model.load_state_dict(payload[MODEL])
+        weights = payload[MODEL]
+        if config.model.layers > len(weights):  # every layer has several; that many would take for ever to build
+            raise RuntimeError(f"model.layers={config.model.layers}, it has {len(weights)} tensors")
+        with torch.device("meta"):  # compares the shapes: settings may ask for far more memory than the weights take
+            build_model(config).load_state_dict(weights, assign=True)
+        model = build_model(config)
+        model.load_state_dict(weights)
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("path", manifest, error) from error
     return model.eval(), config, manifest

@@ -177,6 +177,22 @@ def test_settings_that_no_run_writes_are_refused(name: str, run: Path, marker: P
     assert {name: ended[name][0] for name in UNTOUCHED} == {"report": 0, "decide": 2, "init_from": 0}
 
 
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ({"layers": 10**8}, r"model\.layers=100000000, it has \d+ tensors"),
+        ({"width": 2_000_000}, r"Error\(s\) in loading state_dict for AtlasModel: size mismatch for embedding\.weight"),
+        ({"feedforward": 10**12}, r"Error\(s\) in loading state_dict for AtlasModel: size mismatch for blocks\.0\."),
+    ],
+)
+def test_a_model_larger_than_its_weights_is_not_built(size: dict[str, int], reason: str, run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"].update(size)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(atlas.ConfigError, match=rf"must hold the weights of this model \({reason}"):
+        atlas.load(run)
+
+
 def test_a_pickle_is_not_unpickled(run: Path, marker: Path, overrides: list[str]) -> None:
     state = next(run.glob("checkpoints/*/state.pt"))
     state.write_bytes(pickle.dumps({"model": Marker(marker)}))
