@@ -31,7 +31,7 @@ from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
 from atlas.config.refusals import flags_first, refuse, refuse_flags
-from atlas.runs.folder import LOG_FILE, make_folder, reason, record_failure, remove_if_empty, say
+from atlas.runs.folder import LOG_FILE, make_folder, reason, record_failure, remove_if_empty, require_folder, say
 from atlas.runs.resume import resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
@@ -108,6 +108,7 @@ class Check(Callback):
             with open_dict(task):
                 del task["hydra"]
             to_run_config(task)
+            require_folder("hydra.run.dir", config.hydra.run.dir)
             make_folder(Path(config.hydra.run.dir), "hydra.run.dir")
         except ConfigError as error:  # Hydra would turn it into a warning, but lets SystemExit through
             say(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atlas.config import ConfigError
+from atlas.config import ConfigError, require
 from atlas.config.untrusted import printable
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.room import when_there_is_room
@@ -24,6 +24,11 @@ log = logging.getLogger("atlas")
 
 class HeldError(ConfigError):
     """Another process writes the run's folder."""
+
+
+def require_folder(key: str, value: str | None) -> None:
+    """Raise `ConfigError` for no folder: an empty path would be the current one."""
+    require(bool(value and value.strip()), key, value, "a folder, such as outputs/mine (. is the current one)")
 
 
 def make_folder(path: Path, key: str) -> None:

@@ -19,7 +19,7 @@ from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
 from atlas.config.keys import override_name
 from atlas.config.path_overrides import quoted
-from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, say
+from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, require_folder, say
 from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
 from atlas.sweeps.outcome import cut_short, left_over
@@ -44,6 +44,7 @@ class ResumableSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs that are left. Raises `ConfigError` before any work, and SystemExit unless all completed."""
         assert self.config is not None
+        require_folder("hydra.sweep.dir", self.config.hydra.sweep.dir)
         folder, resumed = Path(self.config.hydra.sweep.dir).resolve(), self.config.sweep.resume is not None
         combinations = self._combinations(arguments)
         if resumed:

@@ -99,6 +99,8 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
         (["hydra.run.dir=/proc/atlas"], "hydra.run.dir=/proc/atlas: must be a folder that can be written"),
         (["hydra.run.dir=file/run"], "hydra.run.dir=file/run: must be a folder that can be written (Not a directory)"),
         (["-m", "hydra.sweep.dir=file/sweep", "seed=0,1"], "hydra.sweep.dir="),
+        (["hydra.run.dir="], "hydra.run.dir=: must be a folder, such as outputs/mine (. is the current one)\n"),
+        (["-m", "hydra.sweep.dir=", "seed=0,1"], "hydra.sweep.dir=: must be a folder, such as outputs/mine"),
         (["data=text", 'data.paths=["nothing/*.txt"]'], "data.paths="),
         (["data=text", "data.paths=[file]"], "data.paths="),
         (["data=text"], "data.paths=[]: must be at least one file or pattern"),
