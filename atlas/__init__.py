@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # OpenMP threads that wait for each other spin before they sleep, by default long enough to starve a run beside other
 # busy processes (experiments/busy_machine). The OpenMP library reads this once, when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "ConfigError": "atlas.config",

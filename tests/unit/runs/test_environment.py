@@ -51,7 +51,7 @@ def test_the_name_of_a_cpu_tells_its_threads() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
     ids=["nothing set", "a count of the user", "a policy of the user"],
 )
 def test_waiting_threads_spin_for_a_bounded_time(given: dict[str, str], expected: str) -> None:
