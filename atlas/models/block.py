@@ -2,7 +2,8 @@
 
 a = SlidingWindowAttention(RMSNorm(x));   m = Memory(RMSNorm(x));   g = Gate(m)
 x = x + (a * g) W_o                       fusion `multiplicative`: g = 0 makes the branch exactly 0
-x = x + ((a + m W_g) * g) W_o             fusion `gated_sum`: the content of the memory passes the gate too
+x = x + ((a + m W_g) * g) W_o             fusion `gated_sum`, the default: the content of the memory passes the gate too
+x = x + (a + z) W_o                       fusion `additive`: z = m W_g + b_g, no gate
 x = x + SwiGLU(RMSNorm(x))
 """
 

@@ -47,13 +47,13 @@ class Readings:
 
 
 def expected_cosine(keys: int, head_width: int, degree: int) -> float:
-    """The plan's formula: random unit keys that disturb the needle independently of each other."""
+    """Expected cosine if the haystack's random unit keys disturb the needle independently of each other."""
     d = head_width
     return 1 / sqrt(1 + keys * (1 / d if degree == 1 else 3 / (d * (d + 2))))
 
 
 def coherent_cosine(keys: int, head_width: int) -> float:
-    """Degree 1 with the haystack's keys as its values: the plan's formula and their common pull."""
+    """Degree 1 with the haystack's keys as its values: the formula above and their common pull."""
     return 1 / sqrt(1 + keys / head_width + keys * (keys - 1) / head_width**2)
 
 

@@ -6,7 +6,7 @@ import math
 
 
 class PPLDeltaTracker:
-    """Watches a series of perplexities, one `update` per step.
+    """Watches a series of perplexities, one `update` per reading.
 
     delta = (perplexity - average) / average. A spike is `patience` consecutive deltas above `threshold` after `warmup`
     values, or at any time a perplexity that is not finite. While a spike is suspected the average is not updated, or it
