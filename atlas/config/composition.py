@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,13 @@ GROUPS = {
 
 def register() -> None:
     """Register the schema with Hydra, as `schema`."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+    ConfigStore.instance().store(name="schema", node=_schema())
+
+
+@cache
+def _schema() -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(RunConfig)
+    return schema
 
 
 def compose(overrides: Sequence[str] | str = ()) -> RunConfig:
@@ -61,12 +67,19 @@ def compose(overrides: Sequence[str] | str = ()) -> RunConfig:
         return to_run_config(hydra_compose("config", overrides=given))
 
 
+class _Store(ConfigStore):
+    """Hydra copies the whole store at each composition, though `load` gives out copies already."""
+
+    def __deepcopy__(self, _: object) -> _Store:
+        return self
+
+
 @contextmanager
 def _own_hydra() -> Iterator[None]:
     """A Hydra with this package's schema only; the caller's singletons and resolvers are restored afterwards."""
     callers, resolvers = Singleton._instances, BaseContainer._resolvers
-    store = copy(ConfigStore.instance())
-    store.repo = {name: store.repo[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
+    store, known = _Store.__new__(_Store), ConfigStore.instance().repo
+    store.repo = {name: known[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
     own: dict[type, Any] = {kind: kind.instance() for kind in (Plugins, SourcesRegistry)}
     Singleton._instances, BaseContainer._resolvers = own | {ConfigStore: store}, dict(resolvers)
     try:
