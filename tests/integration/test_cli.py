@@ -1,4 +1,7 @@
-"""The command line as a user meets it: each test starts a process in a folder of its own."""
+"""The command line as a user meets it, in a folder of its own.
+
+Loading PyTorch takes a process longer than a refusal, so most refusals come from this process.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pytest
 
 import atlas
 from atlas.config.composition import GROUPS, options
+from tests.integration.sweep_commands import command
 
 ROOT = Path(__file__).parents[2]
 # A run of seconds: one small layer on short sequences.
@@ -66,8 +70,8 @@ def test_help_explains_every_option_with_five_examples(tmp_path: Path) -> None:
     assert written(tmp_path) == []
 
 
-def test_the_examples_of_help_compose(tmp_path: Path) -> None:
-    text = start("--help", folder=tmp_path).stdout
+def test_the_examples_of_help_compose() -> None:
+    text = command("--help").out
     for example in re.findall(r"^  python -m atlas.train(.*?)  +\S", text, re.MULTILINE):
         arguments = [argument for argument in shlex.split(example) if argument != "-m"]
         wanted = [argument if "[" in argument else argument.split(",")[0] for argument in arguments]
@@ -99,7 +103,7 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
         (["hydra.run.dir=/proc/atlas"], "hydra.run.dir=/proc/atlas: must be a folder that can be written"),
         (["hydra.run.dir=file/run"], "hydra.run.dir=file/run: must be a folder that can be written (Not a directory)"),
         (["-m", "hydra.sweep.dir=file/sweep", "seed=0,1"], "hydra.sweep.dir="),
-        (["hydra.run.dir="], "hydra.run.dir=: must be a folder, such as outputs/mine (. is the current one)\n"),
+        (["hydra.run.dir="], "hydra.run.dir=: must be a folder, such as outputs/mine (. is the current one)"),
         (["-m", "hydra.sweep.dir=", "seed=0,1"], "hydra.sweep.dir=: must be a folder, such as outputs/mine"),
         (["data=text", 'data.paths=["nothing/*.txt"]'], "data.paths="),
         (["data=text", "data.paths=[file]"], "data.paths="),
@@ -113,12 +117,14 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_gets_one_line_and_no_run_folder(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_input_gets_one_line_and_no_run_folder(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"")
-    result = start(*arguments, folder=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"atlas: {message}")
-    assert (result.stderr.count("\n"), result.stdout) == (1, "")
+    monkeypatch.chdir(tmp_path)
+    ended = command(*arguments)
+    assert (ended.status, ended.out, len(ended.err)) == (2, "", 1)
+    assert ended.err[0].startswith(f"atlas: {message}")
     assert written(tmp_path) == ["file"]
     assert list(tmp_path.glob("outputs/*/*")) == []
 
