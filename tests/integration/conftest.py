@@ -6,6 +6,8 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,7 @@ from torch.utils import _pytree as pytree
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
 from atlas.telemetry.sinks import Sink
@@ -47,10 +50,21 @@ def overrides(text: Path) -> list[str]:
     return [*RUN, f"data.paths=[{text}]"]
 
 
-@pytest.fixture
-def tiny(overrides: list[str]) -> Tiny:
+@cache
+def _composed(*overrides: str) -> RunConfig:
+    return atlas.compose(list(overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny(text: Path) -> Tiny:
     """Composes the tiny run with further overrides."""
-    return lambda *more: atlas.compose([*overrides, *more])
+    return lambda *more: deepcopy(_composed(*RUN, f"data.paths=[{text}]", *more))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
+    """The tiny run, completed. Its folder is for reading only."""
+    return atlas.train(tiny(), tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 class Interrupt(Sink):
@@ -91,12 +105,11 @@ class Signal(Sink):
             signal.raise_signal(number)
 
 
-@pytest.fixture
-def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+@pytest.fixture(scope="session")
+def interrupting() -> Callable[..., dict[str, Any]]:
     """Settings of the logger that interrupts the run."""
-    module = ModuleType("interrupting")
+    module = sys.modules["interrupting"] = ModuleType("interrupting")
     vars(module)["Interrupt"] = Interrupt
-    monkeypatch.setitem(sys.modules, "interrupting", module)
     return lambda *, at=-1, on="": {"_target_": "interrupting.Interrupt", "at": at, "on": on}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def test_a_completed_run_trains_longer_as_one_series(
     tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path
 ) -> None:
     carry = ["model.memory.rule=momentum", "train.carry_memory=true"]
-    for name in ("whole", "cut"):
-        atlas.train(tiny(*carry, "train.steps=10"), tmp_path / name)
+    atlas.train(tiny(*carry, "train.steps=10"), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     whole, cut = left(tmp_path / "whole"), left(tmp_path / "cut")
     first = whole.rows
     run = go_on(whole.folder, "train.steps=20")

@@ -19,6 +19,7 @@ import pytest
 import atlas
 from atlas.config import LEVELS
 from atlas.models.persistent import PersistentMemory
+from atlas.runs.summary import RunSummary
 from experiments.phase2.check_rollback import judge_rollback
 from experiments.phase2.check_run import judge_needles, judge_ppl_delta, judge_stability, last_readings
 from experiments.phase2.evidence import CheckedRun
@@ -47,8 +48,8 @@ def told(finding: Finding) -> str:
     return f"{finding.outcome.value}: {finding.detail}"
 
 
-def test_a_calm_run_is_stable_and_its_rows_are_the_trackers(recorded: Recorded) -> None:
-    record = recorded()
+def test_a_calm_run_is_stable_and_its_rows_are_the_trackers(tiny: Any, undisturbed: RunSummary, tmp_path: Path) -> None:
+    record = CheckedRun.read(Path(shutil.copytree(undisturbed.folder, tmp_path / "run")), 0, tiny())
     assert judge_stability(record, STEPS).outcome is CheckOutcome.passed
     assert told(judge_stability(record)) == "FAILED: 30 steps of the 1000 that are required"
     finding = judge_ppl_delta(record, last_readings(record))

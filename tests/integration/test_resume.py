@@ -19,6 +19,7 @@ import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, Rule
 from atlas.runs.resume import resumed_config
+from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
 
 FAULT = "debug.inject=nan_loss@23"
@@ -28,6 +29,19 @@ def stop(config: Any, folder: Path, logger: dict[str, Any]) -> None:
     """Run until the logger presses Ctrl-C."""
     with pytest.raises(KeyboardInterrupt):
         atlas.train(replace(config, logger=logger, trust=["interrupting"]), folder)
+
+
+@pytest.fixture(scope="module")
+def stopped_at_24(tiny: Any, interrupting: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny run, stopped between its checkpoints of steps 20 and 30."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stop(tiny(), folder, interrupting(at=24))
+    return folder
+
+
+@pytest.fixture
+def cut(stopped_at_24: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped_at_24, tmp_path / "cut"))
 
 
 def go_on(folder: Path, overrides: list[str] | None = None, resume: str | None = None) -> Any:
@@ -188,42 +202,37 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
 def test_the_newest_sound_checkpoint_is_used_and_this_is_said(
-    tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path, damage: Any, message: str | None
+    undisturbed: RunSummary, cut: Path, left: Any, same_state: Any, damage: Any, message: str | None
 ) -> None:
-    whole = left(Path(atlas.train(tiny(), tmp_path / "whole").folder))
-    cut = left(tmp_path / "cut")
-    stop(tiny(), cut.folder, interrupting(at=24))
-    damage(cut.folder / "checkpoints" / "step-00000020")
-    assert go_on(cut.folder).status == "completed"
-    said = [event["message"] for event in cut.events("notice")]
+    damage(cut / "checkpoints" / "step-00000020")
+    assert go_on(cut).status == "completed"
+    whole, run = left(Path(undisturbed.folder)), left(cut)
+    said = [event["message"] for event in run.events("notice")]
     assert said[-1] == "resumed from step-00000010"
     assert len(said) == 1 + (message is not None)
     assert said[0].startswith(message or "resumed")
-    assert cut.rows == whole.rows
-    assert same_state(cut.state, whole.state)
+    assert run.rows == whole.rows
+    assert same_state(run.state, whole.state)
 
 
-def test_no_sound_checkpoint_is_refused(tiny: Any, interrupting: Any, tmp_path: Path) -> None:
-    stop(tiny(), tmp_path / "run", interrupting(at=14))
-    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+def test_no_sound_checkpoint_is_refused(cut: Path) -> None:
+    for folder in (cut / "checkpoints").glob("step-*"):
         truncate(folder)
     with pytest.raises(ConfigError, match=r"must hold a sound checkpoint .*step-00000010: state\.pt has 1000 bytes"):
-        go_on(tmp_path / "run")
+        go_on(cut)
 
 
-def test_two_processes_on_one_folder_get_one_message(tiny: Any, interrupting: Any, left: Any, tmp_path: Path) -> None:
-    run = left(tmp_path / "run")
-    stop(tiny(), run.folder, interrupting(at=14))
-    before = (run.folder / "summary.json").read_text()
-    first = CheckpointManager(run.folder / "checkpoints", every=1, keep=2)
+def test_two_processes_on_one_folder_get_one_message(tiny: Any, cut: Path) -> None:
+    before = (cut / "summary.json").read_text()
+    first = CheckpointManager(cut / "checkpoints", every=1, keep=2)
     first.lock()
     said = f"must be a folder that this run alone writes .*is being written by another run .process {os.getpid()} on "
     with pytest.raises(ConfigError, match=said):
-        go_on(run.folder)
+        go_on(cut)
     first.close()
-    assert (run.folder / "summary.json").read_text() == before
+    assert (cut / "summary.json").read_text() == before
     with pytest.raises(ConfigError, match="must be a folder without a run"):
-        atlas.train(tiny("trust=[interrupting]"), run.folder)
+        atlas.train(tiny("trust=[interrupting]"), cut)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import atlas
 from atlas.config import RunConfig
 from atlas.data.batch import Batch
 from atlas.runs.build import build_data, build_model, build_optimizer
+from atlas.runs.summary import RunSummary
 from atlas.training.losses import language_loss
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
@@ -27,9 +28,10 @@ def start(config: RunConfig) -> tuple[TrainState, TrainStep]:
     return state, TrainStep(config.train, torch.device("cpu"), torch.float32)
 
 
-def test_two_runs_of_one_seed_are_the_same(tiny: Any, tmp_path: Path, left: Any, same_state: Any) -> None:
-    config = tiny()
-    first, second = (left(Path(atlas.train(config, tmp_path / name).folder)) for name in "ab")
+def test_two_runs_of_one_seed_are_the_same(
+    tiny: Any, undisturbed: RunSummary, tmp_path: Path, left: Any, same_state: Any
+) -> None:
+    first, second = (left(Path(run.folder)) for run in (undisturbed, atlas.train(tiny(), tmp_path / "again")))
     assert first.rows == second.rows
     assert [row["step"] for row in first.rows] == [5, 10, 15, 20, 25, 30]
     assert same_state(first.state, second.state)
@@ -93,14 +95,13 @@ def test_a_carried_segment_continues_and_a_fresh_row_starts_anew(tiny: Any) -> N
     assert abs(loss - other.item()) > 1e-4  # so the carried state made a difference
 
 
-def test_load_gives_the_trained_model(tiny: Any, tmp_path: Path) -> None:
+def test_load_gives_the_trained_model(tiny: Any, undisturbed: RunSummary) -> None:
     config = tiny()
-    run = atlas.train(config, tmp_path / "run")
-    model, loaded = atlas.load(tmp_path / "run")
+    model, loaded = atlas.load(undisturbed.folder)
     assert loaded == config
     batch = build_data(config).validation(0)
     with torch.no_grad():
         loss = language_loss(model(batch.inputs).logits, batch).total.item()
-    assert run.validation_loss == pytest.approx(loss, rel=1e-6)
-    older, _ = atlas.load(tmp_path / "run" / "checkpoints" / "step-00000010")
+    assert undisturbed.validation_loss == pytest.approx(loss, rel=1e-6)
+    older, _ = atlas.load(Path(undisturbed.folder) / "checkpoints" / "step-00000010")
     assert not torch.equal(older.embedding.weight, model.embedding.weight)
