@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import atlas
-from atlas.config import Kernels, Rule
+from atlas.config import Kernels, Rule, RunConfig
 from atlas.kernels.library import use
 
 SETTINGS = (
@@ -20,10 +20,10 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def losses_and_gradients(overrides: list[str], kernels: Kernels, cut: int) -> list[Tensor]:
+def losses_and_gradients(config: RunConfig, kernels: Kernels, cut: int) -> list[Tensor]:
     """Of a stretch of 53 tokens, read in two pieces: no piece is a whole number of chunks."""
     use(kernels)
-    model = atlas.build_model(atlas.compose([*SETTINGS, *overrides]))
+    model = atlas.build_model(config)
     tokens = torch.randint(0, 256, (2, 54), generator=torch.Generator().manual_seed(0))
     first = model(tokens[:, :cut])
     second = model(tokens[:, cut:-1], first.state)
@@ -47,6 +47,7 @@ def losses_and_gradients(overrides: list[str], kernels: Kernels, cut: int) -> li
     ids=lambda overrides: ",".join(overrides).replace("model.", ""),
 )
 def test_a_model_is_the_same_with_both(kernel: ctypes.CDLL, overrides: list[str]) -> None:
-    found, wanted = (losses_and_gradients(overrides, kernels, 21) for kernels in (Kernels.compiled, Kernels.torch))
+    config = atlas.compose([*SETTINGS, *overrides])
+    found, wanted = (losses_and_gradients(config, kernels, 21) for kernels in (Kernels.compiled, Kernels.torch))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * max(1e-2, theirs.abs().max().item()))

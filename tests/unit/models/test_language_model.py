@@ -106,10 +106,8 @@ def test_prefill_on_one_grid_and_decoding_on_another(rule: Rule, projection: QKP
 
 
 @each_case
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_later_tokens_change_nothing(rule: Rule, projection: QKProjectionConfig, training: bool) -> None:
+def test_later_tokens_change_nothing(rule: Rule, projection: QKProjectionConfig) -> None:
     model, tokens = make(rule, projection)
-    model.train(training)
     whole, _ = run(model, tokens, [(TOKENS, PLAN)])
     for t in (0, 3, 7, 12, 15):  # 7 and 15 end a shard
         changed = tokens.clone()
@@ -130,9 +128,9 @@ def test_rows_are_independent(rule: Rule, projection: QKProjectionConfig) -> Non
     torch.testing.assert_close(alone, whole[1:2])
 
 
-@pytest.mark.parametrize("rule", list(Rule))
-def test_the_memory_learns_in_evaluation_mode_as_in_training(rule: Rule) -> None:
-    model, tokens = make(rule)
+@each_case
+def test_the_memory_learns_in_evaluation_mode_as_in_training(rule: Rule, projection: QKProjectionConfig) -> None:
+    model, tokens = make(rule, projection)
     outputs = [run(model.train(training), tokens, [(TOKENS, PLAN)])[0] for training in (True, False)]
     torch.testing.assert_close(*outputs, rtol=0, atol=0)
     frozen = model(tokens, mode=MemoryMode.frozen).logits
