@@ -55,7 +55,7 @@ speed: $(STAMP)  ## the speed comparison on a quiet machine; make speed ARGS="qu
 	$(BIN)/python -m experiments.speed $(ARGS)
 
 clean:  ## remove .venv and caches; keeps outputs/
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "atlas needs Python >= 3.11; found $$(python3 --version 2>&1). Set PYTHON=/path/to/python3.11" >&2; exit 1; }

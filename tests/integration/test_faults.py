@@ -139,7 +139,7 @@ def test_room_that_comes_back_costs_neither_a_row_nor_the_run(
     tiny: Any, left: Any, small_disk: Path, filling: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atlas.telemetry.room.ROOM_SECONDS", 6.0)
-    summary = atlas.train(replace(tiny(*QUIET), logger=filling(20, 2.0)), small_disk / "run")
+    summary = atlas.train(replace(tiny(*QUIET), logger=filling(20, 0.5)), small_disk / "run")
     run = left(small_disk / "run")
     assert [row["step"] for row in run.rows] == list(range(1, 41))
     written = read_summary(run.folder)

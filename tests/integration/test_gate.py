@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -188,6 +189,7 @@ def test_an_interrupted_gate_stops_its_run_and_says_what_was_not_run(overrides: 
         rows = folder / "run" / "metrics.jsonl"
         while not rows.exists() or not rows.stat().st_size:  # a run that takes steps
             assert gate.poll() is None
+            time.sleep(0.05)
         gate.send_signal(signal.SIGINT)
         printed, _ = gate.communicate(timeout=120)
     assert gate.returncode == 130

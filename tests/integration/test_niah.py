@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,13 @@ SMALL = [
 ]
 
 
-def small_config(*overrides: str) -> RunConfig:
+@cache
+def composed(*overrides: str) -> RunConfig:
     return atlas.compose([*SMALL, *overrides])
+
+
+def small_config(*overrides: str) -> RunConfig:
+    return deepcopy(composed(*overrides))
 
 
 @pytest.fixture

@@ -73,9 +73,10 @@ def tensors(state: ModelState) -> list[Tensor]:
 @each_case
 @pytest.mark.parametrize("plan", [PLAN, PLAN._replace(shard=None)], ids=["resets", "no resets"])
 def test_streaming_equals_one_pass(rule: Rule, projection: QKProjectionConfig, plan: ChunkPlan) -> None:
+    """Single tokens to the end: `test_prefill_on_one_grid_and_decoding_on_another`."""
     model, tokens = make(rule, projection)
     whole, end = run(model, tokens, [(TOKENS, plan)])
-    for cuts in ([13, 8], [1, 2, 3, 4, 5, 6], [1] * TOKENS):
+    for cuts in ([13, 8], [1, 2, 3, 4, 5, 6], [1, 1, 1, 18]):
         parts, state = run(model, tokens, [(count, plan) for count in cuts])
         torch.testing.assert_close(parts, whole)
         torch.testing.assert_close(tensors(state), tensors(end))
