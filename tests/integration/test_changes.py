@@ -53,6 +53,7 @@ def test_a_completed_run_trains_longer_as_one_series(
     assert same_state(cut.state, whole.state)
 
 
+@pytest.mark.slow
 def test_a_rollback_finds_the_checkpoints_from_before_the_change(tiny: Any, left: Any, tmp_path: Path) -> None:
     atlas.train(tiny("train.steps=10"), tmp_path / "run")
     run = go_on(tmp_path / "run", "train.steps=20", "optim.lr=1e-3", "debug.inject=nan_loss@13")
@@ -98,6 +99,7 @@ def test_more_validation_changes_nothing_of_the_training(
     assert json.loads((run.folder / "summary.json").read_text())["config_hash"] != event["former_config_hash"]
 
 
+@pytest.mark.slow
 def test_a_change_that_is_repeated_is_told_once(tiny: Any, interrupting: Any, left: Any, tmp_path: Path) -> None:
     stop(tiny("train.steps=20"), tmp_path / "run", interrupting(at=5))
     with pytest.raises(KeyboardInterrupt):

@@ -102,6 +102,7 @@ def test_the_rule_of_decoding(
     assert f"| chunk 1 | 16384 | {milliseconds:.2f} | 10.0% | {state} bytes |" in (tmp_path / "RESULTS.md").read_text()
 
 
+@pytest.mark.slow
 def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recall = ["pairs=4", "queries=3", "sparse_queries=3", "sparse_share=0", "distance_min=8"]
     mixed = ["data=mixed", f"data.paths=[{text}]", *(f"data.recall.{setting}" for setting in recall)]

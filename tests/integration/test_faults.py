@@ -87,6 +87,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_older_checkpoint_and_stops_a_run_that_it_cannot_keep(
     tiny: Any, left: Any, same_state: Any, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_disk_that_stays_full_ends_in_one_line_and_no_traceback(
     assert lines[1] == f"warning: {small_disk}/run: No space left on device; this run is aborted"
 
 
+@pytest.mark.slow
 def test_rows_without_room_in_memory_end_the_run_with_a_last_save(
     tiny: Any, left: Any, small_disk: Path, filling: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ def without_segment(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "segment"} for row in rows]
 
 
-@pytest.mark.parametrize("carry", ["true", "false"])
+@pytest.mark.parametrize("carry", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_rollback_that_changes_nothing_goes_on_bitwise(
     carry: str, tiny: Any, left: Any, same_state: Any, tmp_path: Path
 ) -> None:
@@ -109,7 +109,7 @@ def test_a_memory_that_never_worked_has_not_collapsed(tiny: Any, tmp_path: Path)
     assert (summary.status, summary.rollbacks, summary.niah["memory"]["outcome"]) == ("completed", 0, "failed")
 
 
-@pytest.mark.parametrize("choice", ["rollback=off", "rollback=observe"])
+@pytest.mark.parametrize("choice", ["rollback=off", pytest.param("rollback=observe", marks=pytest.mark.slow)])
 def test_without_rollback_a_spike_is_told_and_nothing_is_restored(
     choice: str, tiny: Any, left: Any, tmp_path: Path
 ) -> None:

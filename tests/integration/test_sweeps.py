@@ -119,6 +119,7 @@ def test_a_job_that_failed_without_a_checkpoint_starts_again_and_keeps_its_log(
     )
 
 
+@pytest.mark.slow
 def test_fail_fast_starts_no_job_after_the_first_failure(small: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     ended = command("-m", *small, "checkpoint.keep=1,2,3", "sweep.fail_fast=true", f"hydra.sweep.dir={sweep}")

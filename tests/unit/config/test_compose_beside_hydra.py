@@ -72,6 +72,7 @@ def test_a_program_that_initialised_hydra_finds_it_as_it_was(conf: Path) -> None
         assert OmegaConf.to_container(compose("config")) == {"mine": 1, "theirs": 2, "model": {"size": 9}}
 
 
+@pytest.mark.slow
 def test_a_program_that_runs_under_hydra_composes(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     result = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -30,6 +30,16 @@ def test_every_option_composes_and_is_saved_and_loaded(group: str, option: str, 
     assert load_config(tmp_path / "config.yaml") == config
 
 
+LOCAL = {
+    "baseline": [8],
+    "c8": [8],
+    "c16": [16],
+    "c32": [32],
+    "c64": [64],
+    "set_a": [8, 16, 32, 64],
+    "set_b": [16, 32, 64, 128],
+    "set_c": [8, 32, 64],
+}
 # Only the lengths of a model decide: the shortest and the longest model meet every option.
 FITS = [(model, option) for model in ("tiny", "atlas_60m") for option in options("chunk_size")]
 OTHERS = sorted({*options("model")} - {"tiny", "atlas_60m"})
@@ -40,6 +50,7 @@ FITS += [(model, option) for model in OTHERS for option in ("baseline", "set_b")
 def test_every_chunk_option_fits_every_model(model: str, chunk_size: str) -> None:
     config = atlas.compose([f"model={model}", f"chunk_size={chunk_size}"])
     native = config.model.native
+    assert config.chunk_size.local == LOCAL[chunk_size]
     assert (config.train.sequence, config.chunk_size.shard, config.chunk_size.global_size) == (
         native.sequence,
         native.sequence if chunk_size == "baseline" else native.shard,
@@ -54,22 +65,6 @@ def test_options_of_the_groups_that_scripts_rely_on() -> None:
     assert options("device") == ["auto", "cpu", "cuda"]
     assert {"tiny", "small", "atlas_60m", "attention_only", "transformer"} <= set(options("model"))
     assert options("data") == ["mixed", "recall", "stdlib", "text"]
-
-
-@pytest.mark.parametrize(
-    ("option", "local"),
-    [
-        ("c8", [8]),
-        ("c16", [16]),
-        ("c32", [32]),
-        ("c64", [64]),
-        ("set_a", [8, 16, 32, 64]),
-        ("set_b", [16, 32, 64, 128]),
-        ("set_c", [8, 32, 64]),
-    ],
-)
-def test_chunk_sizes(option: str, local: list[int]) -> None:
-    assert atlas.compose([f"chunk_size={option}"]).chunk_size.local == local
 
 
 def test_the_baseline_is_one_memory_in_sequence_whatever_the_context() -> None:

@@ -99,9 +99,9 @@ def test_prefill_on_one_grid_and_decoding_on_another(rule: Rule, projection: QKP
     model, tokens = make(rule, projection)
     for fine in (ChunkPlan((1, 1), 1, None), ChunkPlan((4, 2), 3, None), ChunkPlan((1, 2), 8, 8)):
         coarse = PLAN._replace(shard=fine.shard)
-        prefill = [(11, coarse)]
-        once, end = run(model, tokens, [*prefill, (TOKENS - 11, fine)])
-        steps, state = run(model, tokens, prefill + [(1, fine)] * (TOKENS - 11))
+        prefill, left = [(15, coarse)], TOKENS - 15  # a shard ends at 16
+        once, end = run(model, tokens, [*prefill, (left, fine)])
+        steps, state = run(model, tokens, prefill + [(1, fine)] * left)
         torch.testing.assert_close(steps, once)
         torch.testing.assert_close(tensors(state), tensors(end))
 

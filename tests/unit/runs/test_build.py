@@ -24,12 +24,12 @@ def parameters(overrides: Sequence[str]) -> int:
 
 @pytest.mark.parametrize("option", options("model"))
 def test_every_model_reads_tokens(option: str) -> None:
+    config = atlas.compose([f"model={option}"])
     with torch.device("meta"):
-        out = build_model(atlas.compose([f"model={option}"]))(torch.zeros(1, 128, dtype=torch.int64))
+        out = build_model(config)(torch.zeros(1, 128, dtype=torch.int64))
     assert out.logits.shape == (1, 128, 256)
     with_memory = option not in ("attention_only", "transformer")
-    layers = atlas.compose([f"model={option}"]).model.layers
-    assert len(out.gates) == (layers if with_memory else 0)
+    assert len(out.gates) == (config.model.layers if with_memory else 0)
 
 
 def test_sizes_of_the_models() -> None:

@@ -97,6 +97,7 @@ def test_an_offline_run_keeps_both_segments_the_alerts_and_the_decision_numbers(
     assert notice["message"] == ("W&B is offline (no key in WANDB_API_KEY or netrc); upload later with `wandb sync`")
 
 
+@pytest.mark.slow
 def test_a_job_that_died_does_not_lend_its_run_to_the_next(tmp_path: Path) -> None:
     identities = []
     for job in ("0", "1"):
