@@ -81,3 +81,10 @@ def test_a_program_that_runs_under_hydra_composes(tmp_path: Path) -> None:
 
 def test_a_text_is_one_override() -> None:
     assert atlas.compose("train.steps=2").train.steps == 2
+
+
+def test_a_composition_leaves_nothing_to_the_next() -> None:
+    """They share the schema and Hydra's store."""
+    before = atlas.compose()
+    assert atlas.compose(["train.steps=2", "chunk_size.local=[8,16]", "optim=adamw"]) != before
+    assert atlas.compose() == before
