@@ -5,8 +5,8 @@ the very thread that it waits for on a busy one (experiments/busy_machine). GNU'
 of 300,000 while its threads outnumber the cores. So `SpinControl` keeps some idle threads of that library while the
 machine is busy, and ends them when it is quiet again.
 
-It reads from Linux's schedstat how long a thread was ready to run and had no core. A process starts as if the machine
-were busy. Other systems, other OpenMP libraries and a policy set by the user are left as they are.
+It reads from Linux how much of these cores other processes use. A process starts as if the machine were busy. Other
+systems, other OpenMP libraries and a policy set by the user are left as they are.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-PERIOD = 0.2  # seconds between two looks
-BUSY_SHARE = 0.05  # of a period that the watched thread waits for a core: from here the machine is busy
-QUIET_SHARE = 0.01  # up to here it is quiet
-QUIET_PERIODS = 10  # in a row, before threads spin again
+PERIOD = 0.5  # seconds between two looks
+BUSY = 0.25  # cores that this process lacks: from here the machine is busy
+QUIET = 0.12  # up to here it is quiet
+QUIET_PERIODS = 4  # in a row, before threads spin again
 SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+PROC_STAT = Path("/proc/stat")
 
 
 class IdleTeam:
@@ -50,68 +51,59 @@ class IdleTeam:
 
 
 class SpinControl:
-    """Reads every PERIOD, in a thread of its own, the schedstat file of the thread that it watches."""
+    """Looks every PERIOD, in a thread of its own, how many cores the others leave for `threads` threads."""
 
-    def __init__(self, library: ctypes.CDLL, schedstat: Path) -> None:
-        self._library, self._schedstat = library, schedstat
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self._library, self._threads = library, threads
         self._team: IdleTeam | None = IdleTeam(library)
         self._quiet_periods = 0
-        self._last = self._read()
-        self._thread = threading.Thread(target=self._look, name="atlas-spin-control", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._look, name="atlas-spin-control", daemon=True).start()
 
     @property
     def busy(self) -> bool:
         return self._team is not None
 
-    @property
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def _read(self) -> tuple[float, float]:
-        """Seconds: the time now, and how long the watched thread has waited for a core so far."""
-        waited = int(self._schedstat.read_text(encoding="ascii").split()[1])
-        return time.monotonic(), waited / 1e9
-
     def _look(self) -> None:
+        cores = os.sched_getaffinity(0)
+        last = time.monotonic(), used_by_others(cores)
         while True:
             time.sleep(PERIOD)
-            try:
-                now, waited = self._read()
-            except OSError:  # the watched thread has ended
-                break
-            self.observe((waited - self._last[1]) / (now - self._last[0]))
-            self._last = now, waited
-        self._spin()
+            now = time.monotonic(), used_by_others(cores)
+            used = (now[1] - last[1]) / (now[0] - last[0])
+            self.observe(self._threads + used - len(cores))
+            last = now
 
-    def observe(self, share: float) -> None:
-        """`share` of a period that the watched thread waited for a core."""
-        self._quiet_periods = self._quiet_periods + 1 if share <= QUIET_SHARE else 0
-        if share >= BUSY_SHARE and self._team is None:
+    def observe(self, lacking: float) -> None:
+        """`lacking`: how many cores more were wanted in a period than there are."""
+        self._quiet_periods = self._quiet_periods + 1 if lacking <= QUIET else 0
+        if lacking >= BUSY and self._team is None:
             self._team = IdleTeam(self._library)
-        elif self._quiet_periods >= QUIET_PERIODS:
-            self._spin()
-
-    def _spin(self) -> None:
-        if self._team is not None:
+        elif self._quiet_periods >= QUIET_PERIODS and self._team is not None:
             self._team.end()
             self._team = None
+
+
+def used_by_others(cores: set[int]) -> float:
+    """Seconds of these cores that other processes have used so far."""
+    used = 0
+    for line in PROC_STAT.read_text(encoding="ascii").splitlines():
+        name, *ticks = line.split()
+        if name[:3] == "cpu" and name[3:] and int(name[3:]) in cores:
+            user, nice, system, _idle, _waiting, irq, soft_irq = map(int, ticks[:7])
+            used += user + nice + system + irq + soft_irq
+    return used / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 _control: SpinControl | None = None  # the process has one OpenMP library
 
 
 def control_spinning() -> SpinControl | None:
-    """Watch this thread from now on. None where that cannot work, is no use, or the user has set a policy."""
+    """Start the control, once in a process. None where it cannot work, is no use, or the user has set a policy."""
     global _control
-    if _control is not None and not _control.ended:
-        return _control
-    schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
     set_by_user = any(name in os.environ for name in SET_BY_USER)
-    if set_by_user or torch.get_num_threads() == 1 or not schedstat.is_file():
-        return None
-    library = _openmp_library()
-    _control = None if library is None else SpinControl(library, schedstat)
+    if _control is None and PROC_STAT.is_file() and not set_by_user and torch.get_num_threads() > 1:
+        library = _openmp_library()
+        _control = None if library is None else SpinControl(library, torch.get_num_threads())
     return _control
 
 

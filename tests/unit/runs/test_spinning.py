@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlas.runs.spinning import BUSY_SHARE, QUIET_PERIODS, SET_BY_USER, SpinControl, _openmp_library, control_spinning
+from atlas.runs.spinning import (
+    BUSY,
+    PROC_STAT,
+    QUIET,
+    QUIET_PERIODS,
+    SET_BY_USER,
+    SpinControl,
+    _openmp_library,
+    control_spinning,
+    used_by_others,
+)
 
 CORES = torch.get_num_threads() if "OMP_NUM_THREADS" not in os.environ else len(os.sched_getaffinity(0))
 
@@ -22,41 +32,50 @@ def threads_of_this_process() -> int:
 
 
 @pytest.fixture
-def control(tmp_path: Path) -> Iterator[SpinControl]:
-    """Of a file that disappears, so that its own thread ends and only the test calls `observe`."""
+def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinControl]:
+    """Only the test calls `observe`."""
     library = _openmp_library()
     if library is None:
         pytest.skip("torch runs without GNU's OpenMP library")
-    schedstat = tmp_path / "schedstat"
-    schedstat.write_text("0 0 0")
-    made = SpinControl(library, schedstat)
-    schedstat.unlink()
-    while not made.ended:
-        time.sleep(0.01)
+    monkeypatch.setattr(SpinControl, "_look", lambda _: None)
+    made = SpinControl(library, threads=2)
     yield made
     for _ in range(QUIET_PERIODS):
         made.observe(0.0)
 
 
 def test_the_threads_outnumber_the_cores_exactly_while_the_machine_is_busy(control: SpinControl) -> None:
-    before = threads_of_this_process()
-    assert not control.busy
-    control.observe(BUSY_SHARE)
+    busy = threads_of_this_process()
     assert control.busy
-    assert threads_of_this_process() > before + CORES
+    for _ in range(QUIET_PERIODS - 1):
+        control.observe(0.0)
+    control.observe((QUIET + BUSY) / 2)  # neither: the count of quiet periods starts anew
     for _ in range(QUIET_PERIODS - 1):
         control.observe(0.0)
     assert control.busy
-    control.observe(0.02)  # neither busy nor quiet: the count of quiet periods starts anew
-    for _ in range(QUIET_PERIODS - 1):
-        control.observe(0.0)
-    assert control.busy
-    control.observe(0.0)
+    control.observe(QUIET)
     assert not control.busy
     deadline = time.monotonic() + 10
-    while threads_of_this_process() > before and time.monotonic() < deadline:
+    while threads_of_this_process() >= busy - CORES and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threads_of_this_process() == before
+    quiet = threads_of_this_process()
+    assert quiet < busy - CORES
+    control.observe((QUIET + BUSY) / 2)
+    assert not control.busy
+    control.observe(BUSY)
+    assert control.busy
+    assert threads_of_this_process() > quiet + CORES
+
+
+def test_the_time_of_other_processes_is_told_from_ones_own() -> None:
+    cores = os.sched_getaffinity(0)
+    before, own = used_by_others(cores), time.process_time()
+    subprocess.run([sys.executable, "-c", "while __import__('time').process_time() < 0.3: pass"], check=True)
+    between = used_by_others(cores)
+    assert between - before >= 0.25
+    while time.process_time() - own < 0.3:
+        pass
+    assert used_by_others(cores) >= between - 0.05  # ticks of 0.01 s
 
 
 @pytest.mark.parametrize("name", SET_BY_USER)
@@ -93,7 +112,7 @@ print(was_busy, control.busy)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="needs Linux's schedstat")
+@pytest.mark.skipif(not PROC_STAT.is_file(), reason="needs Linux")
 def test_busy_processes_beside_a_run_are_noticed() -> None:
     environment = {key: value for key, value in os.environ.items() if key not in SET_BY_USER}
     command = [sys.executable, "-c", WATCHED]
