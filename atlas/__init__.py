@@ -11,7 +11,6 @@ Names are imported on first use, so that `import atlas` is cheap.
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from atlas.config.composition import compose
     from atlas.runs.build import build_model, load
     from atlas.train import train
-
-# OpenMP threads that wait for each other spin before they sleep, by default long enough to starve a run beside other
-# busy processes (experiments/busy_machine). The OpenMP library reads this once, when torch is loaded.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "ConfigError": "atlas.config",

@@ -30,6 +30,7 @@ from atlas.data.source import DataSource
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
 from atlas.probes.niah import NIAHProbe
+from atlas.runs.spinning import control_spinning
 from atlas.runs.start import find_checkpoint, other_model
 from atlas.telemetry.console import ConsoleSink
 from atlas.telemetry.logger import TelemetryLogger
@@ -92,6 +93,7 @@ def prepare_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
     use(settings.kernels if not on_gpu else Kernels.torch)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    control_spinning()
     half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
     return device, torch.bfloat16 if half else torch.float32
 

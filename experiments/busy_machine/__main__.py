@@ -3,7 +3,7 @@
 python -m experiments.busy_machine [rounds=3] [seconds=12] [beside=0,1,2,6] [spins=300000,default,...] [OVERRIDES]
 
 `spins` are values of GOMP_SPINCOUNT: how long an OpenMP thread spins before it sleeps. 300000 is what libgomp takes by
-itself, `default` is what atlas sets. The spin counts take turns, each in a process of its own. The fair share of T
+itself, `default` is what atlas does. The spin counts take turns, each in a process of its own. The fair share of T
 threads beside K busy processes on C cores is C / (T + K) of the quiet speed.
 """
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,15 +44,3 @@ def test_the_name_of_a_cpu_tells_its_threads() -> None:
     assert f", {torch.get_num_threads()} threads, " in device_name(CPU)
     use(Kernels.torch)
     assert device_name(CPU).endswith(" threads, PyTorch kernels)")
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
-    ids=["nothing set", "a count of the user", "a policy of the user"],
-)
-def test_waiting_threads_spin_for_a_bounded_time(given: dict[str, str], expected: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    command = [sys.executable, "-c", "import os, atlas; print(os.environ.get('GOMP_SPINCOUNT'))"]
-    done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == expected
