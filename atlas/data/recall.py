@@ -107,8 +107,9 @@ class RecallTask:
     def sparse_rows(self, start: float, rows: range) -> NDArray[np.bool_]:
         """Which of `rows` are sparse, for a random `start` in [0, 1): of any n rows from 0 on, n `sparse_share` are,
         rounded up or down, and right on average for any n."""
-        ends = start + np.arange(rows.start, rows.stop + 1) * self.sparse_share
-        return np.diff(np.floor(ends)) > 0
+        before = np.floor(start + np.arange(rows.start, rows.stop + 1) * self.sparse_share)
+        sparse: NDArray[np.bool_] = before[1:] > before[:-1]
+        return sparse
 
     def training_rows(
         self, seed: int, step: int, rows: range, length: int, text: NDArray[np.uint8] | None

@@ -54,12 +54,12 @@ class RowGenerators:
 
     def chosen(self, rows: NDArray[np.bool_]) -> RowGenerators:
         """The generators of the rows where `rows` [N] is true."""
-        return RowGenerators([self._generators[row] for row in np.flatnonzero(rows)])
+        return RowGenerators([self._generators[row] for row in np.flatnonzero(rows).tolist()])
 
     def integers(self, low: int, high: int, size: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         drawn = np.empty(size, dtype=dtype)
         for row, rng in enumerate(self._generators):
-            drawn[row] = rng.integers(low, high, size[1:], dtype=dtype)  # type: ignore[arg-type]
+            drawn[row] = rng.integers(low, high, size[1:], dtype=dtype)
         return drawn
 
     def random(self, size: tuple[int, ...]) -> NDArray[np.float64]:
