@@ -4,12 +4,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class Totals(NamedTuple):
+    """Numbers of a batch that a loss is divided by. They are sums over rows, exact for loss weights of a few values."""
+
+    rows: float
+    recall: float  # rows
+    text_weight: float  # sum of the loss weights of all targets of text rows
+    recall_weight: float  # the same of recall rows
+
+    @classmethod
+    def sum(cls, parts: Iterable[Totals]) -> Totals:
+        """The totals of a batch from those of its parts."""
+        return cls(*map(sum, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -40,10 +56,11 @@ class Batch:
             fresh=torch.from_numpy(fresh),
         )
 
-    @property
-    def answers(self) -> bool:
-        """Whether any target of a recall row counts: a short sequence may have no room for a question."""
-        return bool((self.weights[self.recall] > 0).any())
+    def totals(self) -> Totals:
+        weights = self.weights.double().sum(dim=1)
+        recall_weight = weights[self.recall].sum().item()
+        text_weight = weights[~self.recall].sum().item()
+        return Totals(len(self.recall), self.recall.sum().item(), text_weight, recall_weight)
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -55,3 +72,13 @@ class Batch:
             raise ValueError(f"parts={parts}: must be a divisor of the {rows} rows")
         columns = [getattr(self, f.name).split(rows // parts) for f in fields(self)]
         return [Batch(*pieces) for pieces in zip(*columns, strict=True)]
+
+
+def rows_of_batch(rows: range | None, batch_size: int) -> range:
+    """The rows to make: all of the batch by default. Raises `ValueError` for rows that are not in it."""
+    whole = range(batch_size)
+    if rows is None:
+        return whole
+    if rows.step != 1 or not rows or rows[0] not in whole or rows[-1] not in whole:
+        raise ValueError(f"rows={rows}: must be neighbours in {whole}")
+    return rows

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.data.sampler import Random, of_rows
+
 HAYSTACKS = ("noise", "random", "text", "none")
 NOISE = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "  # RULER single_1
 PRINTABLE = (32, 127)  # the bytes of a random haystack
 
 
 def build_haystacks(
-    rng: np.random.Generator, count: int, length: int, kinds: Mapping[str, float], text: NDArray[np.uint8] | None
+    rng: Random, count: int, length: int, kinds: Mapping[str, float], text: NDArray[np.uint8] | None
 ) -> NDArray[np.uint8]:
     """[count, length] bytes. Each row is of one kind, drawn with the relative weights `kinds`.
 
@@ -24,17 +26,15 @@ def build_haystacks(
     """
     names = [name for name in HAYSTACKS if kinds.get(name, 0) > 0]
     shares = np.cumsum([kinds[name] for name in names])
-    kind = np.searchsorted(shares[:-1], rng.random(count) * shares[-1], side="right")
+    kind = np.searchsorted(shares[:-1], rng.random((count,)) * shares[-1], side="right")
     rows = np.empty((count, length), dtype=np.uint8)
     for index, name in enumerate(names):
         chosen = kind == index
-        rows[chosen] = _one_kind(rng, name, int(chosen.sum()), length, text)
+        rows[chosen] = _one_kind(of_rows(rng, chosen), name, int(chosen.sum()), length, text)
     return rows
 
 
-def _one_kind(
-    rng: np.random.Generator, name: str, count: int, length: int, text: NDArray[np.uint8] | None
-) -> NDArray[np.uint8]:
+def _one_kind(rng: Random, name: str, count: int, length: int, text: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     rows = np.empty((count, length), dtype=np.uint8)
     if name == "none":
         rows[:] = ord(" ")

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas.data.needles import distinct
+from atlas.data.sampler import Random
 
 Layout = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts [N, E] and pairs [N, E] of `write_needles`
 
 
 def random_layout(
-    rng: np.random.Generator,
+    rng: Random,
     count: int,
     length: int,
     *,
@@ -39,11 +40,11 @@ def random_layout(
     written = np.zeros(count, dtype=np.int64)
     asked = np.zeros(count, dtype=np.int64)
     coin = rng.random((count, events))
-    lot = rng.random((events, count, pairs))
+    lot = rng.random((count, events, pairs))
     row = np.arange(count)
     for event in range(events):
         distance = starts[:, event, None] - latest
-        draw = np.where((distance > distance_min) & (distance <= distance_max), lot[event], np.inf)
+        draw = np.where((distance > distance_min) & (distance <= distance_max), lot[:, event], np.inf)
         pair = draw.argmin(axis=1)
         needles_left, queries_left = pairs - written, queries - asked
         ask = (draw[row, pair] < np.inf) & (coin[:, event] * (needles_left + queries_left) < queries_left)

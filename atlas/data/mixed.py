@@ -12,11 +12,10 @@ import numpy as np
 
 from atlas.config import VOCABULARY, require
 from atlas.config.values import Share
-from atlas.data.batch import Batch
+from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.recall import RecallTask
-from atlas.data.sampler import Stream, generator
 from atlas.data.text import CorpusData
 
 
@@ -102,27 +101,22 @@ class MixedData:
         return self.task.format
 
     def recall_rows(self, step: int) -> int:
-        """Recall rows of the batch of a step."""
+        """Recall rows of the whole batch of a step: rows 0 .. this number - 1."""
         return round(self.share.at((step - 1) / self.steps) * self.batch_size)
 
-    def batch(self, step: int) -> Batch:
-        count = self.recall_rows(step)
-        tokens, fresh = self.text.rows(step)
-        weights = np.ones((self.batch_size, self.sequence), dtype=np.float32)
-        if count:
-            rng = generator(self.seed, Stream.recall, step)
-            sequences = self.task.generate(
-                rng,
-                count,
-                self.sequence,
-                distance_max=self.task.distance_max(step, self.sequence),
-                text=self.text.corpus.train,
-            )
-            tokens[:count] = sequences.tokens
-            weights[:count] = self.task.weights(sequences)
-        row = np.arange(self.batch_size)
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        rows = rows_of_batch(rows, self.batch_size)
+        tokens, fresh = self.text.rows(step, rows)
+        weights = np.ones((len(rows), self.sequence), dtype=np.float32)
+        recall = range(rows.start, min(rows.stop, self.recall_rows(step)))
+        if recall:
+            sequences = self.task.training_rows(self.seed, step, recall, self.sequence, self.text.corpus.train)
+            tokens[: len(recall)] = sequences.tokens
+            weights[: len(recall)] = self.task.weights(sequences)
+        row = np.array(rows)
+        is_recall = row < self.recall_rows(step)
         was_recall = row < (self.recall_rows(step - 1) if step > 1 else 0)
-        return Batch.from_tokens(tokens, weights, row < count, fresh | was_recall | (row < count))
+        return Batch.from_tokens(tokens, weights, is_recall, fresh | was_recall | is_recall)
 
     def validation(self, index: int) -> Batch:
         """Text only."""

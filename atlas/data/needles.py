@@ -9,11 +9,12 @@ the fact (teacher forcing). Every value byte follows from the pair and from the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from atlas.data.sampler import Random
 
 MARKER = 1  # the byte 0x01 opens every event; text does not contain it
 KEY_ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", dtype=np.uint8)
@@ -37,7 +38,7 @@ class NeedleFormat:
         """The bytes that a value byte can be."""
         return VALUE_ALPHABET[: self.value_alphabet]
 
-    def draw(self, rng: np.random.Generator, count: int, pairs: int) -> NDArray[np.uint8]:
+    def draw(self, rng: Random, count: int, pairs: int) -> NDArray[np.uint8]:
         """Bytes of the pairs, [N, P, slot]: keys distinct within a sequence, values independent and uniform."""
         keys = distinct(rng, count, pairs, len(KEY_ALPHABET) ** self.key_bytes)
         places = len(KEY_ALPHABET) ** np.arange(self.key_bytes - 1, -1, -1)
@@ -57,18 +58,13 @@ class RecallSequences:
     distance: NDArray[np.int64]  # [N, L]: tokens from target t back to the same byte of the pair's latest event;
     #                                      0 = target t is no answer
 
-    @classmethod
-    def join(cls, parts: Sequence[RecallSequences]) -> RecallSequences:
-        """The sequences of `parts`, one after the other."""
-        return cls(np.concatenate([part.tokens for part in parts]), np.concatenate([part.distance for part in parts]))
-
     @property
     def answers(self) -> NDArray[np.bool_]:
         """[N, L]: target t is an answer byte. The bytes of one answer are neighbours, in order."""
         return self.distance > 0
 
 
-def distinct(rng: np.random.Generator, count: int, size: int, population: int) -> NDArray[np.int64]:
+def distinct(rng: Random, count: int, size: int, population: int) -> NDArray[np.int64]:
     """[count, size] integers below `population`, no two of a row equal, every ordered choice equally likely.
 
     Floyd's algorithm, one column at a time for all rows, then a shuffle of each row.
@@ -76,7 +72,7 @@ def distinct(rng: np.random.Generator, count: int, size: int, population: int) -
     chosen = np.empty((count, size), dtype=np.int64)
     for column in range(size):
         newest = population - size + column
-        drawn = rng.integers(0, newest + 1, count, dtype=np.int64)
+        drawn = rng.integers(0, newest + 1, (count,), dtype=np.int64)
         taken = (chosen[:, :column] == drawn[:, None]).any(axis=1)
         chosen[:, column] = np.where(taken, newest, drawn)
     return rng.permuted(chosen, axis=1)

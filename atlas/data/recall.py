@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas.config import VOCABULARY, require
-from atlas.data.batch import Batch
+from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
 from atlas.data.haystack import HAYSTACKS, build_haystacks
 from atlas.data.layout import Layout, random_layout
 from atlas.data.needles import KEY_ALPHABET, VALUE_ALPHABET, NeedleFormat, RecallSequences, write_needles
-from atlas.data.sampler import VALIDATION_SEED, Stream, generator
+from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator, of_rows
 
 KEY_BYTES_MAX = 4
 
@@ -104,28 +104,41 @@ class RecallTask:
         short = min(2 * (self.distance_min + self.format.slot), length)
         return round(short + min(progress, 1.0) * (length - short))
 
+    def sparse_rows(self, start: float, rows: range) -> NDArray[np.bool_]:
+        """Which of `rows` are sparse, for a random `start` in [0, 1): of any n rows from 0 on, n `sparse_share` are,
+        rounded up or down, and right on average for any n."""
+        before = np.floor(start + np.arange(rows.start, rows.stop + 1) * self.sparse_share)
+        sparse: NDArray[np.bool_] = before[1:] > before[:-1]
+        return sparse
+
+    def training_rows(
+        self, seed: int, step: int, rows: range, length: int, text: NDArray[np.uint8] | None
+    ) -> RecallSequences:
+        """The sequences of `rows` at a training step, each a function of (seed, step, row)."""
+        rng = RowGenerators.of_step(seed, Stream.recall, step, rows)
+        sparse = self.sparse_rows(generator(seed, Stream.sparse, step).random(), rows)
+        return self.generate(rng, sparse, length, distance_max=self.distance_max(step, length), text=text)
+
     def generate(
         self,
-        rng: np.random.Generator,
-        count: int,
+        rng: Random,
+        sparse: NDArray[np.bool_],
         length: int,
         *,
         distance_max: int | None = None,
         text: NDArray[np.uint8] | None = None,
     ) -> RecallSequences:
-        """`count` sequences of `length` tokens with needles and queries at random places, the sparse ones last."""
-        sparse = int(count * self.sparse_share + rng.random())  # rounded at random: right on average for any count
-        kinds = (
-            (count - sparse, self.pairs, self.queries),
-            (sparse, self.sparse_pairs, self.sparse_queries),
-        )
-        parts = []
+        """Sequences of `length` tokens with needles and queries at random places; `sparse` [N] tells which are."""
+        tokens = np.empty((len(sparse), length + 1), dtype=np.uint8)
+        distance = np.empty((len(sparse), length), dtype=np.int64)
+        kinds = (~sparse, self.pairs, self.queries), (sparse, self.sparse_pairs, self.sparse_queries)
         for rows, pairs, queries in kinds:
-            if not rows:
+            if not rows.any():
                 continue
+            some = of_rows(rng, rows)
             layout = random_layout(
-                rng,
-                rows,
+                some,
+                int(rows.sum()),
                 length,
                 slot=self.format.slot,
                 pairs=pairs,
@@ -133,11 +146,12 @@ class RecallTask:
                 distance_min=self.distance_min,
                 distance_max=length if distance_max is None else distance_max,
             )
-            parts.append(self.fill(rng, layout, length, text=text))
-        return RecallSequences.join(parts)
+            filled = self.fill(some, layout, length, text=text)
+            tokens[rows], distance[rows] = filled.tokens, filled.distance
+        return RecallSequences(tokens, distance)
 
     def fill(
-        self, rng: np.random.Generator, layout: Layout, length: int, *, text: NDArray[np.uint8] | None = None
+        self, rng: Random, layout: Layout, length: int, *, text: NDArray[np.uint8] | None = None
     ) -> RecallSequences:
         """Sequences of `length` tokens with this task's needles and haystack and a given layout (for probes)."""
         starts, pairs = layout
@@ -191,18 +205,18 @@ class RecallData:
     def needles(self) -> NeedleFormat:
         return self.task.format
 
-    def batch(self, step: int) -> Batch:
-        rng = generator(self.seed, Stream.recall, step)
-        distance_max = self.task.distance_max(step, self.sequence)
+    def batch(self, step: int, rows: range | None = None) -> Batch:
         text = None if self.corpus is None else self.corpus.train
-        sequences = self.task.generate(rng, self.batch_size, self.sequence, distance_max=distance_max, text=text)
+        rows = rows_of_batch(rows, self.batch_size)
+        sequences = self.task.training_rows(self.seed, step, rows, self.sequence, text)
         return self._to_batch(sequences, self.task.weights(sequences))
 
     def validation(self, index: int) -> Batch:
         """Full distances, a text haystack from the validation part; answers only have weight."""
         rng = generator(VALIDATION_SEED, Stream.validation, index)
         text = None if self.corpus is None else self.corpus.validation
-        sequences = self.task.generate(rng, self.batch_size, self.sequence, text=text)
+        sparse = self.task.sparse_rows(rng.random(), range(self.batch_size))
+        sequences = self.task.generate(rng, sparse, self.sequence, text=text)
         return self._to_batch(sequences, sequences.answers.astype(np.float32))
 
     def baseline(self, batches: int) -> float:
@@ -214,5 +228,5 @@ class RecallData:
         return corpus | {"source": "needle sequences", "pairs": self.task.pairs, "queries": self.task.queries}
 
     def _to_batch(self, sequences: RecallSequences, weights: NDArray[np.float32]) -> Batch:
-        rows = np.ones(self.batch_size, dtype=np.bool_)
+        rows = np.ones(len(weights), dtype=np.bool_)
         return Batch.from_tokens(sequences.tokens, weights, rows, rows.copy())

@@ -10,7 +10,7 @@ from atlas.data.needles import NeedleFormat
 
 
 class DataSource(Protocol):
-    """A data component. It holds no position: every batch is a function of the step alone."""
+    """A data component. It holds no position: every row of a batch is a function of step and row alone."""
 
     vocabulary: int
 
@@ -24,8 +24,13 @@ class DataSource(Protocol):
         """The format of the needles that training shows, where it shows any."""
         ...
 
-    def batch(self, step: int) -> Batch:
-        """The batch of training step `step` >= 1: a pure function of (seed, step), the same on every platform."""
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        """The rows `rows`, neighbours, of the batch of training step `step` >= 1; all rows by default.
+
+        A row is a pure function of (seed, step, row), the same on every platform. Only the wanted rows are made, so a
+        process that trains on a part of the batch pays for its part; rows made apart are those of the whole batch.
+        What the loss needs of the whole batch are its `Totals`: those of the parts add up to them.
+        """
         ...
 
     def validation(self, index: int) -> Batch:

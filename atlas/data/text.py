@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas.config import VOCABULARY, require
-from atlas.data.batch import Batch
+from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.bigram import Bigram
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus, stdlib_corpus
-from atlas.data.sampler import VALIDATION_SEED, Stream, generator
+from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
 
 
 class CorpusData:
@@ -43,20 +43,21 @@ class CorpusData:
         corpus.require_length(self.sequence)
         return corpus
 
-    def rows(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Bytes [B, T + 1] of a training step and which rows are fresh [B]."""
+    def rows(self, step: int, rows: range) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Bytes [N, T + 1] of N rows of a training step and which of them are fresh [N]."""
         if self.carry_memory:
-            return self._segments(step)
-        rng = generator(self.seed, Stream.text, step)
-        return self._stretches(rng, self.corpus.train), np.ones(self.batch_size, dtype=np.bool_)
+            return self._segments(step, np.array(rows))
+        rng = RowGenerators.of_step(self.seed, Stream.text, step, rows)
+        return self._stretches(rng, len(rows), self.corpus.train), np.ones(len(rows), dtype=np.bool_)
 
-    def batch(self, step: int) -> Batch:
-        tokens, fresh = self.rows(step)
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        tokens, fresh = self.rows(step, rows_of_batch(rows, self.batch_size))
         return self._to_batch(tokens, fresh)
 
     def validation(self, index: int) -> Batch:
         rng = generator(VALIDATION_SEED, Stream.validation, index)
-        return self._to_batch(self._stretches(rng, self.corpus.validation), np.ones(self.batch_size, dtype=np.bool_))
+        tokens = self._stretches(rng, self.batch_size, self.corpus.validation)
+        return self._to_batch(tokens, np.ones(self.batch_size, dtype=np.bool_))
 
     def baseline(self, batches: int) -> float:
         """Loss of a bigram model of the training bytes."""
@@ -65,24 +66,24 @@ class CorpusData:
     def describe(self) -> dict[str, str | int | float]:
         return self.corpus.describe()
 
-    def _stretches(self, rng: np.random.Generator, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        starts = rng.integers(0, len(part) - self.sequence, self.batch_size, dtype=np.int64)
+    def _stretches(self, rng: Random, count: int, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        starts = rng.integers(0, len(part) - self.sequence, (count,), dtype=np.int64)
         return np.take(part, starts[:, None] + np.arange(self.sequence + 1))
 
-    def _segments(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _segments(self, step: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         room = len(self.corpus.train) - 1 - self.sequence  # the offset must leave one whole segment and its last target
         rng = generator(self.seed, Stream.carry_offset, 0)
         offset = int(rng.integers(0, min(self.sequence, room + 1), dtype=np.int64))
         segments = (len(self.corpus.train) - 1 - offset) // self.sequence
-        first = np.arange(self.batch_size) * segments // self.batch_size
+        first = rows * segments // self.batch_size
         segment = (first + step - 1) % segments
         starts = offset + segment * self.sequence
         tokens = np.take(self.corpus.train, starts[:, None] + np.arange(self.sequence + 1))
         return tokens, (segment == 0) | (step == 1)
 
     def _to_batch(self, tokens: NDArray[np.uint8], fresh: NDArray[np.bool_]) -> Batch:
-        weights = np.ones((self.batch_size, self.sequence), dtype=np.float32)
-        return Batch.from_tokens(tokens, weights, np.zeros(self.batch_size, dtype=np.bool_), fresh)
+        weights = np.ones((len(tokens), self.sequence), dtype=np.float32)
+        return Batch.from_tokens(tokens, weights, np.zeros(len(tokens), dtype=np.bool_), fresh)
 
 
 class StdlibData(CorpusData):

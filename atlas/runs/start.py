@@ -15,6 +15,7 @@ from atlas.config.composition import save_config
 from atlas.config.keys import flat
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
+from atlas.data.sampler import BATCHES
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
 from atlas.runs.resume import CHECKPOINTS, refuse_other_settings
@@ -75,6 +76,7 @@ def _resume(
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
+    _require_same_batches(payload.get("batches", 1), manifest)
     notices += require_same_data(payload.get("data"), corpus, config.accept_changed_data, checkpoints.root.parent)
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
@@ -97,6 +99,16 @@ def _resume(
         journal.apply(state)
     checkpoints.retire(manifest.step)
     return [*notices, f"resumed from {manifest.path.name}"]
+
+
+def _require_same_batches(version: object, manifest: Manifest) -> None:
+    """Refuse a checkpoint whose run had other batches: it would go on silently with those of this version."""
+    if version != BATCHES:
+        raise ConfigError(
+            f"resume={manifest.path}: must be of a run with this version's batches; it has those of an"
+            f" {'earlier' if version == 1 else 'other'} one, other rows at every step"
+            f" (init_from={manifest.path} starts a new run from its weights)"
+        )
 
 
 def _read_journal(checkpoints: CheckpointManager) -> JournalEntry | None:

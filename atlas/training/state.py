@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from atlas.data.sampler import BATCHES
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watch.gate_monitor import GateMonitor
@@ -51,6 +52,7 @@ class TrainState:
             "carried": [pytree.tree_leaves(state) for state in self.carried],
             "rng": rng_state(),
             "data": self.data,
+            "batches": BATCHES,
         }
         return payload if self.unfinished is None else {**payload, "unfinished": self.unfinished}
 

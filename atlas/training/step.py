@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas.config import TrainConfig
-from atlas.data.batch import Batch
+from atlas.data.batch import Batch, Totals
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
 from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
 from atlas.training.state import TrainState
@@ -79,6 +79,7 @@ class TrainStep:
         gates: list[Tensor] = []
         carried: list[ModelState] = []
         polarisation = 0.0
+        totals = batch.totals()
         batch = batch.to(self.device)
         before = iter(restart_rows(state.carried, batch.fresh))
         for micro in batch.split(self.config.accumulate):
@@ -86,7 +87,7 @@ class TrainStep:
                 outputs = run_rows(state.model, micro.inputs, list(islice(before, len(micro.inputs))))
             logits = join([output.logits for output in outputs])
             micro_gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-            part = share_of_batch(language_loss(logits, micro), micro, batch)
+            part = share_of_batch(language_loss(logits, micro), micro, totals)
             total = part.total
             if micro_gates and weight:
                 penalty = weight * gate_polarisation(micro_gates) / self.config.accumulate
@@ -103,7 +104,8 @@ class TrainStep:
         if finite:
             state.step, state.tokens = step, state.tokens + batch.inputs.numel()
             state.carried = carried if self.config.carry_memory else []
-        text, recall = (text if not batch.recall.all() else nan), (recall if batch.answers else nan)
+        text = text if totals.recall < totals.rows else nan
+        recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
         return StepResult(loss, text, recall, norm, polarisation, lr, finite, tuple(gates))
 
     def autocast(self) -> torch.autocast:
@@ -115,21 +117,21 @@ class TrainStep:
         return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
 
 
-def share_of_batch(loss: LanguageLoss, micro: Batch, batch: Batch) -> LanguageLoss:
-    """The part of the batch's losses that comes from a micro-batch; their sum is the loss of the whole batch.
+def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:
+    """The part of the losses of a batch with totals `whole` that comes from a micro-batch; their sum is the loss of the
+    whole batch.
 
     A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row that `micro` lacks.
     """
     nothing = torch.zeros_like(loss.total)
 
-    def part(mean: Tensor, rows: Tensor, all_rows: Tensor) -> Tensor:
-        whole = batch.weights[all_rows].sum()
-        counts = rows.any() and whole != 0  # NaN counts: the step must see that its loss is not finite
-        return mean * (micro.weights[rows].sum() / whole) if counts else nothing
+    def part(mean: Tensor, rows: Tensor, weight: float) -> Tensor:
+        counts = rows.any() and weight != 0  # NaN counts: the step must see that its loss is not finite
+        return mean * (micro.weights[rows].sum() / weight) if counts else nothing
 
-    text = part(loss.text, ~micro.recall, ~batch.recall)
-    recall = part(loss.recall, micro.recall, batch.recall)
-    share = batch.recall.float().mean()
+    text = part(loss.text, ~micro.recall, whole.text_weight)
+    recall = part(loss.recall, micro.recall, whole.recall_weight)
+    share = whole.recall / whole.rows
     return LanguageLoss((1 - share) * text + share * recall, text, recall)
 
 

@@ -118,3 +118,18 @@ def test_what_only_a_continuation_needs_is_named_as_well(
     assert re.fullmatch(rf"resume=.*: {reason}", refusal("resume", run))
     model, _ = atlas.load(run)
     assert model.embedding.weight.isfinite().all()
+
+
+def test_a_run_with_the_batches_of_an_earlier_version_is_not_continued(
+    trained: Path, refusal: Callable[[str, Path], str], small: list[str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    rewrite(run, without("batches"))
+    checkpoint = run / "checkpoints" / "step-00000002"
+    assert refusal("resume", run) == (
+        f"resume={checkpoint}: must be of a run with this version's batches; it has those of an earlier one, other rows"
+        f" at every step (init_from={checkpoint} starts a new run from its weights)"
+    )
+    atlas.load(run)
+    further = atlas.compose([*small, "train.steps=1", f"init_from={checkpoint}"])
+    assert atlas.train(further, tmp_path / "further").status == "completed"

@@ -56,7 +56,9 @@ def test_stdlib_is_the_source_text_without_tests() -> None:
     assert b"class TestProgram" in whole  # unittest/main.py
     assert b"import test.regrtest" not in whole
     assert 0.02 < len(corpus.validation) / len(whole) < 0.3
+    assert b"decoding_table" not in whole  # encodings/
     assert corpus.describe()["train_bytes"] == len(corpus.train)
+    assert corpus.warnings == []  # little of validation stands in training
     assert np.array_equal(stdlib_corpus(0.1).validation, corpus.validation)
 
 
