@@ -9,7 +9,7 @@ from typing import Self
 from atlas.config.choices import Choices
 from atlas.config.errors import require
 
-K = 5  # Newton-Schulz iterations (ATLAS section 5)
+K = 5  # Newton-Schulz iterations (ATLAS section 5); I in docs/memory.md
 
 
 class Rule(StrEnum):

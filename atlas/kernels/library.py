@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def loaded() -> ctypes.CDLL:
-    """The library, whatever has been chosen since: a backward pass needs it after its forward pass."""
+    """The library, even if `use` has chosen otherwise since: a backward pass needs the library of its forward pass."""
     _load()
     if _selection.loaded is None:
         raise RuntimeError(f"no compiled kernels: {_selection.missing}")
