@@ -1,4 +1,4 @@
-"""What a run ran on: versions, revision, device, memory. Evidence for whoever reads its numbers."""
+"""The environment of a run: versions, revision, device, memory."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        gc.collect()  # what an earlier run left behind is none of this one's
+        gc.collect()  # what an earlier run left behind does not count
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
