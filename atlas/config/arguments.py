@@ -60,7 +60,7 @@ def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str
 
 def _is_folder(argument: str) -> bool:
     key, _, _ = argument.partition("=")
-    return key == argument or "/" in key or os.path.isdir(argument)  # noqa: PTH112 (a long text is no error)
+    return key == argument or "/" in key or os.path.isdir(argument)  # noqa: PTH112 (pathlib raises for a long text)
 
 
 def names(text: str) -> list[str]:

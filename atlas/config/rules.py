@@ -1,4 +1,4 @@
-"""The learning rules of the memory, and their settings. What belongs to one rule is in a dataclass of its own."""
+"""The learning rules of the memory, and their settings. Settings of one rule are in its own dataclass."""
 
 from __future__ import annotations
 

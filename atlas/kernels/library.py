@@ -25,7 +25,7 @@ _selection = _Selection()
 
 
 def use(choice: Kernels) -> None:
-    """Raises `ConfigError` for `compiled` where no library can be had."""
+    """Choose the kernels. Raises `ConfigError` for `compiled` where there is no library."""
     choice = member(Kernels, "device.kernels", choice)
     _selection.choice = choice
     if choice is not Kernels.torch:

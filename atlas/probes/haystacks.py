@@ -141,7 +141,7 @@ def _from_sequences(
 
 
 def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Questions:
-    """Keys and values are ids of the byte vocabulary; the answer is asked for where the key comes again."""
+    """Keys and values are ids of the byte vocabulary; a question is the second occurrence of a key."""
     pairs = MQAR_PAIRS_MAX if length >= 512 else max(1, length // 16)
     sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=pairs, random_filler=False)
     place = np.nonzero(sequences.labels != IGNORED)[1].reshape(count, -1)
