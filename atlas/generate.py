@@ -15,7 +15,7 @@ RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the c
   device.kernels=auto | torch      without compiled kernels
   trust=MODULE                     a module of your own that the run's components come from
 
-Exit status: 0 done, 1 stdout takes nothing, 2 refused, 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 stdout cannot be written, 2 refused, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def plans(trained: ChunkPlan, settings: GenerationSettings) -> tuple[ChunkPlan, 
 
 
 def print_stream(pieces: Iterator[bytes], to: TextIO | None) -> None:
-    """Write UTF-8 as it comes; a character waits for its last byte. A reader that goes away ends it in silence.
+    """Write UTF-8 as it comes; a character waits for its last byte. A closed pipe ends it silently.
 
     Raises `OutputError` where nothing can be written.
     """
@@ -177,7 +177,7 @@ def print_stream(pieces: Iterator[bytes], to: TextIO | None) -> None:
 
 
 def _write(text: str, stream: TextIO) -> str:
-    """Write `text`, without what the stream's encoding lacks and what would steer a terminal; returns the last one."""
+    """Write `text`; replaces characters that cannot be encoded or control a terminal. Returns the last one."""
     if not text:
         return ""
     if stream.isatty():

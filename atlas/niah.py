@@ -26,6 +26,7 @@ from atlas.config.console import print_result, progress
 from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
+from atlas.probes.result import NOT_ASKED
 from atlas.telemetry.jsonl import plain
 from atlas.telemetry.run_files import NIAH_FILE
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     from atlas.probes.result import NIAHResult, ProbeCell
 
 PICTURE_FILE = "niah.png"
+LEGEND = (
+    "memory: with the memory   off: memory off   frozen: memory reads and never writes (niah.frozen=true)",
+    "without: a model trained without a memory (control=RUN)   blind: the best reader that ignores the key",
+    "chance: a guess   algebra: the cosine that the equations predict   prob.: of the whole answer",
+    "n: needles   -: not measured   all numbers are shares of needles found, or cosines with the value",
+)
 DIFFERENCES = {"mqar": mqar.DIFFERS, "ruler": ruler.DIFFERS}  # from the papers
 USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...] [device.KEY=VALUE ...]"
 _ALLOWED = "niah or a key of it, or where it runs (device.threads=1): all else is the run's own"
@@ -87,7 +94,7 @@ def _name(setting: str) -> str:
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The run's configuration with other probe settings: its own ones where no `niah=OPTION` is given."""
+    """The run's configuration with other probe settings; without `niah=OPTION` they change the run's own."""
     settings: Any = OmegaConf.structured(replace(config.niah, enabled=True))
     for override in overrides:
         key, _, value = override.partition("=")
@@ -116,18 +123,22 @@ def write_json(path: Path, checkpoint: str, settings: NIAHConfig, results: Seque
 
 
 def table(results: Sequence[NIAHResult]) -> list[str]:
-    """The levels, one line each, with their cells below."""
+    """The levels, one line each, with their meaning and their cells below; then the legend of the columns."""
     lines = []
     for result in results:
-        lines += ["", f"{result.level}  {result.verdict}  [{result.seconds:.1f} s]"]
-        unit = LEVELS[result.level].unit
+        level = LEVELS[result.level]
+        lines += ["", f"{level.name}  {result.verdict}  [{result.seconds:.1f} s]", f"  {level.meaning}"]
+        unit = level.unit
         head = ("memory", "off", "frozen", "without", "blind", "chance" if unit is Unit.share else "algebra")
         columns = f"  {'task':<14} {'haystack':<13} {'length':>6} {'depth':>6}  {'needle':<14} "
         lines.append(f"{columns}{' '.join(f'{name:>7}' for name in head)} {'prob.':>6} {'n':>4}")
         lines += [_row(cell, unit) for cell in result.cells]
         asked = dict.fromkeys(cell.task for cell in result.cells if cell.task in DIFFERENCES)
         lines += [f"  {task}: {DIFFERENCES[task]}" for task in asked]
-    return lines[1:]
+    for level in LEVELS.values():
+        if level.name not in [result.level for result in results]:
+            lines += ["", f"{level.name}  {NOT_ASKED}", f"  {level.meaning}"]
+    return [*lines[1:], "", *LEGEND]
 
 
 def _row(cell: ProbeCell, unit: Unit) -> str:
@@ -143,7 +154,7 @@ def _row(cell: ProbeCell, unit: Unit) -> str:
 
 
 def _number(value: float, unit: Unit) -> str:
-    """A chance of one in millions is not 0.0 %."""
+    """Small shares in scientific notation: a chance of 1e-7 must not read 0.0 %."""
     return f"{value:.1e}" if unit is Unit.share and 0 < value < 0.0005 else f"{value:{unit.form}}"
 
 

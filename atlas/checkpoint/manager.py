@@ -137,7 +137,7 @@ class CheckpointManager:
     def load(self, path: Path | None = None) -> tuple[dict[str, Any], Manifest]:
         """The checkpoint at `path`, or the newest (None). An unsound one is passed over for the sound one before it.
 
-        `skipped` then tells which were passed over and why. The payload's tensors are on the CPU.
+        `skipped` then holds those passed over, with the reason. The payload's tensors are on the CPU.
         Raises `CheckpointError` if `path` does not exist or no checkpoint is sound.
         """
         if path is None:

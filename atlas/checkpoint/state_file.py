@@ -40,7 +40,7 @@ def read_state(manifest: Manifest, parts: tuple[str, ...] = ()) -> dict[str, Any
     try:
         payload = torch.load(manifest.path / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes are verified, so they hold something else than plain data
-        reason = type(error).__name__  # torch's message tells how to read the file all the same, which executes it
+        reason = type(error).__name__  # torch's own message shows how to load the file anyway, which would execute it
         raise UnsoundError(f"{STATE_FILE} is refused: it does not hold plain data only ({reason})") from error
     return check_payload(payload, manifest.bytes, parts)
 

@@ -27,8 +27,8 @@ WORDS = {int: "an integer, such as 100", float: "a number, such as 0.5"}
 def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
     """Exit status of `work` on the arguments, by default those of the process.
 
-    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError` and 1 where stdout takes
-    nothing.
+    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError` and 1 where stdout
+    cannot be written.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -60,7 +60,7 @@ def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str
 
 def _is_folder(argument: str) -> bool:
     key, _, _ = argument.partition("=")
-    return key == argument or "/" in key or os.path.isdir(argument)  # noqa: PTH112 (a long text is no error)
+    return key == argument or "/" in key or os.path.isdir(argument)  # noqa: PTH112 (pathlib raises for a long text)
 
 
 def names(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writing a file as a whole: whoever reads it meanwhile, or after a kill, finds the old content or the new."""
+"""Writing a file as a whole: a reader finds the old content or the new, also after a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Replace the file; `durable`: its content is on the disk first, so that a power cut cannot leave it empty.
 
-    Raises OSError, and leaves the old file then.
+    Raises OSError; the old file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:

@@ -21,7 +21,7 @@ class CalibrationConfig:
     measure: bool = True  # the reset shock on validation text, at the end of the run
     threshold: float = 0.05  # of the reset shock, relative to the loss without the reset
     horizon: int = 32  # tokens after the reset whose loss is compared
-    rows: int = 64  # stretches of text with one reset each
+    rows: int = 64  # sequences of validation text, each with one reset
 
     def __post_init__(self) -> None:
         for key in ("tokens", "attempts", "horizon", "rows"):

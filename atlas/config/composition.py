@@ -90,7 +90,7 @@ def _own_hydra() -> Iterator[None]:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """Resolve and check what Hydra composed. Raises `ConfigError` for a value, a key or a component that cannot be."""
+    """Resolve and check what Hydra composed. Raises `ConfigError` for an unusable value, key or component."""
     with refuse(CONF_DIR):
         _check_keys(composed, "")
         config = OmegaConf.to_object(composed)

@@ -16,18 +16,18 @@ log = logging.getLogger("atlas.progress")
 
 
 class OutputError(OSError):
-    """stdout takes nothing: it is closed, or its disk is full."""
+    """stdout cannot be written: it is closed, or its disk is full."""
 
 
 def print_result(text: str) -> None:
-    """Write `text` to stdout. A reader that has gone away is no error. Raises `OutputError`."""
+    """Write `text` to stdout. A closed pipe is not an error. Raises `OutputError`."""
     with writing(sys.stdout) as stream:
         print(text, file=stream, flush=True)
 
 
 @contextmanager
 def writing(stream: TextIO | None) -> Iterator[TextIO]:
-    """Raise `OutputError` where `stream` cannot be written; a reader that goes away ends the block in silence."""
+    """Raise `OutputError` where `stream` cannot be written; a closed pipe ends the block silently."""
     if stream is None:  # how Python shows a closed stdout
         raise OutputError(errno.EBADF, "it is closed")
     try:

@@ -9,7 +9,7 @@ from atlas.config.keys import lies_in
 
 
 class Effect(StrEnum):
-    """Of a changed setting on the steps that follow."""
+    """What a changed setting does to the following steps."""
 
     exact = "training stays bitwise the same"
     differs = "numbers differ"
@@ -18,7 +18,7 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True)
 class ChangeRule:
-    """`keys`: settings or whole groups. `lasting`: the change is written into config.yaml, else it is of one start."""
+    """`keys`: settings or whole groups. `lasting`: the change is written into config.yaml, else it is for one start."""
 
     keys: tuple[str, ...]
     effect: Effect
@@ -26,7 +26,7 @@ class ChangeRule:
     lasting: bool = True
 
 
-RULES = (
+CHANGE_RULES = (
     ChangeRule(
         ("logger", "telemetry", "checkpoint"),
         Effect.exact,
@@ -34,7 +34,7 @@ RULES = (
         lasting=False,
     ),
     ChangeRule(("device.threads", "device.kernels"), Effect.differs, "by rounding", lasting=False),
-    ChangeRule(("debug",), Effect.differs, "a fault is rehearsed", lasting=False),
+    ChangeRule(("debug",), Effect.differs, "a rehearsed fault", lasting=False),
     ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", lasting=False),
     ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", lasting=False),
     ChangeRule(
@@ -59,7 +59,7 @@ RULES = (
     ChangeRule(("device.kind", "device.precision"), Effect.differs, "by rounding"),
     ChangeRule(("data.paths",), Effect.exact, "where the text lies now; another text is refused"),
     ChangeRule(
-        ("accept_changed_data",), Effect.differs, "where the text is another one, the run goes on", lasting=False
+        ("accept_changed_data",), Effect.differs, "the run continues although its text has changed", lasting=False
     ),
     ChangeRule(("model", "chunk_size"), Effect.refused, "weights and memories have its shape"),
     ChangeRule(
@@ -75,8 +75,8 @@ RULES = (
         "it is over before step 1",
     ),
 )
-# May differ between two starts of one run and leave the hash of its configuration as it is.
-CHANGEABLE = tuple(key for rule in RULES if not rule.lasting for key in rule.keys)
+# May differ between two starts of one run without changing the hash of its configuration.
+CHANGEABLE = tuple(key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys)
 
 
 def changeable(key: str) -> bool:
@@ -89,7 +89,7 @@ def change_rule(key: str) -> ChangeRule:
 
     Raises KeyError for a key without a rule.
     """
-    found = {name: rule for rule in RULES for name in rule.keys if lies_in(key, [name])}
+    found = {name: rule for rule in CHANGE_RULES for name in rule.keys if lies_in(key, [name])}
     if not found:
         raise KeyError(key)
     return found[max(found, key=len)]
@@ -98,7 +98,7 @@ def change_rule(key: str) -> ChangeRule:
 def change_table() -> list[str]:
     """The rules as the README's table."""
     lines = ["| setting | when it changes | |", "|---|---|---|"]
-    for rule in RULES:
+    for rule in CHANGE_RULES:
         effect = rule.effect.value + ("" if rule.lasting else ", for this start only")
         lines.append(f"| {' '.join(f'`{key}`' for key in rule.keys)} | {effect} | {rule.why} |")
     return lines

@@ -37,6 +37,7 @@ class Level:
     probe: str
     compared: bool = True  # an axis of the comparison of runs
     grid: bool = False  # its cells are a grid of depths and lengths, drawn as heat maps
+    meaning: str = ""  # what it measures, in one line
 
     @property
     def label(self) -> str:
@@ -52,9 +53,26 @@ class Level:
 LEVELS = {
     level.name: level
     for level in (
-        Level("accumulator", Unit.cosine, "atlas.probes.accumulator.probe_accumulator", compared=False),
-        Level("memory", Unit.cosine, "atlas.probes.memory_level.probe_memory"),
-        Level("recall", Unit.share, "atlas.probes.recall.probe_recall", grid=True),
+        Level(
+            "accumulator",
+            Unit.cosine,
+            "atlas.probes.accumulator.probe_accumulator",
+            compared=False,
+            meaning="the Q-K accumulator returns a stored pair after many other keys",
+        ),
+        Level(
+            "memory",
+            Unit.cosine,
+            "atlas.probes.memory_level.probe_memory",
+            meaning="the learning rule of the memory stores a pair and keeps it while more is written",
+        ),
+        Level(
+            "recall",
+            Unit.share,
+            "atlas.probes.recall.probe_recall",
+            grid=True,
+            meaning="the whole model finds the right one of several needles beyond the reach of attention",
+        ),
     )
 }
 RECALL = LEVELS["recall"]  # the only one that probes the whole trained model; also reported as niah/accuracy

@@ -61,7 +61,7 @@ class QKProjectionConfig(Choices, prefix="model.memory.qk_projection."):
 
     range: ProjectionRange = ProjectionRange.shard
     normalisation: Normalisation = Normalisation.sum
-    renormalise: bool = True  # what the local memories read with is L2-normalised again
+    renormalise: bool = True  # queries of the local memories are L2-normalised again
     mix: bool = True  # they read with q + lambda q' instead of q', lambda learnable per head, 0 before training
 
 

@@ -43,7 +43,7 @@ def explain(error: Exception, conf_dir: Path, overrides: Sequence[str] = ()) -> 
         return ConfigError(f"{group}={option}: must be one of {', '.join(options)}")
     if isinstance(error, OverrideParseException):
         allowed = f"written KEY=VALUE or GROUP=OPTION ({_quoting(error.override)})"
-        if os.path.isdir(error.override):  # noqa: PTH112 (a long text is no error)
+        if os.path.isdir(error.override):  # noqa: PTH112 (pathlib raises for a long text)
             allowed = f"resume={error.override} to continue that run (python -m atlas.niah, generate or report read it)"
         return ConfigError(f"{error.override}: must be {allowed}")
     if isinstance(error, ConfigCompositionException):

@@ -1,4 +1,4 @@
-"""The learning rules of the memory, and their settings. What belongs to one rule is in a dataclass of its own."""
+"""The learning rules of the memory, and their settings. Settings of one rule are in its own dataclass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 from atlas.config.choices import Choices
 from atlas.config.errors import require
 
-K = 5  # Newton-Schulz iterations (ATLAS section 5)
+K = 5  # Newton-Schulz iterations (ATLAS section 5); I in docs/memory.md
 
 
 class Rule(StrEnum):

@@ -1,4 +1,4 @@
-"""Settings of a sweep, `-m`: what happens when a job fails, and how a sweep goes on that did not come to its end."""
+"""Settings of a sweep, `-m`: what happens when a job fails, and resuming an unfinished sweep."""
 
 from __future__ import annotations
 

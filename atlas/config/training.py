@@ -19,9 +19,9 @@ class GateAction(StrEnum):
 class GateConfig(Choices, prefix="train.gate."):
     """Gate polarisation loss (docs/memory.md section 1) and the fast-fail monitor."""
 
-    polarisation_peak: float = 10.0  # lambda during the first `polarisation_hold` of the steps
+    polarisation_peak: float = 10.0  # weight of the loss during the first `polarisation_hold` of the steps
     polarisation_hold: float = 0.1
-    polarisation_decay: float = 0.01  # afterwards lambda = peak * decay ** progress
+    polarisation_decay: float = 0.01  # afterwards the weight is peak * decay ** progress
     monitor: GateAction = GateAction.abort
     monitor_start: int = 100
     monitor_check: int = 500
@@ -80,7 +80,7 @@ TRIGGERS = ("perplexity", "non_finite", "gate", "niah")
 class RollbackConfig(Choices, prefix="rollback."):
     """Spike watch and automatic rollback.
 
-    Watched is the perplexity of a few fixed validation rows: it is read every `watch_every` steps, and every
+    The perplexity of a few fixed validation sequences is read every `watch_every` steps, and every
     `suspect_every` steps while the training loss or the last reading is suspicious.
     """
 

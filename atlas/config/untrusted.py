@@ -1,4 +1,4 @@
-"""Reading and showing what a folder holds that somebody else may have made."""
+"""Reading and printing the files of a folder that somebody else may have made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_JSON_BYTES = 16 * 2**20
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """The file, for reading. Raises OSError for what is no file, such as a pipe or a device: reading one may hang."""
+    """The file, for reading. Raises OSError for a pipe, a device and the like: reading one may hang."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path.open("rb")
@@ -37,5 +37,5 @@ def parse_json(data: bytes) -> Any:
 
 
 def printable(text: str) -> str:
-    """`text` with U+FFFD for what steers a terminal, reorders a line or cannot be encoded; it keeps its lines."""
+    """`text` with U+FFFD for characters that control a terminal, reorder a line or cannot be encoded; lines stay."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)

@@ -59,7 +59,7 @@ def check_value(key: str, value: Any, kind: Any) -> None:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value as YAML gives it fits an annotation. What an annotation of another kind takes is not known."""
+    """Whether a YAML value fits an annotation; True for annotations of kinds that are not listed here."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         ranges = [note for note in arguments[1:] if isinstance(note, Allowed)]

@@ -1,4 +1,4 @@
-"""The folder that holds the compiled library. Whoever can write there runs code in every run: it must be ours alone."""
+"""The folder that holds the compiled library. Whoever can write there runs code in every run, so only this user may."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_private(path: Path) -> bool:
 
 
 def _check(path: Path, base: Path) -> None:
-    """The cache and its folders are ours, and nobody else writes there. Above it, nobody else may swap a folder."""
+    """Raise `CacheError` where another user owns or can write the cache, or can replace a folder above it."""
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
     above, below = path in base.parents, base in path.parents

@@ -34,12 +34,12 @@ struct ScanInputs {
 
 namespace atlas {
 
-// What a chunk leaves behind: its updates, the weights less them, or those of the rule `momentum`.
+// What a chunk returns: its updates, the weights less them, or those of the rule `momentum`.
 enum End : Index { UPDATES, STEP, MOMENTUM };
 
 constexpr Index BLOCK = 64;  // tokens at a time where every token reads the chunk's start
 
-// Floats kept of a block for the backward pass. A and P lie side by side: [2h, 2 lanes].
+// Floats kept of a block for the backward pass. A and R lie side by side: [2h, 2 lanes].
 struct Layout {
     Index block, lanes, pre, residual, back, gram, kernel, total;
     explicit Layout(const ScanSizes& s) {
@@ -60,7 +60,7 @@ struct Weights {
     float *down, *up;
 };
 
-// bound = (1 + ||F||^2)^-1/2 per token
+// bound = (1 + ||e||^2)^-1/2 per token
 inline void bounds(const float* residual, Index width, Index lanes, float* bound) {
     for (Index t = 0; t < lanes; t += 8) {
         Eight square = Eight{} + 1.0f;
@@ -94,7 +94,7 @@ inline void gated(
     }
 }
 
-// What both passes of a block know. Matrices of A and P, and of their gradients, have `wide` floats from line to line.
+// Shared by both passes of a block. Matrices of A and R, and of their gradients, have `wide` floats from line to line.
 struct Block {
     const ScanSizes& s;
     const ScanInputs& in;
@@ -107,7 +107,7 @@ struct Block {
         : s(s), in(in), start(start), n(n), first(first), count(count), d(s.width), h(s.hidden), p(s.features),
           L(Layout(s).lanes), wide(2 * L), layout(s) {}
 
-    // X = [B A3 silu'(A2), B silu(A2)]
+    // X = [back A3 silu'(A2), back silu(A2)]
     void signals(const float* back, const float* linear, const float* slope, const float* silu, float* signal) const {
         for (Index i = 0; i < h; ++i) {
             for (Index t = 0; t < L; ++t) {

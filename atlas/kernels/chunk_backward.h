@@ -86,7 +86,7 @@ class Backward : Block {
         product<false, Into::subtract>(h, L, L, read_units, L, lower, L, d_units, L);
     }
 
-    // Z = silu(P2) P3
+    // Z = silu(R2) R3
     void of_reads() const {
         for (Index i = 0; i < h; ++i) {
             for (Index t = 0; t < L; ++t) {
@@ -97,7 +97,7 @@ class Backward : Block {
         }
     }
 
-    // X = [B A3 silu'(A2), B silu(A2)],  B = E W1,  E = eta r F
+    // X = [back A3 silu'(A2), back silu(A2)],  back = E W1,  E = eta r e
     void of_errors(const TokenGradients& tokens) const {
         for (Index i = 0; i < h; ++i) {
             for (Index t = 0; t < L; ++t) {
@@ -148,7 +148,7 @@ class Backward : Block {
         product<false, Into::add>(2 * h, p, count, d_pre, wide, keys.at(n, first), keys.second, to.up, p);
     }
 
-    // A = K W^T,  P = Q W^T - gram X,  gram = tril(Q K^T),  X^T K
+    // A = K W^T,  R = Q W^T - gram X,  gram = tril(Q K^T),  X^T K
     void of_features(const TokenGradients& tokens) const {
         if (keys_live) product<true, Into::set>(p, wide, 2 * h, start.up, p, d_both, wide, d_features, wide);
         else product<true, Into::set>(p, L, 2 * h, start.up, p, d_read, wide, d_features + L, wide);

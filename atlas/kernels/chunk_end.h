@@ -1,7 +1,7 @@
-// The end of a chunk, forward and backward: what becomes of one memory's weights W and momentum S by its updates U.
+// The end of a chunk, forward and backward: the update of one memory's weights W and momentum S.
 //
-//     STEP       W <- W - U                          (atlas/ops/rules/gd.py)
-//     MOMENTUM   S <- theta S + U, W <- alpha W - S  (atlas/ops/rules/momentum.py)
+//     STEP       W <- W - update                          (atlas/ops/rules/gd.py)
+//     MOMENTUM   S <- theta S + update, W <- alpha W - S  (atlas/ops/rules/momentum.py)
 //
 // after which a matrix that is too large is scaled back (`bound_norm` of atlas/ops/fast_weights.py).
 #pragma once
@@ -60,7 +60,7 @@ inline float finish(End how, const float* gates, Matrix start, Matrix end, Index
     return bound(end.weights, size, limit);
 }
 
-// Gradients of U, into `updates`, and of the memory at the chunk's start, from `g` of the memory at its end. A part of
+// Gradients of the update, into `updates`, and of the memory at the start of the chunk, from `g` of the one at its end. A part of
 // `g` may be null, and may lie where the same part of `to` does. Adds to `d_gates`.
 inline void backward_end(
     End how, const float* gates, Matrix start, Matrix end, Matrix g, Index size, double limit, float norm, float* updates,

@@ -35,7 +35,7 @@ class Forward : Block {
     float *const features, *const units, *const silu, *const slope, *const error, *const signal, *const scale, *const upper;
     float *const rows, *const result;
 
-    // F = k + U W1^T - v,  E = eta r F,  B = E W1,  X
+    // e = k + U W1^T - v,  E = eta r e,  back = E W1,  X
     void errors() const {
         for (Index t = 0; t < count; ++t) {
             const float *key = in.key.at(n, first + t), *value = in.value.at(n, first + t);
@@ -50,7 +50,7 @@ class Forward : Block {
         signals(back, linear, slope, silu, signal);
     }
 
-    // P = Q W^T - gram X,  out = q + Z W1^T - kernel E
+    // R = Q W^T - gram X,  out = q + Z W1^T - kernel E
     void reads(float* out) const {
         if (s.prefix) {
             product<true, Into::set>(L, L, p, features, wide, features + L, wide, upper, L);

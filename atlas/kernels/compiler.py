@@ -48,7 +48,7 @@ def build() -> Path:
     try:
         if not _is_whole(kept, digest):
             with _alone(folder):
-                if not _is_whole(kept, digest):  # nobody else has built it in the meantime
+                if not _is_whole(kept, digest):  # no other process has built it meanwhile
                     _build(compiler, digest, kept)
     except OSError as error:
         raise CompileError(f"{folder} cannot be written: {error.strerror}") from error
@@ -57,7 +57,7 @@ def build() -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One build at a time. What a killed one has left behind is removed."""
+    """Allow one build at a time, and remove what a killed build has left."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,7 +81,7 @@ def _build(compiler: list[str], digest: str, kept: Path) -> None:
 
 
 def _is_whole(library: Path, digest: str) -> bool:
-    """Whether it is ours, undamaged, and of these sources. Loading a torn library would end the process."""
+    """Whether it is this user's, complete and of these sources. Loading a damaged library ends the process."""
     try:
         if not (is_private(library) and is_private(_seal(library))):
             return False
@@ -100,7 +100,7 @@ def _sum(content: bytes) -> str:
 
 
 def _mark(digest: str) -> str:
-    """A text that the library holds."""
+    """A text inside the library, by which `_is_whole` knows its sources."""
     return f"atlas kernels {digest}"
 
 
@@ -119,7 +119,7 @@ def _compiler() -> list[str]:
 
 
 def _digest(compiler: list[str]) -> str:
-    """Of everything that the library depends on: a cache may be shared by machines with other processors."""
+    """Hash of everything that the library depends on, the processor too: machines may share a cache."""
     version = _run([*compiler, "--version"])
     parts = [path.read_bytes() for path in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])]
     parts += [version.encode(), shlex.join([*compiler, *FLAGS]).encode(), _processor().encode()]
@@ -127,7 +127,7 @@ def _digest(compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` reads of the processor, as the system tells it."""
+    """The properties of the processor that `-march=native` depends on."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -137,7 +137,7 @@ def _processor() -> str:
 
 
 def _compile(compiler: list[str], sources: list[Path], target: Path) -> None:
-    """All sources at the same time: one of them takes more than half of the work."""
+    """Compile all sources at the same time; one of them takes more than half of the work."""
     objects = [target.parent / f"{source.stem}.o" for source in sources]
     each = zip(sources, objects, strict=True)
     with ThreadPoolExecutor() as pool:
@@ -146,7 +146,7 @@ def _compile(compiler: list[str], sources: list[Path], target: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
-    """What a compiler prints."""
+    """Run a compiler; returns what it prints."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:

@@ -20,20 +20,20 @@ enum Part { QUERY, KEY, VALUE };
 
 // One head's channels of one of q, k, v, in the projections [B, L - 1 + T, 3D] and in the weight [L, 3D].
 struct Channels {
-    const float *led, *weight;
+    const float *padded, *weight;
     Index step, width, lags;  // of two tokens, or lags
     Channels(const InputSizes& s, const float* all, const float* weights, Index row, int part) {
         const Index head = row % s.heads, sequence = row / s.heads, first = (part * s.heads + head) * s.width;
         step = 3 * s.heads * s.width, width = s.width, lags = s.lags;
-        led = all + sequence * (lags - 1 + s.tokens) * step + first;
+        padded = all + sequence * (lags - 1 + s.tokens) * step + first;
         weight = weights + first;
     }
-    // y_t = sum_lag w[lag] x_{t - lag}
+    // y_t = sum_lag weight[lag] x_{t - lag}
     void mix(Index t, float* to) const {
         for (Index i = 0; i < width; i += 8) {
             Eight sum = {};
             for (Index lag = 0; lag < lags; ++lag)
-                sum += load<Eight>(weight + lag * step + i) * load<Eight>(led + (t + lags - 1 - lag) * step + i);
+                sum += load<Eight>(weight + lag * step + i) * load<Eight>(padded + (t + lags - 1 - lag) * step + i);
             store(to + i, sum);
         }
     }
@@ -52,10 +52,10 @@ void forward_part(const InputSizes& s, const Channels& from, int part, float* ou
     }
 }
 
-// d_led and d_weight of these channels, to which is added.
+// d_padded and d_weight of these channels, to which is added.
 void backward_part(
     const InputSizes& s, const Channels& from, int part, const Tensor& d_out, Index n, const float* out, const float* inverse,
-    float* d_led, float* d_weight
+    float* d_padded, float* d_weight
 ) {
     float* d_mixed = arena().take(s.width);
     for (Index t = 0; t < s.tokens; ++t) {
@@ -72,8 +72,8 @@ void backward_part(
         }
         for (Index lag = 0; lag < s.lags; ++lag) {
             const Index at = (t + s.lags - 1 - lag) * from.step;
-            float *to = d_led + at, *own = d_weight + lag * from.step;
-            const float *weight = from.weight + lag * from.step, *x = from.led + at;
+            float *to = d_padded + at, *own = d_weight + lag * from.step;
+            const float *weight = from.weight + lag * from.step, *x = from.padded + at;
             for (Index i = 0; i < s.width; ++i) {
                 to[i] += d_mixed[i] * weight[i];
                 own[i] += d_mixed[i] * x[i];
@@ -84,7 +84,7 @@ void backward_part(
 
 }  // namespace
 
-// in: led [B, L - 1 + T, 3D], weight [L, 3D]; to: query, key, value [B * H, T, d], inverse [2, B * H, T], 1 / length of
+// in: padded [B, L - 1 + T, 3D], weight [L, 3D]; to: query, key, value [B * H, T, d], inverse [2, B * H, T], 1 / length of
 // queries and keys before they are scaled
 extern "C" int atlas_inputs_forward(const InputSizes* sizes, const Tensor* in, const Tensor* to) {
     const InputSizes s = *sizes;
@@ -97,7 +97,7 @@ extern "C" int atlas_inputs_forward(const InputSizes* sizes, const Tensor* in, c
     });
 }
 
-// in: led, weight, query, key, inverse, and gradients of query, key, value; to: d_led [B, L - 1 + T, 3D] and d_weight
+// in: padded, weight, query, key, inverse, and gradients of query, key, value; to: d_padded [B, L - 1 + T, 3D] and d_weight
 // [B, L, 3D], which start at zero
 extern "C" int atlas_inputs_backward(const InputSizes* sizes, const Tensor* in, const Tensor* to) {
     const InputSizes s = *sizes;

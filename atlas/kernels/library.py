@@ -25,7 +25,7 @@ _selection = _Selection()
 
 
 def use(choice: Kernels) -> None:
-    """Raises `ConfigError` for `compiled` where no library can be had."""
+    """Choose the kernels. Raises `ConfigError` for `compiled` where there is no library."""
     choice = member(Kernels, "device.kernels", choice)
     _selection.choice = choice
     if choice is not Kernels.torch:
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def loaded() -> ctypes.CDLL:
-    """The library, whatever has been chosen since: a backward pass needs it after its forward pass."""
+    """The library, even if `use` has chosen otherwise since: a backward pass needs the library of its forward pass."""
     _load()
     if _selection.loaded is None:
         raise RuntimeError(f"no compiled kernels: {_selection.missing}")

@@ -25,7 +25,7 @@ Memory row(const ScanSizes& s, const ScanMemory& memory, Index n) {
 }
 
 // What a row keeps of a chunk for the backward pass: its blocks, the norms before they were bounded, and the memory after
-// it. A chunk's are a tensor of their own: small ones are had from memory that was used before.
+// it. Each chunk has its own tensor: the allocator reuses the memory of small ones.
 struct Kept {
     Index down, up, norms, memory, total;
     bool momentum;

@@ -1,6 +1,6 @@
 """Decoding: prefill of a prompt in large pieces, then one token at a time from the carried state.
 
-Legend: B sequences, T tokens, V vocabulary.
+Legend: B sequences, T tokens.
 
 Time and memory per token do not depend on the number of tokens read: attention keeps its window, the memories keep
 their weights and the open chunk. A model without a window (`model.window=0`) keeps every token. On one grid of chunks,
@@ -69,7 +69,7 @@ def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMo
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """The next token of each sequence [B], from the logits of its last token [B, V]."""
+    """The next token of each sequence [B], from the logits of its last token [B, vocabulary]."""
     if sampling.temperature == 0:
         likeliest: Tensor = logits.argmax(-1)
         return likeliest

@@ -1,6 +1,6 @@
 """phi: from keys and queries to the features that the memory network reads (docs/memory.md section 2).
 
-Legend: N = B * H rows, T tokens, H heads, d head width, w feature width before the polynomial, p features.
+Legend: N = B * H rows, T tokens, H heads, d head width, d' width before the features, p features.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from atlas.ops.features import feature_counts, polynomial_features
 
 
 class FeatureMap(nn.Module):
-    """phi(x) = c * poly(x F). A learnable F per head [d, w] keeps the state small at degree 2; without F, w = d.
+    """phi(x) = coef * features(F^T x). A learnable F per head [d, d'] keeps the state small at degree 2.
 
-    F starts with orthogonal columns of norm sqrt(d / w), so that a random unit vector keeps its norm on average. c has
-    a learnable number per head and degree, 1 before training: phi(x) . phi(y) = sum_i c_i^2 (x.y)^i / i!.
+    Without F, d' = d. F starts with orthogonal columns of norm sqrt(d / d'), so that a random unit vector keeps its
+    norm on average. coef has a learnable number per head and degree, 1 before training (docs/memory.md section 2).
     """
 
     def __init__(self, heads: int, head_width: int, config: MemoryConfig) -> None:
@@ -28,9 +28,9 @@ class FeatureMap(nn.Module):
         self.projection = None
         if config.feature_width:
             start = torch.stack([nn.init.orthogonal_(torch.empty(head_width, width)) for _ in range(heads)])
-            self.projection = nn.Parameter(start * max(head_width / width, 1) ** 0.5)  # [H, d, w]
+            self.projection = nn.Parameter(start * max(head_width / width, 1) ** 0.5)  # [H, d, d']
         learnable = config.learnable_coefficients
-        self.coefficients = nn.Parameter(torch.ones(heads, len(self.counts))) if learnable else None  # c
+        self.coefficients = nn.Parameter(torch.ones(heads, len(self.counts))) if learnable else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Keys or queries [N, T, d] -> [N, T, p]."""

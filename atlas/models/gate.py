@@ -2,7 +2,7 @@
 
 Legend: B sequences, T tokens, D model width.
 
-    z = m W_g + b_g,    g = sigmoid(s * z),    s = exp(log_sharpness), learnable
+    z = m W_g + b_g,    g = sigmoid(sharpness * z),    sharpness = exp(log_sharpness), learnable
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A period is a shard, or a chunk of the Q-K projection with range `chunk`.
 
-Legend: B sequences, H heads, N = B * H rows, T tokens, S period, n whole periods.
+Legend: B sequences, H heads, N = B * H rows, T tokens, L tokens of a period, n whole periods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Run = Callable[[State, tuple[Tensor, ...]], tuple[Tensor, State]]
 class Piece(NamedTuple):
     """Part of a stretch that is read in one go."""
 
-    tokens: tuple[Tensor, ...]  # [N, T, ...], or [N * n, S, ...] for whole periods
+    tokens: tuple[Tensor, ...]  # [N, T, ...], or [N * n, L, ...] for whole periods
     fresh: bool  # starts from the initial state, not from the state before it
     periods: int = 1  # n
 
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
         return self.tokens[0].shape[0]
 
     def unfold(self, out: Tensor, state: State) -> tuple[Tensor, State]:
-        """Output and state of the folded rows -> output [N, n * S, d], and the state after each row's last period."""
+        """Output and state of the folded rows -> output [N, n * L, d], and the state after each row's last period."""
         if self.periods == 1:
             return out, state
         last: State = pytree.tree_map_only(Tensor, lambda leaf: leaf[self.periods - 1 :: self.periods], state)
@@ -44,7 +44,7 @@ def pieces(tokens: tuple[Tensor, ...], offset: int, period: int | None) -> Itera
     """Split a stretch [N, T, ...] into: the rest of the open period, all whole periods, the start of the next one.
 
     The first token is number `offset` of its period. Whole periods do not depend on each other, so they are folded into
-    the batch: [N, n * S, ...] -> [N * n, S, ...] (TNT section 4.1). `period=None` never resets.
+    the batch: [N, n * L, ...] -> [N * n, L, ...] (TNT section 4.1). `period=None` never resets.
     """
     if period is None:
         yield Piece(tokens, fresh=False)

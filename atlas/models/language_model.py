@@ -1,6 +1,6 @@
 """The language model: embedding, MAG blocks, tied head. State in, state out.
 
-Legend: B sequences, T tokens, D model width, V vocabulary.
+Legend: B sequences, T tokens, D model width.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ModelState(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    logits: Tensor  # [B, T, V]
+    logits: Tensor  # [B, T, vocabulary]
     state: ModelState
     gates: tuple[Tensor, ...]  # [B, T, D] per block with a memory
 
@@ -65,9 +65,9 @@ class ModelOutput(NamedTuple):
 class AtlasModel(nn.Module):
     """`model(tokens)` or `model(tokens, state)`: the memory learns from the tokens in training and evaluation alike.
 
-    Errors: ValueError for tokens that are not integers [B >= 1, T >= 1], or on the CPU not in [0, V), for a state of
-    another batch size or another model, for a plan without one chunk per local memory, and for a memory whose weights
-    are in half precision.
+    Raises ValueError for tokens that are not integers [B >= 1, T >= 1] or, on the CPU, not in the vocabulary; for a
+    state of another batch size or another model; for a plan without one chunk per local memory; and for a memory whose
+    weights are in half precision.
     """
 
     def __init__(self, config: ModelConfig, chunks: ChunkSizeConfig, vocabulary: int) -> None:
@@ -102,7 +102,7 @@ class AtlasModel(nn.Module):
         plan: ChunkPlan | None = None,
         mode: MemoryMode | str = MemoryMode.learn,
     ) -> ModelOutput:
-        """tokens [B, T] int64 -> logits [B, T, V] for the token after each, the state, the gates."""
+        """tokens [B, T] int64 -> logits [B, T, vocabulary] for the token after each, the state, the gates."""
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         self._check(tokens, state, plan)
         state = state or self.initial_state(tokens.shape[0], plan)

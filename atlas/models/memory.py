@@ -2,7 +2,7 @@
 
 Legend: B sequences, T tokens, D model width, H heads, N = B * H rows, d head width, h hidden width, p feature width.
 
-    m_t = f(q_t; V_xi(t, C_G)) + sum_i f(q'_t; W_t^(i))
+    recalled_t = f(q_t; W_global at xi(t, C_G)) + sum_i f(q'_t; W_local,i at t)
 
 With `qk_projection.mix` the local memories read with q_t + lambda q'_t, a learnable lambda per head.
 """

@@ -1,6 +1,6 @@
 """Causal depthwise convolution of a few lags, in blocks of tokens that stay in the cache, with its own backward pass.
 
-    y_t = sum_lag w[lag] * x_{t - lag}
+    y_t = sum_lag weight[lag] * x_{t - lag}
 
 Autograd of the plain sum writes a zero-filled gradient of the whole stretch per lag, and every pass over a long stretch
 goes to main memory. Here the same sums are taken block by block. `tests/unit/ops/test_causal_convolution.py` compares
@@ -22,7 +22,7 @@ BLOCK_ELEMENTS = 2**18  # per block on a CPU: a few blocks of 1 MiB fit the cach
 
 
 def causal_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, L - 1 + T, D], with the inputs before the stretch first, w [L, D] -> y [B, T, D].
+    """x [B, L - 1 + T, D], with the inputs before the stretch first, weight [L, D] -> y [B, T, D].
 
     Raises `ValueError` for other shapes.
     """

@@ -1,9 +1,11 @@
 """Polynomial features of keys and queries (ATLAS section 3.1): all monomials up to a degree, the constant included.
 
-    phi_p(x) = [x^beta, |beta| <= p],   dimension C(d + p, p)          (2145 for d = 64, p = 2)
+    phi(x) = every monomial of x of degree i <= degree,   p = binomial(d + degree, degree)
 
-Monomials are scaled so that phi(x) . phi(y) = sum_{i <= p} (x.y)^i / i!, the truncated exponential kernel: the start of
-the paper's learnable coefficients.
+Monomials are scaled so that phi(x) . phi(y) = sum_{i <= degree} (x.y)^i / i!, the truncated exponential kernel: the
+start of the paper's learnable coefficients.
+
+Legend: d width, p features (2145 for d = 64 and degree 2).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def feature_norm(degree: int) -> float:
 
 
 def polynomial_features(x: Tensor, degree: int) -> Tensor:
-    """phi(x) over the last dimension: [..., d] -> [..., C(d + degree, degree)], x itself for degree 1."""
+    """phi(x) over the last dimension: [..., d] -> [..., p], x itself for degree 1."""
     if degree not in DEGREES:
         raise ValueError(f"degree={degree}: must be one of {DEGREES}")
     if degree == 1:
@@ -45,7 +47,7 @@ def _monomials(x: Tensor, degree: int) -> Tensor:
     """Those of exactly one degree, scaled so that phi(x) . phi(y) = (x.y)^degree / degree!."""
     if degree == 1:
         return x
-    # Indices of the factors of each monomial in order: [C(d + degree - 1, degree), degree].
+    # Indices of the factors of each monomial in order: [monomials, degree].
     factors = torch.combinations(torch.arange(x.shape[-1]), degree, with_replacement=True)
     # The square of a monomial's scale is 1 / the product of its exponents' factorials.
     run = square = torch.ones(len(factors), dtype=torch.float64)

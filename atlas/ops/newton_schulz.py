@@ -1,6 +1,6 @@
 """Newton-Schulz iteration: approximates the nearest matrix with orthonormal rows by matrix products alone.
 
-    X_0 = G / ||G||_F,    X <- a X + (b A + c A^2) X,    A = X X^T
+    Y = S / ||S||_F,    then    Y <- a Y + b (Y Y^T) Y + c (Y Y^T)^2 Y    for every iteration
 
 Five iterations bring singular values of at least about 1/100 of the norm into about [0.7, 1.2] (coefficients of Jordan
 et al., which ATLAS cites); they do not converge to 1.
@@ -22,10 +22,10 @@ def newton_schulz(matrix: Tensor, iterations: int, floor: float = 1e-7) -> Tenso
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[-2] > matrix.shape[-1]
-    X = (matrix.mT if tall else matrix).flatten(0, -3)
-    X = X * torch.rsqrt(X.square().sum((-2, -1), keepdim=True) + floor * floor)
+    Y = (matrix.mT if tall else matrix).flatten(0, -3)
+    Y = Y * torch.rsqrt(Y.square().sum((-2, -1), keepdim=True) + floor * floor)
     for _ in range(iterations):
-        A = X @ X.mT
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    X = X.mT if tall else X
-    return X.reshape(matrix.shape)
+        gram = Y @ Y.mT
+        Y = torch.baddbmm(Y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), Y, beta=a)
+    Y = Y.mT if tall else Y
+    return Y.reshape(matrix.shape)

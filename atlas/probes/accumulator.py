@@ -1,4 +1,4 @@
-"""Level `accumulator`: does the Q-K accumulator give back what was put in, at the right size, and forget it at a reset?
+"""Level `accumulator`: does the Q-K accumulator return a stored pair, at the right size, and lose it at a reset?
 
 Legend: B draws, n haystack keys, H heads, P persistent keys, d head width, p feature width.
 
@@ -42,7 +42,7 @@ class Readings:
 
     cosine: Tensor  # [B, H]
     control: Tensor  # [B, H] the same without the needle
-    scale: float  # length of what comes back over the algebraic one; the cosine is blind to it
+    scale: float  # length of what comes back over the algebraic one; the cosine does not show it
     leftover: float  # after a reset, relative deviation from what the persistent keys alone give
 
 
@@ -91,7 +91,7 @@ def probe_accumulator(subject: Subject) -> NIAHResult:
 
 
 def _read(layer: MemoryLayer, needle: Sequence[Tensor], haystack: Tensor, degree: int) -> Readings:
-    """Leave something from an earlier shard, reset, inject, bury, ask, reset, ask again."""
+    """Fill an earlier shard, reset, write the needle, write the haystack, read; reset and read again."""
     key, value, old_key, old_value = needle
     normalisation = layer.memory.config.qk_projection.normalisation
     projection = QKProjection(layer.persistent, normalisation, degree)

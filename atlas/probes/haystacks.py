@@ -1,6 +1,6 @@
 """The questions of the level `recall`: needles in token sequences, one batch of them per cell of the grid.
 
-Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
+Legend: N sequences, L tokens, n questions of a sequence, b bytes of an answer.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Questions:
     depth: float | None
     chance: float
     inputs: NDArray[np.int64]  # [N, L]
-    place: NDArray[np.int64]  # [N, Q, V]: position whose logits give each answer byte
-    answer: NDArray[np.int64]  # [N, Q, V]
-    distance: NDArray[np.int64]  # [N, Q]: tokens from a question back to its needle
-    seen: NDArray[np.int64]  # [N, Q, S, V]: values shown before the question, in order, then -1
+    place: NDArray[np.int64]  # [N, n, b]: position whose logits give each answer byte
+    answer: NDArray[np.int64]  # [N, n, b]
+    distance: NDArray[np.int64]  # [N, n]: tokens from a question back to its needle
+    seen: NDArray[np.int64]  # [N, n, shown, b]: values shown before the question, in order, then -1
     candidates: NDArray[np.int64]  # tokens that an answer byte can be: a guess among them is right by chance
     missing: str = ""
 
@@ -108,7 +108,7 @@ def build_questions(
 def _seen(
     values: NDArray[np.uint8], starts: NDArray[np.int64], shown: NDArray[np.int64], queries: int
 ) -> NDArray[np.int64]:
-    """Values [N, P, V] of all events before each of the questions, which are the last events of a sequence."""
+    """Values [N, pairs, b] of all events before each of the questions, which are the last events of a sequence."""
     order = np.take_along_axis(shown, np.argsort(starts, axis=1), axis=1)  # pairs in order of place
     values_in_order = np.take_along_axis(values, order[..., None], axis=1).astype(np.int64)
     count, events, size = values_in_order.shape
@@ -141,7 +141,7 @@ def _from_sequences(
 
 
 def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Questions:
-    """Keys and values are ids of the byte vocabulary; the answer is asked for where the key comes again."""
+    """Keys and values are ids of the byte vocabulary; a question is the second occurrence of a key."""
     pairs = MQAR_PAIRS_MAX if length >= 512 else max(1, length // 16)
     sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=pairs, random_filler=False)
     place = np.nonzero(sequences.labels != IGNORED)[1].reshape(count, -1)

@@ -1,6 +1,6 @@
 """Key-blind readers, which ignore the key that is asked for, and whether a model is clearly above the best of them.
 
-Legend: C questions, S values shown before a question, V bytes of a value.
+Legend: n questions, m values shown before a question, b bytes of a value.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ CONFIDENCE = 0.99  # one-sided
 def key_blind_readers(questions: Questions, counted: NDArray[np.bool_]) -> dict[str, float]:
     """Expected share of the counted questions that each reader answers, on the same samples.
 
-    A reader sees the values before the question in their order. Most frequent: one of them at random where several are.
+    A reader sees the values before the question in their order. Of several most frequent values it takes one at random.
     """
-    seen, answer = questions.seen[counted], questions.answer[counted]  # [C, S, V], [C, V]
+    seen, answer = questions.seen[counted], questions.answer[counted]  # [n, m, b], [n, b]
     shown: NDArray[np.bool_] = np.all(seen >= 0, axis=-1)
-    right = np.all(seen == answer[:, None], axis=-1) & shown  # [C, S]
+    right = np.all(seen == answer[:, None], axis=-1) & shown  # [n, m]
     count = shown.sum(1)
-    same = np.all(seen[:, :, None] == seen[:, None], axis=-1) & shown[:, None]  # [C, S, S]
+    same = np.all(seen[:, :, None] == seen[:, None], axis=-1) & shown[:, None]  # [n, m, m]
     times = same.sum(2) * shown
     frequent = np.equal(times, times.max(1, keepdims=True))
     found = {

@@ -1,6 +1,6 @@
 """Perplexity beyond the trained length: does a longer context help or harm the tokens after it?
 
-Legend: R rows, T trained length, F length factor, V vocabulary.
+Legend: R rows, T trained length, F length factor.
 
 Every stretch of T tokens is read twice: after all that came before it, and on its own from the initial state. The text
 is the same, so the difference is the effect of the stretches before.

@@ -1,6 +1,6 @@
 """Level `recall`: does the trained model find needles in token sequences that its attention cannot reach?
 
-Legend: N sequences, L tokens, Q questions of a sequence, V bytes of an answer.
+Legend: N sequences, L tokens, n questions of a sequence, b bytes of an answer.
 
 A question counts as answered when every byte of its answer is the likeliest one, the bytes before it being given
 (teacher forcing): the same as an exact match of greedy decoding. The control reads the same sequences with the memory
@@ -212,7 +212,7 @@ def answer(
             for field in (questions.inputs, questions.place, questions.answer)
         )
         logits = model(inputs, mode=mode).logits
-        at = logits[torch.arange(len(inputs), device=device)[:, None, None], place].float()  # [N, Q, V, vocabulary]
+        at = logits[torch.arange(len(inputs), device=device)[:, None, None], place].float()  # [N, n, b, vocabulary]
         chosen = at.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
         chose = candidates[at[..., candidates].argmax(-1)] if guess else at.argmax(-1)
         right.append((chose == wanted).all(-1).cpu().numpy())

@@ -17,6 +17,9 @@ class Outcome(StrEnum):
     not_measured = "not_measured"
 
 
+NOT_ASKED = "NOT MEASURED: left out by niah.levels"
+
+
 @dataclass(frozen=True)
 class ProbeCell:
     """One measurement of a level: a mean over `samples` needles. What was not measured is None, with the reason."""

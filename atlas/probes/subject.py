@@ -17,7 +17,7 @@ from atlas.models.plan import ChunkPlan
 from atlas.probes.keys import SeenTokens, seen_tokens, text_rows
 
 TEXT_ROWS = 2  # rows of text whose keys the key levels bury their needle under
-TEXT_PLACE = 1 << 34  # in the random stream; a level has a place of its own
+TEXT_PLACE = 1 << 34  # in the random stream; every level has its own place
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from atlas.probes.result import NIAHResult
 def with_trained_control(
     results: Sequence[NIAHResult], probe: NIAHProbe, control: AtlasModel, step: int
 ) -> list[NIAHResult]:
-    """`results` of a model whose recall cells also tell what `control`, of `step` training steps, answers.
+    """`results` with `without` in the recall cells: the same needles, by `control` after `step` training steps.
 
-    Both see the same needles. Raises `ValueError` for a model with a memory.
+    Raises `ValueError` for a model with a memory.
     """
     if memory_layers(control):
         raise ValueError("the control has a memory")

@@ -1,4 +1,4 @@
-"""Reports of runs and sweeps, made of the files that they left: `python -m atlas.report DIR...`."""
+"""Reports of runs and sweeps, made from their files: `python -m atlas.report DIR...`."""
 
 from atlas.report.writing import write_report
 

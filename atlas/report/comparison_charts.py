@@ -18,7 +18,7 @@ from atlas.report.wording import finite, number, value_text
 
 HOVER = "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>"
 SMOOTH = "Moving means over 2 % of the rows."
-LEGEND = "The orange line is the best run; the others stand out the more, the lower their validation loss."
+LEGEND = "The orange line is the best run; the lower the validation loss of another run, the stronger its colour."
 OVERLAYS = (
     ("validation/loss", "Validation loss of all runs", "nats per byte"),
     ("loss", "Training loss of all runs", "nats per byte"),

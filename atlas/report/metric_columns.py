@@ -63,7 +63,7 @@ def _column(rows: Sequence[Row], name: str) -> Floats:
     found = [row.get(name) for row in rows]
     try:
         return np.array(found, dtype=np.float64)
-    except (TypeError, ValueError):  # a value that is no number
+    except (TypeError, ValueError):  # a value that is not a number
         return np.array([value if isinstance(value, int | float) else np.nan for value in found], dtype=np.float64)
 
 

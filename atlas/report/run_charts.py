@@ -15,7 +15,7 @@ from atlas.report.wording import finite
 
 LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss")
 GATES = ("gate/mean", "gate/std", "gate/polarised")
-DELTA = "Perplexity delta of the watched rows"
+DELTA = "Perplexity delta of the watched sequences"
 NEAR = 3.0  # times the threshold: the range of the delta that is shown first
 NOT_DRAWN = ("time", "tokens", "ppl_delta", "perplexity", "tokens_per_second", "niah/accuracy", *LOSSES, *GATES)
 

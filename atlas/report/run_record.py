@@ -49,7 +49,7 @@ class RunRecord:
         return self.status
 
     def result(self, key: str, column: str) -> float | None:
-        """A number of the summary; while the run goes on, the newest of its rows."""
+        """A number of the summary; while the run trains, that of its newest row."""
         found = finite(self.summary.get(key))
         return self.rows.last(column) if found is None else found
 

@@ -27,7 +27,7 @@ from atlas.telemetry.run_files import Row
 
 BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level says most about the trained model
 SHOWN_EVENTS = ("spike", "rollback", "warning", "error", "notice", "end")
-MOST_EVENTS = 200  # in the table; a run that warns at every step would bury the rest
+MOST_EVENTS = 200  # in the table; else a run that warns at every step fills the page
 
 
 def run_section(record: RunRecord, label: str, anchor: str, limit: int, *, folded: bool) -> Section:

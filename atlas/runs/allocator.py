@@ -12,8 +12,9 @@ LARGEST_IN_HEAP = 2**25
 
 
 def keep_freed_memory() -> None:
-    """What one training step frees stays for the next. By default it goes back to the system, to be taken again for the
-    same tensors, a page fault at a time.
+    """Keep the memory that a training step frees for the next step.
+
+    By default it goes back to the system, and the next step's tensors cost page faults.
     """
     mallopt = _function("mallopt")
     if mallopt is not None:
@@ -22,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give all of it back now: it would count as in use."""
+    """Return all freed memory to the system, so that it does not count as used."""
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import load_config, save_config
 from atlas.config.continuing import Effect, change_rule
-from atlas.runs.build import build_optimizer
+from atlas.data.source import DataSource
+from atlas.runs.build import build_data, build_optimizer
 from atlas.runs.environment import config_hash
 from atlas.runs.resume import as_text, differences, transfer
 from atlas.telemetry.jsonl import JsonlError
@@ -61,13 +64,20 @@ class Changes:
             given = ", ".join(f"{key}={as_text(self.settings[key][1])}" for key in self.lasting)
             raise ConfigError(f"{given}: must be given with train.steps > {step}: {reason}")
 
-    def apply(self, state: TrainState) -> None:
-        """Let the restored state go on under the new settings."""
-        if "train.steps" in self.settings and "recall_share_start" in self.config.data:
-            state.carried = []  # which rows the next batch continues hangs on the recall share of the step before
+    def apply(self, state: TrainState, data: DataSource) -> None:
+        """Let the restored state continue under the new settings, on batches of `data`.
+
+        The carried memories have read the last batch. Where the schedule of the new length gives another batch for that
+        step, the next one continues other sequences, and the memories are dropped.
+        """
+        if "train.steps" in self.settings and state.carried:
+            earlier = replace(self.config, train=replace(self.config.train, steps=self.frozen.train.steps))
+            was, now = (one.batch(state.step + state.skipped).inputs for one in (build_data(earlier), data))
+            if not torch.equal(was, now):
+                state.carried = []
 
     def record(self, folder: Path, state: TrainState, telemetry: TelemetryLogger) -> None:
-        """Tell, then keep. In this order: config.yaml never knows of a change that events.jsonl does not."""
+        """Write the event first, then config.yaml: a change in config.yaml is always in events.jsonl too."""
         if not self.settings:
             return
         telemetry.event(

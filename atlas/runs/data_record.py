@@ -1,4 +1,4 @@
-"""Which text a run was trained on: data.json in its folder, and what a run finds that goes on."""
+"""Which text a run was trained on: data.json in its folder, and the check when the run is continued."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_RECORD_BYTES = 2**28
 
 
 def rooted(config: RunConfig) -> RunConfig:
-    """The configuration with paths of text from the root on, so that the run goes on from any folder."""
+    """The configuration with absolute paths of its text, so that the run can be continued from any folder."""
     paths = config.data.get("paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         return config
@@ -37,7 +37,7 @@ def record_data(folder: Path, corpus: Corpus) -> None:
 
 
 def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:
-    """What the user should know of the text, where the checkpoint was trained on that of `digest`.
+    """Check the text of a continued run, whose checkpoint was trained on the text of `digest`; returns notices.
 
     Raises `ConfigError` where the corpus is another one, unless that is accepted.
     """

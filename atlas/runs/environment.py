@@ -1,4 +1,4 @@
-"""What a run ran on: versions, revision, device, memory. Evidence for whoever reads its numbers."""
+"""The environment of a run: versions, revision, device, memory."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """Model of the processor where the system tells it, else its architecture."""
+    """Model of the processor, or its architecture where the system does not name a model."""
     try:
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -77,12 +77,12 @@ class PeakMemory:
     """Highest memory in use since this object was made: of the device's allocator on CUDA, else of the process.
 
     The system remembers the highest of the whole process, in which a sweep runs many jobs. Linux lets a process start
-    the record anew; where it cannot, the peak is known if it is higher than any before.
+    the record anew; where it cannot, a peak is only known if it is higher than every earlier one.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        gc.collect()  # what an earlier run left behind is none of this one's
+        gc.collect()  # what an earlier run left behind does not count
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
@@ -91,7 +91,7 @@ class PeakMemory:
         self._before = _highest_bytes()
 
     def read(self) -> int | None:
-        """In bytes; None where it cannot be told from that of an earlier run."""
+        """In bytes; None where it may be the peak of an earlier run."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         highest = _highest_bytes()

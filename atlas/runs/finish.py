@@ -10,7 +10,9 @@ from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
+from atlas.config import LEVELS
 from atlas.config.composition import save_config
+from atlas.probes.result import NOT_ASKED
 from atlas.runs.environment import PeakMemory
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.room import when_there_is_room
@@ -47,7 +49,7 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
         try:
             trainer.telemetry.event("notice", state.step, message=write_suggestion(folder, state.history.deltas))
         except (OSError, TelemetryError) as error:
-            print(f"warning: the rollback calibration was not written: {error}", file=sys.stderr)
+            print(f"warning: the suggested rollback threshold was not written: {error}", file=sys.stderr)
 
 
 def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
@@ -62,8 +64,8 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
     files = RunFiles(folder)
     events = files.events
     summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
-    for event in events:  # calibrated at the start, measured again at the end
-        if event["kind"] == "calibration":
+    for event in events:  # calibrated at the start, measured at the end: older runs call both calibration
+        if event["kind"] in ("calibration", "reset_shock"):
             found = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
             summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
     summary.history = [
@@ -121,7 +123,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("validation loss", _nats(summary.validation_loss)),
         ("bigram baseline", _nats(summary.baseline_loss)),
         ("gates", _gates(summary)),
-        *[(f"niah {level}", _niah(result)) for level, result in summary.niah.items()],
+        *[(f"niah {level}", _niah(summary.niah.get(level))) for level in LEVELS if summary.niah],
         ("reset shock", _reset_shock(summary.calibration)),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
         ("peak memory", f"{summary.peak_memory_bytes / 2**30:.2f} GiB" if summary.peak_memory_bytes else None),
@@ -142,8 +144,8 @@ def _gates(summary: RunSummary) -> str | None:
     return f"mean {summary.gate_mean:.3f}, std {summary.gate_std:.3f}, polarised {summary.gate_polarised:.1%}"
 
 
-def _niah(result: dict[str, object]) -> str:
-    return str(result["verdict"])
+def _niah(result: dict[str, object] | None) -> str:
+    return NOT_ASKED if result is None else str(result["verdict"])
 
 
 def _reset_shock(found: dict[str, Any]) -> str | None:

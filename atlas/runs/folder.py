@@ -49,7 +49,7 @@ def remove_if_empty(folder: Path) -> None:
 
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
-    """Send the package's log to train.log, which comes to be with the first line."""
+    """Send the package's log to train.log; the file is made with its first line."""
     handler = _LogFile(folder / LOG_FILE, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
@@ -64,7 +64,7 @@ def log_file(folder: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk ends: one line says so, where logging's own answer is a traceback for each line."""
+    """A log file that a full disk ends with one line on stderr; logging itself prints a traceback for each record."""
 
     reported = False
 
@@ -79,9 +79,9 @@ class _LogFile(logging.FileHandler):
 
 
 def record_failure(folder: Path, error: Exception, composed: DictConfig, launcher: str = "") -> None:
-    """Leave what a run leaves that fails, where it failed before it could do so itself.
+    """Write summary.json, train.log and config.yaml for a run that failed before it could write them itself.
 
-    What an earlier start left stays: its numbers in summary.json, its lines in train.log.
+    The numbers in summary.json and the lines in train.log of an earlier start stay.
     """
     summary = read_summary(folder)
     if summary is not None and (summary.status, summary.reason) == ("failed", reason(error)):
@@ -106,5 +106,5 @@ def reason(error: BaseException) -> str:
 
 
 def say(message: object) -> None:
-    """A line to whoever started the command."""
+    """Print a line on stderr."""
     print(printable(f"atlas: {message}"), file=sys.stderr, flush=True)

@@ -63,7 +63,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
             changes.require_none(f"the run in {folder} is complete", state.step)
             print(f"the run in {folder} is complete: nothing is left to do")
             return finished
-        changes.apply(state)
+        changes.apply(state, trainer.data)
 
         peak = PeakMemory(trainer.step.device)
         summary = _new_summary(config, folder, state, trainer.step.device)

@@ -23,7 +23,7 @@ _listening: list[StopRequest] = []  # of the run of this process's main thread, 
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
-    """The handler. It only takes a note: whatever the signal has cut into must not be torn."""
+    """The handler. It only records the request: the signal may have interrupted a write."""
     by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     request = _listening[-1] if _listening else None
     if request is not None and not request.by:
@@ -33,8 +33,8 @@ def interrupt(number: int, frame: FrameType | None = None) -> None:
 
 
 def _repeats(request: StopRequest, by: str) -> bool:
-    """Whether this is the signal that made the request once more: a terminal that closes sends SIGHUP itself and has
-    its shell send it, `timeout` signals its command and then their group."""
+    """Whether the signal that made the request arrives a second time without a second wish: a closing terminal sends
+    SIGHUP itself and through its shell, `timeout` signals its command and then the command's group."""
     return by == "SIGHUP" or (by == request.by and time.monotonic() - request.since < REPEAT_SECONDS)
 
 

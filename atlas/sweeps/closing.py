@@ -1,4 +1,4 @@
-"""How a sweep ends: what became of each job, the report, and how to go on."""
+"""The end of a sweep: the outcome of each job, the report, and the command that runs the jobs that are left."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _why(outcome: JobOutcome) -> str:
     assert outcome.summary is not None
     if outcome.held:
         return "another process runs it"
-    text = outcome.summary.reason or "its process ended without a word"
+    text = outcome.summary.reason or "its process ended without an error message"
     return text.splitlines()[0]
 
 

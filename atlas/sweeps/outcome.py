@@ -1,4 +1,4 @@
-"""What became of the jobs of a sweep, read from their folders."""
+"""The outcomes of a sweep's jobs, read from their folders."""
 
 from __future__ import annotations
 

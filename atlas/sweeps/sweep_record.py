@@ -75,7 +75,7 @@ def read_record(folder: Path, key: str) -> SweepRecord:
 
 
 def settings_key(composed: DictConfig) -> str:
-    """Hash of a job's settings, without those that may change when it goes on."""
+    """Hash of a job's settings, without those that may change when it is continued."""
     task = OmegaConf.masked_copy(composed, [str(name) for name in composed if name != "hydra"])
     plain = OmegaConf.to_container(task, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict)

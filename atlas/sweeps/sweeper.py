@@ -159,7 +159,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _let_workers_end(folder: Path) -> None:
     """Wait for processes that an earlier start of the sweep, or a launcher that broke down, left behind.
 
-    Raises `ConfigError` where they go on, as those of a cluster do.
+    Raises `ConfigError` where they keep running, as those of a cluster do.
     """
     deadline = time.monotonic() + ENDING_SECONDS
     while living := living_workers(folder):

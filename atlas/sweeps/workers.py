@@ -148,7 +148,7 @@ def passing_interrupts_on(sweep: Path, as_sigint: bool) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.take_down()
         stop.put_up(INTERRUPTED)
-        say("interrupted: jobs that run are asked to end, no other is started; once more to leave at once")
+        say("interrupted: running jobs are asked to end, no other is started; a second signal leaves at once")
         for process in worker_processes(sweep):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGINT if as_sigint else signal_number)

@@ -14,6 +14,7 @@ KINDS = (
     "notice",
     "settings",
     "calibration",
+    "reset_shock",
     "probe",
     "spike",
     "rollback",

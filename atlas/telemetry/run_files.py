@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 @dataclass
 class RunFiles:
-    """The files of one run, each read when it is first asked for.
+    """The files of one run, each read on first use.
 
     Strict: a missing or damaged file raises OSError, ValueError (`JsonlError`) or `ConfigError`; a torn last line of
     rows or events is left out. Tolerant (`strict=False`): what cannot be read is empty or left out, and `problems` has

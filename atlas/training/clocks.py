@@ -1,4 +1,4 @@
-"""Where a run's wall-clock time goes."""
+"""Wall-clock time of a run, by activity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exceptions that end a run regularly."""
+"""Exceptions by which a run ends itself."""
 
 from __future__ import annotations
 

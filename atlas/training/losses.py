@@ -1,6 +1,6 @@
 """Training losses: cross entropy of text and of recall answers, and gate polarisation.
 
-Legend: B sequences, T tokens, V vocabulary, D model width.
+Legend: B sequences, T tokens, D model width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LanguageLoss(NamedTuple):
 
 
 def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
-    """logits [B, T, V] -> mean losses. Text and recall are averaged separately: there are few answers and many bytes.
+    """logits [B, T, vocabulary] -> mean losses, of text and of recall separately: answers are few, bytes are many.
 
     A row without a weighted target, such as a recall sequence too short for a question, adds nothing.
     """
@@ -52,7 +52,7 @@ def gate_polarisation(gates: Sequence[Tensor]) -> Tensor:
 
 
 def polarisation_weight(step: int, steps: int, gate: GateConfig) -> float:
-    """lambda(t): the peak for the first `polarisation_hold` of the steps, then peak * decay ** progress."""
+    """Weight of the polarisation: the peak for `polarisation_hold` of the steps, then peak * decay ** progress."""
     progress = step / steps
     if progress <= gate.polarisation_hold:
         return gate.polarisation_peak

@@ -1,10 +1,10 @@
 """The cost of a reset of the local memories: the loss after the first reset, compared with no reset.
 
-Legend: R rows, S shard, n horizon, T tokens, V vocabulary.
+Legend: B sequences, S_L shard, n horizon.
 
-    shock = (loss with the reset - loss without) / loss without,     over tokens S .. S + n - 1 of the same rows
+    shock = (loss with the reset - loss without) / loss without,     over tokens S_L .. S_L + n - 1 of the same text
 
-Both passes are the same up to token S, so the reset alone makes the difference. A reset also sets the sums of the Q-K
+Both passes are the same up to token S_L, so the reset alone makes the difference. A reset also sets the sums of the Q-K
 projection to the persistent ones. Below 0 the reset helps.
 """
 
@@ -41,7 +41,7 @@ class ResetShock:
 
 
 def reset_shock(model: AtlasModel, rows: Tensor, horizon: int) -> ResetShock:
-    """Measure on token rows [R, S + n + 1] of a model whose plan has a shard of S. No gradients are kept."""
+    """Measure on tokens [B, S_L + n + 1]; the model's plan has a shard of S_L. No gradients are kept."""
     plan = model.plan
     with_reset = _loss_after(model, rows, plan, horizon)
     return ResetShock(with_reset, _loss_after(model, rows, plan._replace(shard=None), horizon), horizon)
@@ -52,6 +52,6 @@ def _loss_after(model: AtlasModel, rows: Tensor, plan: ChunkPlan, horizon: int) 
     """Mean loss of the last `horizon` targets."""
     losses = []
     for part in rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])):
-        logits = model(part[:, :-1], plan=plan).logits[:, -horizon:]  # [R, n, V]
+        logits = model(part[:, :-1], plan=plan).logits[:, -horizon:]  # [B, n, vocabulary]
         losses.append(F.cross_entropy(logits.float().flatten(0, 1), part[:, -horizon:].flatten(), reduction="none"))
     return torch.cat(losses).double().mean().item()

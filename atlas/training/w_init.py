@@ -1,11 +1,11 @@
 """Steady-state calibration of W_init, and the reset shock that judges it (docs/memory.md section 7).
 
-Legend: B sequences, H heads, T tokens, S shard, d head width, h hidden width, p feature width.
+Legend: B sequences, H heads, T tokens, S_L shard, d head width, h hidden width, p feature width.
 
     W_init <- mean over sequences and boundaries of the weights that a local memory without resets carries there
 
 A reset replaces these weights by W_init, so with their mean as W_init a reset changes the weights least. Boundaries are
-every S tokens of training sequences. The global memory is never reset, and its W_init is not changed.
+every S_L tokens of training sequences. The global memory is never reset, and its W_init is not changed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,15 @@
 """What each part of the memory is worth: a table over sweeps, with every run probed anew on many needles.
 
-python -m experiments.ablations SWEEP [SWEEP ...] [samples=64] [folder=experiments/ablations] [trust=MODULE]
+python -m experiments.ablations SWEEP [SWEEP ...] [KEY=VALUE ...]
+
+  samples=64                       needles at each depth
+  folder=experiments/ablations     where ablations.json and RESULTS.md go
+  trust=MODULE                     a module of your own that the runs' components come from
 
 The settings of the first job are the reference; every other row names what it changes. Runs of one seed are compared
-with each other: the same data, the same needles, and the run trained without a memory as second control.
+with each other: the same data, the same needles, and the run trained without a memory as second control. Writes
+ablations.json and RESULTS.md, and niah.json and niah.png of each run again, in minutes for each run. Exit status: 0
+written, 2 refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,14 @@
 """Perplexity at 1, 2, 4 and 10 times the trained length.
 
-python experiments/lengths/lengths.py RUN [rows=16] [seed=0]
+python experiments/lengths/lengths.py RUN [KEY=VALUE ...]
+
+RUN is a finished run or one of its checkpoints.
+
+  rows=16     stretches of text, each of ten trained lengths
+  seed=0      of their places in the validation text
+
+Writes lengths.json and RESULTS.md beside this file, in some minutes on one core with a tiny model. Exit status: 0 the
+rule of README.md holds, 1 it does not, 2 refused.
 """
 
 from __future__ import annotations
@@ -17,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlas.config import ConfigError, RunConfig, require
-from atlas.config.arguments import read_settings, split_arguments
+from atlas.config import RunConfig, require
+from atlas.config.arguments import read_settings, run_command, split_arguments
 from atlas.data.corpus import stdlib_corpus
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.probes.lengths import Length, by_length, loss_by_stretch
@@ -128,13 +136,13 @@ def write(found: dict[str, list[Length]], record: dict[str, Any], folder: Path) 
 
 
 def main(arguments: Sequence[str], folder: Path = HERE) -> int:
-    try:
-        path, overrides = split_arguments(arguments, USAGE)
-        settings = read_settings(LengthSettings, overrides)
-        found, record = measure(path, settings)
-    except ConfigError as error:
-        print(f"atlas: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda given: _main(given, folder), arguments, __doc__ or "")
+
+
+def _main(arguments: Sequence[str], folder: Path) -> int:
+    path, overrides = split_arguments(arguments, USAGE)
+    settings = read_settings(LengthSettings, overrides)
+    found, record = measure(path, settings)
     print(f"\n{table(found, record['trained_length'])}\n\n{write(found, record, folder)}")
     return 0 if holds(found) else 1
 

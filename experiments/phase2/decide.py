@@ -4,6 +4,8 @@ SWEEP is the folder that `python -m atlas.train experiment=NAME` wrote, NAME one
 is one, chunk_size_learning), niah_frequency and rollback_threshold. The written rule of its protocol is applied to the
 recorded runs; decision.json and decision.md go into the folder. Where no set of chunk sizes is fast enough, the rule
 investigates why: a minute of measuring, on the device of the runs, which should do nothing else meanwhile.
+SWEEP may also be a decision.json, such as experiments/phase2/data/chunk_sizes.json: the rule is then applied again to
+the evidence in it, and no file is written. All this takes seconds.
 protocol=chunk_sizes|probe_frequency|rollback_threshold names the protocol where the sweep was not started by its
 experiment. document=FILE puts the decisions into one document as well, and their evidence into data/ beside it.
 Exit status: 0 every decision passed its criterion; 1 one is STOP or flagged; 2 refused: the runs are no sound evidence.
@@ -18,12 +20,13 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import read_settings, run_command
+from atlas.config.untrusted import read_json
 from experiments.phase2 import chunk_learning, chunk_sizes, chunk_tables, probe_frequency, rollback_threshold
 from experiments.phase2.chunk_learning import LearningRun
 from experiments.phase2.chunk_runs import ChunkRun
-from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, write_document
+from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, read_record, write_document
 from experiments.phase2.investigation import SetInvestigation
-from experiments.phase2.sweeps import RecordedSweep, read_sweep
+from experiments.phase2.sweeps import RecordedSweep, read_sweep, readable
 
 USAGE = "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]"
 
@@ -85,18 +88,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _decide(arguments: Sequence[str]) -> int:
-    folders = [Path(argument) for argument in arguments if "=" not in argument]
-    require(len(folders) > 0, "SWEEP", "", f"at least one folder of a sweep: {USAGE}")
+    paths = [Path(argument) for argument in arguments if "=" not in argument]
+    require(len(paths) > 0, "SWEEP", "", f"at least one folder of a sweep: {USAGE}")
     choices = read_settings(Choices, [argument for argument in arguments if "=" in argument])
-    records = decide_sweeps(folders, choices.protocol)
-    for folder, record in records.items():
+    records = [_decide_again(path) for path in paths if path.suffix == ".json"]
+    for record in records:
+        print(f"{record.markdown()}\n")
+    for folder, record in decide_sweeps([path for path in paths if path.suffix != ".json"], choices.protocol).items():
         print(f"{record.markdown()}\n\nfiles  {folder / 'decision.json'}\n       {folder / 'decision.md'}\n")
+        records.append(record)
     if choices.document:
-        write_document(Path(choices.document), list(records.values()), PROTOCOLS)
+        write_document(Path(choices.document), records, PROTOCOLS)
         print(f"written to {choices.document}")
-    for record in records.values():
+    for record in records:
         print(f"{record.protocol.title}: {record.decision.line}")
-    return 0 if all(record.decision.passed for record in records.values()) else 1
+    return 0 if all(record.decision.passed for record in records) else 1
+
+
+def _decide_again(path: Path) -> DecisionRecord:
+    """The record in a decision.json; its decision is made again from its evidence. Raises `ConfigError`."""
+    with readable(path):
+        name, known = read_json(path)["protocol"], {protocol.name: protocol for protocol in PROTOCOLS}
+        require(name in known, "protocol", name, f"one of {', '.join(known)}")
+        return read_record(path, known[name])
 
 
 def decide_sweeps(folders: Sequence[Path], protocol: str = "") -> dict[Path, DecisionRecord]:

@@ -3,7 +3,8 @@
 python -m experiments.phase2.gate [only=G2-3,G2-6] [folder=PATH] [GROUP=OPTION ...] [KEY=VALUE ...]
 
 Runs G2-1 to G2-7 for real on the default configuration with these overrides, which must be quiet minutes of the
-machine: two sweeps are timed. Writes gate.json and gate.md into outputs/gates/<time>, beside the runs and their logs.
+machine: two sweeps are timed. All of it takes several times as long as a default training run; only=G2-3 is the
+quickest. Writes gate.json and gate.md into outputs/gates/<time>, beside the runs and their logs.
 
   python -m experiments.phase2.gate                                   all of it
   python -m experiments.phase2.gate device=cuda                       on a GPU

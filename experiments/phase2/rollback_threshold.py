@@ -15,6 +15,7 @@ from atlas.config.untrusted import read_json
 from atlas.training.watch.rollback_threshold import (
     CEILING,
     FLOOR,
+    FORMER_FILE,
     PERCENTILE,
     READINGS_MIN,
     THRESHOLD_FILE,
@@ -55,7 +56,8 @@ def gather(sweeps: Sequence[RecordedSweep]) -> list[ObservedRun]:
 
 
 def _observed_run(job: RecordedJob) -> ObservedRun:
-    found = read_json(job.folder / THRESHOLD_FILE)
+    path = job.folder / THRESHOLD_FILE
+    found = read_json(path if path.exists() else job.folder / FORMER_FILE)
     return ObservedRun(job.job, job.settings["seed"], job.summary["step"], found["deltas"])
 
 

@@ -1,6 +1,9 @@
-"""How long the report of a large sweep takes to write and to open: `python experiments/report_speed/speed.py`.
+"""How long the report of a large sweep takes to write and to open.
 
-40 runs of 10,000 rows. Writes RESULTS.md and speed.json beside this file.
+python experiments/report_speed/speed.py [REPEATS]
+
+40 made-up runs of 10,000 rows, written and opened REPEATS times (5). Without Chromium the page is not opened. Writes
+RESULTS.md and speed.json beside this file, in some minutes. Exit status: 0 below all limits, 1 not, 2 refused.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from synthetic import write_sweep
 
+from atlas.config import require
+from atlas.config.arguments import run_command
 from atlas.report import write_report
 from atlas.runs.environment import git_revision
 from experiments.browser import BrowserMissingError, open_file, opened_browser
@@ -37,7 +43,10 @@ CHARTS = "[...document.querySelectorAll('#comparison .plot')]"
 PACKAGES = ("atlas-test-time-memory", "numpy", "omegaconf", "plotly")
 
 
-def main(repeats: int = 5) -> int:
+def main(arguments: Sequence[str]) -> int:
+    given = arguments[0] if len(arguments) == 1 else " ".join(arguments) or "5"
+    require(given.isdecimal() and int(given) > 0, "REPEATS", given, "one number >= 1")
+    repeats = int(given)
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder) / "sweep"
         write_sweep(sweep, RUNS, ROWS)
@@ -119,4 +128,4 @@ def _seconds(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(run_command(main, None, __doc__ or ""))

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import RunConfig
+from atlas.config import RunConfig, require
 from atlas.runs.environment import git_revision, versions
 from atlas.runs.run import run
 from atlas.telemetry.rows import without_clock
@@ -40,6 +40,17 @@ SMALL = [
     "device=cpu",
     "device.threads=1",
 ]
+
+
+def counts(arguments: Sequence[str], **defaults: int) -> list[int]:
+    """The numbers on the command line, by their order; defaults for the rest. Raises `ConfigError`."""
+    names = " ".join(defaults).upper()
+    require(
+        len(arguments) <= len(defaults), "arguments", " ".join(arguments), f"at most {names}" if names else "left out"
+    )
+    for name, text in zip(defaults, arguments, strict=False):
+        require(text.isdecimal() and int(text) > 0, name.upper(), text, "a number >= 1")
+    return [*map(int, arguments), *list(defaults.values())[len(arguments) :]]
 
 
 def small(*overrides: str, data: str = "data=stdlib") -> RunConfig:

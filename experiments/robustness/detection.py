@@ -1,22 +1,28 @@
-"""Which injected faults are noticed, after how many steps, and what becomes of the run.
+"""Which injected faults are noticed, after how many steps, and how the run ends.
 
 A bad batch does its damage over steps, so two delays are given: from the fault's first step, and from the first reading
 of the watched perplexity that is over the limit. The second one is what `rollback.patience` bounds: that many readings,
 `rollback.suspect_every` steps apart.
 
 python experiments/robustness/detection.py
+
+Takes no settings: one small run for each fault. Writes detection.json and RESULTS.md beside this file, in some minutes
+on one core.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import small, table, write_result
+from common import counts, small, table, write_result
 
 import atlas
 from atlas.config import RollbackConfig
+from atlas.config.arguments import run_command
 from atlas.telemetry.run_files import RunFiles
 
 STEPS, FAULT_AT = 500, 255
@@ -59,7 +65,8 @@ def _steps(count: int | None) -> str:
     return "-" if count is None else str(count)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
+    counts(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         found = [strike(fault, Path(scratch) / str(number)) for number, fault in enumerate(FAULTS)]
     head = [
@@ -84,7 +91,8 @@ def main() -> None:
         for one in found
     ]
     write_result("detection", f"Detection of faults at step {FAULT_AT} of {STEPS}", table(head, rows), {"runs": found})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, None, __doc__ or ""))

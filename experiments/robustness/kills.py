@@ -4,6 +4,7 @@ python experiments/robustness/kills.py [KILLS]
 
 Every start is a process of its own, forked from this one after its imports, so that most kills strike the run itself
 and not the imports. The run saves every second step and meets a fault, so that kills strike rollbacks as well.
+KILLS is 100 by default. Writes kills.json and RESULTS.md beside this file, in a few minutes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import TEXT, compare, small, start, table, write_result
+from common import TEXT, compare, counts, small, start, table, write_result
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.config.arguments import run_command
 
 EVERY = 2
 LIFE_SECONDS = 1.0  # after its start event a run lives for a random time up to this
@@ -67,8 +70,8 @@ def _wait_for_growth(path: Path, size: int) -> None:
         time.sleep(0.005)
 
 
-def main() -> None:
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+def main(arguments: Sequence[str]) -> int:
+    (kills,) = counts(arguments, kills=100)
     torch.set_num_threads(1)
     steps = 30 * kills
     settings = [
@@ -91,7 +94,8 @@ def main() -> None:
     rows = [[name, count] for name, count in (*tally.items(), *found.items())]
     title = f"{kills} kills of a run of {steps} steps that saves every {EVERY}"
     write_result("kills", title, table(["what", "result"], rows), {"tally": tally, **found})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, None, __doc__ or ""))

@@ -2,9 +2,10 @@
 
 python experiments/robustness/stops.py [STOPS]
 
-Ten stops by each of Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, in every setting. The run saves rarely, so that only the
-checkpoint of the stop can keep what was done; every start is a process of its own, and is stopped at a random moment
-after it has taken a random number of steps. A fault lies in the middle, so that some stops strike a rollback.
+STOPS (10) stops by each of Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, in every setting. The run saves rarely, so that only
+the checkpoint of the stop can keep what was done; every start is a process of its own, and is stopped at a random
+moment after it has taken a random number of steps. A fault lies in the middle, so that some stops strike a rollback.
+Writes stops.json and RESULTS.md beside this file, in a few minutes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import TEXT, compare, small, start, table, write_result
+from common import TEXT, compare, counts, small, start, table, write_result
 
 from atlas.config import RunConfig
+from atlas.config.arguments import run_command
 from atlas.runs.signals import SIGNALS, handled_by, interrupt
 from atlas.runs.summary import read_summary
 
@@ -100,8 +103,8 @@ def measure(settings: list[str], stops: int, scratch: Path) -> dict[str, Any]:
     return {"steps": steps, "stops": len(numbers), **found, **compare(folder, whole)}
 
 
-def main() -> None:
-    stops = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+def main(arguments: Sequence[str]) -> int:
+    (stops,) = counts(arguments, stops=10)
     torch.set_num_threads(1)
     for number in SIGNALS:  # a shell in the background or nohup has them ignored
         signal.signal(number, signal.SIG_DFL)
@@ -111,7 +114,8 @@ def main() -> None:
     rows = [[name, *(result[name] for result in found.values())] for name in names]
     title = f"{stops} stops by each of {', '.join(number.name for number in SIGNALS)}"
     write_result("stops", title, table(["what", *found], rows), {"found": found})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, None, __doc__ or ""))

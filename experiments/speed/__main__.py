@@ -1,6 +1,18 @@
-"""How fast is atlas? python -m experiments.speed [key=value ...]
+"""How fast is atlas? Training steps and decoding, beside a plain Transformer and titans-pytorch.
 
-`quick=true` takes about a minute. README.md explains every key and every table.
+python -m experiments.speed [KEY=VALUE ...]
+
+  parts=whole,contexts,branch,decode,titans    what is measured; a part replaces only its own figures
+  contestants=gd_c16,transformer,...           by default each part's own
+  device=cpu  model=small  threads=0           cuda; an option of conf/model with a memory; 0 = torch's own choice
+  rounds=5                                     timed steps of each contestant
+  batch=2  sequence=0                          shape of a step of `whole` and `titans`; 0 = what the model is made for
+  contexts=  tokens=0                          lengths, and tokens of a step, of `contexts` and `branch`
+  folder=experiments/speed                     where the results go
+  quick=true                                   fewer rounds, contestants and parts
+
+Writes results-DEVICE-MODEL.json, its chart and RESULTS.md; the machine should do nothing else. quick=true takes about a
+minute, all parts far longer. README.md explains every key and every table. Exit status: 0 done, 2 refused.
 """
 
 from __future__ import annotations
@@ -10,7 +22,8 @@ import sys
 
 import torch
 
-from atlas.config import ConfigError, require
+from atlas.config import require
+from atlas.config.arguments import run_command
 from atlas.runs.allocator import keep_freed_memory
 from experiments.speed.chart import draw
 from experiments.speed.entries import check_entries
@@ -21,17 +34,15 @@ from experiments.speed.tables import document
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 an argument that cannot be used."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        options = parse(arguments)
-        device = usable_device(options)
-        check_entries(options)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    """The command line."""
+    return run_command(measure, arguments, __doc__ or "")
+
+
+def measure(arguments: list[str]) -> int:
+    """Raises `ConfigError` for an argument that cannot be used."""
+    options = parse(arguments)
+    device = usable_device(options)
+    check_entries(options)
     for part in options.parts:
         print(f"{part}:", flush=True)
         at = circumstances(device, arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-RULES = ("gd", "momentum", "muon", "omega", "atlas")
+RULE_NAMES = ("gd", "momentum", "muon", "omega", "atlas")
 CHUNKS = ("c8", "c16", "c64", "set_a")  # options of conf/chunk_size
 PLAIN = ("transformer", "transformer_atlas")
 TITANS = ("titans_64", "titans_16")  # the quicker one first
@@ -24,7 +24,7 @@ class Memory(NamedTuple):
 MODELS = {
     f"{rule}_{chunk}{UNSHARDED * (not sharded)}": Memory(rule, chunk, sharded, True)
     for sharded in (True, False)
-    for rule in RULES
+    for rule in RULE_NAMES
     for chunk in CHUNKS
 }
 BRANCHES = {f"branch_{chunk}": Memory("gd", chunk, True, True) for chunk in CHUNKS}
@@ -37,7 +37,7 @@ ALL_NAMES = (*PLAIN, "attention", *MODELS, *BRANCHES, *TITANS)
 NAME_GRAMMAR = (
     f"{', '.join(PLAIN)}, attention, {', '.join(TITANS)}, RULE_CHUNK, RULE_CHUNK{UNSHARDED}, or branch_CHUNK with"
     f" nothing, {LOCAL} or {UNSHARDED} after it; the last three also with {PYTORCH} at the end;"
-    f" RULE one of {', '.join(RULES)}, CHUNK one of {', '.join(CHUNKS)}"
+    f" RULE one of {', '.join(RULE_NAMES)}, CHUNK one of {', '.join(CHUNKS)}"
 )
 
 WHOLE = (

@@ -141,8 +141,8 @@ class Left:
     def rows(self) -> list[dict[str, Any]]:
         return [without_clock(row) for row in read_jsonl(self.folder / "metrics.jsonl")]
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in read_jsonl(self.folder / "events.jsonl") if event["kind"] == kind]
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        return [event for event in read_jsonl(self.folder / "events.jsonl") if event["kind"] in kinds]
 
     @property
     def state(self) -> dict[str, Any]:

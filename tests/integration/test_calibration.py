@@ -39,7 +39,7 @@ def test_a_run_measures_the_reset_shock_of_its_trained_model(tiny: Tiny, left: A
     message = expected.pop("message")
     assert found == pytest.approx({"tokens": 0, "attempts": 0, **expected})
     assert run.warnings == []
-    (event,) = left(tmp_path / "run").events("calibration")
+    (event,) = left(tmp_path / "run").events("reset_shock")
     assert (event["step"], event["message"], event["reset_shock"]) == (4, message, found["reset_shock"])
 
 
@@ -62,7 +62,7 @@ def test_a_calibrated_run_starts_from_the_calibrated_weights(tiny: Tiny, left: A
     step = TrainStep(config.train, torch.device("cpu"), torch.float32)
     record = Calibrator(config.calibration, build_data(config), step, model, seed=0).calibrate(model, 64)
     assert all(torch.equal(value, payload["model"][name]) for name, value in model.state_dict().items())
-    first, last = left(tmp_path / "run").events("calibration")
+    first, last = left(tmp_path / "run").events("calibration", "reset_shock")
     assert (first["step"], first["tokens"], first["reset_shock"]) == (0, 256, record["reset_shock"])
     assert first["message"].startswith("W_init calibrated on 256 tokens (attempt 1): a reset of the local memories ")
     found = calibration_of(tmp_path / "run")
@@ -81,12 +81,12 @@ def test_a_resumed_run_does_not_calibrate_again_and_still_tells(
     atlas.train(tiny(*CALIBRATED, "resume=auto", "trust=[interrupting]"), tmp_path / "cut")
     assert same_state(left(tmp_path / "cut").state, left(tmp_path / "whole").state)
     assert calibration_of(tmp_path / "cut") == calibration_of(tmp_path / "whole")
-    assert len(left(tmp_path / "cut").events("calibration")) == 2
+    assert len(left(tmp_path / "cut").events("calibration", "reset_shock")) == 2
 
 
 def test_switched_off_nothing_is_measured(tiny: Tiny, left: Any, tmp_path: Path) -> None:
     run = atlas.train(tiny(*SHORT, "calibration=off"), tmp_path / "run")
-    assert (run.calibration, left(tmp_path / "run").events("calibration")) == ({}, [])
+    assert (run.calibration, left(tmp_path / "run").events("calibration", "reset_shock")) == ({}, [])
 
 
 def test_calibration_without_text_is_refused_before_anything_is_written(tiny: Tiny, tmp_path: Path) -> None:

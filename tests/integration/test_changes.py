@@ -14,8 +14,12 @@ import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError
 from atlas.config.composition import load_config
-from atlas.runs.build import build_model, build_optimizer
+from atlas.runs.build import build_data, build_model, build_optimizer
+from atlas.runs.changes import Changes
 from atlas.runs.resume import resumed_config
+from atlas.training.state import TrainState
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
 from tests.integration.test_resume import stop
 
 
@@ -51,6 +55,24 @@ def test_a_completed_run_trains_longer_as_one_series(
     go_on(cut.folder)  # the change is in config.yaml: nothing to repeat
     assert cut.rows == whole.rows
     assert same_state(cut.state, whole.state)
+
+
+@pytest.mark.parametrize(("end", "kept"), [(0.5, True), (0.0, False)])
+def test_a_new_length_keeps_carried_memories_only_where_the_last_batch_is_the_same(
+    tiny: Any, end: float, kept: bool
+) -> None:
+    """The recall share follows the schedule: under another length, other rows of the last batch were text."""
+    short = tiny("train.carry_memory=true", "train.steps=10")
+    recall = {"pairs": 4, "queries": 3, "sparse_queries": 3, "sparse_share": 0.0, "distance_min": 8}
+    data = atlas.compose(["data=mixed", *(f"data.recall.{key}={value}" for key, value in recall.items())]).data
+    shares = {"recall_share_start": 0.5, "recall_share_end": end, "recall_hold": 0.0, "recall_blend_end": 1.0}
+    short = replace(short, data=data | {"paths": short.data["paths"]} | shares)
+    longer = replace(short, train=replace(short.train, steps=20))
+    model = build_model(short)
+    state = TrainState(model, build_optimizer(short, model), GateMonitor(short.train.gate), History(short.rollback))
+    state.step, state.carried = 10, [model.initial_state(1)]
+    Changes.between(short, longer).apply(state, build_data(longer))
+    assert bool(state.carried) is kept
 
 
 @pytest.mark.slow

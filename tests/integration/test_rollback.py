@@ -118,7 +118,7 @@ def test_without_rollback_a_spike_is_told_and_nothing_is_restored(
     run = left(tmp_path / "run")
     assert run.events("spike")[0]["trigger"] == "perplexity"
     assert list(run.folder.glob("checkpoints/retired-*")) == []
-    assert (run.folder / "rollback_calibration.json").exists() is (choice == "rollback=observe")
+    assert (run.folder / "rollback_threshold.json").exists() is (choice == "rollback=observe")
     summary = atlas.train(tiny(choice, "debug.inject=nan_loss@18"), tmp_path / "nan")
     assert (summary.status, summary.step) == ("aborted", 17)
     assert summary.reason == "loss nan, gradient norm nan at step 18; no rollback is configured for it"
@@ -128,7 +128,7 @@ def test_an_observed_run_writes_the_distribution(tiny: Any, left: Any, tmp_path:
     config = tiny("rollback=observe", "train.steps=40", "rollback.watch_every=1")
     save_config(config, tmp_path / "given.yaml")
     run = left(Path(atlas.train(config, tmp_path / "run").folder))
-    found = json.loads((run.folder / "rollback_calibration.json").read_text())
+    found = json.loads((run.folder / "rollback_threshold.json").read_text())
     assert found["readings"] == len(found["deltas"]) == 30
     assert found["quantiles"]["1.0"] == pytest.approx(max(found["deltas"]), abs=1e-6)
     assert run.events("notice")[-1]["message"].startswith(("suggested rollback.threshold=", "the run is too unstable"))

@@ -117,7 +117,7 @@ def test_a_worker_that_is_killed_costs_its_own_job_only(small: list[str], tmp_pa
     assert (ended.status, statuses(sweep, 4)) == (1, ["running", *["completed"] * 3])
     assert [row[2] for row in table(ended)] == ["killed", *["completed"] * 3]
     assert "atlas: job 0 was killed (signal 9)" in ended.err
-    assert f"atlas: job 0 killed: its process ended without a word; see {sweep}/0" in ended.err
+    assert f"atlas: job 0 killed: its process ended without an error message; see {sweep}/0" in ended.err
     notices = [event.get("message") for event in read_jsonl(sweep / "1" / "events.jsonl")]
     assert not any("resumed" in str(message) for message in notices)  # it was never stopped
 

@@ -203,7 +203,7 @@ def test_what_cannot_be_run_ends_before_any_work(
     argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["parts=contexts", f"folder={tmp_path}", argument]) == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.startswith(f"atlas: {message}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -78,7 +78,7 @@ backward = operator(
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.window = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
@@ -92,7 +92,7 @@ def _gradients(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return d_query.transpose(1, 2), d_keys, d_values, None, *d_pairs, None
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def banded_attention(

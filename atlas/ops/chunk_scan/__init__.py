@@ -93,8 +93,8 @@ class Scan:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
     def _read_at_ends(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
-        """Chunks of one token, each read after its update: the end of one is the start of the next, so every query
-        waits for a token, and the first place is left over."""
+        """Chunks of one token, each read after its update. The end of a chunk is the start of the next one: every query
+        moves one token later, and the first output is dropped."""
         query, features = (
             torch.cat((field[:, :1], field[:, :-1]), dim=1) for field in (tokens.query, tokens.query_features)
         )

@@ -1,6 +1,6 @@
 """Queries, keys and values of a memory's rows from their projections.
 
-    y_t = sum_lag w[lag] * x_{t - lag},     q = y_q / ||y_q||,  k = y_k / ||y_k||,  v = silu(y_v)
+    y_t = sum_lag weight[lag] * x_{t - lag},     q = y_q / ||y_q||,  k = y_k / ||y_k||,  v = silu(y_v)
 
 Legend: B sequences, H heads, N = B * H rows, T tokens, d head width, D = H * d, L lags.
 """
@@ -18,7 +18,7 @@ __all__ = ["memory_inputs", "rows_of_heads"]
 
 
 def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, L - 1 + T, 3D], the projections before the stretch first, w [L, 3D] -> q, k, v [N, T, d]."""
+    """x [B, L - 1 + T, 3D], the projections before the stretch first, weight [L, 3D] -> q, k, v [N, T, d]."""
     width, rest = divmod(x.shape[-1], 3 * heads)
     fits = not rest and x.dim() == 3 and weight.dim() == 2 and 0 < len(weight) <= x.shape[1] + 1
     if fits and takes(x, weight, widths=[width]):

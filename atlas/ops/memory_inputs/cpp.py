@@ -61,7 +61,7 @@ backward = operator(
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, ...]) -> None:
     x, weight, ctx.heads = inputs
     query, key, _, inverse = output
     ctx.save_for_backward(x, weight, query, key, inverse)
@@ -73,7 +73,7 @@ def _gradients(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor, None]:
     return d_x, d_weight.sum(0), None
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,11 +8,11 @@ Legend: N sequences x heads (x periods), T tokens, d head width, b block.
 
 With `per_key` every outer product is divided by its own ||k||^2 and nothing else is.
 
-Blocks of b tokens, for block i with queries Q, keys K and gradient D of M_t q_t; M - start is symmetric:
+Blocks of b tokens, for block i with queries Q, keys K and gradient dO of M_t q_t; M - start is symmetric:
 
     before_i = start + sum_{j < i} K_j^T K_j        M_t q_t = Q before + tril(Q K^T) K
-    after_i = d_total + sum_{j > i} Q_j^T D_j       dQ = D before^T + tril(D K^T) K
-    d_start = after_{-1}                            dK = K (after + after^T) + tril(Q K^T)^T D + tril(D K^T)^T Q
+    after_i = d_total + sum_{j > i} Q_j^T dO_j      dQ = dO before^T + tril(dO K^T) K
+    d_start = after_{-1}                            dK = K (after + after^T) + tril(Q K^T)^T dO + tril(dO K^T)^T Q
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Causal products of the Q-K projection by PyTorch's operations, in blocks. The package has legend and equations."""
+"""Causal products of the Q-K projection by PyTorch's operations, in blocks. Legend and equations: `__init__.py`."""
 
 from __future__ import annotations
 

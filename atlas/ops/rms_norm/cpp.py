@@ -47,7 +47,7 @@ backward = operator(
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -58,7 +58,7 @@ def _gradients(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor, Tensor]:
     return d_x, d_weight.sum(0)
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

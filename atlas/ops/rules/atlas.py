@@ -1,13 +1,13 @@
 """Learning rule `atlas`: window, momentum, retention and Newton-Schulz together (ATLAS Eq 32-33).
 
     S <- theta S + sum_{s in chunk} eta_s sum_{i = s-c+1 .. s} gamma_{s,i} grad l(W_xi; k_i, v_i)
-    W <- alpha W_xi - rate NS_K(S)
+    W <- alpha W_xi - rho NS(S)
 
-As in `muon`, reads are at the chunk's start, or at the end of a chunk of one token, and theta, alpha and the rate of a
-chunk are the means of its tokens' gates. gamma is a gate per pair of writing and written token, as in ATLAS: each token
+As in `muon`, reads are at the chunk's start, or at the end of a chunk of one token, and theta, alpha and rho of a chunk
+are the means of its tokens' gates. gamma is a gate per pair of writing and written token, as in ATLAS: each token
 has one for each of its c lags.
 
-No token reads a part of the sum, so each written token's gradient is needed once, times all that its writers give it.
+No token reads a part of the sum, so each gradient is computed once and weighted by the sum over its writers.
 
 Legend: N rows, C tokens, c window, J = c - 1 + C written tokens.
 """

@@ -1,6 +1,6 @@
 """Learning rule `gd`: one gradient step per token, all gradients of a chunk taken at the chunk's start (TNT Eq 3).
 
-W_t = W_xi - sum_{tau = xi .. t} eta_tau grad l(W_xi; k_tau, v_tau),   then read f(q_t; W_t)
+W_t = W_xi - sum_{j = xi .. t} eta_j grad l(W_xi; k_j, v_j),   then read f(q_t; W_t)
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Learning rule `muon`: momentum whose every matrix is orthogonalised before it is written (ATLAS Eq 32-33).
 
-    S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - rate NS_K(S)
+    S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - rho NS(S)
 
 Reads are at the chunk's start, or at the end of a chunk of one token. W1, W2, W3 are orthogonalised separately; theta,
-alpha and the rate of a chunk are the means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0
+alpha and rho of a chunk are the means of its tokens' gates. Departure: `FLOOR` under the norm in NS, for at S = 0
 the gradient through NS is unbounded.
 """
 
@@ -26,9 +26,9 @@ FLOOR = 0.01
 class Muon:
     theta: float  # of a token before training, in [0, 1)
     alpha: float  # of a token before training, in (0, 1]
-    rate: float  # of a token before training, in (0, rate_max)
+    rate: float  # rho of a token before training, in (0, rate_max)
     rate_max: float
-    iterations: int  # K
+    iterations: int  # of Newton-Schulz
 
     own_gradients: ClassVar[bool] = True
     chunk_end: ClassVar[ChunkEnd | None] = None

@@ -16,11 +16,11 @@ Kept = tuple[Any, ...]
 
 
 class ChunkEnd(IntEnum):
-    """What a chunk leaves behind; numbered as in `atlas/kernels/chunk.h`."""
+    """The update at the end of a chunk; numbered as in `atlas/kernels/chunk.h`."""
 
     updates = 0
-    step = 1  # W <- W - U, nothing is kept
-    momentum = 2  # S <- theta S + U, W <- alpha W - S, and a `MomentumState` is kept
+    step = 1  # W <- W - update, nothing is kept
+    momentum = 2  # S <- theta S + update, W <- alpha W - S, and a `MomentumState` is kept
 
 
 class Control(NamedTuple):

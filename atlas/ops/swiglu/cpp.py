@@ -33,7 +33,7 @@ backward = operator(
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -41,7 +41,7 @@ def _gradients(ctx: Any, d_out: Tensor) -> Any:
     return backward(*ctx.saved_tensors, d_out)
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def swiglu(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Chunks in a row by the kernel of `atlas/kernels/scan.cpp`: for each the same as `FusedChunk`, the update of a
-`ChunkEnd`, and `bound_norm`.
+"""Consecutive chunks by the kernel of `atlas/kernels/scan.cpp`: each is `FusedChunk`, the update of a `ChunkEnd`, and
+`bound_norm`.
 
-A chunk as an autograd function of about thirty small operations spends half its time between them. The kernel computes
-one row at a time, whose weights and intermediate values fit the cache of a core. Threads share the rows.
+As an autograd function, a chunk is about thirty small operations, and half its time is overhead. The kernel computes
+one row at a time: its weights and intermediate values fit the cache of a core. Threads share the rows. `kept` is the
+state of the learning rule; `saved` is what the backward pass needs.
 
 Legend: N rows, n chunks, C tokens of each, T = n * C, d head width, h hidden width, p feature width.
 """
@@ -40,14 +41,14 @@ class ScanSizes(NamedTuple):
 
 
 class ScanSettings(NamedTuple):
-    """Arguments of the operators that are no tensors."""
+    """The operators' arguments that are not tensors."""
 
     chunk: int  # C
     prefix: bool  # whether a token reads what its chunk has written so far
     end: int  # a `ChunkEnd`
     down_limit: float  # largest norm of W1 after a chunk
     up_limit: float  # of W2 over W3
-    keep: bool  # whether to keep what the backward pass needs
+    save: bool  # whether to save what the backward pass needs
 
 
 def _sizes(tensors: Sequence[Any], settings: ScanSettings) -> ScanSizes:
@@ -55,7 +56,7 @@ def _sizes(tensors: Sequence[Any], settings: ScanSettings) -> ScanSizes:
     rows, total, width = query.shape
     chunks = total // settings.chunk
     # A chunk reads the memory that the previous chunk left in its part: two parts are enough.
-    parts = chunks if settings.keep else min(chunks, 2)
+    parts = chunks if settings.save else min(chunks, 2)
     shape = rows, chunks, settings.chunk, width, down.shape[2], up.shape[2]
     return ScanSizes(*shape, int(settings.prefix), settings.end, parts, settings.down_limit, settings.up_limit)
 
@@ -79,10 +80,10 @@ def _gates(s: ScanSizes, name: str) -> Shapes:
     return {name: (s.rows, s.chunks, 2) if s.end == ChunkEnd.momentum else None}
 
 
-def _kept(s: ScanSizes, name: str) -> Shapes:
-    """A tensor for each chunk: the allocator reuses small ones."""
+def _saved(s: ScanSizes) -> Shapes:
+    """Intermediate values for the backward pass, a tensor for each chunk: the allocator reuses small ones."""
     shape = s.rows, floats("atlas_scan_floats", s)
-    return {f"{name} {part}": shape for part in range(s.parts)}
+    return {f"saved {part}": shape for part in range(s.parts)}
 
 
 def _inputs(s: ScanSizes) -> Shapes:
@@ -91,7 +92,7 @@ def _inputs(s: ScanSizes) -> Shapes:
 
 
 def _results(s: ScanSizes) -> Shapes:
-    return {**_tokens(s, "out"), **_memory(s, "after_"), **_kept(s, "kept")}
+    return {**_tokens(s, "out"), **_memory(s, "after_"), **_saved(s)}
 
 
 WIDTHS = "width", "hidden", "features"
@@ -104,7 +105,7 @@ BACKWARD = Kernel(
         **_memory(s, "after_"),
         **_tokens(s, "d_out"),
         **_memory(s, "d_after_"),
-        **_kept(s, "kept"),
+        **_saved(s),
     },
     lambda s: {
         **_tokens(s, "d_residual", "d_query_features", "d_key_features", "d_rate"),
@@ -119,7 +120,7 @@ _TENSORS = (
     "Tensor query, Tensor key, Tensor value, Tensor query_features, Tensor key_features, Tensor rate, Tensor? gates, "
     "Tensor down, Tensor up, Tensor? momentum_down, Tensor? momentum_up"
 )
-_SETTINGS = "int chunk, bool prefix, int end, float down_limit, float up_limit, bool keep"
+_SETTINGS = "int chunk, bool prefix, int end, float down_limit, float up_limit, bool save"
 INPUTS = FIELDS + 1 + len(MEMORY)  # tensors
 forward = operator(
     f"whole_chunks({_TENSORS}, {_SETTINGS}) -> Tensor[]",
@@ -128,7 +129,7 @@ forward = operator(
     hidden=lambda sizes, *given: 0 if given[-1] else sizes.parts,
 )
 backward = operator(
-    f"whole_chunks_backward({_TENSORS}, Tensor[] after, Tensor d_out, Tensor?[] d_after, Tensor[] kept, {_SETTINGS}) "
+    f"whole_chunks_backward({_TENSORS}, Tensor[] after, Tensor d_out, Tensor?[] d_after, Tensor[] saved, {_SETTINGS}) "
     "-> Tensor[]",
     BACKWARD,
     lambda *given: (
@@ -139,11 +140,11 @@ backward = operator(
 
 
 def _four(memory: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Filled up with None for a momentum that is missing."""
+    """`memory`, with None in place of a missing momentum."""
     return (*memory, None, None)[: len(MEMORY)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.settings = ScanSettings(*inputs[INPUTS:])
     ctx.after = 4 if ctx.settings.end == ChunkEnd.momentum else 2
     ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
@@ -152,13 +153,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradients(ctx: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # may be read once
-    tensors, others = saved[:INPUTS], saved[INPUTS:]
+    all_tensors = ctx.saved_tensors  # may be read once
+    tensors, others = all_tensors[:INPUTS], all_tensors[INPUTS:]
     d_out, *d_others = given
     d_out = tensors[0].new_zeros(tensors[0].shape) if d_out is None else d_out
-    after, kept = list(others[: ctx.after]), list(others[ctx.after :])
+    after, saved = list(others[: ctx.after]), list(others[ctx.after :])
     d_residual, d_query_features, d_key_features, d_rate, *d_memory = backward(
-        *tensors, after, d_out, d_others[: ctx.after], kept, *ctx.settings
+        *tensors, after, d_out, d_others[: ctx.after], saved, *ctx.settings
     )
     momentum = ctx.after > 2  # gates, and two matrices more
     d_memory = d_memory if momentum else [None, *d_memory, None, None]
@@ -166,7 +167,7 @@ def _gradients(ctx: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...
     return *d_tokens, *d_memory, *[None] * len(ctx.settings)
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 ENDS = frozenset({ChunkEnd.step, ChunkEnd.momentum})

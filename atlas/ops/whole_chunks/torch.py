@@ -7,9 +7,9 @@ gradients too.
 
 Legend: N rows, C tokens, d head width, p feature width, h hidden width. A name with `d_` is the gradient of that name.
 
-    A = K W^T,  U = silu(A2) A3,  E = eta r F with F = k + U W1^T - v, r = (1 + ||F||^2)^-1/2
-    B = E W1,   X = [B A3 silu'(A2), B silu(A2)]                     gradients at the chunk's start: E^T U and X^T K
-    P = Q W^T - tril(Q K^T) X,  Z = silu(P2) P3                      the hidden layer that token t reads
+    A = K W^T,  U = silu(A2) A3,  E = eta r e with e = k + U W1^T - v, r = (1 + ||e||^2)^-1/2
+    X = [E W1 A3 silu'(A2), E W1 silu(A2)]                           gradients at the chunk's start: E^T U and X^T K
+    R = Q W^T - tril(Q K^T) X,  Z = silu(R2) R3                      the hidden layer that token t reads
     out = q + Z W1^T - tril(Z U^T) E
 
 Without `prefix` every token reads the chunk's start: the two terms with tril are left out. With `step` the chunk is
@@ -126,7 +126,7 @@ class FusedChunk(torch.autograd.Function):
             d_error.baddbmm_(kernel.mT, d_out, alpha=-1)
             d_units.baddbmm_(minus_d_kernel.mT, read_units, alpha=-1)
 
-        # Z = silu(P2) P3, P = Q W^T - gram X
+        # Z = silu(R2) R3, R = Q W^T - gram X
         d_both = read.new_empty(features.shape[0], 2 * count, 2 * hidden)  # of keys over queries
         d_pre, d_read = d_both[:, :count], d_both[:, count:]
         read_slope = _slope(read_sigmoid, read_silu)
@@ -136,7 +136,7 @@ class FusedChunk(torch.autograd.Function):
         if gram is not None:
             d_signal.baddbmm_(gram.mT, d_read, alpha=-1)
 
-        # X = [B A3 silu'(A2), B silu(A2)], B = E W1, E = eta r F
+        # X = [back A3 silu'(A2), back silu(A2)], back = E W1, E = eta r e
         d_signal_gate, d_signal_linear = d_signal.split(hidden, dim=2)
         d_back = torch.addcmul(d_signal_gate * linear * slope, d_signal_linear, silu)
         d_error.baddbmm_(d_back, down.mT)

@@ -19,7 +19,8 @@ import numpy as np
 
 from atlas.config.atomic import write_atomically
 
-THRESHOLD_FILE = "rollback_calibration.json"
+THRESHOLD_FILE = "rollback_threshold.json"
+FORMER_FILE = "rollback_calibration.json"  # its name in older runs
 PERCENTILE = 0.99
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FLOOR = 0.05
@@ -58,7 +59,7 @@ def describe_suggestion(found: dict[str, Any]) -> str:
 
 
 def write_suggestion(folder: Path, deltas: Sequence[float]) -> str:
-    """Write rollback_calibration.json; returns the suggestion in one line."""
+    """Write rollback_threshold.json; returns the suggestion in one line."""
     found = suggest_threshold(deltas)
     write_atomically(folder / THRESHOLD_FILE, json.dumps(found, indent=1) + "\n")
     return describe_suggestion(found)

@@ -9,14 +9,14 @@ import pytest
 
 import atlas
 from atlas.config import CHANGEABLE
-from atlas.config.continuing import RULES, Effect, change_rule, change_table
+from atlas.config.continuing import CHANGE_RULES, Effect, change_rule, change_table
 from atlas.config.keys import flat
 
 README = Path(atlas.__file__).parents[1] / "README.md"
 
 
 def test_every_key_has_one_rule() -> None:
-    names = [key for rule in RULES for key in rule.keys]
+    names = [key for rule in CHANGE_RULES for key in rule.keys]
     assert len(names) == len(set(names))
     keys = list(flat(asdict(atlas.compose(["data=mixed"]))))
     assert [change_rule(key) for key in keys]

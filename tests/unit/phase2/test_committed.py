@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.phase2.decide import PROTOCOLS
+from experiments.phase2.decide import PROTOCOLS, main
 from experiments.phase2.decision import DATA, Protocol, document, read_record
 
 DOCUMENT = Path(__file__).parents[3] / "experiments" / "phase2" / "PHASE2_DECISIONS.md"
@@ -17,6 +17,26 @@ EVIDENCE = DOCUMENT.parent / DATA
 def test_the_document_shows_the_figures_of_the_evidence() -> None:
     assert {path.stem for path in EVIDENCE.glob("*.json")} <= {protocol.name for protocol in PROTOCOLS}
     assert DOCUMENT.read_text(encoding="utf-8") == document(EVIDENCE, PROTOCOLS)
+
+
+@pytest.mark.parametrize("path", sorted(EVIDENCE.glob("*.json")), ids=lambda path: path.stem)
+def test_the_command_decides_again_from_the_evidence(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    committed = path.read_bytes()
+    found = json.loads(committed)
+    assert main([str(path)]) == (0 if found["passed"] else 1)
+    text = capsys.readouterr().out
+    assert text.startswith("## ")
+    assert found["reason"] in text
+    assert text.splitlines()[-1].endswith(f": {found['outcome']} ({found['headline']})")
+    assert path.read_bytes() == committed
+
+
+def test_a_file_that_is_no_decision_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "decision.json"
+    path.write_text('{"protocol": "speed"}', encoding="utf-8")
+    assert main([str(path)]) == 2
+    allowed = "one of chunk_sizes, probe_frequency, rollback_threshold"
+    assert capsys.readouterr().err == f"atlas: protocol=speed: must be {allowed}\n"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)

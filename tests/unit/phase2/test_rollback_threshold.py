@@ -77,7 +77,8 @@ def test_too_few_runs_are_refused(evidence: list[ObservedRun], message: str) -> 
 
 def observed(folder: Path, jobs: int) -> None:
     for number in range(jobs):
-        (folder / str(number) / "rollback_calibration.json").write_text(json.dumps({"deltas": runs(0.04)[0].deltas}))
+        name = "rollback_threshold.json" if number else "rollback_calibration.json"  # the latter in older runs
+        (folder / str(number) / name).write_text(json.dumps({"deltas": runs(0.04)[0].deltas}))
 
 
 def job(seed: int, **changes: Any) -> Job:

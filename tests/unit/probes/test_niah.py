@@ -13,7 +13,7 @@ import atlas
 from atlas.config import LEVELS, ChunkSizeConfig, Level, MemoryConfig, ModelConfig, NIAHConfig, Unit
 from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
-from atlas.niah import table
+from atlas.niah import LEGEND, table
 from atlas.probes.niah import NIAHProbe
 from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
@@ -123,7 +123,17 @@ def test_a_new_level_is_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch
         == "PASSED: cosine 2.00 with memory, cosine 0.00 without (chance cosine 0.00, wanted >= cosine 0.80)"
     )
     assert result.metrics == {"niah/layers/accuracy": 2.0, "niah/layers/control": 0.0, "niah/layers/chance": 0.0}
-    assert table([result])[2].split() == ["layers", "none", "1", "2.000", "0.000", "-", "-", "-", "-", "1"]
+    assert table([result])[3].split() == ["layers", "none", "1", "2.000", "0.000", "-", "-", "-", "-", "1"]
+
+
+def test_a_table_explains_its_levels_and_columns_and_names_the_levels_left_out() -> None:
+    measured = "accumulator", "memory"
+    lines = table([judge(step=1, level=name, threshold=0.8, accuracy=0.9, control=0.0) for name in measured])
+    assert lines[lines.index("recall  NOT MEASURED: left out by niah.levels") + 1] == f"  {LEVELS['recall'].meaning}"
+    assert all(f"  {LEVELS[name].meaning}" in lines for name in measured)
+    columns = next(line for line in lines if line.startswith("  task")).split()[5:]
+    assert columns == ["memory", "off", "frozen", "without", "blind", "algebra", "prob.", "n"]
+    assert all(any(f"{column}: " in line for line in LEGEND) for column in (*columns, "chance", "-"))
 
 
 def test_a_probe_every_1000_steps_costs_less_than_a_quarter_percent_of_the_default_run() -> None:

@@ -16,7 +16,7 @@ def charts(rolled_back: Path) -> dict[str, Chart]:
 
 
 def test_what_was_recorded_has_a_chart(charts: dict[str, Chart]) -> None:
-    assert list(charts) == ["Loss", "Perplexity delta of the watched rows", "Memory: weight norm"]
+    assert list(charts) == ["Loss", "Perplexity delta of the watched sequences", "Memory: weight norm"]
 
 
 def test_what_a_rollback_undid_is_drawn_apart(charts: dict[str, Chart]) -> None:
@@ -37,7 +37,7 @@ def test_validation_and_baseline_stand_beside_the_training_loss(charts: dict[str
 
 
 def test_the_delta_is_shown_around_its_threshold(charts: dict[str, Chart]) -> None:
-    chart = charts["Perplexity delta of the watched rows"]
+    chart = charts["Perplexity delta of the watched sequences"]
     assert chart.traces[-1]["name"] == "threshold 5.0%"
     assert chart.traces[-1]["y"] == [0.05, 0.05]
     low, high = chart.layout["yaxis"]["range"]

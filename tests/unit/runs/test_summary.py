@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas.runs.finish import closing_table
 from atlas.runs.summary import RunSummary, read_summary
 
 
@@ -17,6 +18,18 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     assert (written["loss"], written["perplexity"]) == (None, None)
     assert written["niah"] == {"recall": {"accuracy": [1.0, None]}}
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_closing_table_names_the_levels_that_were_left_out() -> None:
+    """`niah=quick` measures two levels of three: a missing line would read as a passed one."""
+    verdicts = {level: {"verdict": "PASSED: cosine 0.90"} for level in ("accumulator", "memory")}
+    rows = closing_table(RunSummary("run", niah=verdicts))
+    assert [row for row in rows if row[0].startswith("niah")] == [
+        ("niah accumulator", "PASSED: cosine 0.90"),
+        ("niah memory", "PASSED: cosine 0.90"),
+        ("niah recall", "NOT MEASURED: left out by niah.levels"),
+    ]
+    assert not [row for row in closing_table(RunSummary("run")) if row[0].startswith("niah")]
 
 
 def test_a_summary_is_read_back(tmp_path: Path) -> None:

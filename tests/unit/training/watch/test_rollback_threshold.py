@@ -37,7 +37,7 @@ def test_too_few_readings_suggest_nothing(tmp_path: Path) -> None:
     assert write_suggestion(tmp_path, []) == (
         "no rollback threshold can be suggested: 0 readings after the warm-up are too few"
     )
-    assert json.loads((tmp_path / "rollback_calibration.json").read_text())["quantiles"] == {}
+    assert json.loads((tmp_path / "rollback_threshold.json").read_text())["quantiles"] == {}
 
 
 def test_the_suggestion_in_one_line() -> None:
