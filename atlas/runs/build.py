@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 
 from atlas.checkpoint.contents import MODEL
-from atlas.checkpoint.manifest import Manifest
+from atlas.checkpoint.manifest import STATE_FILE, Manifest
 from atlas.config import (
     RECALL,
     VOCABULARY,
@@ -154,6 +154,22 @@ def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[Atla
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("path", manifest, error) from error
     return model.eval(), config, manifest
+
+
+def refuse_a_larger_model(config: RunConfig, checkpoints: Path) -> None:
+    """Raise `ConfigError` where the model would have more bytes than any checkpoint that it could go on from.
+
+    The settings of another person's run may ask for more memory than there is.
+    """
+    most = max((file.stat().st_size for file in checkpoints.glob(f"step-*/{STATE_FILE}")), default=None)
+    if most is None:
+        return
+    allowed = f"settings whose model fits into the checkpoints of {checkpoints.parent} ({most} bytes)"
+    # Without this line, too many layers take for ever to build; each takes more than 1000 bytes of a checkpoint.
+    require(1000 * config.model.layers < most, "resume", config.resume, allowed)
+    with torch.device("meta"):
+        size = sum(part.numel() * part.element_size() for part in build_model(config).parameters())
+    require(size <= most, "resume", config.resume, allowed)
 
 
 def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:

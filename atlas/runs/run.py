@@ -14,7 +14,15 @@ from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
 from atlas.kernels.library import missing
 from atlas.runs.allocator import keep_freed_memory
-from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
+from atlas.runs.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    build_probe,
+    build_telemetry,
+    prepare_device,
+    refuse_a_larger_model,
+)
 from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
@@ -88,6 +96,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
 def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
     """The trainer at step 0, and the frozen configuration of the run in `folder`, if there is one."""
     device, precision = prepare_device(config.device)
+    if config.resume:
+        refuse_a_larger_model(config, folder / CHECKPOINTS)
     model = build_model(config).to(device)
     before = frozen_config(folder, config.trust)
     checkpoints = CheckpointManager(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -191,6 +192,17 @@ def test_a_model_larger_than_its_weights_is_not_built(size: dict[str, int], reas
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(atlas.ConfigError, match=rf"must hold the weights of this model \({reason}"):
         atlas.load(run)
+
+
+@pytest.mark.parametrize("size", [{"layers": 10**8}, {"width": 2_000_000}, {"feedforward": 10**12}])
+def test_a_run_whose_model_is_larger_than_its_checkpoints_is_not_resumed(size: dict[str, int], run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"].update(size)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    ended = command(f"resume={run}")
+    assert (ended.status, len(ended.err)) == (2, 1)
+    told = rf"resume={run}: must be settings whose model fits into the checkpoints of {run} \(\d+ bytes\)"
+    assert re.search(told, ended.err[0])
 
 
 def test_a_pickle_is_not_unpickled(run: Path, marker: Path, overrides: list[str]) -> None:
