@@ -30,8 +30,10 @@ from atlas.config.composition import register, to_run_config
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
-from atlas.config.refusals import flags_first, refuse, refuse_flags
-from atlas.runs.folder import LOG_FILE, make_folder, reason, record_failure, remove_if_empty, require_folder, say
+from atlas.config.refusals import flags_first, is_multirun, refuse, refuse_flags
+from atlas.parallel.launch import current, launched, refuse_launch
+from atlas.parallel.ranks import log_name
+from atlas.runs.folder import make_folder, reason, record_failure, remove_if_empty, require_folder, say
 from atlas.runs.resume import resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
@@ -46,19 +48,24 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
 
     With `resume=PATH` the folder is that of the resumed run. Raises `ConfigError`. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
     that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
-    are not handled here.
+    are not handled here. In processes that torchrun has started, each calls it with the same configuration.
     """
+    with launched() as ranks, ranks.starting():
+        chosen = _chosen_folder(config, folder)
+        from atlas.runs.run import run  # imports torch
+
+        return run(config, chosen, ranks=ranks)
+
+
+def _chosen_folder(config: RunConfig, folder: str | Path | None) -> Path:
     require(config.sweep.resume is None, "sweep.resume", config.sweep.resume, "given on the command line")
     if config.resume in (None, "auto"):
         stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        chosen = Path(folder or os.environ.get("ATLAS_RUN_DIR") or f"outputs/runs/{stamp}").resolve()
-    else:
-        chosen = run_folder(config.resume)
-        same = folder is None or Path(folder).resolve() == chosen
-        require(same, "folder", folder, f"left out, or the folder of resume={config.resume}")
-    from atlas.runs.run import run  # imports torch
-
-    return run(config, chosen)
+        return Path(folder or os.environ.get("ATLAS_RUN_DIR") or f"outputs/runs/{stamp}").resolve()
+    chosen = run_folder(config.resume)
+    same = folder is None or Path(folder).resolve() == chosen
+    require(same, "folder", folder, f"left out, or the folder of resume={config.resume}")
+    return chosen
 
 
 def main() -> int:
@@ -67,20 +74,39 @@ def main() -> int:
         return run_command(lambda _: 0, ["--help"], help_text())
     register()
     try:
-        with handled_by(interrupt):
-            refuse_flags(sys.argv[1:], CONF_DIR)
-            arguments = full_command(flags_first(readable(sys.argv[1:])))
-            require_installed(arguments)
-            with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
-                _start()
+        with handled_by(interrupt), launched():
+            return _command()
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        say(error)
+        say(error)  # of the launcher's environment
         return 2
     except KeyboardInterrupt:  # before a run began, or a second Ctrl-C
         return 130
+
+
+def _command() -> int:
+    try:
+        refuse_flags(sys.argv[1:], CONF_DIR)
+        arguments = full_command(flags_first(readable(sys.argv[1:])))
+        refuse_launch(arguments, is_multirun(arguments))
+        require_installed(arguments)
+        with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
+            _start()
+    except ConfigError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        _tell(error)
+        return 2
     return 0
+
+
+def _tell(error: ConfigError) -> None:
+    """Say why no run starts: in a run of several processes once."""
+    ranks = current()
+    reason = ranks.settle(error) or error
+    if ranks.tells(reason):
+        say(reason)
 
 
 @contextmanager
@@ -111,7 +137,7 @@ class Check(Callback):
             require_folder("hydra.run.dir", config.hydra.run.dir)
             make_folder(Path(config.hydra.run.dir), "hydra.run.dir")
         except ConfigError as error:  # Hydra would turn it into a warning, but lets SystemExit through
-            say(error)
+            _tell(error)
             sys.exit(2)
 
 
@@ -122,21 +148,27 @@ def run_composed(composed: DictConfig) -> None:
         run_job(composed)
         return
     made = folder = Path(hydra_config.runtime.output_dir)
+    ranks = current()
     try:
-        config, folder = _resumed(to_run_config(composed), hydra_config.overrides, made)
-        from atlas.runs.run import run  # imports torch
+        with ranks.starting():
+            config, folder = _resumed(to_run_config(composed), hydra_config.overrides, made)
+            from atlas.runs.run import run  # imports torch
 
-        status = run(config, folder).status
+            status = run(config, folder, ranks=ranks).status
     except KeyboardInterrupt:
-        _print_how_to_continue(folder)
+        if ranks.first:
+            _print_how_to_continue(folder)
         sys.exit(130)
     except ConfigError as error:
-        remove_if_empty(made)
-        say(error)
+        if ranks.first:
+            remove_if_empty(made)
+        _tell(error)
         sys.exit(2)
     except Exception as error:
-        record_failure(folder, error, composed)
-        say(f"the run failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
+        if ranks.first:
+            record_failure(folder, error, composed)
+        if ranks.tells(error):
+            say(f"the run failed: {reason(error)}; the traceback is in {folder / log_name(ranks.rank)}")
         status = "failed"
     if status != "completed":
         sys.exit(1)

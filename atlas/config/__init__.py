@@ -26,6 +26,7 @@ from atlas.config.model import (
     QKProjectionConfig,
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
+from atlas.config.parallel import ParallelConfig
 from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
@@ -82,6 +83,7 @@ __all__ = [
     "NativeLengths",
     "Normalisation",
     "OmegaRuleConfig",
+    "ParallelConfig",
     "Precision",
     "ProjectionRange",
     "QKProjectionConfig",

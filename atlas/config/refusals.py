@@ -105,6 +105,12 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [*(argument for argument in arguments if argument not in overrides), *overrides]
 
 
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Whether Hydra takes these arguments for those of a sweep."""
+    parsed = get_args_parser().parse_args(list(arguments))
+    return bool(parsed.multirun) or any(text.lower() == "hydra.mode=multirun" for text in parsed.overrides)
+
+
 def known_keys(conf_dir: Path) -> list[str]:
     """Every key of the schema, and every key that an option of a component sets."""
     keys = {key for key, _ in _schema_keys(RunConfig, "")}

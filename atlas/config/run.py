@@ -12,6 +12,7 @@ from atlas.config.errors import require
 from atlas.config.levels import RECALL
 from atlas.config.model import ChunkSizeConfig, ModelConfig
 from atlas.config.niah import NIAHConfig
+from atlas.config.parallel import ParallelConfig
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
@@ -77,6 +78,7 @@ class RunConfig(Choices):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -29,6 +29,7 @@ from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
+from atlas.parallel.ranks import ALONE, Ranks
 from atlas.probes.niah import NIAHProbe
 from atlas.runs.spinning import control_spinning
 from atlas.runs.start import find_checkpoint, other_model
@@ -77,16 +78,23 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> ScheduledOptim
     return optimizer
 
 
-def prepare_device(settings: DeviceConfig) -> tuple[torch.device, torch.dtype]:
+def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.device, torch.dtype]:
     """The device, and the precision of its matrix products. Sets threads and kernels for the process.
 
-    Raises `ConfigError` for `cuda` without a GPU, and for compiled kernels where they cannot be built.
+    Raises `ConfigError` for `cuda` without a GPU, for a rank without one of its own, and for compiled kernels where
+    they cannot be built.
     """
     available = torch.cuda.is_available()
     wanted = settings.kind
     require(wanted is not DeviceKind.cuda or available, "device.kind", wanted.value, "auto or cpu: no GPU was found")
     on_gpu = available and wanted is not DeviceKind.cpu
     device = torch.device("cuda" if on_gpu else "cpu")
+    if on_gpu and ranks.world > 1:
+        found, needed = torch.cuda.device_count(), ranks.local_rank + 1
+        allowed = f"cpu: rank {ranks.rank} is process {needed} of its machine, which has {found} GPUs"
+        require(needed <= found, "device.kind", wanted.value, allowed)
+        device = torch.device("cuda", ranks.local_rank)
+        torch.cuda.set_device(device)
     require(
         settings.kernels is not Kernels.compiled or not on_gpu, "device.kernels", "compiled", "auto or torch on a GPU"
     )
@@ -117,10 +125,10 @@ def reads_text(niah: NIAHConfig) -> bool:
     return niah.levels != [RECALL.name] or not NO_TEXT_TASKS.issuperset(niah.tasks)
 
 
-def build_telemetry(config: RunConfig) -> TelemetryLogger:
-    """Sinks in order: files, console, and the logger that the configuration names."""
-    sinks: list[Sink] = [JsonlSink(), ConsoleSink()]
-    if config.logger:
+def build_telemetry(config: RunConfig, ranks: Ranks = ALONE) -> TelemetryLogger:
+    """Sinks in order: files, console, and the logger that the configuration names. None but on rank 0."""
+    sinks: list[Sink] = [JsonlSink(), ConsoleSink()] if ranks.first else []
+    if config.logger and ranks.first:
         sinks.append(_component(config.logger))
     return TelemetryLogger(sinks, every=config.telemetry.every)
 

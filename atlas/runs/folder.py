@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError, require
 from atlas.config.untrusted import printable
+from atlas.parallel.ranks import RankError
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.run_files import CONFIG_FILE
@@ -48,9 +49,9 @@ def remove_if_empty(folder: Path) -> None:
 
 
 @contextmanager
-def log_file(folder: Path) -> Iterator[None]:
-    """Send the package's log to train.log; the file is made with its first line."""
-    handler = _LogFile(folder / LOG_FILE, encoding="utf-8", delay=True)
+def log_file(folder: Path, name: str = LOG_FILE) -> Iterator[None]:
+    """Send the package's log to the file `name`, which is made with its first line."""
+    handler = _LogFile(folder / name, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)
@@ -102,7 +103,7 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
 
 
 def reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ConfigError | RankError) else f"{type(error).__name__}: {error}"
 
 
 def say(message: object) -> None:

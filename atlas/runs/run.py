@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from inspect import signature
+from math import lcm
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import RunConfig
-from atlas.kernels.library import missing
+from atlas.config import ConfigError, RunConfig, require
+from atlas.config.keys import flat
+from atlas.kernels.library import description, missing
+from atlas.parallel.agreement import require_same_settings, require_same_weights
+from atlas.parallel.ranks import ALONE, RankError, Ranks, log_name
 from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import (
     build_data,
@@ -27,14 +35,14 @@ from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
-from atlas.runs.folder import log_file, make_folder, remove_if_empty
-from atlas.runs.resume import CHECKPOINTS
+from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.resume import CHECKPOINTS, as_text
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
-from atlas.training.errors import AbortError
+from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
@@ -46,60 +54,74 @@ from atlas.training.watch.history import History
 log = logging.getLogger("atlas")
 
 
-def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSummary:
+def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ranks = ALONE) -> RunSummary:
     """Train in `folder` and leave there what docs/architecture.md section 3 lists; `job` names the sweep it belongs to.
+
+    Every rank calls it with the same configuration and folder, in which rank 0 alone writes, logs of the others apart.
 
     Raises `ConfigError` before anything is written. A later error is raised again after a summary of status `failed`, a
     signal (`signals.py`) as KeyboardInterrupt after one of status `aborted`. If a safeguard stops the run, the returned
     summary has status `aborted`. A run that is complete already is not changed.
     """
-    make_folder(folder, "folder")
     with ExitStack() as closing:
-        closing.callback(remove_if_empty, folder)
-        closing.enter_context(log_file(folder))
-        keep_freed_memory()
-        config = rooted(config)
-        trainer, before = _build(config, folder)
+        with ranks.starting():
+            make_folder(folder, "folder")
+            if ranks.first:
+                closing.callback(remove_if_empty, folder)
+            closing.enter_context(log_file(folder, log_name(ranks.rank)))
+            keep_freed_memory()
+            config = rooted(config)
+            trainer = _build(config, folder, ranks)
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
+        _agree(config, folder, state, ranks)
         closing.callback(trainer.checkpoints.close)
-        reason = missing()
-        notices = [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
-        notices += starting_point(config, before, folder, state, trainer.checkpoints, corpus)
+        uncompiled = missing()
+        notices = [f"no compiled kernels, so steps on the CPU take longer: {uncompiled}"] if uncompiled else []
+        before, found = ranks.from_first(lambda: _start(config, folder, trainer))
+        notices += found
+        state.take_over()
         changes = Changes.between(rooted(before or config), config)
-        finished = read_summary(folder)
+        finished = ranks.from_first(lambda: read_summary(folder))
         if state.step >= config.train.steps and finished is not None and finished.status == "completed":
             changes.require_none(f"the run in {folder} is complete", state.step)
-            print(f"the run in {folder} is complete: nothing is left to do")
+            ranks.from_first(lambda: print(f"the run in {folder} is complete: nothing is left to do"))
             return finished
         changes.apply(state, trainer.data)
 
         peak = PeakMemory(trainer.step.device)
         summary = _new_summary(config, folder, state, trainer.step.device)
         summary.launcher = job.launcher if job else ""
-        summary.write()  # if the run is killed, its status stays `running`
+        summary.processes = ranks.world
+        ranks.from_first(summary.write)  # if the run is killed, its status stays `running`
+        ranks.limit(config.parallel.step_timeout_s)
+        if not ranks.first:
+            log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
         with ExitStack() as signals, _recorded(summary, trainer, peak):
-            summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
+            summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
             telemetry.open(_run_info(config, folder, state, job))
-            description = trainer.data.describe()
-            telemetry.event("start", state.step, **description, parameters=summary.parameters, device=summary.device)
-            changes.record(folder, state, telemetry)
+            what = trainer.data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
+            telemetry.event("start", state.step, **what, parameters=summary.parameters, device=summary.device)
+            ranks.from_first(lambda: changes.record(folder, state, telemetry))
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
             for warning in corpus.warnings if corpus else ():
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
             trainer.run()
-        trainer.stop.check()  # a signal that came too late to stop this run is the caller's
+        trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary
 
 
-def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
-    """The trainer at step 0, and the frozen configuration of the run in `folder`, if there is one."""
-    device, precision = prepare_device(config.device)
+def _build(config: RunConfig, folder: Path, ranks: Ranks) -> Trainer:
+    """The trainer at step 0; every rank makes its own."""
+    micro_batches = lcm(config.train.accumulate, ranks.world)
+    allowed = f"a multiple of {micro_batches} (least common multiple of train.accumulate={config.train.accumulate} and"
+    fits = config.train.batch_size % micro_batches == 0
+    require(fits, "train.batch_size", config.train.batch_size, f"{allowed} {ranks.world} processes)")
+    device, precision = prepare_device(config.device, ranks)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
     model = build_model(config).to(device)
-    before = frozen_config(folder, config.trust)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
         config.checkpoint.every,
@@ -108,41 +130,73 @@ def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
         config_hash=config_hash(config),
         versions=versions(),
         parts=TrainState.PARTS,
-        former_hashes=former_hashes(folder, before),
     )
-    state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
-    step = TrainStep(config.train, device, precision)
+    monitor, history = GateMonitor(config.train.gate), History(config.rollback)
+    state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
+    step = TrainStep(config.train, device, precision, ranks)
     data = build_data(config)
+    by_rows = ranks.world == 1 or "rows" in signature(data.batch).parameters
+    require(by_rows, "data._target_", config.data["_target_"], "a source with batch(step, rows), for several processes")
     state.data = data.corpus.digest if data.corpus else ""
     fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
     probe = build_probe(config, data) if config.niah.enabled else None
     evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
-    faults, telemetry = FaultInjector(fault), build_telemetry(config)
-    return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks()), before
+    faults, telemetry = FaultInjector(fault), build_telemetry(config, ranks)
+    return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
+
+
+def _agree(config: RunConfig, folder: Path, state: TrainState, ranks: Ranks) -> None:
+    """Raise `ConfigError` on every rank where the ranks would not train the same run."""
+    settings = {name: as_text(value) for name, value in flat(asdict(config)).items()}
+    settings |= {"hydra.run.dir": str(folder), "text": state.data, "kernels": description()} | versions()
+    require_same_settings(ranks, settings)
+    try:
+        require_same_weights(ranks, state.model, "before step 1")
+    except RankError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _start(config: RunConfig, folder: Path, trainer: Trainer) -> tuple[RunConfig | None, list[str]]:
+    """Load what the run starts from; returns the frozen configuration of the run in `folder`, if there is one, and
+    notices."""
+    before = frozen_config(folder, config.trust)
+    trainer.checkpoints.former_hashes = former_hashes(folder, before)
+    return before, starting_point(config, before, folder, trainer.state, trainer.checkpoints, trainer.data.corpus)
 
 
 @contextmanager
 def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterator[None]:
     """Record in summary.json and in the telemetry how the run inside ends, whatever ends it."""
+    ranks = trainer.ranks
     try:
         yield
         summary.status = "completed"
     except AbortError as error:
         summary.status, summary.reason = "aborted", str(error)
     except TelemetryError as error:
-        with suppress(AbortError, TelemetryError):  # a last try: the checkpoints may be on another disk
-            trainer.saver.save({"healthy": trainer.state.history.healthy})
+        ranks.part(str(error))
+        if ranks.world == 1:  # a last try: the checkpoints may be on another disk
+            with suppress(AbortError, TelemetryError):
+                trainer.saver.save({"healthy": trainer.state.history.healthy})
         summary.status, summary.reason = "aborted", str(error)
     except KeyboardInterrupt as error:
+        if not isinstance(error, StopRequested):
+            ranks.part("a second signal")
         summary.status, summary.reason = "aborted", str(error) or "interrupted (Ctrl-C or SIGTERM)"
         raise
     except BaseException as error:
-        summary.status, summary.reason = "failed", f"{type(error).__name__}: {error}"
+        summary.status, summary.reason = "failed", reason(error)
+        if not isinstance(error, RankError):
+            ranks.part(summary.reason)
         log.exception("the run failed")
         raise
     finally:
-        finish(summary, trainer, peak)
-        close(summary, trainer)
+        ranks.at_end(lambda: _end(summary, trainer, peak))
+
+
+def _end(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
+    finish(summary, trainer, peak)
+    close(summary, trainer)
 
 
 def _new_summary(config: RunConfig, folder: Path, state: TrainState, device: torch.device) -> RunSummary:

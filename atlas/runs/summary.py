@@ -46,6 +46,7 @@ class RunSummary:
     warnings: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)  # spikes and rollbacks, in their order
     device: str = ""
+    processes: int = 1  # that train together
     versions: dict[str, str] = field(default_factory=dict)
     git: str = ""
     config_hash: str = ""

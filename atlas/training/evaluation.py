@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -31,18 +32,22 @@ class Evaluator:
     """Losses on validation batches, which are the same for every run on this data."""
 
     def __init__(self, data: DataSource, step: TrainStep, batches: int, watch_rows: int) -> None:
-        self.step = step
-        self.batches = [data.validation(index).to(step.device) for index in range(batches)]
-        first = self.batches[0]
-        rows = min(watch_rows, first.inputs.shape[0])
-        self.watched = Batch(*(column[:rows] for column in vars(first).values()))
+        self.step, self.count = step, batches
+        dealt = range(step.ranks.rank, batches, step.ranks.world)
+        self.batches = [data.validation(index).to(step.device) for index in dealt]  # those of this rank
+        if step.ranks.first:
+            first = self.batches[0]
+            rows = min(watch_rows, first.inputs.shape[0])
+            self.watched = Batch(*(column[:rows] for column in vars(first).values()))
 
     def validation_loss(self, model: AtlasModel) -> float:
-        """Mean loss in nats per weighted target."""
-        return sum(self._loss(model, batch) for batch in self.batches) / len(self.batches)
+        """Mean loss in nats per weighted target. The ranks share the batches."""
+        own = [self._loss(model, batch) for batch in self.batches]
+        by_round = zip_longest(*self.step.ranks.gather(own))
+        return sum(loss for losses in by_round for loss in losses if loss is not None) / self.count
 
     def watched_perplexity(self, model: AtlasModel) -> float:
-        return perplexity(self._loss(model, self.watched))
+        return self.step.ranks.from_first(lambda: perplexity(self._loss(model, self.watched)))
 
     def _loss(self, model: AtlasModel, batch: Batch) -> float:
         with evaluating(model), self.step.autocast():

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.parallel.agreement import require_same_weights
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.room import when_there_is_room
 from atlas.training.errors import AbortError
@@ -32,9 +33,14 @@ class Saver:
 
     def save(self, health: Mapping[str, float | bool | None]) -> None:
         """Save the state. Raises `AbortError`."""
+        payload, ranks = self.state.payload(), self.state.ranks
+        require_same_weights(ranks, self.state.model, f"at step {self.state.step}")  # unlike machines may drift apart
+        ranks.from_first(lambda: self._save(payload, health))
+
+    def _save(self, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> None:
         step = self.state.step
         self._protect_rollback_target()
-        save = partial(self.checkpoints.save, step, self.state.payload(), health)
+        save = partial(self.checkpoints.save, step, payload, health)
         last_try = self.failed + 1 == FAILED_SAVES
         must_succeed = step == self.last_step or last_try or not self.checkpoints.list()
         try:
@@ -55,8 +61,8 @@ class Saver:
 
         Does nothing if this step is saved already, or no step is.
         """
-        newest = next(reversed(self.checkpoints.list()), None)
-        if newest is not None and newest.step < self.state.step:
+        steps = self.state.ranks.from_first(lambda: [manifest.step for manifest in self.checkpoints.list()])
+        if steps and steps[-1] < self.state.step:
             self.state.unfinished = unfinished
             self.save({"stopped": True, "healthy": self.state.history.healthy})
 

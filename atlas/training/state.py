@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from atlas.checkpoint.snapshot import snapshot
 from atlas.data.sampler import BATCHES
 from atlas.models.language_model import AtlasModel, ModelState
+from atlas.parallel.agreement import require_same_weights
+from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
@@ -24,7 +27,7 @@ from atlas.training.watch.history import History
 
 @dataclass
 class TrainState:
-    """All that the rest of a run depends on. `carried`: model states of the rows, with `train.carry_memory`."""
+    """All that the rest of a run depends on. `carried`: model states of the rank's rows, with `train.carry_memory`."""
 
     model: AtlasModel
     optimizer: ScheduledOptimizer
@@ -38,18 +41,23 @@ class TrainState:
     carried: list[ModelState] = field(default_factory=list)
     data: str = ""  # digest of the text that the batches come from; "" without text
     unfinished: dict[str, Any] | None = None  # of a step that a signal interrupted: its row, and whether it is measured
+    ranks: Ranks = ALONE
 
     PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
 
     def payload(self) -> dict[str, Any]:
-        """The state as plain containers and tensors."""
+        """The state as plain containers and tensors, the same for any number of ranks. All ranks call it together."""
+        carried = self.ranks.gather([pytree.tree_leaves(state) for state in self.carried])
+        return self._payload([leaves for of_rank in carried for leaves in of_rank])
+
+    def _payload(self, carried: list[list[Any]]) -> dict[str, Any]:
         payload = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
             "history": self.history.state_dict(),
             "position": {name: getattr(self, name) for name in POSITION},
-            "carried": [pytree.tree_leaves(state) for state in self.carried],
+            "carried": carried,
             "rng": rng_state(),
             "data": self.data,
             "batches": BATCHES,
@@ -69,6 +77,23 @@ class TrainState:
         self.unfinished = payload.get("unfinished")
         restore_rng(payload["rng"])
 
+    def take_over(self) -> None:
+        """Take over the state that rank 0 has restored: the others need not see its disk."""
+        if self.ranks.world > 1:
+            carried = [pytree.tree_leaves(state) for state in self.carried]
+            payload = self.ranks.from_first(lambda: snapshot(self._payload(carried)))
+            if not self.ranks.first:
+                self.restore(payload)
+            self.keep_own_rows()
+            require_same_weights(self.ranks, self.model, f"before step {self.step + 1}")
+
+    def keep_own_rows(self) -> None:
+        """Of the carried rows that a payload holds, keep those that this rank trains on."""
+        if self.ranks.world > 1:
+            rows = [row for state in self.carried for row in state.split()]
+            own = len(rows) // self.ranks.world
+            self.carried = rows[self.ranks.rank * own : (self.ranks.rank + 1) * own]
+
     def _carried_state(self, leaves: list[Any]) -> ModelState:
         device = self.model.embedding.weight.device
         batch = next(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor))
@@ -84,7 +109,7 @@ POSITION = ("step", "tokens", "segment", "rollbacks", "skipped")
 def rng_state() -> dict[str, Any]:
     """The state of every random generator that training could draw from."""
     kind, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of this process's device
     numpy_state = [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
     return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy_state}
 
@@ -92,7 +117,7 @@ def rng_state() -> dict[str, Any]:
 def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

@@ -6,9 +6,10 @@ Legend: B sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby, islice
-from math import exp, isfinite, nan
-from typing import NamedTuple
+from math import exp, isfinite, lcm, nan
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from atlas.config import TrainConfig
 from atlas.data.batch import Batch, Totals
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
+from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
 from atlas.training.state import TrainState
 from atlas.training.watch.gate_monitor import GateStatistics
@@ -65,48 +67,98 @@ def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | 
     return {key: value if value is None or isfinite(value) else None for key, value in metrics.items()}
 
 
-class TrainStep:
-    """`step(state, batch)` updates the state's model, optimiser, carried memory and counters."""
+class Micro(NamedTuple):
+    """What a micro-batch adds to the step. All but `total` is cut from the graph."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, precision: torch.dtype) -> None:
-        self.config, self.device, self.precision = config, device, precision
+    total: Tensor  # to be propagated backwards
+    numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
+    gates: list[Tensor]  # per layer with a memory
+    carried: list[ModelState]
+
+
+class MicroStep(nn.Module):
+    """The forward pass of a micro-batch up to its share of the batch's loss, as a module: DDP wraps one."""
+
+    def __init__(self, model: AtlasModel, autocast: torch.autocast) -> None:
+        super().__init__()
+        self.model, self._autocast = model, autocast
+
+    def forward(
+        self, micro: Batch, before: Sequence[ModelState | None], whole: Totals, weight: float, micro_batches: int
+    ) -> Micro:
+        """`weight`: of the polarisation of the gates, a mean over `micro_batches`."""
+        with self._autocast:
+            outputs = run_rows(self.model, micro.inputs, before)
+        logits = join([output.logits for output in outputs])
+        gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
+        part = share_of_batch(language_loss(logits, micro), micro, whole)
+        total, penalty = part.total, torch.zeros_like(part.total)
+        if gates and weight:
+            penalty = weight * gate_polarisation(gates) / micro_batches
+            total = total + penalty
+        if not total.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
+            total = total + 0 * logits.sum()
+        numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
+        return Micro(total, numbers, [g.detach() for g in gates], [output.state.detach() for output in outputs])
+
+
+class TrainStep:
+    """`step(state, batch)` updates the state's model, optimiser, carried memory and counters.
+
+    With several ranks `batch` holds the `rows` of this one, and what the step changes is the same on all of them.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, precision: torch.dtype, ranks: Ranks = ALONE) -> None:
+        self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
+        self._replica: tuple[AtlasModel, nn.Module] | None = None
+        own = config.batch_size // ranks.world
+        self.rows = range(ranks.rank * own, (ranks.rank + 1) * own) if ranks.world > 1 else None  # None: all
 
     def __call__(self, state: TrainState, batch: Batch) -> StepResult:
         step = state.step + 1
         state.optimizer.zero_grad()
+        micro_batches = lcm(self.config.accumulate, self.ranks.world)  # of the whole batch
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
-        parts: list[LanguageLoss] = []
-        gates: list[Tensor] = []
-        carried: list[ModelState] = []
-        polarisation = 0.0
-        totals = batch.totals()
+        totals = Totals.sum(self.ranks.gather(batch.totals()))
         batch = batch.to(self.device)
         before = iter(restart_rows(state.carried, batch.fresh))
-        for micro in batch.split(self.config.accumulate):
-            with self.autocast():
-                outputs = run_rows(state.model, micro.inputs, list(islice(before, len(micro.inputs))))
-            logits = join([output.logits for output in outputs])
-            micro_gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-            part = share_of_batch(language_loss(logits, micro), micro, totals)
-            total = part.total
-            if micro_gates and weight:
-                penalty = weight * gate_polarisation(micro_gates) / self.config.accumulate
-                total = total + penalty
-                polarisation += penalty.item()
-            total.backward()
-            parts.append(LanguageLoss(*(number.detach() for number in part)))
-            gates += [gate.detach() for gate in micro_gates]
-            carried += [output.state.detach() for output in outputs]
-        loss, text, recall = (sum(numbers).item() for numbers in zip(*parts, strict=True))
+        micros = [
+            (micro, list(islice(before, len(micro.inputs))), totals, weight, micro_batches)
+            for micro in batch.split(micro_batches // self.ranks.world)
+        ]
+        forward, parts = self._forward(state.model, micros[0]), list[Micro]()
+        for micro in micros:
+            with self.ranks.losing(), nullcontext() if micro is micros[-1] else self.ranks.apart(forward):
+                part: Micro = forward(*micro)
+                part.total.backward()
+            parts.append(part._replace(total=part.total.detach()))
+        every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
+        loss, text, recall = (sum(column).item() for column in every[:, :3].float().T)
         norm = self._gradient_norm(state.model)
         finite = isfinite(loss) and isfinite(norm)
         lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
-            state.step, state.tokens = step, state.tokens + batch.inputs.numel()
-            state.carried = carried if self.config.carry_memory else []
+            state.step, state.tokens = step, state.tokens + batch.inputs.numel() * self.ranks.world
+            carries = self.config.carry_memory
+            state.carried = [carried for part in parts for carried in part.carried] if carries else []
         text = text if totals.recall < totals.rows else nan
         recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
-        return StepResult(loss, text, recall, norm, polarisation, lr, finite, tuple(gates))
+        gates = tuple(gate for part in parts for gate in part.gates)
+        return StepResult(loss, text, recall, norm, sum(every[:, 3].tolist()), lr, finite, gates)
+
+    def _forward(self, model: AtlasModel, micro: tuple[Any, ...]) -> nn.Module:
+        """Of a micro-batch; its backward pass leaves gradients that are sums over all ranks. `micro`: any."""
+        if self._replica is None or self._replica[0] is not model:
+            # Rows that go on with a memory do not use W_init; without polarisation its weight may be used nowhere.
+            some_unused = self.config.carry_memory or self.config.gate.polarisation_peak == 0
+            forward = self.ranks.replicate(MicroStep(model, self.autocast()), self.device, some_unused=some_unused)
+            self._replica = model, forward
+            if self.ranks.world > 2:
+                # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:
+                # without this pass, a run that goes on would not be bitwise the run that never stopped.
+                forward(*micro).total.backward()
+                model.zero_grad()
+        return self._replica[1]
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)

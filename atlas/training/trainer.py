@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import GateAction, RunConfig
+from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
@@ -22,7 +23,7 @@ from atlas.training.step import StepResult, TrainStep, step_metrics
 from atlas.training.stop import StopRequest
 from atlas.training.w_init import Calibrator
 from atlas.training.watch.faults import FaultInjector
-from atlas.training.watch.gate_monitor import GateStatistics, gate_statistics
+from atlas.training.watch.gate_monitor import GateStatistics, gate_statistics, over_ranks
 from atlas.training.watch.history import Reading
 from atlas.training.watch.recovery import Recovery
 from atlas.training.watch.rollback import decide
@@ -63,12 +64,13 @@ class Trainer:
         clocks: Clocks,
     ) -> None:
         self.config, self.state, self.data, self.step, self.evaluator = config, state, data, step, evaluator
+        self.ranks = step.ranks
         self.telemetry, self.checkpoints, self.probe = telemetry, checkpoints, probe
         self.faults, self.clocks = faults, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
-        self.stop = StopRequest()
+        self.stop = StopRequest(self.ranks)
         self.measured = True  # whether validation and probe of the current step are done
         self.last: StepResult | None = None
         self.gates: GateStatistics | None = None  # of the last step
@@ -82,13 +84,14 @@ class Trainer:
         """Train to the last step. Raises `AbortError` where a safeguard stops the run, `StopRequested` for a signal."""
         state = self.state
         try:
-            if state.step == 0 and not self.checkpoints.list():
+            if state.step == 0 and not self.ranks.from_first(lambda: bool(self.checkpoints.list())):
                 if self.config.calibration.enabled:
                     self._calibrate()
                 self._save()  # a rollback may be needed before the first regular checkpoint
             if state.unfinished is not None:
                 self._finish_step(state.unfinished)
             while state.step < self.config.train.steps:
+                self.ranks.step = state.step + 1
                 self.stop.check()
                 result = self._train_step()
                 self._watch(result)
@@ -106,19 +109,25 @@ class Trainer:
         state = self.state
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
-        logged = self.telemetry.due(state.step + 1)
+        logged = self.ranks.first and self.telemetry.due(state.step + 1)
         with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
             began = time.perf_counter()
-            batch = self.data.batch(state.step + 1 + state.skipped)
-            result = self.step(state, self.faults.strike(state, batch))
-            self.speed = batch.inputs.numel() / (time.perf_counter() - began)
+            batch = self._next_batch()
+            result = self.step(state, self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0))
+            tokens = batch.inputs.numel() * self.ranks.world
+            self.speed = tokens / (time.perf_counter() - began)
         with self.clocks.measure("norms"):
             self.norms = memory_norms(state.model, catch) if catch else {}
         with self.clocks.measure("gates"):
-            self.gates = gate_statistics(result.gates)
+            self.gates = over_ranks(gate_statistics(result.gates), self.ranks)
         self.last = result._replace(gates=())
-        self.trained_tokens += batch.inputs.numel()
+        self.trained_tokens += tokens
         return self.last
+
+    def _next_batch(self) -> Batch:
+        """The rows of this rank."""
+        number, rows = self.state.step + 1 + self.state.skipped, self.step.rows
+        return self.data.batch(number) if rows is None else self.data.batch(number, rows)
 
     def _watch(self, result: StepResult) -> None:
         """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""
@@ -175,7 +184,7 @@ class Trainer:
     def _run_probe(self, probe: Probe) -> None:
         state = self.state
         with self.clocks.measure("probe"), self.stop.checked_by(state.model):
-            self.probe_results = list(probe.run(state.model, state.step))
+            self.probe_results = self.ranks.from_first(lambda: list(probe.run(state.model, state.step)))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
         for result in self.probe_results:  # after all metrics: an event writes the row
@@ -186,15 +195,19 @@ class Trainer:
 
     def _calibrate(self) -> None:
         """Set W_init of the local memories to their mean carried state."""
-        with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
-            found = self.calibrator.calibrate(self.state.model, self.config.train.sequence)
+        model = self.state.model
+        with self.clocks.measure("calibration"), self.stop.checked_by(model):
+            found = self.ranks.from_first(lambda: self.calibrator.calibrate(model, self.config.train.sequence))
+            weights = self.ranks.from_first(model.state_dict)
+            if not self.ranks.first:
+                model.load_state_dict(weights)
         self._report_reset(
             "calibration", found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): "
         )
 
     def _measure_reset(self) -> None:
         with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
-            found = self.calibrator.measure(self.state.model)
+            found = self.ranks.from_first(lambda: self.calibrator.measure(self.state.model))
         self._report_reset("reset_shock", found, "")
 
     def _report_reset(self, kind: str, found: dict[str, Any], prefix: str) -> None:

@@ -12,7 +12,7 @@ COMMANDS = {"__init__", "train", "niah", "generate"}  # nothing else stands at t
 # A package may import from lower layers and from itself, never from another one of its layer.
 LAYERS = (
     ("config",),
-    ("kernels",),
+    ("kernels", "parallel"),
     ("ops",),
     ("models", "data", "telemetry", "checkpoint"),
     ("probes", "training", "report"),

@@ -68,8 +68,11 @@ class FaultInjector:
         """Whether the next step is the first one in which the fault strikes."""
         return self.fault is not None and self._strikes(state) and state.step + 1 == self.fault.step
 
-    def strike(self, state: TrainState, batch: Batch) -> Batch:
-        """Apply the fault of the next step: to the state in place, or to the returned batch."""
+    def strike(self, state: TrainState, batch: Batch, first_row: int = 0) -> Batch:
+        """Apply the fault of the next step: to the state in place, or to the returned batch.
+
+        `first_row`: of these rows in the whole batch.
+        """
         state.optimizer.burst = 1.0
         if self._hook is not None:
             self._hook.remove()
@@ -79,7 +82,7 @@ class FaultInjector:
         if kind == "lr_burst":
             state.optimizer.burst = size
         elif kind == "bad_batch":
-            return _mislabelled(batch, state.step)
+            return _mislabelled(batch, state.step, first_row)
         elif kind == "nan_gradient":
             self._hook = state.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
         elif kind == "nan_loss":
@@ -94,9 +97,11 @@ class FaultInjector:
         return first <= now < first + self.fault.steps and (self.fault.always or state.segment == 0)
 
 
-def _mislabelled(batch: Batch, step: int) -> Batch:
+def _mislabelled(batch: Batch, step: int, first_row: int) -> Batch:
+    rows, tokens = batch.targets.shape
     generator = torch.Generator().manual_seed(step)
-    return replace(batch, targets=torch.randint(0, VOCABULARY, batch.targets.shape, generator=generator))
+    up_to_these = torch.randint(0, VOCABULARY, (first_row + rows, tokens), generator=generator)  # drawn row by row
+    return replace(batch, targets=up_to_these[first_row:])
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atlas.config import GateAction, GateConfig
+from atlas.parallel.ranks import Ranks
 
 SAMPLE = 2**17  # gates in the statistics: the error of their mean is below 0.002, at no measurable cost
 
@@ -36,6 +37,15 @@ def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
     polarised = ((values - 0.5).abs() > 0.4).float().mean()
     mean, std, share = torch.stack((values.mean(), values.std(), polarised)).tolist()
     return GateStatistics(mean, std, share)
+
+
+def over_ranks(own: GateStatistics | None, ranks: Ranks) -> GateStatistics | None:
+    """Those of all ranks, of which each has as many gates."""
+    if own is None or ranks.world == 1:
+        return own
+    means, stds, shares = ranks.gather_rows(torch.tensor([own], dtype=torch.float64)).T
+    variance = stds.square().mean() + means.var(correction=0)
+    return GateStatistics(means.mean().item(), variance.sqrt().item(), shares.mean().item())
 
 
 class GateMonitor:

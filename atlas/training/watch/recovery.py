@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.manifest import Manifest
 from atlas.config import RollbackAction, RollbackConfig
+from atlas.parallel.agreement import require_same_weights
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.errors import AbortError
 from atlas.training.state import TrainState
@@ -40,22 +44,14 @@ class Recovery:
         # Count, batches left out and learning rate are kept, or the run would repeat this rollback for ever.
         reached, segment, rollbacks, skipped = state.step, state.segment, state.rollbacks, state.skipped
         scale = state.optimizer.scale
-        try:
-            payload, manifest = self.checkpoints.rollback(decision.before_step)
-        except CheckpointError as error:
-            raise AbortError(f"{decision.reason}, and no rollback is possible: {error}") from error
-        for folder, reason in self.checkpoints.skipped:
-            self.telemetry.event("warning", reached, message=f"{folder.name} was passed over: {reason}")
+        payload, manifest = state.ranks.from_first(lambda: self._load(decision))
         state.restore(payload)
+        state.keep_own_rows()
+        require_same_weights(state.ranks, state.model, f"after the rollback to step {state.step}")
         state.segment, state.rollbacks, state.skipped = segment + 1, rollbacks + 1, skipped
         state.optimizer.scale = scale
         change = self._change_training(reached)
-        restarted = self.settings.action is RollbackAction.skip
-        try:  # in this order: a kill at any moment leaves either the run before the rollback or the run after it
-            JournalEntry.of(state, restarted).write(self.checkpoints.root)
-            self.checkpoints.retire(manifest.step)
-        except (OSError, CheckpointError) as error:
-            raise AbortError(f"{decision.reason}, and the rollback could not be written: {error}") from error
+        state.ranks.from_first(lambda: self._write(decision, manifest.step))
         self.telemetry.event(
             "rollback",
             manifest.step,
@@ -67,6 +63,24 @@ class Recovery:
             change=change,
         )
         return True
+
+    def _load(self, decision: Decision) -> tuple[dict[str, Any], Manifest]:
+        try:
+            found = self.checkpoints.rollback(decision.before_step)
+        except CheckpointError as error:
+            raise AbortError(f"{decision.reason}, and no rollback is possible: {error}") from error
+        for folder, reason in self.checkpoints.skipped:
+            self.telemetry.event("warning", self.state.step, message=f"{folder.name} was passed over: {reason}")
+        return found
+
+    def _write(self, decision: Decision, step: int) -> None:
+        """In this order: a kill at any moment leaves either the run before the rollback or the run after it."""
+        restarted = self.settings.action is RollbackAction.skip
+        try:
+            JournalEntry.of(self.state, restarted).write(self.checkpoints.root)
+            self.checkpoints.retire(step)
+        except (OSError, CheckpointError) as error:
+            raise AbortError(f"{decision.reason}, and the rollback could not be written: {error}") from error
 
     def _change_training(self, reached: int) -> str:
         """Lower the learning rate or leave batches out: the same input would give the same spike."""

@@ -40,6 +40,7 @@ def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
         "checkpoint",
         "device.threads",
         "device.kernels",
+        "parallel",
         "debug",
         "trust",
         "resume",

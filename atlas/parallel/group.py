@@ -1,0 +1,227 @@
+"""The ranks of a run as a group of `torch.distributed`: gloo for agreements, gloo or NCCL for gradients."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
+from torch.nn.parallel import DistributedDataParallel
+
+from atlas.config import ConfigError
+from atlas.parallel.ranks import RankError, Ranks, log_name
+
+T = TypeVar("T")
+START_TIMEOUT = timedelta(seconds=600)  # until every rank has come
+NO_LIMIT = timedelta(days=365)  # for the work of rank 0 that the others wait for
+REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to say that they are
+
+
+class Group(Ranks):
+    """`store`: what the ranks have found each other by; it outlives any of them where torchrun keeps it."""
+
+    def __init__(self, store: Store, rank: int, world: int, local_rank: int) -> None:
+        self.rank, self.world, self.local_rank = rank, world, local_rank
+        self._store = PrefixStore("atlas", store)
+        self._store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+        dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=START_TIMEOUT)
+        dist.barrier()
+        self._waiting, self._steps = _gloo(NO_LIMIT), cast(ProcessGroup, dist.group.WORLD)
+        self._limit = f"{START_TIMEOUT.total_seconds():g} s"
+        self._settled = self._parted = self._deciding = False
+        self._heard: BaseException | None = None  # the last error of another rank
+
+    def told_by_first(self, name: str, value: str) -> str:
+        """The value of rank 0. Waits for no rank but that one."""
+        if self.first:
+            self._store.set(name, value)
+        return self._store.get(name).decode()
+
+    @property
+    def free_to_raise(self) -> bool:
+        return self._deciding
+
+    def gather(self, value: T) -> list[T]:
+        values = cast(list[T], [None] * self.world)
+        with self.losing():
+            dist.all_gather_object(values, value, group=self._steps)
+        return values
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        parts = [torch.empty(rows.shape, dtype=torch.float64) for _ in range(self.world)]
+        with self.losing():
+            dist.all_gather(parts, rows.to("cpu", torch.float64).contiguous(), group=self._steps)
+        return torch.cat(parts)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        if self._deciding:
+            return make()
+        if not self.first:
+            return cast(T, self._receive())
+        self._deciding = True
+        try:
+            value = make()
+        except (Exception, KeyboardInterrupt) as error:
+            if type(error) is not KeyboardInterrupt:  # that of a second signal: this rank leaves at once
+                self._send(None, _portable(error))
+            raise
+        finally:
+            self._deciding = False
+        self._send(value, None)
+        return value
+
+    def _send(self, value: object, error: BaseException | None) -> None:
+        with self.losing():
+            dist.broadcast_object_list([(value, error)], src=0, group=self._waiting)
+
+    def _receive(self) -> object:
+        answer: list[Any] = [None]
+        with self.losing():
+            dist.broadcast_object_list(answer, src=0, group=self._waiting)
+        value, self._heard = answer[0]
+        if self._heard is not None:
+            raise self._heard
+        return cast(object, value)
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        if not self._parted:
+            self.from_first(action)
+        elif self.first:
+            action()
+
+    def settle(self, error: Exception | None) -> Exception | None:
+        if self._settled:
+            return error
+        self._settled = True
+        found = self.gather(None if error is None else _portable(error))
+        rank, first = next(((rank, one) for rank, one in enumerate(found) if one is not None), (self.rank, None))
+        if first is None or rank == self.rank or str(first) == str(error):
+            return error
+        refused = isinstance(first, ConfigError)
+        theirs = ConfigError(f"rank {rank}: {first}") if refused else RuntimeError(f"rank {rank}: {first!r}")
+        self._heard = theirs
+        return theirs
+
+    def tells(self, error: BaseException) -> bool:
+        return self.first or (self._parted and error is not self._heard and not isinstance(error, RankError))
+
+    def limit(self, step_timeout_s: float) -> None:
+        self._limit = f"parallel.step_timeout_s={step_timeout_s:g}"
+        self._steps = _gloo(timedelta(seconds=step_timeout_s))
+
+    def part(self, reason: str) -> None:
+        if not self._parted:
+            self._parted = True
+            with suppress(RuntimeError):
+                self._store.set(f"failed/{self.rank}", reason)
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise self._explain(str(error)) from error
+
+    def _explain(self, error: str) -> RankError:
+        """Which rank is missing. Those that are left tell each other through the store that they are."""
+        self._parted = True
+        seen = "late" if "Timed out" in error else "gone"
+        with suppress(RuntimeError):
+            self._store.set(f"left/{self.rank}", seen)
+        deadline = time.monotonic() + REPORT_SECONDS[seen]
+        missing = self._missing()
+        while time.monotonic() < deadline and not any(self._runs(rank) is False for rank in missing):
+            time.sleep(0.1)
+            missing = self._missing()
+        here = f"step {self.step}" if self.step else "the start"
+        if failed := [rank for rank in range(self.world) if self._told("failed", rank)]:
+            reason = self._told("failed", failed[0])
+            return RankError(f"rank {failed[0]} failed at {here}: {reason} (its log: {log_name(failed[0])})")
+        gone = [rank for rank in missing if self._runs(rank) is False]
+        if missing and not gone and "late" in [self._told("left", rank) for rank in range(self.world)]:
+            return RankError(f"{_named(missing)} did not reach {here} within {self._limit}")
+        gone = gone or [rank for rank in missing if self._runs(rank) is None]
+        if gone:
+            are = "is" if len(gone) == 1 else "are"
+            return RankError(f"{_named(gone)} {are} gone at {here} (its log: {log_name(gone[0])})")
+        return RankError(f"the connection between the ranks broke at {here}: {' '.join(error.split())[:200]}")
+
+    def _missing(self) -> list[int]:
+        return [rank for rank in range(self.world) if rank != self.rank and not self._told("left", rank)]
+
+    def _told(self, what: str, rank: int) -> str:
+        """What a rank has written into the store; "" for nothing, or for a store that is gone."""
+        key = f"{what}/{rank}"
+        with suppress(RuntimeError):
+            if self._store.check([key]):
+                return self._store.get(key).decode()
+        return ""
+
+    def _runs(self, rank: int) -> bool | None:
+        """Whether its process runs; None for one on another machine."""
+        host, _, process = self._told("process", rank).partition(" ")
+        if host != socket.gethostname():
+            return None
+        try:
+            os.kill(int(process), 0)
+            return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        except ProcessLookupError:
+            return False
+        except OSError:  # no /proc
+            return True
+
+    def replicate(self, module: nn.Module, device: torch.device, *, some_unused: bool) -> nn.Module:
+        group = cast(ProcessGroup, dist.new_group(backend="nccl")) if device.type == "cuda" else self._steps
+        replica = DistributedDataParallel(
+            module,
+            process_group=group,
+            init_sync=False,  # would hide a difference between the ranks, which agreement.py looks for
+            find_unused_parameters=some_unused,
+            gradient_as_bucket_view=True,
+        )
+        replica.register_comm_hook(group, lambda state, bucket: _sum(bucket.buffer(), state))  # DDP wants these names
+        return replica
+
+    def apart(self, module: nn.Module) -> AbstractContextManager[None]:
+        return cast(DistributedDataParallel, module).no_sync()
+
+    def leave(self) -> None:
+        """End the group, at the end of the process."""
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _sum(gradients: Tensor, group: ProcessGroup) -> torch.futures.Future[Tensor]:
+    """No mean: a rank has divided its losses by what the whole batch counts."""
+    summed = dist.all_reduce(gradients, group=group, async_op=True).get_future()
+    return cast("torch.futures.Future[Tensor]", summed.then(lambda done: done.value()[0]))
+
+
+def _gloo(timeout: timedelta) -> ProcessGroup:
+    return cast(ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, or a RuntimeError that tells the same, where another process could not take it over."""
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    except Exception:  # an error of a library may fail in any way here
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

@@ -1,0 +1,75 @@
+"""The ranks of this process, from the environment that torchrun, or another launcher like it, gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
+
+from atlas.config import ConfigError, require
+from atlas.parallel.ranks import ALONE, Ranks
+
+RUN_DIR = "ATLAS_RUN_DIR"
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_groups = count()  # of this process, one after the other
+_current: list[Ranks] = []
+
+
+def current() -> Ranks:
+    """The ranks inside of `launched`; elsewhere this process is alone."""
+    return _current[-1] if _current else ALONE
+
+
+@contextmanager
+def launched() -> Iterator[Ranks]:
+    """The ranks of this process; `$ATLAS_RUN_DIR` then names one run folder for all of them.
+
+    Raises `ConfigError` for an environment that does not tell which rank this process is.
+    """
+    if _current or _number("WORLD_SIZE", 1) == 1:
+        yield current()
+        return
+    missing = [name for name in NEEDED if name not in os.environ]
+    world, absent = os.environ["WORLD_SIZE"], ", ".join(missing)
+    require(not missing, "WORLD_SIZE", world, f"set together with {absent}, as torchrun does")
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    from atlas.parallel.group import START_TIMEOUT, Group
+
+    store, rank, processes = next(rendezvous("env://", timeout=START_TIMEOUT))
+    group = Group(PrefixStore(f"atlas{next(_groups)}", store), rank, processes, _number("LOCAL_RANK", 0))
+    folder, stamp = os.environ.get(RUN_DIR), f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+    os.environ[RUN_DIR] = folder or f"outputs/runs/{group.told_by_first('stamp', stamp)}"
+    _current.append(group)
+    try:
+        yield group
+    finally:
+        _current.remove(group)
+        group.leave()
+        if folder is None:
+            del os.environ[RUN_DIR]
+
+
+def refuse_launch(arguments: Sequence[str], multirun: bool) -> None:
+    """Raise `ConfigError` for a command line that does not go together with how torchrun was called."""
+    world = current().world
+    if world > 1 and multirun:
+        raise ConfigError(
+            f"-m: must be left out under torchrun, each of the {world} processes would run the sweep"
+            " (hydra/launcher=joblib runs jobs side by side)"
+        )
+    given = dict(argument.partition("=")[::2] for argument in arguments if "=" in argument)
+    resume = given.get("resume", "null")
+    continues = resume != "null" and (resume != "auto" or "hydra.run.dir" in given)
+    if _number("TORCHELASTIC_MAX_RESTARTS", 0) and not continues:
+        raise ConfigError("hydra.run.dir: must be given, with resume=auto, for torchrun --max-restarts")
+
+
+def _number(name: str, default: int) -> int:
+    """Of an environment variable. Raises `ConfigError`."""
+    text = os.environ.get(name, str(default))
+    require(text.isdecimal(), name, text, "a number")
+    return int(text)
