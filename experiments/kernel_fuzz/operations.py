@@ -19,6 +19,8 @@ from atlas.ops.banded_attention import cpp as attention
 from atlas.ops.chunk_scan import Scan, open_state
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
+from atlas.ops.gated_branch import cpp as gate
+from atlas.ops.gated_branch import gated_branch
 from atlas.ops.memory_inputs import cpp as inputs
 from atlas.ops.memory_inputs import memory_inputs
 from atlas.ops.qk_projection import Accumulator, project
@@ -67,6 +69,18 @@ def draw_norm(random: Random) -> Operation:
 def draw_swiglu(random: Random) -> Operation:
     shape = [size(random, 9) for _ in range(random.randint(0, 3))]
     return Operation("swiglu", lambda x: (swiglu(x),), [torch.randn(*shape, 2 * width(random, 6))], gated.forward)
+
+
+def draw_gate(random: Random) -> Operation:
+    shape = [size(random, 70 if dim else 5) for dim in range(random.randint(0, 2))]
+    D, adds = width(random, 6), random.random() < 0.5
+    tensors = [torch.randn(*shape, D), torch.randn(*shape, D), torch.randn(D), 3 * torch.rand(())]
+    return Operation(
+        "gated_branch",
+        lambda *given: gated_branch(*given, adds=adds),
+        tensors,
+        lambda *given: gate.forward(*given, adds),
+    )
 
 
 def draw_inputs(random: Random) -> Operation:
@@ -138,4 +152,4 @@ def draw_scan(random: Random) -> Operation:
     return Operation("chunk_scan", function, tensors, operator)
 
 
-DRAWS = (draw_norm, draw_swiglu, draw_inputs, draw_attention, draw_projection, draw_scan)
+DRAWS = (draw_norm, draw_swiglu, draw_gate, draw_inputs, draw_attention, draw_projection, draw_scan)
