@@ -23,6 +23,8 @@ from atlas.ops.gated_branch import cpp as gate
 from atlas.ops.gated_branch import gated_branch
 from atlas.ops.memory_inputs import cpp as inputs
 from atlas.ops.memory_inputs import memory_inputs
+from atlas.ops.mixed_queries import cpp as mixed
+from atlas.ops.mixed_queries import mixed_queries
 from atlas.ops.qk_projection import Accumulator, project
 from atlas.ops.qk_projection import cpp as products
 from atlas.ops.rms_norm import cpp as norm
@@ -129,6 +131,13 @@ def draw_projection(random: Random) -> Operation:
     return Operation("qk_projection", function, tensors, operator)
 
 
+def draw_mix(random: Random) -> Operation:
+    heads, T, d = random.randint(1, 3), size(random, 20), width(random)
+    shape = (heads * size(random, 3), T, d)
+    tensors = [torch.randn(shape), torch.randn(shape), torch.randn(heads)]
+    return Operation("mixed_queries", lambda *given: (mixed_queries(*given),), tensors, mixed.forward)
+
+
 def draw_scan(random: Random) -> Operation:
     N, T, d, h, p = size(random, 3), size(random, 40), width(random, 2), width(random, 2), width(random)
     momentum = random.random() < 0.5
@@ -152,4 +161,4 @@ def draw_scan(random: Random) -> Operation:
     return Operation("chunk_scan", function, tensors, operator)
 
 
-DRAWS = (draw_norm, draw_swiglu, draw_gate, draw_inputs, draw_attention, draw_projection, draw_scan)
+DRAWS = (draw_norm, draw_swiglu, draw_gate, draw_inputs, draw_attention, draw_projection, draw_mix, draw_scan)
