@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from atlas.config import Fusion, ModelConfig
+from atlas.config import ModelConfig
 from atlas.models.attention import AttentionState, SlidingWindowAttention
-from atlas.models.gate import Gate, Gating
+from atlas.models.gate import Gate
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
@@ -45,14 +45,13 @@ class AtlasMAGBlock(nn.Module):
     def __init__(self, config: ModelConfig, local_count: int) -> None:
         super().__init__()
         width, head_width = config.width, config.width // config.heads
-        self.fusion = config.fusion
         self.norm, self.feedforward_norm = RMSNorm(width), RMSNorm(width)
         self.attention = SlidingWindowAttention(width, config.heads, config.window)
         keys = config.persistent_keys
         self.persistent = PersistentMemory(config.heads, keys, head_width) if keys else None
         has_memory = config.memory.enabled
         self.memory = AtlasMemory(width, config.heads, local_count, config.memory) if has_memory else None
-        self.gate = Gate(width) if has_memory else None
+        self.gate = Gate(width, config.fusion) if has_memory else None
         self.out = nn.Linear(width, width, bias=False)  # no bias: a closed gate must give exactly 0
         self.feedforward = SwiGLU(width, config.feedforward)
 
@@ -69,21 +68,9 @@ class AtlasMAGBlock(nn.Module):
         inputs = self.norm(x)
         branch, attention = self.attention(inputs, state.attention, position, self.persistent)
         memory, gate = state.memory, None
-        if self.memory is not None:
+        if self.memory is not None and self.gate is not None:
             recalled, memory = self.memory(inputs, memory, position, self.persistent, plan, mode)
-            branch, gate = self._fuse(branch, recalled)
+            branch, gate = self.gate(branch, recalled)
         x = x + self.out(branch)
         x = x + self.feedforward(self.feedforward_norm(x))
         return x, BlockState(attention, memory), gate
-
-    def _fuse(self, branch: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.gate is not None
-        gating: Gating = self.gate(recalled)
-        match self.fusion:
-            case Fusion.multiplicative:
-                fused = branch * gating.gate
-            case Fusion.gated_sum:
-                fused = (branch + gating.linear) * gating.gate
-            case Fusion.additive:
-                fused = branch + gating.logits
-        return fused, gating.polarisable

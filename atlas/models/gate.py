@@ -1,6 +1,6 @@
 """The gate of a MAG block: one sigmoid per channel, computed from what the memory recalls.
 
-Legend: B sequences, T tokens, D model width.
+Legend: B sequences, T tokens, D model width, a attended, m recalled.
 
     z = m W_g + b_g,    g = sigmoid(sharpness * z),    sharpness = exp(log_sharpness), learnable
 """
@@ -8,23 +8,16 @@ Legend: B sequences, T tokens, D model width.
 from __future__ import annotations
 
 from math import log
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas.config import Fusion
+from atlas.ops.gated_branch import gated_branch
+
 # z starts with unit variance: more than 8 of 10 gates start below 0.1 or above 0.9.
 INITIAL_SHARPNESS = 10.0
-
-
-class Gating(NamedTuple):
-    """The gate of a recalled m; all [B, T, D]."""
-
-    logits: Tensor  # z
-    gate: Tensor  # g
-    polarisable: Tensor  # g with a gradient to the sharpness alone
-    linear: Tensor  # m W_g, without the bias: finite where an infinite bias closes the gate
 
 
 class Gate(nn.Module):
@@ -35,16 +28,21 @@ class Gate(nn.Module):
     polarisation loss reaches the sharpness only.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, fusion: Fusion) -> None:
         super().__init__()
+        self.fusion = fusion
         self.linear = nn.Linear(width, width)
         self.log_sharpness = nn.Parameter(torch.tensor(log(INITIAL_SHARPNESS)))
         nn.init.normal_(self.linear.weight, std=width**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, recalled: Tensor) -> Gating:
+    def forward(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
+        """a and m [B, T, D] -> their fusion [B, T, D], and g [B, T, D] with a gradient to the sharpness alone."""
+        # Without the bias: finite where an infinite bias closes the gate.
         linear = F.linear(recalled, self.linear.weight)
-        logits = linear + self.linear.bias
         sharpness = self.log_sharpness.exp()
-        gate, polarisable = torch.sigmoid(sharpness * logits), torch.sigmoid(sharpness * logits.detach())
-        return Gating(logits, gate, polarisable, linear)
+        if self.fusion is Fusion.additive:
+            logits = linear + self.linear.bias
+            return attended + logits, torch.sigmoid(sharpness * logits.detach())
+        adds = self.fusion is Fusion.gated_sum
+        return gated_branch(attended, linear, self.linear.bias, sharpness, adds=adds)

@@ -31,7 +31,6 @@ from atlas.ops.features import feature_norm
 from atlas.ops.qk_projection import Accumulator
 from atlas.ops.rules import RULES
 from atlas.ops.rules.rule import LearningRule
-from atlas.ops.unit_rows import unit_rows
 
 
 class MemoryState(NamedTuple):
@@ -113,9 +112,7 @@ class AtlasMemory(nn.Module):
         tokens, recent = self.inputs(x, state.recent)
         learns = mode is MemoryMode.learn
         rates, controls = self.inputs.rates(x) * learns, self.controls(x) * learns
-        projected, sums = self.projector(tokens.query, tokens.key, state.sums, position, persistent, plan)
-        if self.mix is not None:
-            projected = [self._mixed(tokens.query, one, self.mix) for one in projected]
+        projected, sums = self.projector(tokens.query, tokens.key, state.sums, position, persistent, plan, self.mix)
         key_features = self.features(tokens.key)
 
         def inputs(query: Tensor, query_features: Tensor, memory: int) -> ChunkInputs:
@@ -143,8 +140,3 @@ class AtlasMemory(nn.Module):
             local.append(after)
         recalled = sum(reads[1:], reads[0]).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
         return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory))
-
-    def _mixed(self, query: Tensor, projected: Tensor, mix: Tensor) -> Tensor:
-        """q + lambda q' of every row: [N, T, d]."""
-        mixed = query + mix.repeat(query.shape[0] // self.heads)[:, None, None] * projected
-        return unit_rows(mixed) if self.config.qk_projection.renormalise else mixed

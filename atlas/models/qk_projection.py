@@ -15,6 +15,7 @@ from atlas.models.hierarchy import Run, per_row, run_periods
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan
 from atlas.ops.features import homogeneous_features
+from atlas.ops.mixed_queries import mixed_queries
 from atlas.ops.qk_projection import EPSILON, Accumulator, project
 from atlas.ops.unit_rows import unit_rows
 
@@ -103,8 +104,12 @@ class QueryProjector:
         position: int,
         persistent: PersistentMemory,
         plan: ChunkPlan,
+        mix: Tensor | None = None,
     ) -> tuple[list[Tensor], tuple[Accumulator, ...]]:
-        """Rows' queries and keys [N, T, d], the first token number `position` -> every distinct q' [N, T, d]."""
+        """Rows' queries and keys [N, T, d], the first token number `position` -> every distinct q' [N, T, d].
+
+        With `mix`, lambda [H]: every distinct q + lambda q'.
+        """
         batch = query.shape[0] // self.heads
         offset = position % plan.shard if plan.shard else 0
         projected: list[Tensor] = []
@@ -114,9 +119,17 @@ class QueryProjector:
             run = self._chunks(persistent, batch, period) if per_chunk else self._project
             initial = partial(self._start, persistent, batch)
             out, end = run_periods(run, initial, sums, (query, key), offset, plan.shard)
-            projected.append(unit_rows(out) if self.config.renormalise else out)
+            projected.append(self._read_with(query, out, mix))
             after.append(end)
         return projected, tuple(after)
+
+    def _read_with(self, query: Tensor, projected: Tensor, mix: Tensor | None) -> Tensor:
+        if self.config.renormalise:
+            return unit_rows(projected) if mix is None else mixed_queries(query, projected, mix)
+        if mix is None:
+            return projected
+        rows = query.shape[0]
+        return query + per_row(mix, rows // self.heads, rows)[:, None, None] * projected
 
     def _project(self, start: Accumulator, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Accumulator]:
         divide = not self.config.renormalise  # does not change a q' of length 1

@@ -66,7 +66,7 @@ def _spoil(tensors: list[Tensor], kind: str, random: Random) -> None:
     if kind == "dtype":
         tensors[index] = part.to(random.choice(DTYPES))
         return
-    shape = list(part.shape)
+    shape = list(part.shape) or [1]
     dim = random.randrange(len(shape))
     shape[dim] = max(0, shape[dim] + random.choice((-8, -1, 1, 8)))
     tensors[index] = torch.ones(shape).to(part.dtype)

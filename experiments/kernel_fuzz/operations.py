@@ -19,8 +19,12 @@ from atlas.ops.banded_attention import cpp as attention
 from atlas.ops.chunk_scan import Scan, open_state
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
+from atlas.ops.gated_branch import cpp as gate
+from atlas.ops.gated_branch import gated_branch
 from atlas.ops.memory_inputs import cpp as inputs
 from atlas.ops.memory_inputs import memory_inputs
+from atlas.ops.mixed_queries import cpp as mixed
+from atlas.ops.mixed_queries import mixed_queries
 from atlas.ops.qk_projection import Accumulator, project
 from atlas.ops.qk_projection import cpp as products
 from atlas.ops.rms_norm import cpp as norm
@@ -69,6 +73,18 @@ def draw_swiglu(random: Random) -> Operation:
     return Operation("swiglu", lambda x: (swiglu(x),), [torch.randn(*shape, 2 * width(random, 6))], gated.forward)
 
 
+def draw_gate(random: Random) -> Operation:
+    shape = [size(random, 70 if dim else 5) for dim in range(random.randint(0, 2))]
+    D, adds = width(random, 6), random.random() < 0.5
+    tensors = [torch.randn(*shape, D), torch.randn(*shape, D), torch.randn(D), 3 * torch.rand(())]
+    return Operation(
+        "gated_branch",
+        lambda *given: gated_branch(*given, adds=adds),
+        tensors,
+        lambda *given: gate.forward(*given, adds),
+    )
+
+
 def draw_inputs(random: Random) -> Operation:
     heads, lags = random.randint(1, 3), random.randint(1, 5)
     D = 3 * heads * width(random)
@@ -115,6 +131,13 @@ def draw_projection(random: Random) -> Operation:
     return Operation("qk_projection", function, tensors, operator)
 
 
+def draw_mix(random: Random) -> Operation:
+    heads, T, d = random.randint(1, 3), size(random, 20), width(random)
+    shape = (heads * size(random, 3), T, d)
+    tensors = [torch.randn(shape), torch.randn(shape), torch.randn(heads)]
+    return Operation("mixed_queries", lambda *given: (mixed_queries(*given),), tensors, mixed.forward)
+
+
 def draw_scan(random: Random) -> Operation:
     N, T, d, h, p = size(random, 3), size(random, 40), width(random, 2), width(random, 2), width(random)
     momentum = random.random() < 0.5
@@ -138,4 +161,4 @@ def draw_scan(random: Random) -> Operation:
     return Operation("chunk_scan", function, tensors, operator)
 
 
-DRAWS = (draw_norm, draw_swiglu, draw_inputs, draw_attention, draw_projection, draw_scan)
+DRAWS = (draw_norm, draw_swiglu, draw_gate, draw_inputs, draw_attention, draw_projection, draw_mix, draw_scan)

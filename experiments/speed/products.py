@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.speed.race import seconds_of
 
 LAST_TWO = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "addbmm")  # whose last two tensors are multiplied
-WITHOUT_PRODUCTS = ("rms_norm", "swiglu")  # operators of atlas that multiply no matrices, forward and backward
+# Operators of atlas that multiply no matrices, forward and backward.
+WITHOUT_PRODUCTS = ("rms_norm", "swiglu", "gated_branch", "mixed_queries")
 FORWARD_PRODUCTS = 2  # of attention: Q K^T and P V
 BACKWARD_PRODUCTS = 5  # Q K^T again, and the gradients of P, V, Q and K
 REPLAY_SECONDS = 0.02  # per distinct product, at least

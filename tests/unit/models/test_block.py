@@ -83,8 +83,7 @@ def test_the_gate_learns_to_suppress_a_noise_branch(fusion: Fusion) -> None:
     recalled = block.memory(block.norm(x), state, 0, block.persistent, PLAN, MemoryMode.learn)[0].detach()
     optimizer = torch.optim.Adam(block.gate.parameters(), lr=0.1)
     for _ in range(400):
-        branch, _ = block._fuse(torch.randn_like(recalled), recalled)
-        gate = block.gate(recalled).gate
+        branch, gate = block.gate(torch.randn_like(recalled), recalled)
         optimizer.zero_grad()
         block.out(branch).square().mean().sqrt().backward()
         optimizer.step()

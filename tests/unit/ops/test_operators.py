@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from atlas.ops.banded_attention import cpp as attention
+from atlas.ops.gated_branch import cpp as gate
 from atlas.ops.memory_inputs import cpp as inputs
+from atlas.ops.mixed_queries import cpp as mixed
 from atlas.ops.qk_projection import cpp as products
 from atlas.ops.rms_norm import cpp as norm
 from atlas.ops.rms_norm import rms_norm
@@ -34,7 +36,9 @@ WEIGHTS = leaf(3, 8, 8), leaf(3, 16, 16)
 CALLS = {
     "norm": (norm.forward, (leaf(10, 16), leaf(16))),
     "swiglu": (gated.forward, (leaf(10, 32),)),
+    "gated branch": (gate.forward, (leaf(70, 16), leaf(70, 16), leaf(16), leaf(), True)),
     "inputs": (inputs.forward, (leaf(2, 9, 48), leaf(3, 48), 2)),
+    "mixed queries": (mixed.forward, (leaf(6, 9, 16), leaf(6, 9, 16), leaf(3))),
     "attention": (attention.forward, (leaf(2, 2, 9, 8), *PAIRS, VALID, None, None, 8)),
     "attention with a prefix": (
         attention.forward,

@@ -1,0 +1,14 @@
+"""The gated branch by PyTorch's operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gated_branch(
+    attended: Tensor, linear: Tensor, bias: Tensor, sharpness: Tensor, adds: bool
+) -> tuple[Tensor, Tensor]:
+    logits = linear + bias
+    gate, polarisable = torch.sigmoid(sharpness * logits), torch.sigmoid(sharpness * logits.detach())
+    return (attended + linear if adds else attended) * gate, polarisable
