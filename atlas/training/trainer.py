@@ -12,6 +12,7 @@ from atlas.config import GateAction, RunConfig
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.batch_ahead import BatchAhead
 from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
@@ -68,6 +69,7 @@ class Trainer:
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
+        self.batches = BatchAhead(data, step.device)
         self.stop = StopRequest()
         self.measured = True  # whether validation and probe of the current step are done
         self.last: StepResult | None = None
@@ -90,6 +92,7 @@ class Trainer:
                 self._finish_step(state.unfinished)
             while state.step < self.config.train.steps:
                 self.stop.check()
+                self.saver.collect()
                 result = self._train_step()
                 self._watch(result)
                 self._log(result)
@@ -101,6 +104,9 @@ class Trainer:
         except StopRequested:
             self._save_stopped()
             raise
+        finally:
+            self.batches.close()
+            self.saver.collect(wait=True)
 
     def _train_step(self) -> StepResult:
         state = self.state
@@ -109,7 +115,7 @@ class Trainer:
         logged = self.telemetry.due(state.step + 1)
         with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
             began = time.perf_counter()
-            batch = self.data.batch(state.step + 1 + state.skipped)
+            batch = self.batches.take(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch))
             self.speed = batch.inputs.numel() / (time.perf_counter() - began)
         with self.clocks.measure("norms"):
@@ -154,6 +160,7 @@ class Trainer:
         decision = decide(self.state.history.readings, self.state.rollbacks, self.config.rollback)
         if decision is None:
             return False
+        self.saver.collect(wait=True)
         with self.clocks.measure("rollback"):
             return self.recovery.carry_out(decision, finite=finite)
 
