@@ -19,8 +19,9 @@ def snapshot(payload: dict[str, Any]) -> dict[str, Any]:
 
     Any dict becomes a plain one. Raises `SnapshotError` for what `torch.load(weights_only=True)` would refuse.
     """
-    copied: dict[str, Any] = _copy(payload, "payload", {})
-    if torch.cuda.is_available():
+    seen: dict[tuple[Any, ...], Tensor] = {}
+    copied: dict[str, Any] = _copy(payload, "payload", seen)
+    if any(device.type == "cuda" for device, *_ in seen):
         torch.cuda.synchronize()  # copies from a GPU have only been started
     return copied
 

@@ -5,6 +5,7 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import groupby, islice
 from math import exp, isfinite, nan
@@ -18,7 +19,7 @@ from atlas.data.batch import Batch, Totals
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
 from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
 from atlas.training.state import TrainState
-from atlas.training.watch.gate_monitor import GateStatistics
+from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
 PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 
@@ -31,7 +32,8 @@ class StepResult(NamedTuple):
     polarisation: float
     lr: float
     finite: bool  # of loss and gradient; False: the weights are unchanged
-    gates: tuple[Tensor, ...]  # [B / accumulate, T, D] of every layer and micro-batch
+    gates: GateStatistics | None  # of all layers; None without a memory
+    gate_seconds: float  # that their statistics took
 
     @property
     def perplexity(self) -> float:
@@ -78,27 +80,34 @@ class TrainStep:
         parts: list[LanguageLoss] = []
         gates: list[Tensor] = []
         carried: list[ModelState] = []
-        polarisation = 0.0
+        penalties: list[Tensor] = []
         totals = batch.totals()
-        batch = batch.to(self.device)
         before = iter(restart_rows(state.carried, batch.fresh))
-        for micro in batch.split(self.config.accumulate):
+        count = self.config.accumulate
+        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
+        for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True):
             with self.autocast():
                 outputs = run_rows(state.model, micro.inputs, list(islice(before, len(micro.inputs))))
             logits = join([output.logits for output in outputs])
             micro_gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-            part = share_of_batch(language_loss(logits, micro), micro, totals)
+            part = share_of_batch(language_loss(logits, micro), on_cpu, totals)
             total = part.total
             if micro_gates and weight:
-                penalty = weight * gate_polarisation(micro_gates) / self.config.accumulate
+                penalty = weight * gate_polarisation(micro_gates) / count
                 total = total + penalty
-                polarisation += penalty.item()
+                penalties.append(penalty.detach())
             total.backward()
             parts.append(LanguageLoss(*(number.detach() for number in part)))
             gates += [gate.detach() for gate in micro_gates]
             carried += [output.state.detach() for output in outputs]
-        loss, text, recall = (sum(numbers).item() for numbers in zip(*parts, strict=True))
-        norm = self._gradient_norm(state.model)
+        sums = [sum(numbers[1:], numbers[0]) for numbers in zip(*parts, strict=True)]
+        norms = self._gradient_norm(state.model)
+        began = time.perf_counter()
+        of_gates = gate_numbers(gates).unbind() if gates else ()
+        gate_seconds = time.perf_counter() - began
+        loss, text, recall, norm, *others = read(*sums, norms, *of_gates, *penalties)
+        statistics = GateStatistics(*others[:3]) if gates else None
+        polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
         lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
@@ -106,22 +115,29 @@ class TrainStep:
             state.carried = carried if self.config.carry_memory else []
         text = text if totals.recall < totals.rows else nan
         recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
-        return StepResult(loss, text, recall, norm, polarisation, lr, finite, tuple(gates))
+        return StepResult(loss, text, recall, norm, polarisation, lr, finite, statistics, gate_seconds)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
 
-    def _gradient_norm(self, model: nn.Module) -> float:
+    def _gradient_norm(self, model: nn.Module) -> Tensor:
         """Global norm before clipping; clips in place."""
         limit = self.config.gradient_clip or float("inf")
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+def read(*numbers: Tensor) -> list[float]:
+    """Numbers from the device: all at once, since each read waits for it."""
+    found: list[float] = torch.stack([number.float() for number in numbers]).tolist()
+    return found
 
 
 def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:
     """The part of the losses of a batch with totals `whole` that comes from a micro-batch; their sum is the loss of the
     whole batch.
 
-    A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row that `micro` lacks.
+    `micro` is on the CPU. A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row
+    that it lacks.
     """
     nothing = torch.zeros_like(loss.total)
 

@@ -23,7 +23,7 @@ from atlas.training.step import StepResult, TrainStep, step_metrics
 from atlas.training.stop import StopRequest
 from atlas.training.w_init import Calibrator
 from atlas.training.watch.faults import FaultInjector
-from atlas.training.watch.gate_monitor import GateStatistics, gate_statistics
+from atlas.training.watch.gate_monitor import GateStatistics
 from atlas.training.watch.history import Reading
 from atlas.training.watch.recovery import Recovery
 from atlas.training.watch.rollback import decide
@@ -117,12 +117,11 @@ class Trainer:
             began = time.perf_counter()
             batch = self.batches.take(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch))
-            self.speed = batch.inputs.numel() / (time.perf_counter() - began)
+            self.speed = batch.inputs.numel() / (time.perf_counter() - began - result.gate_seconds)
+        self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("norms"):
             self.norms = memory_norms(state.model, catch) if catch else {}
-        with self.clocks.measure("gates"):
-            self.gates = gate_statistics(result.gates)
-        self.last = result._replace(gates=())
+        self.gates, self.last = result.gates, result
         self.trained_tokens += batch.inputs.numel()
         return self.last
 
