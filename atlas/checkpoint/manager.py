@@ -170,7 +170,7 @@ class CheckpointManager:
         try:
             manifest = self._write(step, state, health)
         except OSError as error:
-            raise self._not_saved(step, error.strerror) from error
+            raise self._not_saved(step, str(error.strerror)) from error
         except UnsoundError as error:
             raise self._not_saved(step, str(error)) from error
         self._prune()

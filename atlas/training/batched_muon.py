@@ -22,7 +22,7 @@ class BatchedMuon(torch.optim.Muon):
     """For `adjust_lr_fn="match_rms_adamw"`."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the parameters with the gradients they hold; a closure is not used."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -32,9 +32,9 @@ class BatchedMuon(torch.optim.Muon):
             for parameters in shapes.values():
                 self._update(parameters, group)
 
-    def _update(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Of parameters of one shape."""
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages = [self._average(parameter) for parameter in parameters]
         momentum, lr = group["momentum"], group["lr"]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)

@@ -71,7 +71,8 @@ def one_kernel(
     out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     if prefix is None:
         out = out.masked_fill(~sees, 0)
-    return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+    joined: Tensor = out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+    return joined
 
 
 def _sees(valid: Tensor, window: int, prefix: Prefix | None) -> Tensor:
