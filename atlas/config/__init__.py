@@ -29,6 +29,7 @@ from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
 from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
+    TRITON_WIDTHS,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -60,6 +61,7 @@ __all__ = [
     "RECALL",
     "S_L",
     "TRIGGERS",
+    "TRITON_WIDTHS",
     "VOCABULARY",
     "AtlasRuleConfig",
     "CalibrationConfig",

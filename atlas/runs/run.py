@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.kernels import gpu
 from atlas.kernels.library import missing
 from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
@@ -54,8 +55,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         trainer, before = _build(config, folder)
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
         closing.callback(trainer.checkpoints.close)
-        reason = missing()
-        notices = [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if reason else []
+        notices = _missing_kernels(trainer.step.device)
         notices += starting_point(config, before, folder, state, trainer.checkpoints, corpus)
         changes = Changes.between(rooted(before or config), config)
         finished = read_summary(folder)
@@ -83,6 +83,14 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
             trainer.run()
         trainer.stop.check()  # a signal that came too late to stop this run is the caller's
         return summary
+
+
+def _missing_kernels(device: torch.device) -> list[str]:
+    """A line where kernels are wanted and cannot be had."""
+    if device.type == "cuda":
+        reason = gpu.missing().partition(": ")[2]
+        return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
+    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
 
 
 def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
