@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from atlas.config import Kernels
+from atlas.kernels import gpu
 from atlas.kernels.library import use
 
 
@@ -39,6 +40,7 @@ def own_choice_of_kernels() -> Iterator[None]:
     """Which kernels are used holds for a process: a run that one test makes does not choose for the next."""
     yield
     use(Kernels.auto)
+    gpu.use(Kernels.auto)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import math
 import shutil
 import time
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """What `save` did. `seconds`: for how long training stood still."""
+    """What a save did. `seconds`: for how long training stood still."""
 
     path: Path
     step: int
@@ -86,6 +87,7 @@ class CheckpointManager:
         self.skipped: Skipped = ()  # by the last `load` or `rollback`
         self._protected: int | None = None
         self._lock: RunLock | None = None
+        self._background: Future[SavedCheckpoint] | None = None  # a save that a thread does
 
     def due(self, step: int) -> bool:
         """Whether `step` is to be saved."""
@@ -112,7 +114,8 @@ class CheckpointManager:
             raise CheckpointError(f"{self.root} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Release the lock."""
+        """Wait for a save in the background, then release the lock."""
+        self._settle()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -123,16 +126,58 @@ class CheckpointManager:
         On failure the older ones are untouched, nothing half-written remains and `CheckpointError` is raised.
         """
         began = time.perf_counter()
+        state = self._taken(step, payload)
+        saved = self._written(step, state, health)
+        return replace(saved, seconds=time.perf_counter() - began)
+
+    def begin_save(self, step: int, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> None:
+        """As `save`, but only the copy of `payload` is made at once: a thread does the rest.
+
+        `collect` tells how it went, and is to be called before the next save. Every other method that looks at the
+        folder waits for the thread. Raises `CheckpointError` where no thread was started.
+        """
+        began = time.perf_counter()
+        state = self._taken(step, payload)
+        stall = time.perf_counter() - began
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._background = thread.submit(lambda: replace(self._written(step, state, health), seconds=stall))
+        thread.shutdown(wait=False)  # it ends with its work
+
+    def collect(self, *, wait: bool) -> SavedCheckpoint | None:
+        """What a save in the background did, once; None if there is none, or it has not ended and `wait` is false.
+
+        Raises the `CheckpointError` with which it failed.
+        """
+        if self._background is None or not (wait or self._background.done()):
+            return None
+        ended, self._background = self._background, None
+        return ended.result()
+
+    def _settle(self) -> None:
+        """Wait for a save in the background; `collect` still tells how it went."""
+        if self._background is not None:
+            wait([self._background])
+
+    def _taken(self, step: int, payload: dict[str, Any]) -> dict[str, Any]:
         self.lock()
+        self._settle()
         try:
-            state = snapshot(payload)
+            return snapshot(payload)
+        except SnapshotError as error:
+            raise self._not_saved(step, str(error)) from error
+
+    def _written(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> SavedCheckpoint:
+        try:
             manifest = self._write(step, state, health)
         except OSError as error:
-            raise CheckpointError(f"step {step} could not be saved in {self.root}: {error.strerror}") from error
-        except (SnapshotError, UnsoundError) as error:
-            raise CheckpointError(f"step {step} could not be saved in {self.root}: {error}") from error
+            raise self._not_saved(step, str(error.strerror)) from error
+        except UnsoundError as error:
+            raise self._not_saved(step, str(error)) from error
         self._prune()
-        return SavedCheckpoint(manifest.path, step, manifest.bytes, time.perf_counter() - began)
+        return SavedCheckpoint(manifest.path, step, manifest.bytes, 0.0)
+
+    def _not_saved(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(f"step {step} could not be saved in {self.root}: {reason}")
 
     def load(self, path: Path | None = None) -> tuple[dict[str, Any], Manifest]:
         """The checkpoint at `path`, or the newest (None). An unsound one is passed over for the sound one before it.
@@ -140,6 +185,7 @@ class CheckpointManager:
         `skipped` then holds those passed over, with the reason. The payload's tensors are on the CPU.
         Raises `CheckpointError` if `path` does not exist or no checkpoint is sound.
         """
+        self._settle()
         if path is None:
             return self._first_sound(_folders(self.root), self.root)
         path = Path(path)
@@ -153,11 +199,16 @@ class CheckpointManager:
 
         Changes nothing on disk: call `retire` once the state is restored.
         """
+        self._settle()
         older = [folder for folder in _folders(self.root) if _step(folder) < before_step]
         return self._first_sound(older, self.root, healthy=True)
 
     def list(self) -> tuple[Manifest, ...]:
         """The checkpoints with a readable manifest, oldest first; their state files are not verified."""
+        self._settle()
+        return self._listed()
+
+    def _listed(self) -> tuple[Manifest, ...]:
         found = []
         for folder in reversed(_folders(self.root)):
             try:
@@ -168,10 +219,12 @@ class CheckpointManager:
 
     def protect(self, step: int | None) -> None:
         """Keep the checkpoint of `step` until another one is named; None lifts it."""
+        self._settle()
         self._protected = step
 
     def retire(self, after_step: int) -> tuple[Path, ...]:
         """Rename the checkpoints newer than `after_step`: they hold what a rollback undid. Returns the new names."""
+        self._settle()
         self.lock()
         newer = [folder for folder in _folders(self.root) if _step(folder) > after_step]
         return tuple(self._set_aside(folder, "retired") for folder in newer)
@@ -231,13 +284,14 @@ class CheckpointManager:
         return target
 
     def _prune(self) -> None:
-        newest, manifests = self.list()[-1], [manifest for manifest in self.list() if not manifest.stopped]
+        found = self._listed()
+        newest, manifests = found[-1], [manifest for manifest in found if not manifest.stopped]
         measured = [manifest for manifest in manifests if manifest.validation_loss < math.inf]
         best = sorted(measured, key=lambda manifest: manifest.validation_loss)[:1]
         rollback_target = [manifest for manifest in manifests if manifest.healthy][-1:]
         protected = [manifest for manifest in manifests if manifest.step == self._protected]
         wanted = {manifest.path for manifest in (newest, *manifests[-self.keep :], *best, *rollback_target, *protected)}
-        for manifest in self.list():
+        for manifest in found:
             if manifest.path not in wanted:
                 self._delete(manifest.path)
 

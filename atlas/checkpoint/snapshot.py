@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SCALARS = (type(None), bool, int, float, str, bytes)
@@ -18,7 +19,10 @@ def snapshot(payload: dict[str, Any]) -> dict[str, Any]:
 
     Any dict becomes a plain one. Raises `SnapshotError` for what `torch.load(weights_only=True)` would refuse.
     """
-    copied: dict[str, Any] = _copy(payload, "payload", {})
+    seen: dict[tuple[Any, ...], Tensor] = {}
+    copied: dict[str, Any] = _copy(payload, "payload", seen)
+    if any(device.type == "cuda" for device, *_ in seen):
+        torch.cuda.synchronize()  # copies from a GPU have only been started
     return copied
 
 
@@ -51,5 +55,11 @@ def _copy_tensor(tensor: Tensor, seen: dict[tuple[Any, ...], Tensor]) -> Tensor:
     if source.numel() == 0:
         return source.cpu().clone()
     if view not in seen:
-        seen[view] = source.to("cpu", copy=True) if source.device.type != "cpu" else source.clone()
+        seen[view] = source.clone() if source.device.type == "cpu" else _from_gpu(source)
     return seen[view]
+
+
+def _from_gpu(source: Tensor) -> Tensor:
+    """In pinned memory, which the device writes by itself, several times as fast as other memory."""
+    pinned = torch.empty_like(source, device="cpu", pin_memory=True)
+    return pinned.copy_(source, non_blocking=True)

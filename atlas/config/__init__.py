@@ -30,6 +30,7 @@ from atlas.config.parallel import ParallelConfig
 from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
+    TRITON_WIDTHS,
     DebugConfig,
     DeviceConfig,
     DeviceKind,
@@ -61,6 +62,7 @@ __all__ = [
     "RECALL",
     "S_L",
     "TRIGGERS",
+    "TRITON_WIDTHS",
     "VOCABULARY",
     "AtlasRuleConfig",
     "CalibrationConfig",

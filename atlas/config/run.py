@@ -13,6 +13,7 @@ from atlas.config.levels import RECALL
 from atlas.config.model import ChunkSizeConfig, ModelConfig
 from atlas.config.niah import NIAHConfig
 from atlas.config.parallel import ParallelConfig
+from atlas.config.rules import Rule
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
@@ -32,9 +33,14 @@ class Precision(StrEnum):
 
 
 class Kernels(StrEnum):
-    auto = "auto"  # compiled where there is a compiler
-    compiled = "compiled"  # refused where there is none
+    auto = "auto"  # on a CPU `compiled` where there is a compiler, on a GPU `triton` where it takes the case
+    compiled = "compiled"  # C++, for a CPU; refused where there is no compiler
+    triton = "triton"  # for a GPU; refused where they cannot be used
     torch = "torch"
+
+
+TRITON_RULES = (Rule.gd, Rule.momentum)
+TRITON_WIDTHS = (16, 32, 64, 128)  # of heads, features and hidden layer
 
 
 @dataclass
@@ -42,7 +48,7 @@ class DeviceConfig(Choices, prefix="device."):
     kind: DeviceKind = DeviceKind.auto
     precision: Precision = Precision.auto
     threads: int = 0  # CPU threads; 0 = torch's own choice
-    kernels: Kernels = Kernels.auto  # of the memory's chunks on a CPU: compiled C++, or PyTorch's operations
+    kernels: Kernels = Kernels.auto  # compiled C++ (CPU), Triton (GPU, the memory's chunks), or PyTorch's operations
 
     def __post_init__(self) -> None:
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
@@ -91,8 +97,29 @@ class RunConfig(Choices):
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         if self.model.memory.enabled:
             self._check_chunks()
+            if self.device.kernels is Kernels.triton:
+                self._check_triton()
         if self.niah.enabled and RECALL.name in self.niah.levels:
             self._check_needle_lengths()
+
+    def _check_triton(self) -> None:
+        """The kernels multiply in bf16, and exist for some rules and widths."""
+        memory, head_width = self.model.memory, self.model.width // self.model.heads
+        widths = f"widths are powers of two from {TRITON_WIDTHS[0]} to {TRITON_WIDTHS[-1]}"
+        fits = {
+            "device.precision=fp32: the kernels multiply in bf16": self.device.precision is not Precision.fp32,
+            f"model.memory.rule={memory.rule}: there are kernels for {' and '.join(TRITON_RULES)}": (
+                memory.rule in TRITON_RULES
+            ),
+            f"a head width of {head_width}: {widths}": head_width in TRITON_WIDTHS,
+            f"model.memory.hidden={memory.hidden}: {widths}": memory.hidden in TRITON_WIDTHS,
+            f"model.memory.degree={memory.degree}: there are kernels for degree 1": memory.degree == 1,
+            f"model.memory.feature_width={memory.feature_width}: {widths}": (
+                memory.feature_width in (0, *TRITON_WIDTHS)
+            ),
+        }
+        for reason, holds in fits.items():
+            require(holds, "device.kernels", "triton", f"auto or torch with {reason}")
 
     def _check_needle_lengths(self) -> None:
         """A needle that attention can see says nothing about the memory."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ class Batch:
     inputs: Tensor  # [B, T] int64
     targets: Tensor  # [B, T] int64: targets[:, t] is the token after inputs[:, t]
     weights: Tensor  # [B, T] float32: weight of each target in the loss, 0 = ignored
+    # What the host asks of a batch stays on the CPU: a GPU would have to be waited for.
     recall: Tensor  # [B] bool: the row is a recall (needle) sequence
     fresh: Tensor  # [B] bool: the row does not continue the same row of the step before
 
@@ -63,7 +64,17 @@ class Batch:
         return Totals(len(self.recall), self.recall.sum().item(), text_weight, recall_weight)
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """With what the model and the loss read on the device. A copy from pinned memory is only started; what runs on
+        the device next comes after it."""
+        return self._with_tokens(lambda part: part.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """With what goes to the device in memory that a GPU reads by itself."""
+        return self._with_tokens(Tensor.pin_memory)
+
+    def _with_tokens(self, placed: Callable[[Tensor], Tensor]) -> Batch:
+        inputs, targets, weights = map(placed, (self.inputs, self.targets, self.weights))
+        return Batch(inputs, targets, weights, self.recall, self.fresh)
 
     def split(self, parts: int) -> list[Batch]:
         """Cut into `parts` micro-batches of equally many rows, in row order; `parts` must divide B."""

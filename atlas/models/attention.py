@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from atlas.models.persistent import PersistentMemory
 from atlas.ops.banded_attention import Prefix, banded_attention, with_prefix
-from atlas.ops.rotary import rotate
+from atlas.ops.rotary import Rotary
 
 
 class AttentionState(NamedTuple):
@@ -41,11 +41,11 @@ class SlidingWindowAttention(nn.Module):
         return AttentionState(empty, empty, torch.zeros(batch, cached, dtype=torch.bool, device=empty.device))
 
     def forward(
-        self, x: Tensor, state: AttentionState, position: int, persistent: PersistentMemory | None
+        self, x: Tensor, state: AttentionState, rotary: Rotary, persistent: PersistentMemory | None
     ) -> tuple[Tensor, AttentionState]:
-        """x [B, T, D] whose first token is number `position` -> [B, T, D] and the state after it."""
+        """x [B, T, D], whose tokens `rotary` turns by their positions -> [B, T, D] and the state after it."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, d]
-        query, key = rotate(query, position), rotate(key, position)
+        query, key = rotary(query), rotary(key)
         keys = torch.cat((state.keys.to(key.dtype), key), dim=2)
         values = torch.cat((state.values.to(value.dtype), value), dim=2)
         valid = torch.cat((state.valid, state.valid.new_ones(x.shape[:2])), dim=1)

@@ -20,6 +20,7 @@ from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.ops.rotary import Rotary
 from atlas.ops.swiglu import swiglu
 
 
@@ -62,14 +63,17 @@ class AtlasMAGBlock(nn.Module):
         return BlockState(attention, self.memory.initial_state(batch, self.persistent, plan))
 
     def forward(
-        self, x: Tensor, state: BlockState, position: int, plan: ChunkPlan, mode: MemoryMode
+        self, x: Tensor, state: BlockState, rotary: Rotary, plan: ChunkPlan, mode: MemoryMode
     ) -> tuple[Tensor, BlockState, Tensor | None]:
-        """x [B, T, D] -> x [B, T, D], the state after it, and the gates [B, T, D] (None without memory)."""
+        """x [B, T, D] at the positions of `rotary` -> x [B, T, D], the state after it, and the gates [B, T, D].
+
+        The gates are None without a memory.
+        """
         inputs = self.norm(x)
-        branch, attention = self.attention(inputs, state.attention, position, self.persistent)
+        branch, attention = self.attention(inputs, state.attention, rotary, self.persistent)
         memory, gate = state.memory, None
         if self.memory is not None and self.gate is not None:
-            recalled, memory = self.memory(inputs, memory, position, self.persistent, plan, mode)
+            recalled, memory = self.memory(inputs, memory, rotary.first, self.persistent, plan, mode)
             branch, gate = self.gate(branch, recalled)
         x = x + self.out(branch)
         x = x + self.feedforward(self.feedforward_norm(x))

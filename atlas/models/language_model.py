@@ -19,6 +19,7 @@ from atlas.models.block import AtlasMAGBlock, BlockState
 from atlas.models.norm import RMSNorm
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.state_check import mismatch, shapes
+from atlas.ops.rotary import Rotary
 
 
 class ModelState(NamedTuple):
@@ -107,9 +108,9 @@ class AtlasModel(nn.Module):
         self._check(tokens, state, plan)
         state = state or self.initial_state(tokens.shape[0], plan)
         x = self._embed(tokens)
-        blocks, gates = [], []
+        blocks, gates, rotary = [], [], Rotary(state.position)
         for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, block_state, gate = block(x, before, state.position, plan, mode)
+            x, block_state, gate = block(x, before, rotary, plan, mode)
             blocks.append(block_state)
             gates += [] if gate is None else [gate]
         logits = F.linear(self.norm(x), self.embedding.weight)

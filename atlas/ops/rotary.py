@@ -14,14 +14,28 @@ from torch.autograd.function import once_differentiable
 ROPE_BASE = 10_000.0
 
 
-def rotate(x: Tensor, first: int) -> Tensor:
-    """[..., T, d] whose first token is number `first` of its sequence, each token turned by its position."""
-    half = x.shape[-1] // 2
-    # Angles in float64: at position 10^6 float32 would be off by 0.06 rad.
-    frequency = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
-    angle = torch.arange(first, first + x.shape[-2], dtype=torch.float64, device=x.device).unsqueeze(-1) * frequency
-    turned: Tensor = Rotation.apply(x, angle.cos().to(x.dtype), angle.sin().to(x.dtype))  # type: ignore[no-untyped-call]
-    return turned
+class Rotary:
+    """Turns each token of a stretch by its position. The angles are made once, for all layers, queries and keys."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first  # number of the stretch's first token in its sequence
+        self._angles: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., T, d] -> [..., T, d]"""
+        kind = x.shape[-2], x.shape[-1] // 2, x.dtype, x.device
+        if kind not in self._angles:
+            self._angles[kind] = _angles(self.first, *kind)
+        turned: Tensor = Rotation.apply(x, *self._angles[kind])  # type: ignore[no-untyped-call]
+        return turned
+
+
+def _angles(first: int, tokens: int, half: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Their cos and sin [T, d/2]."""
+    # In float64: at position 10^6 float32 would be off by 0.06 rad.
+    frequency = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+    angle = torch.arange(first, first + tokens, dtype=torch.float64, device=device).unsqueeze(-1) * frequency
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 class Rotation(torch.autograd.Function):

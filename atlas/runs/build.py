@@ -27,6 +27,7 @@ from atlas.config.composition import load_config
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
+from atlas.kernels import gpu
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
 from atlas.parallel.ranks import ALONE, Ranks
@@ -81,8 +82,8 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> ScheduledOptim
 def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.device, torch.dtype]:
     """The device, and the precision of its matrix products. Sets threads and kernels for the process.
 
-    Raises `ConfigError` for `cuda` without a GPU, for a rank without one of its own, and for compiled kernels where
-    they cannot be built.
+    Raises `ConfigError` for `cuda` without a GPU, for a rank without one of its own, and for kernels that cannot be
+    built or used here.
     """
     available = torch.cuda.is_available()
     wanted = settings.kind
@@ -95,10 +96,14 @@ def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.
         require(needed <= found, "device.kind", wanted.value, allowed)
         device = torch.device("cuda", ranks.local_rank)
         torch.cuda.set_device(device)
-    require(
-        settings.kernels is not Kernels.compiled or not on_gpu, "device.kernels", "compiled", "auto or torch on a GPU"
-    )
-    use(settings.kernels if not on_gpu else Kernels.torch)
+    kernels = settings.kernels
+    require(kernels is not Kernels.compiled or not on_gpu, "device.kernels", kernels, "auto, triton or torch on a GPU")
+    gpu.use(kernels)
+    for_cpu = on_gpu or gpu.interpreted() or wanted is not DeviceKind.cpu
+    require(kernels is not Kernels.triton or for_cpu, "device.kernels", kernels, "auto, compiled or torch on a CPU")
+    use(Kernels.torch if on_gpu or kernels is Kernels.triton else kernels)
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")  # TF32: without it float32 products do not use the tensor cores
     if settings.threads:
         torch.set_num_threads(settings.threads)
     control_spinning()

@@ -17,6 +17,7 @@ import torch
 
 from atlas import __version__
 from atlas.config import CHANGEABLE, RunConfig
+from atlas.kernels import gpu
 from atlas.kernels.library import description
 from atlas.runs.allocator import return_freed_memory
 
@@ -60,7 +61,7 @@ def git_revision() -> str:
 
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return f"{torch.cuda.get_device_name(device)}, {gpu.description()}"
     return f"cpu ({_processor()}, {torch.get_num_threads()} threads, {description()})"
 
 

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.keys import flat
+from atlas.kernels import gpu
 from atlas.kernels.library import description, missing
 from atlas.parallel.agreement import require_same_settings, require_same_weights
 from atlas.parallel.ranks import ALONE, RankError, Ranks, log_name
@@ -75,8 +76,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
         _agree(config, folder, state, ranks)
         closing.callback(trainer.checkpoints.close)
-        uncompiled = missing()
-        notices = [f"no compiled kernels, so steps on the CPU take longer: {uncompiled}"] if uncompiled else []
+        notices = _missing_kernels(trainer.step.device)
         before, found = ranks.from_first(lambda: _start(config, folder, trainer))
         notices += found
         state.take_over()
@@ -110,6 +110,14 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary
+
+
+def _missing_kernels(device: torch.device) -> list[str]:
+    """A line where kernels are wanted and cannot be had."""
+    if device.type == "cuda":
+        reason = gpu.missing().partition(": ")[2]
+        return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
+    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
 
 
 def _build(config: RunConfig, folder: Path, ranks: Ranks) -> Trainer:

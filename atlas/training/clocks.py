@@ -21,6 +21,11 @@ class Clocks:
         finally:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - began
 
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count a part of the time of one activity as that of another."""
+        self.seconds[source] = self.seconds.get(source, 0.0) - seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
     def share(self, activity: str) -> float:
         """Time of `activity` / (time of `activity` + time of training)."""
         spent = self.seconds.get(activity, 0.0)

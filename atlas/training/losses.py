@@ -31,7 +31,7 @@ def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
     """
     losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
     weighted = losses.view_as(batch.weights) * batch.weights
-    share = batch.recall.float().mean()
+    share = batch.recall.float().mean().item()
     text, recall = (_mean(weighted, batch.weights, rows) for rows in (~batch.recall, batch.recall))
     if not batch.recall.any():
         return LanguageLoss(text, text, recall)
@@ -42,8 +42,14 @@ def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
 
 def _mean(weighted: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """Weighted mean over the targets of `rows` [B]; NaN without rows, 0 if no target has weight."""
-    total = weights[rows].sum()
-    return weighted[rows].sum() / (total.clamp(min=torch.finfo(total.dtype).tiny) if rows.any() else total)
+    total = rows_of(weights, rows).sum()
+    return rows_of(weighted, rows).sum() / (total.clamp(min=torch.finfo(total.dtype).tiny) if rows.any() else total)
+
+
+def rows_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """The rows of `values` [B, T] where `chosen` [B], on the CPU, is true. A boolean index would wait for a GPU."""
+    picked = [row for row, taken in zip(values.unbind(), chosen.tolist(), strict=True) if taken]
+    return torch.stack(picked) if picked else values[:0]
 
 
 def gate_polarisation(gates: Sequence[Tensor]) -> Tensor:

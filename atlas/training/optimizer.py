@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from atlas.config.values import Allowed, Share, within
+from atlas.training.batched_muon import BatchedMuon
 
 Positive = Annotated[float, within("(0, inf)")]
 Steps = Annotated[int, within("[0, inf)")]
@@ -34,7 +35,7 @@ def adamw(
     """AdamW; weight decay on matrices of linear layers only."""
     matrices, rest = parameter_groups(model)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=_on_gpu(model) or None)
     return ScheduledOptimizer([optimizer], lr, steps, warmup, lr_min_ratio)
 
 
@@ -51,10 +52,17 @@ def muon(
     """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
     matrices, rest = parameter_groups(model)
     optimizers = [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0),
+        (BatchedMuon if _on_gpu(model) else torch.optim.Muon)(
+            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0, fused=_on_gpu(model) or None),
     ]
     return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio)
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    """There few large kernels are fast. On a CPU they would gain little and round in another way."""
+    return all(parameter.is_cuda for parameter in model.parameters())
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -111,6 +119,5 @@ class ScheduledOptimizer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             kept = ("params", "lr")  # the schedule sets lr at the next step; until then it is that of the last one
             own = [{key: value for key, value in group.items() if key not in kept} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, settings in zip(optimizer.param_groups, own, strict=True):
-                group.update(settings)
+            groups = [group | settings for group, settings in zip(saved["param_groups"], own, strict=True)]
+            optimizer.load_state_dict({**saved, "param_groups": groups})

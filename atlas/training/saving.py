@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.manager import CheckpointError, CheckpointManager, SavedCheckpoint
 from atlas.parallel.agreement import require_same_weights
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.room import when_there_is_room
@@ -16,19 +16,27 @@ from atlas.training.state import TrainState
 from atlas.training.watch.rollback import last_good_step
 
 FAILED_SAVES = 3  # in a row stop the run
+BACKGROUND_BYTES = 2**25  # of weights: a smaller checkpoint is written sooner than a thread is worth
 
 
 class Saver:
-    """Saves checkpoints of one state.
+    """Saves checkpoints of one state. A large one is written by a thread while training goes on.
 
     After a failed save the older checkpoints are intact, and the run continues with a warning. It is aborted if the
     first or the last checkpoint cannot be saved, or after `FAILED_SAVES` failures in a row.
     """
 
     def __init__(
-        self, state: TrainState, checkpoints: CheckpointManager, telemetry: TelemetryLogger, last_step: int
+        self,
+        state: TrainState,
+        checkpoints: CheckpointManager,
+        telemetry: TelemetryLogger,
+        last_step: int,
+        background_bytes: int = BACKGROUND_BYTES,
     ) -> None:
         self.state, self.checkpoints, self.telemetry, self.last_step = state, checkpoints, telemetry, last_step
+        weights = sum(parameter.nbytes for parameter in state.model.parameters())
+        self.in_background = weights >= background_bytes
         self.failed = 0  # saves in a row
 
     def save(self, health: Mapping[str, float | bool | None]) -> None:
@@ -38,23 +46,45 @@ class Saver:
         ranks.from_first(lambda: self._save(payload, health))
 
     def _save(self, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> None:
+        self.collect(wait=True)
         step = self.state.step
         self._protect_rollback_target()
-        save = partial(self.checkpoints.save, step, payload, health)
         last_try = self.failed + 1 == FAILED_SAVES
         must_succeed = step == self.last_step or last_try or not self.checkpoints.list()
+        arguments = step, payload, health
+        save = partial(self.checkpoints.save, *arguments)
         try:
-            saved = when_there_is_room(save) if must_succeed else save()
+            if must_succeed:
+                self._report(when_there_is_room(save))
+            elif self.in_background and not health.get("stopped"):
+                self.checkpoints.begin_save(*arguments)
+            else:
+                self._report(save())
         except CheckpointError as error:
             self.failed += 1
             if must_succeed:
                 raise AbortError(f"{error} ({self.failed} failed in a row)") from error
-            left = FAILED_SAVES - self.failed
-            self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")
-            return
+            self._warn(step, error)
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Report a save in the background that has ended since; `wait` for it."""
+        try:
+            saved = self.checkpoints.collect(wait=wait)
+        except CheckpointError as error:
+            self.failed += 1
+            self._warn(self.state.step, error)
+        else:
+            if saved is not None:
+                self._report(saved)
+
+    def _report(self, saved: SavedCheckpoint) -> None:
         self.failed = 0
         seconds = round(saved.seconds, 4)
-        self.telemetry.event("checkpoint", step, path=saved.path.name, bytes=saved.bytes, seconds=seconds)
+        self.telemetry.event("checkpoint", saved.step, path=saved.path.name, bytes=saved.bytes, seconds=seconds)
+
+    def _warn(self, step: int, error: CheckpointError) -> None:
+        left = FAILED_SAVES - self.failed
+        self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")
 
     def save_stopped(self, unfinished: dict[str, Any]) -> None:
         """Save a step that the next start finishes, with its `unfinished` part. Raises `AbortError`.

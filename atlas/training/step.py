@@ -5,6 +5,7 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import groupby, islice
@@ -20,7 +21,7 @@ from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
 from atlas.training.state import TrainState
-from atlas.training.watch.gate_monitor import GateStatistics
+from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
 PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 
@@ -33,7 +34,8 @@ class StepResult(NamedTuple):
     polarisation: float
     lr: float
     finite: bool  # of loss and gradient; False: the weights are unchanged
-    gates: tuple[Tensor, ...]  # [B / accumulate, T, D] of every layer and micro-batch
+    gates: GateStatistics | None  # of all layers; None without a memory
+    gate_seconds: float  # that their statistics took
 
     @property
     def perplexity(self) -> float:
@@ -84,14 +86,20 @@ class MicroStep(nn.Module):
         self.model, self._autocast = model, autocast
 
     def forward(
-        self, micro: Batch, before: Sequence[ModelState | None], whole: Totals, weight: float, micro_batches: int
+        self,
+        micro: Batch,
+        on_cpu: Batch,
+        before: Sequence[ModelState | None],
+        whole: Totals,
+        weight: float,
+        micro_batches: int,
     ) -> Micro:
-        """`weight`: of the polarisation of the gates, a mean over `micro_batches`."""
+        """`on_cpu`: the same as `micro`. `weight`: of the polarisation of the gates, a mean over `micro_batches`."""
         with self._autocast:
             outputs = run_rows(self.model, micro.inputs, before)
         logits = join([output.logits for output in outputs])
         gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-        part = share_of_batch(language_loss(logits, micro), micro, whole)
+        part = share_of_batch(language_loss(logits, micro), on_cpu, whole)
         total, penalty = part.total, torch.zeros_like(part.total)
         if gates and weight:
             penalty = weight * gate_polarisation(gates) / micro_batches
@@ -120,11 +128,12 @@ class TrainStep:
         micro_batches = lcm(self.config.accumulate, self.ranks.world)  # of the whole batch
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
         totals = Totals.sum(self.ranks.gather(batch.totals()))
-        batch = batch.to(self.device)
         before = iter(restart_rows(state.carried, batch.fresh))
+        count = micro_batches // self.ranks.world
+        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
         micros = [
-            (micro, list(islice(before, len(micro.inputs))), totals, weight, micro_batches)
-            for micro in batch.split(micro_batches // self.ranks.world)
+            (micro, on_cpu, list(islice(before, len(micro.inputs))), totals, weight, micro_batches)
+            for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
         ]
         forward, parts = self._forward(state.model, micros[0]), list[Micro]()
         for micro in micros:
@@ -133,8 +142,15 @@ class TrainStep:
                 part.total.backward()
             parts.append(part._replace(total=part.total.detach()))
         every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
-        loss, text, recall = (sum(column).item() for column in every[:, :3].float().T)
-        norm = self._gradient_norm(state.model)
+        norms = self._gradient_norm(state.model)
+        gates = [gate for part in parts for gate in part.gates]
+        began = time.perf_counter()
+        of_gates = gate_numbers(gates).unbind() if gates else ()
+        gate_seconds = time.perf_counter() - began
+        sums = [sum(column) for column in every[:, :3].float().T]
+        loss, text, recall, norm, *others = read(*sums, norms, *of_gates, *every[:, 3])
+        statistics = GateStatistics(*others[:3]) if gates else None
+        polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
         lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
@@ -143,8 +159,7 @@ class TrainStep:
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         text = text if totals.recall < totals.rows else nan
         recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
-        gates = tuple(gate for part in parts for gate in part.gates)
-        return StepResult(loss, text, recall, norm, sum(every[:, 3].tolist()), lr, finite, gates)
+        return StepResult(loss, text, recall, norm, polarisation, lr, finite, statistics, gate_seconds)
 
     def _forward(self, model: AtlasModel, micro: tuple[Any, ...]) -> nn.Module:
         """Of a micro-batch; its backward pass leaves gradients that are sums over all ranks. `micro`: any."""
@@ -163,17 +178,24 @@ class TrainStep:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
 
-    def _gradient_norm(self, model: nn.Module) -> float:
+    def _gradient_norm(self, model: nn.Module) -> Tensor:
         """Global norm before clipping; clips in place."""
         limit = self.config.gradient_clip or float("inf")
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+def read(*numbers: Tensor) -> list[float]:
+    """Numbers from the device: all at once, since each read waits for it."""
+    found: list[float] = torch.stack([number.float() for number in numbers]).tolist()
+    return found
 
 
 def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:
     """The part of the losses of a batch with totals `whole` that comes from a micro-batch; their sum is the loss of the
     whole batch.
 
-    A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row that `micro` lacks.
+    `micro` is on the CPU. A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row
+    that it lacks.
     """
     nothing = torch.zeros_like(loss.total)
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import GateAction, RunConfig
-from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.batch_ahead import BatchAhead
 from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
@@ -23,7 +23,7 @@ from atlas.training.step import StepResult, TrainStep, step_metrics
 from atlas.training.stop import StopRequest
 from atlas.training.w_init import Calibrator
 from atlas.training.watch.faults import FaultInjector
-from atlas.training.watch.gate_monitor import GateStatistics, gate_statistics, over_ranks
+from atlas.training.watch.gate_monitor import GateStatistics, over_ranks
 from atlas.training.watch.history import Reading
 from atlas.training.watch.recovery import Recovery
 from atlas.training.watch.rollback import decide
@@ -70,6 +70,7 @@ class Trainer:
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
+        self.batches = BatchAhead(data, step.device, step.rows)
         self.stop = StopRequest(self.ranks)
         self.measured = True  # whether validation and probe of the current step are done
         self.last: StepResult | None = None
@@ -93,6 +94,7 @@ class Trainer:
             while state.step < self.config.train.steps:
                 self.ranks.step = state.step + 1
                 self.stop.check()
+                self.saver.collect()
                 result = self._train_step()
                 self._watch(result)
                 self._log(result)
@@ -104,6 +106,9 @@ class Trainer:
         except StopRequested:
             self._save_stopped()
             raise
+        finally:
+            self.batches.close()
+            self.saver.collect(wait=True)
 
     def _train_step(self) -> StepResult:
         state = self.state
@@ -112,22 +117,18 @@ class Trainer:
         logged = self.ranks.first and self.telemetry.due(state.step + 1)
         with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
             began = time.perf_counter()
-            batch = self._next_batch()
+            batch = self.batches.take(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0))
             tokens = batch.inputs.numel() * self.ranks.world
-            self.speed = tokens / (time.perf_counter() - began)
+            self.speed = tokens / (time.perf_counter() - began - result.gate_seconds)
+        self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("norms"):
             self.norms = memory_norms(state.model, catch) if catch else {}
         with self.clocks.measure("gates"):
-            self.gates = over_ranks(gate_statistics(result.gates), self.ranks)
-        self.last = result._replace(gates=())
+            self.gates = over_ranks(result.gates, self.ranks)
+        self.last = result
         self.trained_tokens += tokens
         return self.last
-
-    def _next_batch(self) -> Batch:
-        """The rows of this rank."""
-        number, rows = self.state.step + 1 + self.state.skipped, self.step.rows
-        return self.data.batch(number) if rows is None else self.data.batch(number, rows)
 
     def _watch(self, result: StepResult) -> None:
         """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""
@@ -163,6 +164,7 @@ class Trainer:
         decision = decide(self.state.history.readings, self.state.rollbacks, self.config.rollback)
         if decision is None:
             return False
+        self.saver.collect(wait=True)
         with self.clocks.measure("rollback"):
             return self.recovery.carry_out(decision, finite=finite)
 

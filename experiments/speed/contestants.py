@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import atlas
 from atlas.config import VOCABULARY, Kernels, RunConfig
+from atlas.kernels import gpu
 from atlas.kernels.library import use
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
@@ -85,6 +86,7 @@ class TrainingStep:
 
     def __call__(self) -> Tensor:
         use(self.kernels)
+        gpu.use(self.kernels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss: Tensor = self.loss(self.batch)
         loss.backward()

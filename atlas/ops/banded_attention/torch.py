@@ -50,23 +50,29 @@ def block_products(
 def one_kernel(
     query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, window: int, prefix: Prefix | None
 ) -> Tensor:
-    """The same by PyTorch's fused kernel, which does not keep the scores: for CUDA and large windows."""
-    tokens, span = query.shape[2], 2 * window - 1
-    padding = -tokens % window
-    blocks = F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window))
-    keys, values = (F.pad(pair, (0, 0, 0, padding)).unfold(2, span, window).mT for pair in (keys, values))
-    seen = F.pad(valid, (0, padding), value=True).unfold(1, span, window)  # [B, n, 2w - 1]
-    sees = F.pad(_sees(valid, window, prefix), (0, padding), value=True).view(
-        len(valid), 1, -1, window, 1
-    )  # [B, 1, n, w, 1]
+    """The same by PyTorch's fused kernel, which does not keep the scores: for CUDA and large windows.
+
+    PyTorch has fused kernels for four dimensions only, so the blocks are folded into the batch, M = B * n.
+    """
+    batch, _, tokens, _ = query.shape
+    span, padding = 2 * window - 1, -tokens % window
+
+    def folded(blocks: Tensor) -> Tensor:  # [B, H, n, ...] -> [M, H, ...]
+        return blocks.transpose(1, 2).flatten(0, 1)
+
+    query = folded(F.pad(query, (0, 0, 0, padding)).unflatten(2, (-1, window)))
+    keys, values = (folded(F.pad(pair, (0, 0, 0, padding)).unfold(2, span, window).mT) for pair in (keys, values))
+    seen = F.pad(valid, (0, padding), value=True).unfold(1, span, window).reshape(-1, 1, 1, span)
+    sees = F.pad(_sees(valid, window, prefix), (0, padding), value=True).view(-1, 1, window, 1)
     band = torch.ones(window, span, dtype=torch.bool, device=query.device).tril(window - 1).triu()
-    mask = band & (seen[:, None, :, None] | ~sees)  # [B, 1, n, w, 2w - 1]
+    mask = band & (seen | ~sees)  # [M, 1, w, 2w - 1]
     if prefix is not None:
         keys, values, mask = with_prefix(keys, values, mask, prefix)
-    out = F.scaled_dot_product_attention(blocks, keys, values, attn_mask=mask)
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     if prefix is None:
         out = out.masked_fill(~sees, 0)
-    return out.flatten(2, 3)[:, :, :tokens]
+    joined: Tensor = out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+    return joined
 
 
 def _sees(valid: Tensor, window: int, prefix: Prefix | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from atlas.ops.dual_form import ChunkInputs, cut_fields, read_prefix, write_sum
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
+from atlas.ops.own_precision import autocasts, own_precision
 from atlas.ops.rules.rule import Kept, LearningRule
 from atlas.ops.whole_chunks import chosen_form
 
@@ -47,6 +48,7 @@ class Scan:
     `read_at_start=False`: token t reads the weights that have learned from tokens up to t (local memory, TNT Eq 6),
     except where the rule has `reads_start`.
     `read_at_start=True`: token t reads the weights of its chunk's start (global memory, TNT Eq 5).
+    It computes in the precision of the weights, under autocast too: a memory adds up small updates.
     `recompute=True`: the backward pass recomputes groups of about sqrt(T / C) chunks instead of keeping all.
     """
 
@@ -62,18 +64,26 @@ class Scan:
         The stretch is split into: the rest of the open chunk, whole chunks, the start of the next one. The fast path
         takes all whole chunks as one part.
         """
+        tokens = ChunkInputs(*(field.to(state.start.down.dtype) for field in tokens))
+        half = autocasts(tokens.rate)
+        with own_precision(tokens.rate):
+            if self.recompute and torch.is_grad_enabled() and tokens.rate.shape[1] > self.chunk:
+                return self._recomputed(state, tokens, half)
+            return self._run(state, tokens, half)
+
+    def _run(self, state: ScanState, tokens: ChunkInputs, half: bool) -> tuple[Tensor, ScanState]:
+        """`half`: the caller works in half precision, so the products of a kernel may be rounded to it."""
         total = tokens.rate.shape[1]
         if not total:
             return tokens.query, state
-        if self.recompute and torch.is_grad_enabled() and total > self.chunk:
-            return self._recomputed(state, tokens)
         if self.chunk == 1 and self.rule.reads_end and not self.read_at_start:
-            return self._read_at_ends(state, tokens)
+            return self._read_at_ends(state, tokens, half)
         nothing = zeros_like(state.start)
         if state.tokens >= self.chunk:
             state = self._closed(state, nothing)
         end, prefix = self.rule.chunk_end, self._reads_prefix
-        form = chosen_form(state.start, tokens, self.chunk, prefix=prefix) if self._may_fuse else None
+        own = self.rule.own_gradients
+        form = chosen_form(state.start, tokens, self.chunk, prefix=prefix, half=half) if own else None
         joins = form is not None and end in form.ENDS
         first = min(self.chunk - state.tokens, total) if state.tokens else 0
         whole, last = divmod(total - first, self.chunk)
@@ -92,34 +102,33 @@ class Scan:
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
-    def _read_at_ends(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+    def _read_at_ends(self, state: ScanState, tokens: ChunkInputs, half: bool) -> tuple[Tensor, ScanState]:
         """Chunks of one token, each read after its update. The end of a chunk is the start of the next one: every query
         moves one token later, and the first output is dropped."""
         query, features = (
             torch.cat((field[:, :1], field[:, :-1]), dim=1) for field in (tokens.query, tokens.query_features)
         )
         at_start = replace(self, read_at_start=True)
-        out, state = at_start(state, tokens._replace(query=query, query_features=features))
+        out, state = at_start._run(state, tokens._replace(query=query, query_features=features), half)
         last = read(state.start, tokens.query[:, -1:], tokens.query_features[:, -1:])
         return torch.cat((out[:, 1:], last), dim=1), state
 
-    def _recomputed(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
+    def _recomputed(self, state: ScanState, tokens: ChunkInputs, half: bool) -> tuple[Tensor, ScanState]:
         """The same in groups of chunks whose intermediate values are computed again in the backward pass."""
-        run = replace(self, recompute=False)
         total = tokens.rate.shape[1]
         group = self.chunk * isqrt(ceil(total / self.chunk))
         outputs: list[Tensor] = []
         for first in range(0, total, group):
             tokens_of_group = itemgetter((slice(None), slice(first, first + group)))
             piece = ChunkInputs(*cut_fields(tokens, tokens_of_group))
-            out, state = checkpoint(run, state, piece, use_reentrant=False, preserve_rng_state=False)
+            out, state = checkpoint(self._run, state, piece, half, use_reentrant=False, preserve_rng_state=False)
             outputs.append(out)
         return torch.cat(outputs, dim=1), state
 
     def _part_of_chunk(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """A chunk or a part of one, left open -> outputs [N, C, d] and the state after it."""
         length, prefix = tokens.rate.shape[1], self._reads_prefix
-        if self._may_fuse and not (prefix and state.tokens):
+        if self.rule.own_gradients and not (prefix and state.tokens):
             form = chosen_form(state.start, tokens, length, prefix=prefix)
             out, update = form.chunk_update(state.start, tokens, prefix)
         else:
@@ -130,8 +139,6 @@ class Scan:
             else:
                 out = read(state.start, tokens.query, tokens.query_features)
             update = write_sum(writes)
-        # Sums of a long chunk keep the precision of the weights, under autocast too.
-        update = FastWeights(update.down.to(state.start.down.dtype), update.up.to(state.start.up.dtype))
         if state.tokens:
             update = add(state.update, update)
         return out, ScanState(state.start, update, self.rule.keep(state.kept, tokens), state.tokens + length)
@@ -144,11 +151,6 @@ class Scan:
     @property
     def _reads_prefix(self) -> bool:
         return not (self.read_at_start or self.rule.reads_start)
-
-    @property
-    def _may_fuse(self) -> bool:
-        autocast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # fused chunks need one dtype
-        return self.rule.own_gradients and not autocast
 
 
 def _split(tokens: ChunkInputs, lengths: list[int]) -> Iterator[ChunkInputs]:

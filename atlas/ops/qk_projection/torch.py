@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from atlas.ops.own_precision import own_precision
 
 BLOCK = 64  # tokens whose pairwise products are formed at once
 
@@ -28,7 +29,7 @@ class CausalProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, start: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         rows, tokens = key.shape[:2]
-        with _own_precision(key.device.type):
+        with own_precision(key):
             queries, keys = _blocks(query), _blocks(key)
             own = (keys.mT @ keys).unflatten(0, (rows, _count(tokens)))
             sums = torch.cat((start.unsqueeze(1), own), dim=1).cumsum(1)
@@ -43,7 +44,7 @@ class CausalProducts(torch.autograd.Function):
     def backward(ctx: Any, d_projected: Tensor, d_total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, before, gram = ctx.saved_tensors
         rows, tokens = d_projected.shape[:2]
-        with _own_precision(d_projected.device.type):
+        with own_precision(d_projected):
             gradients = _blocks(d_projected)
             own = (queries.mT @ gradients).unflatten(0, (rows, _count(tokens)))
             later = torch.cat((own, d_total.unsqueeze(1)), dim=1).flip(1).cumsum(1).flip(1)
@@ -53,11 +54,6 @@ class CausalProducts(torch.autograd.Function):
             d_key = torch.bmm(keys, after + after.mT)
             d_key.baddbmm_(gram.mT, gradients).baddbmm_(d_gram.mT, queries)
         return later[:, 0], _joined(d_query, rows, tokens), _joined(d_key, rows, tokens)
-
-
-def _own_precision(device: str) -> AbstractContextManager[None]:
-    """No autocast, on devices that have it."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _count(tokens: int) -> int:

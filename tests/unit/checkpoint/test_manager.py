@@ -209,3 +209,30 @@ def test_the_manifest_is_plain_json(manager: CheckpointManager, root: Path) -> N
         {"validation_loss": None},
         False,
     )
+
+
+def test_a_save_in_the_background_is_the_same_checkpoint(manager: CheckpointManager, root: Path) -> None:
+    content = payload(10)
+    manager.begin_save(10, content, {"healthy": True})
+    content["model"]["weight"].zero_()  # training goes on
+    assert [manifest.step for manifest in manager.list()] == [10]  # waits for the thread
+    assert same(manager.load()[0], 10)
+    saved = manager.collect(wait=True)
+    assert saved is not None
+    assert (saved.path, saved.step) == (root / "step-00000010", 10)
+    assert saved.bytes == (saved.path / "state.pt").stat().st_size
+    assert manager.collect(wait=True) is None  # told once
+    for step in (20, 30):
+        manager.begin_save(step, payload(step), SOUND)
+    manager.close()
+    assert names(root) == ["step-00000020", "step-00000030"]  # pruned too
+
+
+def test_a_save_that_fails_in_the_background_says_so_when_collected(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10)
+    manager.begin_save(10, payload(10), SOUND)
+    with pytest.raises(CheckpointError, match="step-00000010 exists already and is sound"):
+        manager.collect(wait=True)
+    assert same(manager.load()[0], 10)
+    with pytest.raises(CheckpointError, match=r"payload\['a'\]: set cannot be kept"):  # before any thread
+        manager.begin_save(20, {"a": {1}}, SOUND)

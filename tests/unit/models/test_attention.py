@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atlas.models.attention import SlidingWindowAttention
 from atlas.models.persistent import PersistentMemory
-from atlas.ops.rotary import rotate
+from atlas.ops.rotary import Rotary
 
 BATCH, TOKENS, HEADS, WIDTH, PREFIX = 2, 19, 2, 12, 3
 
@@ -26,7 +26,7 @@ def make(window: int, prefix: bool) -> tuple[SlidingWindowAttention, PersistentM
 def full_softmax(attention: SlidingWindowAttention, persistent: PersistentMemory | None, x: Tensor) -> Tensor:
     """Every query against every key, written out with a mask: [B, T, D]."""
     query, key, value = attention.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-    query, key = rotate(query, 0), rotate(key, 0)
+    query, key = Rotary(0)(query), Rotary(0)(key)
     tokens = x.shape[1]
     distance = torch.arange(tokens).unsqueeze(1) - torch.arange(tokens)
     seen = (distance >= 0) & ((distance < attention.window) if attention.window else True)
@@ -43,7 +43,7 @@ def run(
 ) -> Tensor:
     state, outputs, done = attention.initial_state(BATCH), [], 0
     for end in (*cuts, x.shape[1]):
-        out, state = attention(x[:, done:end], state, done, persistent)
+        out, state = attention(x[:, done:end], state, Rotary(done), persistent)
         outputs.append(out)
         done = end
     return torch.cat(outputs, dim=1)
@@ -76,5 +76,5 @@ def test_the_state_is_constant_in_size() -> None:
     attention, persistent, x = make(4, True)
     state = attention.initial_state(BATCH)
     for end in (2, 9, 19):
-        _, after = attention(x[:, :end], state, 0, persistent)
+        _, after = attention(x[:, :end], state, Rotary(0), persistent)
         assert [field.shape for field in after] == [field.shape for field in state]

@@ -9,6 +9,7 @@ from torch import Tensor
 from atlas.config import Fusion, MemoryConfig, ModelConfig
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.ops.rotary import Rotary
 
 PLAN = ChunkPlan((4,), 8, 8)
 
@@ -26,7 +27,7 @@ def branch_of(block: AtlasMAGBlock, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the block adds to the stream before its feed-forward part, and the gates."""
     seen: list[Tensor] = []
     hook = block.out.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    _, _, gate = block(x, block.initial_state(x.shape[0], PLAN), 0, PLAN, MemoryMode.learn)
+    _, _, gate = block(x, block.initial_state(x.shape[0], PLAN), Rotary(0), PLAN, MemoryMode.learn)
     hook.remove()
     assert gate is not None
     return seen[0], gate
@@ -52,7 +53,7 @@ def test_the_multiplicative_gate_scales_the_attention_branch() -> None:
         block.gate.linear.weight.zero_()
         block.gate.linear.bias.fill_(float("inf"))  # an open gate: attention alone
     open_branch, _ = branch_of(block, x)
-    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), 0, block.persistent)
+    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), Rotary(0), block.persistent)
     torch.testing.assert_close(open_branch, block.out(attended))
     with torch.no_grad():
         block.gate.linear.bias.zero_()
@@ -67,7 +68,7 @@ def test_the_gated_sum_multiplies_attention_and_recall() -> None:
         block.gate.log_sharpness.zero_()
         block.gate.linear.bias.normal_()
     branch, gate = branch_of(block, x)
-    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), 0, block.persistent)
+    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), Rotary(0), block.persistent)
     recalled = torch.logit(gate) - block.gate.linear.bias  # m W_g
     torch.testing.assert_close(branch, block.out((attended + recalled) * gate))
 
@@ -98,5 +99,5 @@ def test_additive_fusion_adds_the_gate_logits() -> None:
     with torch.no_grad():
         block.gate.log_sharpness.zero_()
     branch, gate = branch_of(block, x)
-    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), 0, block.persistent)
+    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), Rotary(0), block.persistent)
     torch.testing.assert_close(branch, block.out(attended + torch.logit(gate)))

@@ -332,3 +332,18 @@ def test_the_state_is_tensors_with_a_row_each_and_integers(name: str) -> None:
     assert [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)] == [
         leaf.shape for leaf in pytree.tree_leaves(before) if isinstance(leaf, Tensor)
     ]
+
+
+@each_rule
+@local_and_global
+def test_autocast_changes_nothing(name: str, read_at_start: bool) -> None:
+    """Not where features come in half precision either: a scan computes in the precision of its weights."""
+    weights = FastWeights(*(matrix.detach().float() for matrix in random_weights()))
+    wide = ChunkInputs(*(field.detach().bfloat16().float() for field in random_tokens(RULES[name])))
+    mixed = wide._replace(query_features=wide.query_features.bfloat16(), key_features=wide.key_features.bfloat16())
+    schedule = [(7, 3), (4, 3)]
+    expected = run(name, weights, wide, schedule, read_at_start)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(name, weights, mixed, schedule, read_at_start)
+    for ours, theirs in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))

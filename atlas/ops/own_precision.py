@@ -1,0 +1,19 @@
+"""Leaving autocast, for operations whose precision is that of their tensors."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on where the tensor lies."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager[None]:
+    """No autocast inside, where the tensor lies."""
+    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()

@@ -1,0 +1,104 @@
+"""Where the Triton kernels are refused, and what is said instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import atlas
+from atlas.config import ConfigError, DeviceConfig, DeviceKind, Kernels
+from atlas.kernels import gpu
+from atlas.runs.build import prepare_device
+
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    yield
+    gpu._selection.failed = ""
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int] = (9, 0), installed: bool = True) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    monkeypatch.setattr("atlas.kernels.gpu.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr("atlas.kernels.gpu.version", lambda name: "3.7.1")
+
+
+def refusal(kernels: Kernels = Kernels.triton) -> str:
+    with pytest.raises(ConfigError) as error:
+        gpu.use(kernels)
+    return str(error.value)
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert refusal() == "device.kernels=triton: must be auto or torch here: no GPU was found"
+    assert not gpu.takes(torch.empty(0))
+    on_gpu(monkeypatch, installed=False)
+    assert refusal() == (
+        "device.kernels=triton: must be auto or torch here: triton is not installed "
+        "(it comes with the CUDA builds of torch)"
+    )
+    on_gpu(monkeypatch, capability=(7, 5))
+    assert refusal() == (
+        "device.kernels=triton: must be auto or torch on this GPU: its compute capability 7.5 is below 8.0"
+    )
+    on_gpu(monkeypatch, capability=(8, 0))
+    gpu.use(Kernels.triton)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_a_run_on_a_cpu_refuses_it() -> None:
+    with pytest.raises(ConfigError, match=r"^device.kernels=triton: must be auto or torch here: no GPU was found$"):
+        prepare_device(DeviceConfig(kernels=Kernels.triton))
+
+
+def test_a_run_sent_to_the_cpu_of_a_machine_with_a_gpu_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch)
+    with pytest.raises(ConfigError, match=r"^device.kernels=triton: must be auto, compiled or torch on a CPU$"):
+        prepare_device(DeviceConfig(kind=DeviceKind.cpu, kernels=Kernels.triton))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["device.precision=fp32"], "device.precision=fp32: the kernels multiply in bf16"),
+        (["model.memory.rule=muon"], "model.memory.rule=muon: there are kernels for gd and momentum"),
+        (["model.width=96"], "a head width of 48: widths are powers of two from 16 to 128"),
+        (["model.memory.hidden=48"], "model.memory.hidden=48: widths are powers of two from 16 to 128"),
+        (["model.memory.degree=2"], "model.memory.degree=2: there are kernels for degree 1"),
+        (["model.memory.feature_width=8"], "model.memory.feature_width=8: widths are powers of two from 16 to 128"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_configuration_that_they_cannot_take_is_refused(overrides: list[str], reason: str) -> None:
+    atlas.compose(overrides)  # without them it is fine
+    with pytest.raises(ConfigError) as error:
+        atlas.compose(["device.kernels=triton", *overrides])
+    assert str(error.value) == f"device.kernels=triton: must be auto or torch with {reason}"
+
+
+def test_a_model_without_a_memory_takes_any_kernels() -> None:
+    assert atlas.compose(["model=attention_only", "device.kernels=triton", "device.precision=fp32"])
+
+
+def test_the_name_of_a_gpu_tells_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch)
+    assert gpu.description() == "Triton kernels 3.7.1"
+    on_gpu(monkeypatch, installed=False)
+    assert gpu.description() == "PyTorch operations (triton is not installed)"
+    gpu.use(Kernels.torch)
+    assert gpu.description() == "PyTorch operations"
+
+
+def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch)
+    assert gpu.missing() == ""
+    assert gpu.give_up(RuntimeError("out of registers\nmany lines")) == (
+        "a kernel could not be compiled: RuntimeError: out of registers"
+    )
+    assert gpu.missing() == "here: a kernel could not be compiled: RuntimeError: out of registers"
+    assert gpu.description() == "PyTorch operations (a kernel could not be compiled: RuntimeError: out of registers)"

@@ -1,0 +1,91 @@
+"""Saves in the background are reported when they have ended, and fail as the others do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atlas
+from atlas.checkpoint.manager import CheckpointManager
+from atlas.runs.build import build_model, build_optimizer
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.sinks import Sink
+from atlas.training.errors import AbortError
+from atlas.training.saving import Saver
+from atlas.training.state import TrainState
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
+
+
+class Events(Sink):
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, str]] = []
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self.seen.append((event["kind"], event["step"], event.get("message", event.get("path", ""))))
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+@pytest.fixture
+def saver(tmp_path: Path, events: Events) -> Iterator[Saver]:
+    config = atlas.compose(["model.width=16", "model.feedforward=16", "model.layers=1", "niah=off", "logger=none"])
+    model = build_model(config)
+    state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", every=10, keep=2, last_step=30)
+    yield Saver(state, checkpoints, TelemetryLogger([events], every=1), 30, background_bytes=1)
+    checkpoints.close()
+
+
+def save(saver: Saver, step: int) -> None:
+    saver.state.step = step
+    saver.save({"healthy": True})
+
+
+def test_a_regular_save_is_done_by_a_thread_and_reported_when_it_has_ended(saver: Saver, events: Events) -> None:
+    save(saver, 0)  # a rollback may need it at once
+    assert events.seen == [("checkpoint", 0, "step-00000000")]
+    save(saver, 10)
+    weight = saver.state.model.embedding.weight
+    before = weight.detach().clone()
+    weight.data.zero_()  # training goes on
+    saver.collect(wait=True)
+    saver.collect(wait=True)
+    assert events.seen[1:] == [("checkpoint", 10, "step-00000010")]
+    payload, _ = saver.checkpoints.load()
+    assert payload["model"]["embedding.weight"].equal(before)
+    save(saver, 20)
+    save(saver, 30)  # reports the one before; the last step is saved at once
+    assert [step for _, step, _ in events.seen] == [0, 10, 20, 30]
+
+
+def test_failures_are_warnings_until_the_third_in_a_row(saver: Saver, events: Events) -> None:
+    save(saver, 0)
+    save(saver, 10)
+    saver.collect(wait=True)
+    for left in (2, 1):
+        save(saver, 10)  # a sound checkpoint is not overwritten
+        saver.collect(wait=True)
+        assert events.seen[-1][2].endswith(f"is not overwritten; {left} more failures in a row stop the run")
+    with pytest.raises(AbortError, match=r"is not overwritten \(3 failed in a row\)"):
+        save(saver, 10)
+
+
+def test_a_save_of_a_stop_is_done_at_once(saver: Saver, events: Events) -> None:
+    save(saver, 0)
+    saver.state.step = 7
+    saver.save_stopped({"row": None, "measured": True})
+    assert events.seen[-1] == ("checkpoint", 7, "step-00000007")
+
+
+def test_a_small_model_is_saved_at_once(saver: Saver, events: Events) -> None:
+    save(saver, 0)
+    saver.in_background = False
+    save(saver, 10)
+    assert events.seen[-1] == ("checkpoint", 10, "step-00000010")
