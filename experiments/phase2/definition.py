@@ -49,8 +49,10 @@ class DefinedProjector(QueryProjector):
         position: int,
         persistent: PersistentMemory,
         plan: ChunkPlan,
+        mix: Tensor | None = None,
     ) -> tuple[list[Tensor], tuple[Accumulator, ...]]:
         assert position == 0
+        assert mix is None
         projected = []
         for period in self.periods(plan):
             series = _series(key, persistent.keys, self.per_key, period, plan.shard)

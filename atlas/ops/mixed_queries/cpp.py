@@ -17,7 +17,8 @@ class MixSizes(NamedTuple):
 
 
 def _sizes(query: Tensor, mix: Tensor) -> MixSizes:
-    return MixSizes(*query.shape, mix.shape[0])
+    rows, tokens, width = query.shape
+    return MixSizes(rows, tokens, width, mix.shape[0])
 
 
 def _tokens(s: MixSizes, *names: str) -> Shapes:
