@@ -1,4 +1,4 @@
-"""What must be the same on every rank: settings and versions, the persistent memory, all weights (AC-P0-4).
+"""What must be the same on every rank: settings and versions, the persistent memory, all weights.
 
 DDP takes over the weights of rank 0 when it is made, and a difference would be hidden; so they are compared before.
 """

@@ -114,7 +114,7 @@ def _compare(
     `rounded`: PyTorch's results in float32. Where they are far off as well, as gradients through many chunks may be, an
     error may be 10 times theirs.
     """
-    exact = [None if part is None else part.detach().resolve_neg().double() for part in wanted]
+    exact = [None if part is None else _exact(part) for part in wanted]
     sizes = [part.abs().max().item() if part is not None and part.numel() else 0.0 for part in exact]
     for index, (ours, theirs) in enumerate(zip(found, exact, strict=True)):
         if ours is None or theirs is None:
@@ -126,6 +126,11 @@ def _compare(
         if rounded is not None and rounded[index] is not None:
             tolerance = max(tolerance, 10 * (rounded[index].double() - theirs).abs().max().item())  # type: ignore[union-attr]
         try:
-            torch.testing.assert_close(ours.detach().double(), theirs, rtol=0, atol=tolerance, equal_nan=True)
+            torch.testing.assert_close(_exact(ours), theirs, rtol=0, atol=tolerance, equal_nan=True)
         except AssertionError as error:
             raise WrongError(f"{name}: result {index} of shape {list(theirs.shape)}: {error}") from error
+
+
+def _exact(values: Tensor) -> Tensor:
+    values = values.detach().resolve_neg()
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
