@@ -10,7 +10,9 @@ from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
+from atlas.config import level_of
 from atlas.config.composition import save_config
+from atlas.report.heatmap import draw_heatmaps
 from atlas.runs.environment import PeakMemory
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.room import when_there_is_room
@@ -20,6 +22,7 @@ from atlas.training.step import StepResult
 from atlas.training.trainer import Trainer
 from atlas.training.watch.rollback_threshold import write_suggestion
 
+HEATMAP_FILE = "niah_training.png"
 LAST_LOSSES = ("loss", "perplexity", "loss/recall")
 GATES = ("mean", "std", "polarised")
 OVERHEADS = ("probe", "watch", "gates", "norms", "telemetry", "checkpoint", "validation", "rollback", "calibration")
@@ -89,6 +92,7 @@ def close(summary: RunSummary, trainer: Trainer) -> None:
     with suppress(OSError):
         summary.write()
     actions: tuple[Callable[[], None], ...] = (
+        lambda: _send_heatmap(trainer, Path(summary.folder)),
         lambda: trainer.telemetry.event("end", summary.step, status=summary.status, reason=summary.reason),
         lambda: trainer.telemetry.close(summary.status, asdict(summary), closing_table(summary)),
         lambda: when_there_is_room(summary.write),
@@ -103,6 +107,19 @@ def close(summary: RunSummary, trainer: Trainer) -> None:
             refusals.append(error)
     if refusals and summary.status == "completed":
         raise refusals[0]
+
+
+def _send_heatmap(trainer: Trainer, folder: Path) -> None:
+    """Give the loggers that take pictures the needles of the last probe, depth by length."""
+    if not trainer.telemetry.takes_pictures:
+        return
+    grids = [result.record()["cells"] for result in trainer.probe_results if level_of(result.level).grid]
+    cells = [cell for grid in grids for cell in grid]
+    if not cells:
+        return
+    file, step = folder / HEATMAP_FILE, trainer.state.step
+    draw_heatmaps(cells, f"{folder.name}, step {step}: needles found, %", file)
+    trainer.telemetry.picture("niah/needles found", file, step)
 
 
 def _keep_config(trainer: Trainer, path: Path) -> None:

@@ -26,6 +26,7 @@ from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
+from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError
 from atlas.training.evaluation import Evaluator
 from atlas.training.state import TrainState
@@ -34,6 +35,7 @@ from atlas.training.trainer import Trainer
 from atlas.training.watch.faults import FaultInjector, parse_fault
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+from atlas.training.weight_average import WeightAverage
 
 log = logging.getLogger("atlas")
 
@@ -59,7 +61,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         notices += starting_point(config, before, folder, state, trainer.checkpoints, corpus)
         changes = Changes.between(rooted(before or config), config)
         finished = read_summary(folder)
-        if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+        over = state.step >= config.train.steps or state.stop_reason
+        if over and finished is not None and finished.status == "completed":
             changes.require_none(f"the run in {folder} is complete", state.step)
             print(f"the run in {folder} is complete: nothing is left to do")
             return finished
@@ -101,6 +104,8 @@ def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
         former_hashes=former_hashes(folder, before),
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
+    state.average = WeightAverage(model, config.train.ema) if config.train.ema else None
+    state.early_stop = EarlyStop(config.train.patience) if config.train.patience else None
     step = TrainStep(config.train, device, precision)
     data = build_data(config)
     state.data = data.corpus.digest if data.corpus else ""
@@ -116,7 +121,7 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
     """Record in summary.json and in the telemetry how the run inside ends, whatever ends it."""
     try:
         yield
-        summary.status = "completed"
+        summary.status, summary.reason = "completed", trainer.state.stop_reason
     except AbortError as error:
         summary.status, summary.reason = "aborted", str(error)
     except TelemetryError as error:
