@@ -123,7 +123,10 @@ def run_composed(composed: DictConfig) -> None:
         return
     made = folder = Path(hydra_config.runtime.output_dir)
     try:
-        config, folder = _resumed(to_run_config(composed), hydra_config.overrides, made)
+        given = to_run_config(composed)
+        seeds = given.sweep.seeds
+        require(seeds == 1, "sweep.seeds", seeds, "given with -m: only a sweep has several jobs")
+        config, folder = _resumed(given, hydra_config.overrides, made)
         from atlas.runs.run import run  # imports torch
 
         status = run(config, folder).status
