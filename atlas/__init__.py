@@ -5,6 +5,7 @@ cfg = atlas.compose(["model=tiny", "chunk_size=c16"])   # a validated RunConfig,
 model = atlas.build_model(cfg)                          # an AtlasModel
 run = atlas.train(cfg)                                  # what `python -m atlas.train` does
 model, cfg = atlas.load("outputs/runs/...")             # a trained model and its configuration
+text = atlas.generate(model, "def main(")               # a continuation
 
 Names are imported on first use, so that `import atlas` is cheap.
 """
@@ -15,11 +16,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "RunConfig", "__version__", "build_model", "compose", "load", "train"]
+__all__ = ["ConfigError", "RunConfig", "__version__", "build_model", "compose", "generate", "load", "train"]
 
 if TYPE_CHECKING:
     from atlas.config import ConfigError, RunConfig
     from atlas.config.composition import compose
+    from atlas.generate import generate
     from atlas.runs.build import build_model, load
     from atlas.train import train
 
@@ -37,8 +39,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the module is the function: see atlas/train.py
-        return import_module("atlas.train")
+    if name in ("generate", "train"):  # the module is the function: see atlas/train.py
+        return import_module(f"atlas.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'atlas' has no attribute '{name}'")

@@ -10,6 +10,7 @@ RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the c
   chunk=trained | 1                after the prompt the local memories learn in chunks as in training, or at every byte
   resets=trained | off             local memories start anew at every shard as in training, or never
   memory=on | off | frozen         frozen reads its initial weights and writes nothing
+  weights=trained | averaged       averaged: of a run with train.ema
   device=auto | cpu | cuda
   threads=1                        of the CPU; more do not help a small model, 0 is torch's own choice
   device.kernels=auto | torch      without compiled kernels
@@ -29,16 +30,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from math import isfinite
-from typing import TYPE_CHECKING, TextIO
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TextIO
 
 from atlas.config import MOST_THREADS, VOCABULARY, ConfigError, DeviceConfig, DeviceKind, require
-from atlas.config.arguments import names, read_device, read_settings, run_command, split_arguments
+from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import open_regular
 
 if TYPE_CHECKING:
+    from atlas.models.language_model import AtlasModel
     from atlas.models.plan import ChunkPlan
 
 MOST_PROMPT_BYTES = 16 << 20  # a prompt takes about twenty times its size in memory
@@ -75,6 +78,7 @@ class GenerationSettings(Choices):
     chunk: Chunk = Chunk.trained
     resets: Resets = Resets.trained
     memory: Memory = Memory.on
+    weights: Weights = Weights.trained
     device: DeviceKind = DeviceKind.auto
     threads: int = 1
     trust: str = ""
@@ -131,19 +135,36 @@ def _print_continuation(arguments: Sequence[str]) -> int:
 def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig | None = None) -> Iterator[bytes]:
     """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
     prompt = settings.prompt_bytes()
+    from atlas.runs.build import load, prepare_device
+
+    device, _ = prepare_device(where or DeviceConfig(kind=settings.device, threads=settings.threads))
+    model, _ = load(folder, names(settings.trust), averaged=settings.weights is Weights.averaged)
+    return _continued(model.to(device), prompt, settings)
+
+
+def generate(model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
+    """The continuation of a prompt as text: `atlas.generate(model, "def main(", tokens=100, temperature=0)`.
+
+    `settings` are the keys of the command line, less those of how the model is loaded and where it runs. A byte that is
+    no part of a character becomes U+FFFD. Raises `ConfigError`.
+    """
+    for key in settings.keys() & {"weights", "device", "threads", "trust"}:
+        raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
+    chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
+    return b"".join(_continued(model, chosen.prompt_bytes(), chosen)).decode("utf-8", "replace")
+
+
+def _continued(model: AtlasModel, prompt: bytes, settings: GenerationSettings) -> Iterator[bytes]:
     import torch
 
     from atlas.models.decoding import Sampling, decode
     from atlas.models.plan import MemoryMode
-    from atlas.runs.build import load, prepare_device
 
-    device, _ = prepare_device(where or DeviceConfig(kind=settings.device, threads=settings.threads))
-    model, _ = load(folder, names(settings.trust))
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
     prefill, plan = plans(model.plan, settings)
     tokens = decode(
-        model.to(device),
-        torch.tensor([list(prompt)], device=device),
+        model,
+        torch.tensor([list(prompt)], device=next(model.parameters()).device),
         Sampling(settings.temperature, settings.top_k, settings.top_p),
         generator=torch.Generator().manual_seed(settings.seed),
         prefill=prefill,
@@ -187,6 +208,15 @@ def _write(text: str, stream: TextIO) -> str:
     stream.flush()
     return text[-1]
 
+
+class _CallableModule(ModuleType):
+    """Makes `atlas.generate` both the module that `python -m` runs and the function of the public API."""
+
+    def __call__(self, model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
+        return generate(model, prompt, **settings)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

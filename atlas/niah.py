@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, require
+from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, level_of, require
 from atlas.config.arguments import names, read_device, run_command, split_arguments
 from atlas.config.atomic import write_atomically
-from atlas.config.composition import options
+from atlas.config.composition import check_own_code, options
 from atlas.config.console import print_result, progress
 from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
@@ -78,7 +78,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
             results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
     write_json(folder / NIAH_FILE, manifest.path.name, config.niah, results)
-    cells = [asdict(cell) for result in results if LEVELS[result.level].grid for cell in result.cells]
+    cells = [asdict(cell) for result in results if level_of(result.level).grid for cell in result.cells]
     if cells:
         from atlas.report.heatmap import draw_heatmaps
 
@@ -109,7 +109,9 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     single = OmegaConf.from_dotlist([override for override in overrides if override.startswith("niah.")])
     with refuse(CONF_DIR):
         composed: Any = OmegaConf.to_object(OmegaConf.merge({"niah": settings}, single))
-        return replace(config, niah=composed["niah"])
+        changed = replace(config, niah=composed["niah"])
+        check_own_code(changed)
+        return changed
 
 
 def write_json(path: Path, checkpoint: str, settings: NIAHConfig, results: Sequence[NIAHResult]) -> None:
@@ -126,7 +128,7 @@ def table(results: Sequence[NIAHResult]) -> list[str]:
     """The levels, one line each, with their meaning and their cells below; then the legend of the columns."""
     lines = []
     for result in results:
-        level = LEVELS[result.level]
+        level = level_of(result.level)
         lines += ["", f"{level.name}  {result.verdict}  [{result.seconds:.1f} s]", f"  {level.meaning}"]
         unit = level.unit
         head = ("memory", "off", "frozen", "without", "blind", "chance" if unit is Unit.share else "algebra")

@@ -151,7 +151,10 @@ def run_composed(composed: DictConfig) -> None:
     ranks = current()
     try:
         with ranks.starting():
-            config, folder = _resumed(to_run_config(composed), hydra_config.overrides, made)
+            given = to_run_config(composed)
+            seeds = given.sweep.seeds
+            require(seeds == 1, "sweep.seeds", seeds, "given with -m: only a sweep has several jobs")
+            config, folder = _resumed(given, hydra_config.overrides, made)
             from atlas.runs.run import run  # imports torch
 
             status = run(config, folder, ranks=ranks).status

@@ -9,7 +9,7 @@ from __future__ import annotations
 from atlas.config.calibration import CalibrationConfig
 from atlas.config.continuing import CHANGEABLE
 from atlas.config.errors import ConfigError, require
-from atlas.config.levels import LEVELS, RECALL, Level, Unit
+from atlas.config.levels import LEVELS, RECALL, Level, Unit, level_of
 from atlas.config.model import (
     C_G,
     C_L_OPTIONS,
@@ -97,5 +97,6 @@ __all__ = [
     "TelemetryConfig",
     "TrainConfig",
     "Unit",
+    "level_of",
     "require",
 ]

@@ -11,7 +11,8 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from enum import Enum
+from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from atlas.config import ConfigError, DeviceConfig, require
@@ -21,6 +22,16 @@ from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 
 Settings = TypeVar("Settings")
+
+
+class Weights(StrEnum):
+    """Which weights of a checkpoint are read."""
+
+    trained = "trained"
+    averaged = "averaged"  # of a run with `train.ema`
+
+
+LATEST, RUNS = "latest", Path("outputs/runs")
 WORDS = {int: "an integer, such as 100", float: "a number, such as 0.5"}
 
 
@@ -47,7 +58,7 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
     """The one folder among the arguments, and the settings. Raises `ConfigError` unless there is exactly one.
 
-    A folder's name may hold "=", as a sweep's job does.
+    A folder's name may hold "=", as a sweep's job does; `latest` is the newest run in outputs/runs.
     """
     for argument in arguments:
         if argument.startswith("--"):
@@ -55,7 +66,16 @@ def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str
             raise ConfigError(f"{argument}: must be written {plain if '=' in plain else f'{plain}=VALUE'}: {usage}")
     folders = [argument for argument in arguments if _is_folder(argument)]
     require(len(folders) == 1, "RUN", " ".join(folders), f"one run or checkpoint folder: {usage}")
-    return str(expanded(folders[0])), [argument for argument in arguments if not _is_folder(argument)]
+    return str(given_folder(folders[0])), [argument for argument in arguments if not _is_folder(argument)]
+
+
+def given_folder(name: str) -> Path:
+    """The folder that an argument names; `latest` is the newest run in outputs/runs. Raises `ConfigError`."""
+    if name != LATEST or Path(name).exists():
+        return expanded(name)
+    runs = sorted(path.parent for path in RUNS.glob("*/config.yaml"))
+    require(bool(runs), "RUN", name, f"a folder, while there is no run in {RUNS}")
+    return runs[-1]  # they are named by their time
 
 
 def _is_folder(argument: str) -> bool:

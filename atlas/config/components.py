@@ -25,7 +25,7 @@ HANDED_OVER: Mapping[str, frozenset[str]] = {
     "optim": frozenset({"model", "steps"}),
     "logger": frozenset(),
 }
-_TARGET = re.compile(r"^_target_: (\S+)", re.MULTILINE)
+_TARGET = re.compile(r"^ *_target_: (\S+)", re.MULTILINE)
 _HYDRA_KEYS = frozenset({"_target_", "_args_", "_convert_", "_recursive_", "_partial_"})
 
 
@@ -36,17 +36,21 @@ def require_trusted(key: str, node: Any, trust: Sequence[str]) -> None:
     """
     if isinstance(node, Mapping):
         path = node.get("_target_")
-        ours = path in own_targets(key.partition(".")[0])
-        trusted = isinstance(path, str) and lies_in(path, trust)
-        if "_target_" in node and not ours and not trusted:
-            module = str(path).rpartition(".")[0] or path
-            allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"
-            raise ConfigError(f"{key}._target_={path}: must be {allowed}")
+        if "_target_" in node and path not in own_targets(key.partition(".")[0]):
+            require_trusted_name(f"{key}._target_", path, trust)
         for name, value in node.items():
             require_trusted(f"{key}.{name}", value, trust)
     elif isinstance(node, list | tuple):
         for value in node:
             require_trusted(key, value, trust)
+
+
+def require_trusted_name(key: str, path: object, trust: Sequence[str]) -> None:
+    """Raise `ConfigError` where the dotted name `path`, given at `key`, is not of a trusted module."""
+    if not (isinstance(path, str) and lies_in(path, trust)):
+        module = str(path).rpartition(".")[0] or path
+        allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"
+        raise ConfigError(f"{key}={path}: must be {allowed}")
 
 
 @cache
@@ -56,12 +60,22 @@ def own_targets(group: str) -> frozenset[str]:
     return frozenset(found[1] for path in files if (found := _TARGET.search(path.read_text(encoding="utf-8"))))
 
 
+def loggers(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The loggers of the group by key: what it names itself, and every part of it that names a `_target_`.
+
+    So options that keep to a key of their own stand beside each other: `logger=[wandb,tensorboard]`.
+    """
+    parts = {name: part for name, part in settings.items() if isinstance(part, Mapping) and "_target_" in part}
+    first = {name: value for name, value in settings.items() if name not in parts}
+    return ({"logger": first} if first else {}) | {f"logger.{name}": part for name, part in parts.items()}
+
+
 def check_component(key: str, settings: Mapping[str, Any], handed_over: frozenset[str] = frozenset(), /) -> None:
     """Raise `ConfigError` where `settings`, found at `key`, do not fit the signature of their `_target_`.
 
     Types and ranges are those of its annotations (`values.py`); a parameter without one takes anything.
     """
-    target = _target(key, settings)
+    target = named_callable(f"{key}._target_", settings.get("_target_"))
     parameters, kinds = inspect.signature(target).parameters, _annotations(target)
     named = {name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -96,14 +110,21 @@ def _one_of(key: str, name: str, known: Set[str]) -> str:
     return f"a key of {key}: {', '.join(sorted(known)) or 'it has none'}{hint}"
 
 
-def _target(key: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
-    path = settings.get("_target_")
+def named_callable(key: str, path: object) -> Callable[..., Any]:
+    """The class or function of this dotted name. Raises `ConfigError` naming `key` where there is none."""
     if not isinstance(path, str):
-        raise ConfigError(f"{key}._target_={path}: must be the dotted name of a class or function")
+        raise ConfigError(f"{key}={path}: must be the dotted name of a class or function")
     try:
         target = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_={path}: must be the name of a class or function ({error})") from error
+        raise ConfigError(f"{key}={path}: must be the name of a class or function ({error})") from error
     if not callable(target):
-        raise ConfigError(f"{key}._target_={path}: must be the name of a class or function")
+        raise ConfigError(f"{key}={path}: must be the name of a class or function")
     return target  # type: ignore[no-any-return]
+
+
+def make(settings: Mapping[str, Any]) -> Any:
+    """The object that checked `settings` describe: their `_target_`, called with their other keys."""
+    return named_callable("_target_", settings["_target_"])(
+        **{k: v for k, v in settings.items() if k not in _HYDRA_KEYS}
+    )

@@ -23,9 +23,16 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from atlas.config import ConfigError, RunConfig, require
+from atlas.config import LEVELS, ConfigError, RunConfig, require
 from atlas.config.atomic import write_atomically
-from atlas.config.components import HANDED_OVER, check_component, require_trusted
+from atlas.config.components import (
+    HANDED_OVER,
+    check_component,
+    loggers,
+    named_callable,
+    require_trusted,
+    require_trusted_name,
+)
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
 
@@ -99,10 +106,27 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         for group in HANDED_OVER:
             require_trusted(group, getattr(config, group), config.trust)
         for group, handed_over in HANDED_OVER.items():
-            settings = getattr(config, group)
-            if settings or group != "logger":
-                check_component(group, settings, handed_over)
+            if group != "logger":
+                check_component(group, getattr(config, group), handed_over)
+        for key, settings in loggers(config.logger).items():
+            check_component(key, settings)
+        check_own_code(config)
     return config
+
+
+def check_own_code(config: RunConfig) -> None:
+    """Raise `ConfigError` for code outside of the groups of components that is not trusted, or not there."""
+    own_names = {
+        "niah.levels": [level for level in config.niah.levels if level not in LEVELS],
+        "telemetry.metrics": config.telemetry.metrics,
+    }
+    for key, names in own_names.items():
+        for name in names:
+            require_trusted_name(key, name, config.trust)
+            named_callable(key, name)
+    if rule := config.model.memory.own_rule:
+        require_trusted("model.memory.own_rule", rule, config.trust)
+        check_component("model.memory.own_rule", rule)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -43,6 +43,8 @@ CHANGE_RULES = (
         Effect.exact,
         "validation losses are of other steps or over other batches",
     ),
+    ChangeRule(("train.ema",), Effect.exact, "an average that is switched on starts with the weights of then"),
+    ChangeRule(("train.patience",), Effect.exact, "the run ends at another step"),
     ChangeRule(("niah",), Effect.exact, "with `niah` among `rollback.triggers` the probes decide on rollbacks"),
     ChangeRule(
         ("calibration.measure", "calibration.threshold", "calibration.horizon", "calibration.rows"),

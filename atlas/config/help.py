@@ -31,8 +31,12 @@ init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehear
 {faults}.
 
 A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it;
-sweep.fail_fast=true starts no job after one that failed. hydra/launcher=joblib runs jobs at the same time
-(hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of jobs that ran beside others are no evidence.
+sweep.seeds=N repeats every combination with N seeds; sweep.fail_fast=true starts no job after one that failed.
+hydra/launcher=joblib runs jobs at the same time (hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of
+jobs that ran beside others are no evidence.
+
+With a trained run: python -m atlas.generate continues a text, niah probes the memory, evaluate measures perplexity
+and bits per byte, export writes a folder for the library transformers, report makes a page; each has its own --help.
 
 --cfg job prints the configuration with every key, -m runs a sweep, --hydra-help shows Hydra's own flags.
 A run writes outputs/runs/<time>/, a sweep outputs/sweeps/<time>/<job>/; hydra.run.dir=PATH chooses the folder."""

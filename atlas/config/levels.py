@@ -75,4 +75,11 @@ LEVELS = {
         ),
     )
 }
+
+
+def level_of(name: str) -> Level:
+    """The level of this name. One of your own is the dotted name of its function, and its accuracy is a share."""
+    return LEVELS.get(name) or Level(name, Unit.share, name, compared=False)
+
+
 RECALL = LEVELS["recall"]  # the only one that probes the whole trained model; also reported as niah/accuracy

@@ -35,7 +35,8 @@ class NIAHConfig:
         require(self.every >= 1, "niah.every", self.every, ">= 1 (niah=off switches the probes off)")
         require(len(self.levels) > 0, "niah.levels", self.levels, "at least one (niah=off switches the probes off)")
         for level in self.levels:
-            require(level in LEVELS, "niah.levels", self.levels, f"some of {list(LEVELS)}")
+            allowed = f"some of {list(LEVELS)}, or dotted names of functions of your own"
+            require(level in LEVELS or "." in level, "niah.levels", self.levels, allowed)
         require(self.haystack >= 1, "niah.haystack", self.haystack, ">= 1")
         require(self.accumulator_degree in (1, 2), "niah.accumulator_degree", self.accumulator_degree, "1 or 2")
         require(0 < self.threshold <= 1, "niah.threshold", self.threshold, "in (0, 1]")

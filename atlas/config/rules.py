@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from atlas.config.choices import Choices
 from atlas.config.errors import require
@@ -76,6 +76,7 @@ class RuleConfig(Choices, prefix="model.memory."):
     """The part of `MemoryConfig` that chooses the learning rule."""
 
     rule: Rule = Rule.gd
+    own_rule: dict[str, Any] = field(default_factory=dict)  # in its place, a rule of your own: `_target_` and its keys
     momentum: float = 0.5  # rules momentum, muon, atlas: theta of a token before training; 0 = none, fixed
     retention: float = 0.999  # rules momentum, muon, atlas: alpha of a token before training; 1 = keep all, fixed
     muon: MuonRuleConfig = field(default_factory=MuonRuleConfig)

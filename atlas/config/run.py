@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from html import escape
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from atlas.config.calibration import CalibrationConfig
 from atlas.config.choices import Choices
@@ -58,6 +61,7 @@ class DeviceConfig(Choices, prefix="device."):
 @dataclass
 class TelemetryConfig:
     every: int = 100  # steps between rows of metrics.jsonl
+    metrics: list[str] = field(default_factory=list)  # dotted names of functions of your own: columns `own/...`
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "telemetry.every", self.every, ">= 1")
@@ -120,6 +124,10 @@ class RunConfig(Choices):
         }
         for reason, holds in fits.items():
             require(holds, "device.kernels", "triton", f"auto or torch with {reason}")
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the settings as YAML."""
+        return f"<pre>{escape(OmegaConf.to_yaml(OmegaConf.structured(self)))}</pre>"
 
     def _check_needle_lengths(self) -> None:
         """A needle that attention can see says nothing about the memory."""

@@ -54,11 +54,15 @@ class TrainConfig:
     pad_shards: bool = False  # allow a sequence that is no multiple of the shard: its last shard is shorter
     validation_every: int = 250  # steps between validations; the last step always validates
     validation_batches: int = 4  # batches of the fixed validation set
+    patience: int = 0  # validations in a row without a lower loss that end the run; 0 = never
+    ema: float = 0.0  # decay per step of an average of the weights, validated beside them; 0 = none
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "sequence", "accumulate", "validation_every", "validation_batches"):
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), ">= 1")
+        require(self.patience >= 0, "train.patience", self.patience, ">= 0 (0 = no early stop)")
+        require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1) (0 = no average)")
         require(self.gradient_clip >= 0, "train.gradient_clip", self.gradient_clip, ">= 0 (0 = off)")
         require(
             self.batch_size % self.accumulate == 0,

@@ -29,7 +29,7 @@ from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
 from atlas.ops.features import feature_norm
 from atlas.ops.qk_projection import Accumulator
-from atlas.ops.rules import RULES
+from atlas.ops.rules import learning_rule
 from atlas.ops.rules.rule import LearningRule
 
 
@@ -65,7 +65,7 @@ class AtlasMemory(nn.Module):
     def __init__(self, width: int, heads: int, local_count: int, config: MemoryConfig) -> None:
         super().__init__()
         self.config, self.heads = config, heads
-        self.rule, self.global_rule = (RULES[config.rule](one) for one in (config, config.of_global()))
+        self.rule, self.global_rule = (learning_rule(one) for one in (config, config.of_global()))
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
         self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)

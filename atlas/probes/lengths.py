@@ -20,6 +20,7 @@ from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.probes.neutral import untouched
 
 EXP_MAX = 700.0  # nats; a float holds no larger exponential
+PIECE_TOKENS = 1024  # of a text read at once: limits peak memory
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,14 @@ def _loss(
     out = model(part[:, :-1], state, plan=plan, mode=mode)
     loss = F.cross_entropy(out.logits.float().flatten(0, 1), part[:, 1:].flatten())
     return loss.item(), out.state.detach()
+
+
+def text_loss(model: AtlasModel, text: Tensor, *, mode: MemoryMode = MemoryMode.learn) -> float:
+    """Mean loss of one text [T >= 2] in nats per token, read from its start to its end; its first token is given."""
+    rows, state, total = text.unsqueeze(0), model.initial_state(1), 0.0
+    with untouched(model):
+        for first in range(0, len(text) - 1, PIECE_TOKENS):
+            part = rows[:, first : first + PIECE_TOKENS + 1]
+            loss, state = _loss(model, part, state, None, mode)
+            total += loss * (part.shape[1] - 1)
+    return total / (len(text) - 1)

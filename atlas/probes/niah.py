@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 
 import numpy as np
-from hydra.utils import get_method
 from numpy.typing import NDArray
 
-from atlas.config import LEVELS, NIAHConfig
+from atlas.config import NIAHConfig, level_of
+from atlas.config.components import named_callable
 from atlas.config.console import log
 from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
@@ -49,6 +49,6 @@ class NIAHProbe:
             for level in self.config.levels:
                 log.info("level %s", level)
                 began = time.perf_counter()
-                result = get_method(LEVELS[level].probe)(subject)
+                result = named_callable("niah.levels", level_of(level).probe)(subject)
                 results.append(replace(result, seconds=time.perf_counter() - began))
         return results

@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
-from atlas.config import LEVELS, RECALL
+from atlas.config import RECALL, level_of
 
 
 class Outcome(StrEnum):
@@ -77,7 +77,7 @@ class NIAHResult:
         word = self.outcome.value.replace("_", " ").upper()
         if self.accuracy is None:
             return f"{word}: {self.reason}"
-        text = LEVELS[self.level].unit.text
+        text = level_of(self.level).unit.text
         numbers = f"{text(self.accuracy)} with memory, {text(self.control)} without"
         blind = "" if self.key_blind is None else f"key-blind {text(self.key_blind)}, "
         wanted = f"chance {text(self.chance)}, {blind}wanted >= {text(self.threshold)}"

@@ -11,6 +11,7 @@ from atlas.report.comparison_charts import Field, comparison_charts
 from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
 from atlas.report.run_record import RunRecord
 from atlas.report.run_section import OVERVIEW, overview_cells
+from atlas.report.seeds import seed_table
 from atlas.report.settings import Difference
 from atlas.report.wording import brief, finite, setting_cell, status_cell, value_text
 
@@ -35,7 +36,8 @@ def comparison_section(
     limit: int,
 ) -> Section:  # fmt: skip
     best = best_run(records)
-    blocks: list[Block] = [_best_run_text(records, labels, best), _table(records, differing, anchors, best)]
+    blocks: list[Block] = [_best_run_text(records, labels, best), *seed_table(records, differing)]
+    blocks.append(_table(records, differing, anchors, best))
     blocks += [*_failed(records, labels, anchors), *comparison_charts(Field(records, labels, best), differing, limit)]
     blocks += _linked_settings(differing)
     return Section("Comparison", "comparison", blocks)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from math import log10
 from typing import Any
 
 from atlas.config import LEVELS, RECALL
+from atlas.report.against import against_charts, is_wide
 from atlas.report.document import MISSING, Chart
 from atlas.report.lines import COLOURS, Lines, Trace
 from atlas.report.marks import common_range
@@ -54,7 +56,7 @@ class Field:
 
 
 def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Chart]:
-    charts = [_parallel(field, differing)]
+    charts = [_parallel(field, differing), *against_charts(differing, field.losses, field.labels)]
     charts += [_overlay(field, key, title, axis, limit) for key, title, axis in OVERLAYS]
     return [chart for chart in charts if chart is not None]
 
@@ -93,8 +95,10 @@ class _Axis:
         self.texts = [value_text(value) if not form else number(value, form) for value in values]
         self.distinct = len(set(self.texts) - {MISSING})
         if form or (known and None not in numbers):
-            low, span = (known[0], (known[-1] - known[0]) or 1.0) if known else (0.0, 1.0)
-            self.places = [None if value is None else (value - low) / span for value in numbers]
+            scale = log10 if known and not form and is_wide(known) else float  # settings such as a learning rate
+            low, high = (scale(known[0]), scale(known[-1])) if known else (0.0, 1.0)
+            span = (high - low) or 1.0
+            self.places = [None if value is None else (scale(value) - low) / span for value in numbers]
         else:
             names = sorted(set(self.texts) - {MISSING})
             at = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}

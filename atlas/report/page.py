@@ -18,14 +18,16 @@ SCRIPT = "plotly.min.js"  # beside the page, see `writing`
 _ASSETS = files("atlas.report") / "assets"
 
 
-def to_page(document: Document) -> str:
+def to_page(document: Document, *, inline: str = "", refresh_seconds: int = 0) -> str:
+    """`inline`: the script, for a page that needs no other file. `refresh_seconds`: it loads itself anew so often."""
     asset = {name: (_ASSETS / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     return Template(asset["page.html"]).substitute(
         title=printable(escape(document.title)),
         lead=printable(escape(document.lead)),
         style=asset["page.css"],
         behaviour=asset["page.js"],
-        script=SCRIPT,
+        plotly=f"<script>{inline}</script>" if inline else f'<script defer src="{SCRIPT}"></script>',
+        refresh=f'\n<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else "",
         contents=printable(_contents(document)),
         sections=printable("\n".join(_section(section) for section in document.sections)),
         notes=printable("\n".join(f"<p>{escape(note)}</p>" for note in document.notes)),

@@ -13,9 +13,10 @@ from atlas.report.marks import common_range, step_layout
 from atlas.report.run_record import RunRecord
 from atlas.report.wording import finite
 
-LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss")
+LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss", "validation/loss_ema")
 GATES = ("gate/mean", "gate/std", "gate/polarised")
 DELTA = "Perplexity delta of the watched sequences"
+UPDATES = "update_ratio/"
 NEAR = 3.0  # times the threshold: the range of the delta that is shown first
 NOT_DRAWN = ("time", "tokens", "ppl_delta", "perplexity", "tokens_per_second", "niah/accuracy", *LOSSES, *GATES)
 
@@ -31,6 +32,7 @@ def run_charts(record: RunRecord, limit: int) -> list[Chart]:
         _niah(lines, layout),
         _speed(lines, layout),
         *_memory(lines, layout),
+        _updates(lines, layout),
         *_others(lines, layout),
     ]
     return [chart for chart in found if chart is not None]
@@ -61,6 +63,7 @@ def _loss(lines: Lines, layout: dict[str, Any]) -> Chart | None:
         for part, name, colour in (("loss/text", "text", "@orange"), ("loss/recall", "recall tasks", "@green")):
             traces += lines.mean(part, name, colour, width=1.4) or lines.of(part, name, colour, width=1.4)
     traces += lines.of("validation/loss", "validation", "@vermillion", width=2.2)
+    traces += lines.of("validation/loss_ema", "validation, averaged weights", "@purple", width=2.2)
     baseline = finite(lines.record.summary.get("baseline_loss"))
     if traces and baseline is not None:
         traces.append(level_line(_ends(lines.record), baseline, "bigram baseline"))
@@ -131,11 +134,19 @@ def _memory(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
         yield _chart(f"Memory: {what.replace('_', ' ')}", traces, layout, what.replace("_", " "))
 
 
+def _updates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
+    traces: list[Trace] = []
+    for index, key in enumerate(key for key in lines.record.rows.values if key.startswith(UPDATES)):
+        dash = ("solid", "dash", "dot")[index // len(COLOURS) % 3]
+        traces += lines.of(key, key.removeprefix(UPDATES), COLOURS[index % len(COLOURS)], dash=dash)
+    return _chart("Update of a step over the weights", traces, layout, "ratio of norms", type="log")
+
+
 def _others(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
     """A chart for every other recorded column."""
     drawn = {f"niah/{level}/{what}" for level in LEVELS for what in ("accuracy", "control", "chance", "key_blind")}
     for key in lines.record.rows.values:
-        if key not in NOT_DRAWN and key not in drawn and not key.startswith("memory/"):
+        if key not in NOT_DRAWN and key not in drawn and not key.startswith(("memory/", UPDATES)):
             yield _chart(_title(key), lines.of(key, key, "@blue"), layout, key)
 
 

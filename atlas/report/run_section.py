@@ -22,6 +22,7 @@ from atlas.report.wording import (
     size_cell,
     status_cell,
     utc_time,
+    value_text,
 )
 from atlas.telemetry.run_files import Row
 
@@ -43,6 +44,12 @@ def run_section(record: RunRecord, label: str, anchor: str, limit: int, *, folde
         blocks.append(Text("No step was recorded yet."))
     blocks += [*_events(record), probe_history(record), *needle_blocks(record)]
     return Section(label, anchor, blocks, folded)
+
+
+def settings_section(record: RunRecord) -> Section:
+    """The whole configuration."""
+    rows = [[Cell(key), Cell(value_text(value))] for key, value in sorted(record.config.items())]
+    return Section("Settings", "settings", [Table("Configuration", ("key", "value"), rows, sortable=True)], folded=True)
 
 
 def _facts(record: RunRecord) -> Facts:

@@ -15,7 +15,8 @@ from atlas.report.folders import SWEEP_FILE
 from atlas.report.wording import value_text
 
 # Where something is written, not what was computed.
-IGNORED = ("logger", "resume", "sweep.resume", "sweep.round", "trust")
+IGNORED = ("logger", "telemetry", "resume", "sweep", "trust")
+NEVER = ("sweep",)
 ABSENT = "(absent)"
 
 
@@ -35,7 +36,8 @@ def differences(configs: Sequence[Mapping[str, Any]], swept: Sequence[str] = ())
     Settings that change together share one entry, named by the one that was `swept` (a key or its group).
     """
     known = [config for config in configs if config]
-    keys = [key for key in dict.fromkeys(key for config in known for key in config) if not lies_in(key, IGNORED)]
+    every = dict.fromkeys(key for config in known for key in config)
+    keys = [key for key in every if not lies_in(key, IGNORED) or (lies_in(key, swept) and not lies_in(key, NEVER))]
     patterns: dict[tuple[int, ...], list[str]] = {}
     for key in keys:
         texts = [value_text(config[key]) if key in config else ABSENT for config in known]

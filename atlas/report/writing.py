@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from atlas.config import ConfigError
@@ -18,7 +19,7 @@ from atlas.report.folders import Selection, names_of, select_runs
 from atlas.report.markdown import to_markdown
 from atlas.report.page import SCRIPT, to_page
 from atlas.report.run_record import RunRecord, read_run
-from atlas.report.run_section import run_section
+from atlas.report.run_section import run_section, settings_section
 from atlas.report.settings import differences, swept_names
 from atlas.report.wording import count, utc_time
 
@@ -27,11 +28,14 @@ POINTS_OF_MANY = 300  # and of many
 MANY = 8  # runs
 
 
-def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], target: Path | None = None, *, one_file: bool = False, refresh_seconds: int = 0
+) -> Path:
     """Report the runs and sweeps in `folders`; returns the folder with index.html and report.md.
 
-    By default that is `report/` in the one folder given, or outputs/reports/<time> for several. Raises `ConfigError`
-    for folders that hold no run and for a target that cannot be written.
+    By default that is `report/` in the one folder given, or outputs/reports/<time> for several. `one_file`: the page
+    holds the script of its charts. `refresh_seconds`: the page loads itself anew so often while a run goes on. Raises
+    `ConfigError` for folders that hold no run and for a target that cannot be written.
     """
     selection = select_runs(folders)
     target = _target(selection, target)
@@ -40,14 +44,18 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Path:
         log.info("reads run %d of %d: %s", len(records) + 1, len(selection.runs), name)
         records.append(read_run(run, name))
     document = compose_document(selection, records)
+    going_on = any(record.status == "running" for record in records)
+    inline = _script().read_text(encoding="utf-8") if one_file else ""
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_atomically(target / "report.md", to_markdown(document))
-        _copy_script(target)
+        if not one_file:
+            _copy_script(target)
         for block in (block for section in document.sections for block in section.blocks):
             if isinstance(block, Picture):
                 shutil.copyfile(block.source, target / block.file)
-        write_atomically(target / "index.html", to_page(document))
+        page = to_page(document, inline=inline, refresh_seconds=refresh_seconds if going_on else 0)
+        write_atomically(target / "index.html", page)
     except OSError as error:
         raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error
     return target
@@ -66,6 +74,8 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
     for record, name, anchor in zip(records, labels, anchors, strict=True):
         log.info("describes %s", name)
         sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
+    if not several and records[0].config:
+        sections.append(settings_section(records[0]))
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
     lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {utc_time(newest)}."
     return Document(selection.title, lead, sections, [_thinned(records, limit)])
@@ -105,8 +115,11 @@ def _target(selection: Selection, target: Path | None) -> Path:
     return Path("outputs/reports").resolve() / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
+def _script() -> Traversable:
+    return files("plotly") / "package_data" / SCRIPT
+
+
 def _copy_script(target: Path) -> None:
-    script = files("plotly") / "package_data" / SCRIPT
-    there, content = target / SCRIPT, script.read_bytes()
+    there, content = target / SCRIPT, _script().read_bytes()
     if not there.exists() or there.stat().st_size != len(content):
         there.write_bytes(content)

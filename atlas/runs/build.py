@@ -23,6 +23,7 @@ from atlas.config import (
     RunConfig,
     require,
 )
+from atlas.config.components import loggers
 from atlas.config.composition import load_config
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
@@ -39,6 +40,7 @@ from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.run_files import CONFIG_FILE
 from atlas.telemetry.sinks import JsonlSink, Sink
 from atlas.training.optimizer import ScheduledOptimizer
+from atlas.training.weight_average import AVERAGE
 
 UNTRAINED_NEEDLES = NeedleFormat(key_bytes=2, value_bytes=1, value_alphabet=16)  # for data without needles
 PROBE_VALIDATION_SHARE = 0.1  # of the standard library, for data without text
@@ -133,31 +135,35 @@ def reads_text(niah: NIAHConfig) -> bool:
 def build_telemetry(config: RunConfig, ranks: Ranks = ALONE) -> TelemetryLogger:
     """Sinks in order: files, console, and the logger that the configuration names. None but on rank 0."""
     sinks: list[Sink] = [JsonlSink(), ConsoleSink()] if ranks.first else []
-    if config.logger and ranks.first:
-        sinks.append(_component(config.logger))
+    if ranks.first:
+        sinks += [_component(settings) for settings in loggers(config.logger).values()]
     return TelemetryLogger(sinks, every=config.telemetry.every)
 
 
-def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[AtlasModel, RunConfig]:
+def load(path: str | Path, trust: Sequence[str] = (), *, averaged: bool = False) -> tuple[AtlasModel, RunConfig]:
     """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
 
     The model is on the CPU, in evaluation mode. A damaged checkpoint is skipped with a warning, and the one before it
-    is used. `trust` names further modules whose components the run may use.
+    is used. `trust` names further modules whose components the run may use; `averaged` takes the average of the
+    weights that a run with `train.ema` keeps.
 
     Raises `ConfigError` for a folder that is neither, or has no sound checkpoint.
     """
-    model, config, _ = load_checkpointed(path, trust)
+    model, config, _ = load_checkpointed(path, trust, averaged=averaged)
     return model, config
 
 
-def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[AtlasModel, RunConfig, Manifest]:
+def load_checkpointed(
+    path: str | Path, trust: Sequence[str] = (), *, averaged: bool = False
+) -> tuple[AtlasModel, RunConfig, Manifest]:
     """As `load`, with the manifest of the checkpoint."""
     payload, manifest, passed_over = find_checkpoint(Path(path), "path")
     for notice in passed_over:
         warnings.warn(notice, stacklevel=2)
     config = load_config(manifest.path.parents[1] / CONFIG_FILE, trust)
+    require(not averaged or AVERAGE in payload, "weights", "averaged", "trained, for a run without train.ema")
     try:
-        weights = payload[MODEL]
+        weights = payload[AVERAGE if averaged else MODEL]
         if config.model.layers > len(weights):  # every layer has several; that many would take for ever to build
             raise RuntimeError(f"model.layers={config.model.layers}, it has {len(weights)} tensors")
         with torch.device("meta"):  # compares the shapes: settings may ask for far more memory than the weights take
@@ -165,7 +171,7 @@ def load_checkpointed(path: str | Path, trust: Sequence[str] = ()) -> tuple[Atla
         model = build_model(config)
         model.load_state_dict(weights)
     except Exception as error:  # plain data of another shape fails in many ways
-        raise other_model("path", manifest, error) from error
+        raise other_model("path", manifest.path, error) from error
     return model.eval(), config, manifest
 
 

@@ -10,9 +10,10 @@ from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
-from atlas.config import LEVELS
+from atlas.config import LEVELS, level_of
 from atlas.config.composition import save_config
 from atlas.probes.result import NOT_ASKED
+from atlas.report.heatmap import draw_heatmaps
 from atlas.runs.environment import PeakMemory
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.room import when_there_is_room
@@ -22,6 +23,7 @@ from atlas.training.step import StepResult
 from atlas.training.trainer import Trainer
 from atlas.training.watch.rollback_threshold import write_suggestion
 
+HEATMAP_FILE = "niah_training.png"
 LAST_LOSSES = ("loss", "perplexity", "loss/recall")
 GATES = ("mean", "std", "polarised")
 OVERHEADS = ("probe", "watch", "gates", "norms", "telemetry", "checkpoint", "validation", "rollback", "calibration")
@@ -91,6 +93,7 @@ def close(summary: RunSummary, trainer: Trainer) -> None:
     with suppress(OSError):
         summary.write()
     actions: tuple[Callable[[], None], ...] = (
+        lambda: _send_heatmap(trainer, Path(summary.folder)),
         lambda: trainer.telemetry.event("end", summary.step, status=summary.status, reason=summary.reason),
         lambda: trainer.telemetry.close(summary.status, asdict(summary), closing_table(summary)),
         lambda: when_there_is_room(summary.write),
@@ -107,6 +110,19 @@ def close(summary: RunSummary, trainer: Trainer) -> None:
         raise refusals[0]
 
 
+def _send_heatmap(trainer: Trainer, folder: Path) -> None:
+    """Give the loggers that take pictures the needles of the last probe, depth by length."""
+    if not trainer.telemetry.takes_pictures:
+        return
+    grids = [result.record()["cells"] for result in trainer.probe_results if level_of(result.level).grid]
+    cells = [cell for grid in grids for cell in grid]
+    if not cells:
+        return
+    file, step = folder / HEATMAP_FILE, trainer.state.step
+    draw_heatmaps(cells, f"{folder.name}, step {step}: needles found, %", file)
+    trainer.telemetry.picture("niah/needles found", file, step)
+
+
 def _keep_config(trainer: Trainer, path: Path) -> None:
     """Write config.yaml again if the run folder was removed during the run, so that the run can be resumed."""
     if not path.exists():
@@ -115,6 +131,7 @@ def _keep_config(trainer: Trainer, path: Path) -> None:
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
     """The rows (name, value) that the console shows at the end."""
+    levels = dict.fromkeys([*LEVELS, *summary.niah]) if summary.niah else {}
     rows = [
         ("reason", summary.reason or None),
         ("steps", f"{summary.step} of {summary.steps}, {summary.tokens:,} tokens, {summary.rollbacks} rollbacks"),
@@ -123,7 +140,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("validation loss", _nats(summary.validation_loss)),
         ("bigram baseline", _nats(summary.baseline_loss)),
         ("gates", _gates(summary)),
-        *[(f"niah {level}", _niah(summary.niah.get(level))) for level in LEVELS if summary.niah],
+        *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
         ("reset shock", _reset_shock(summary.calibration)),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
         ("peak memory", f"{summary.peak_memory_bytes / 2**30:.2f} GiB" if summary.peak_memory_bytes else None),

@@ -43,6 +43,7 @@ from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
+from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.state import TrainState
@@ -51,6 +52,7 @@ from atlas.training.trainer import Trainer
 from atlas.training.watch.faults import FaultInjector, parse_fault
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+from atlas.training.weight_average import WeightAverage
 
 log = logging.getLogger("atlas")
 
@@ -82,7 +84,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         state.take_over()
         changes = Changes.between(rooted(before or config), config)
         finished = ranks.from_first(lambda: read_summary(folder))
-        if state.step >= config.train.steps and finished is not None and finished.status == "completed":
+        over = state.step >= config.train.steps or state.stop_reason
+        if over and finished is not None and finished.status == "completed":
             changes.require_none(f"the run in {folder} is complete", state.step)
             ranks.from_first(lambda: print(f"the run in {folder} is complete: nothing is left to do"))
             return finished
@@ -141,6 +144,8 @@ def _build(config: RunConfig, folder: Path, ranks: Ranks) -> Trainer:
     )
     monitor, history = GateMonitor(config.train.gate), History(config.rollback)
     state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
+    state.average = WeightAverage(model, config.train.ema) if config.train.ema else None
+    state.early_stop = EarlyStop(config.train.patience) if config.train.patience else None
     step = TrainStep(config.train, device, precision, ranks)
     data = build_data(config)
     by_rows = ranks.world == 1 or "rows" in signature(data.batch).parameters
@@ -178,7 +183,7 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
     ranks = trainer.ranks
     try:
         yield
-        summary.status = "completed"
+        summary.status, summary.reason = "completed", trainer.state.stop_reason
     except AbortError as error:
         summary.status, summary.reason = "aborted", str(error)
     except TelemetryError as error:

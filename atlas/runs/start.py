@@ -16,6 +16,7 @@ from atlas.config.keys import flat
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.data.sampler import BATCHES
+from atlas.pretrained.folder import is_pretrained, read_weights
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
 from atlas.runs.resume import CHECKPOINTS, refuse_other_settings
@@ -91,7 +92,7 @@ def _resume(
     except ConfigError:
         raise
     except Exception as error:  # plain data of another shape fails in many ways
-        raise other_model("resume", manifest, error) from error
+        raise other_model("resume", manifest.path, error) from error
     steps = config.train.steps
     unchanged = before is None or steps == before.train.steps
     require(unchanged or steps > state.step, "train.steps", steps, f"> {state.step}, the steps that the run has taken")
@@ -121,12 +122,18 @@ def _read_journal(checkpoints: CheckpointManager) -> JournalEntry | None:
 def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
     if config.init_from is None:
         return []
-    payload, manifest, notices = find_checkpoint(Path(config.init_from), "init_from")
+    place = expanded(config.init_from)
+    notices: list[str] = []
+    if is_pretrained(place):
+        weights = read_weights("init_from", place)
+    else:
+        payload, manifest, notices = find_checkpoint(place, "init_from")
+        weights, place = payload[MODEL], manifest.path
     try:
-        state.model.load_state_dict(payload[MODEL])
+        state.model.load_state_dict(weights)
     except Exception as error:
-        raise other_model("init_from", manifest, error, config) from error
-    return [*notices, f"starts from the weights of {manifest.path}"]
+        raise other_model("init_from", place, error, config) from error
+    return [*notices, f"starts from the weights of {place}"]
 
 
 def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
@@ -161,13 +168,14 @@ def _checkpoint_folder(path: Path) -> Path | None:
     return None if (path / CHECKPOINTS).is_dir() else path
 
 
-def other_model(key: str, manifest: Manifest, error: Exception, config: RunConfig | None = None) -> ConfigError:
-    """The error for weights that do not fit; it names the settings in which their run differs from `config`."""
+def other_model(key: str, place: Path, error: Exception, config: RunConfig | None = None) -> ConfigError:
+    """The error for weights at `place` that do not fit; it names the settings in which their run differs from `config`,
+    where it is a checkpoint of a run."""
     reason = " ".join((str(error) if isinstance(error, RuntimeError) else repr(error)).split())[:200]
     with suppress(OSError, ConfigError):
-        theirs = RunFiles(manifest.path.parents[1]).settings if config else {}
+        theirs = RunFiles(place.resolve().parent.parent).settings if config else {}
         ours = flat(asdict(config)) if config else {}
         shaped = [name for name in ours if name.startswith(("model.", "chunk_size.")) and name in theirs]
         different = [f"{name}={theirs[name]}, not {ours[name]}" for name in shaped if theirs[name] != ours[name]]
         reason = f"it has {'; '.join(different)}" if different else reason
-    return ConfigError(f"{key}={manifest.path}: must hold the weights of this model ({reason})")
+    return ConfigError(f"{key}={place}: must hold the weights of this model ({reason})")

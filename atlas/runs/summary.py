@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from atlas.config.atomic import write_atomically
 from atlas.telemetry.jsonl import plain
 from atlas.telemetry.run_files import SUMMARY_FILE, RunFiles
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+SHOWN = (
+    "status",
+    "reason",
+    "step",
+    "steps",
+    "tokens",
+    "loss",
+    "validation_loss",
+    "tokens_per_second",
+    "device",
+    "folder",
+)
 
 
 @dataclass
@@ -58,6 +75,34 @@ class RunSummary:
         path = Path(self.folder) / SUMMARY_FILE
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that was removed while the run went on
         write_atomically(path, json.dumps(plain(asdict(self)), indent=1) + "\n")
+
+    def metrics(self) -> Any:
+        """metrics.jsonl by columns: a pandas DataFrame where pandas is installed, else a dict of numpy arrays.
+
+        NaN = not measured; `undone` marks the rows of steps that a rollback undid.
+        """
+        from atlas.report.run_record import read_run
+
+        rows = read_run(Path(self.folder), "").rows
+        columns = {"step": rows.step, "segment": rows.segment, "undone": rows.undone, **rows.values}
+        try:
+            import pandas
+        except ImportError:
+            return columns
+        return pandas.DataFrame(columns)
+
+    def plot(self, *columns: str) -> Figure:
+        """Columns of metrics.jsonl over the steps, by default the losses. Raises `ConfigError` for an unknown one."""
+        from atlas.report.figure import run_figure
+
+        return run_figure(Path(self.folder), columns)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: how the run ended, in a table."""
+        known = [(name, value) for name in SHOWN if (value := getattr(self, name)) not in (None, "")]
+        known += [(f"niah {level}", result["verdict"]) for level, result in self.niah.items()]
+        lines = [f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in known]
+        return f"<table>{''.join(lines)}</table>"
 
 
 def read_summary(folder: Path) -> RunSummary | None:

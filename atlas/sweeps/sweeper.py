@@ -74,7 +74,13 @@ class ResumableSweeper(BasicSweeper):
     def _combinations(self, arguments: Sequence[str]) -> list[list[str]]:
         """The overrides of each job."""
         assert self.hydra_context is not None
+        assert self.config is not None
         wanted = [text for text in [*self._parse_config(), *arguments] if override_name(text) != KEY]
+        seeds = self.config.sweep.seeds
+        if seeds > 1:  # the first to vary slowest: a sweep that is cut short has every combination with the first seeds
+            given = [text for text in wanted if override_name(text) == "seed"]
+            require(not given, "sweep.seeds", seeds, f"left out, or given without {' '.join(given)}")
+            wanted.insert(0, f"seed={','.join(map(str, range(seeds)))}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         (combinations,) = self.split_arguments(parser.parse_overrides(wanted), None)
         return combinations

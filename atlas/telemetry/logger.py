@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from atlas.telemetry.events import make_event
@@ -66,6 +67,14 @@ class TelemetryLogger:
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
         self._each(lambda sink: sink.row(row))
         self._send_notices()
+
+    @property
+    def takes_pictures(self) -> bool:
+        return any(sink.takes_pictures for sink in self._sinks)
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """Send a PNG to the sinks that take pictures."""
+        self._each(lambda sink: sink.picture(name, file, step))
 
     def hold_row(self) -> dict[str, Any]:
         """The current row, not written if it was not yet: a later start continues it with `take_up_row`."""

@@ -50,6 +50,7 @@ class Sink:
     """
 
     essential = False
+    takes_pictures = False
 
     def open(self, info: RunInfo) -> str | None:
         """Get ready. Returns a line for the user, if the sink has something to say."""
@@ -63,6 +64,9 @@ class Sink:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """An event, at once."""
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """A PNG, if `takes_pictures`."""
 
     def notices(self) -> list[str]:
         """What the user should know, each once."""

@@ -87,6 +87,8 @@ class WandbSink(Sink):
     sweep is named by the overrides in which it differs, and grouped with the others, unless the settings say otherwise.
     """
 
+    takes_pictures = True
+
     def __init__(
         self,
         *,
@@ -167,6 +169,12 @@ class WandbSink(Sink):
             title = "rollback" if event["kind"] == "rollback" else "probe failed"
             fields = {key: value for key, value in event.items() if key not in ("kind", "time")}
             self._alert(title, ", ".join(f"{key}={value}" for key, value in fields.items()))
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        if self._run is not None:
+            import wandb
+
+            self._run.log({"train/step": step, name: wandb.Image(str(file))})
 
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         if self._run is None:

@@ -1,13 +1,14 @@
 """Optimisers with their learning-rate schedule: the functions that `conf/optim` names.
 
-The schedule is a pure function of the step, so a checkpoint needs no state for it.
+The schedule is a pure function of the step, so a checkpoint needs no state for it. `schedule` and `decay` have defaults
+in the code as well: the settings of older runs lack them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import cos, pi
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from atlas.config.values import Allowed, Share, within
 from atlas.training.batched_muon import BatchedMuon
 
 Positive = Annotated[float, within("(0, inf)")]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Steps = Annotated[int, within("[0, inf)")]
 Betas = Annotated[
     Sequence[float], Allowed("of two numbers in [0, 1)", lambda b: len(b) == 2 and all(0 <= beta < 1 for beta in b))
@@ -31,12 +33,14 @@ def adamw(
     betas: Betas,
     warmup: Steps,
     lr_min_ratio: Share,
+    schedule: Schedule = "cosine",
+    decay: Share = 0.2,
 ) -> ScheduledOptimizer:
     """AdamW; weight decay on matrices of linear layers only."""
     matrices, rest = parameter_groups(model)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=_on_gpu(model) or None)
-    return ScheduledOptimizer([optimizer], lr, steps, warmup, lr_min_ratio)
+    return ScheduledOptimizer([optimizer], lr, steps, warmup, lr_min_ratio, schedule, decay)
 
 
 def muon(
@@ -48,6 +52,8 @@ def muon(
     betas: Betas,
     warmup: Steps,
     lr_min_ratio: Share,
+    schedule: Schedule = "cosine",
+    decay: Share = 0.2,
 ) -> ScheduledOptimizer:
     """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
     matrices, rest = parameter_groups(model)
@@ -57,7 +63,7 @@ def muon(
         ),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0, fused=_on_gpu(model) or None),
     ]
-    return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio)
+    return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio, schedule, decay)
 
 
 def _on_gpu(model: nn.Module) -> bool:
@@ -73,7 +79,13 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 class ScheduledOptimizer:
-    """One or more optimisers under one schedule: linear warm-up, then cosine to `lr_min_ratio * lr` at the end."""
+    """One or more optimisers under one schedule: linear warm-up to `lr`, then what `schedule` names.
+
+    cosine    down to `lr_min_ratio * lr` at the last step
+    linear    the same in a straight line
+    constant  `lr` to the end
+    wsd       warm-up, stable, decay: `lr`, then over the last `decay` of the steps a straight line as in linear
+    """
 
     def __init__(
         self,
@@ -82,9 +94,12 @@ class ScheduledOptimizer:
         steps: int,
         warmup: int,
         lr_min_ratio: float,
+        schedule: Schedule = "cosine",
+        decay: float = 0.2,
     ) -> None:
         self.optimizers = list(optimizers)
         self.lr, self.steps, self.lr_min_ratio = lr, steps, lr_min_ratio
+        self.schedule, self.decay = schedule, decay
         self.warmup = min(warmup, steps)
         self.scale = 1.0  # lowered by a rollback that answers with `lower_lr`
         self.burst = 1.0  # raised for a few steps by an injected fault
@@ -93,9 +108,17 @@ class ScheduledOptimizer:
         """Learning rate of a step, 1 <= step <= steps."""
         if step <= self.warmup:
             return self.burst * self.scale * self.lr * step / self.warmup
-        progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        start = self.warmup if self.schedule != "wsd" else max(self.warmup, round(self.steps * (1 - self.decay)))
+        progress = max(step - start, 0) / max(self.steps - start, 1)
         floor = self.lr_min_ratio
-        return self.burst * self.scale * self.lr * (floor + (1 - floor) * (1 + cos(pi * progress)) / 2)
+        match self.schedule:
+            case "cosine":
+                height = (1 + cos(pi * progress)) / 2
+            case "linear" | "wsd":
+                height = 1 - progress
+            case "constant":
+                height = 1.0
+        return self.burst * self.scale * self.lr * (floor + (1 - floor) * height)
 
     def step(self, step: int) -> float:
         """Update the parameters with the gradients they hold; returns the learning rate used."""

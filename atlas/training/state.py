@@ -20,9 +20,11 @@ from atlas.data.sampler import BATCHES
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.parallel.agreement import require_same_weights
 from atlas.parallel.ranks import ALONE, Ranks
+from atlas.training.early_stop import EarlyStop
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+from atlas.training.weight_average import AVERAGE, WeightAverage
 
 
 @dataclass
@@ -40,10 +42,17 @@ class TrainState:
     skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
     carried: list[ModelState] = field(default_factory=list)
     data: str = ""  # digest of the text that the batches come from; "" without text
+    average: WeightAverage | None = None  # with `train.ema`
+    early_stop: EarlyStop | None = None  # with `train.patience`
     unfinished: dict[str, Any] | None = None  # of a step that a signal interrupted: its row, and whether it is measured
     ranks: Ranks = ALONE
 
     PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the run is over before its last step; "" where it is not."""
+        return self.early_stop.reason if self.early_stop else ""
 
     def payload(self) -> dict[str, Any]:
         """The state as plain containers and tensors, the same for any number of ranks. All ranks call it together."""
@@ -62,6 +71,10 @@ class TrainState:
             "data": self.data,
             "batches": BATCHES,
         }
+        if self.average is not None:
+            payload[AVERAGE] = self.average.weights
+        if self.early_stop is not None:
+            payload["early_stop"] = self.early_stop.state_dict()
         return payload if self.unfinished is None else {**payload, "unfinished": self.unfinished}
 
     def restore(self, payload: dict[str, Any]) -> None:
@@ -74,6 +87,12 @@ class TrainState:
         for name in POSITION:
             setattr(self, name, operator.index(payload["position"][name]))
         self.carried = [self._carried_state(leaves) for leaves in payload["carried"]]
+        if self.average is not None and AVERAGE in payload:
+            self.average.load(payload[AVERAGE])
+        elif self.average is not None:
+            self.average.start(self.model)
+        if self.early_stop is not None and "early_stop" in payload:
+            self.early_stop.load_state_dict(payload["early_stop"])
         self.unfinished = payload.get("unfinished")
         restore_rng(payload["rng"])
 

@@ -17,10 +17,12 @@ from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.memory_norms import catching, memory_norms
+from atlas.training.own_metrics import own_metrics
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep, step_metrics
 from atlas.training.stop import StopRequest
+from atlas.training.update_ratio import copied, update_ratios
 from atlas.training.w_init import Calibrator
 from atlas.training.watch.faults import FaultInjector
 from atlas.training.watch.gate_monitor import GateStatistics, over_ranks
@@ -45,6 +47,8 @@ class ProbeResult(Protocol):
     def level(self) -> str: ...
 
     def describe(self) -> dict[str, Any]: ...
+
+    def record(self) -> dict[str, Any]: ...
 
 
 class Trainer:
@@ -91,7 +95,7 @@ class Trainer:
                 self._save()  # a rollback may be needed before the first regular checkpoint
             if state.unfinished is not None:
                 self._finish_step(state.unfinished)
-            while state.step < self.config.train.steps:
+            while state.step < self.config.train.steps and not state.stop_reason:
                 self.ranks.step = state.step + 1
                 self.stop.check()
                 self.saver.collect()
@@ -101,6 +105,8 @@ class Trainer:
                 self._check_gates(result)
                 if not self._rolled_back(finite=result.finite):
                     self._measure_and_save()
+            if state.stop_reason:
+                self._end_early()
             if self.config.calibration.measure:
                 self._measure_reset()
         except StopRequested:
@@ -115,6 +121,8 @@ class Trainer:
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
         logged = self.ranks.first and self.telemetry.due(state.step + 1)
+        with self.clocks.measure("norms"):
+            before = copied(state.model) if logged else {}
         with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
             began = time.perf_counter()
             batch = self.batches.take(state.step + 1 + state.skipped)
@@ -123,9 +131,13 @@ class Trainer:
             self.speed = tokens / (time.perf_counter() - began - result.gate_seconds)
         self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("norms"):
+            own = self.config.telemetry.metrics if logged else []
             self.norms = memory_norms(state.model, catch) if catch else {}
+            self.norms |= update_ratios(before, state.model) | own_metrics(own, state.model, state.step)
         with self.clocks.measure("gates"):
             self.gates = over_ranks(result.gates, self.ranks)
+        if state.average is not None and result.finite:
+            state.average.update(state.model, state.step)
         self.last = result
         self.trained_tokens += tokens
         return self.last
@@ -174,13 +186,33 @@ class Trainer:
         self.measured = False
         if state.step % settings.validation_every == 0 or state.step == settings.steps:
             with self.clocks.measure("validation"), self.stop.checked_by(state.model):
-                loss = self.evaluator.validation_loss(state.model)
-            self.validation = state.step, loss
-            self.telemetry.log_step(state.step, {"validation/loss": loss})
+                losses = self._validate()
+            self.validation = state.step, losses["validation/loss"]
+            self.telemetry.log_step(state.step, losses)
+            if state.early_stop is not None and state.step < settings.steps:
+                state.early_stop.see(*self.validation)
         if self.probe is not None and self.probe.due(state.step):
             self._run_probe(self.probe)
         self.measured = True
         if not self._rolled_back(finite=True) and self.checkpoints.due(state.step):  # a probe may have failed
+            self._save()
+
+    def _validate(self) -> dict[str, float]:
+        """Of the weights, and with `train.ema` of their average."""
+        model, average = self.state.model, self.state.average
+        losses = {"validation/loss": self.evaluator.validation_loss(model)}
+        if average is not None:
+            with average.applied(model):
+                losses["validation/loss_ema"] = self.evaluator.validation_loss(model)
+        return losses
+
+    def _end_early(self) -> None:
+        """Tell why, and do what the last step does and this one has not done."""
+        state = self.state
+        self.telemetry.event("notice", state.step, message=state.stop_reason)
+        if self.probe is not None and not self.probe.due(state.step):
+            self._run_probe(self.probe)
+        if not self.checkpoints.due(state.step):
             self._save()
 
     def _run_probe(self, probe: Probe) -> None:

@@ -19,6 +19,8 @@ from torch.utils import _pytree as pytree
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.config.composition import save_config
+from atlas.runs.build import build_model
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.telemetry.rows import without_clock
@@ -65,6 +67,18 @@ def tiny(text: Path) -> Tiny:
 def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """The tiny run, completed. Its folder is for reading only."""
     return atlas.train(tiny(), tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture
+def untrained(tiny: Tiny, tmp_path: Path) -> Path:
+    """A run folder with the checkpoint of step 7, of a model with its initial weights."""
+    config, folder = tiny(), tmp_path / "untrained"
+    folder.mkdir()
+    save_config(config, folder / "config.yaml")
+    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints.save(7, {"model": build_model(config).state_dict()}, {"loss": 1.0})
+    checkpoints.close()
+    return folder
 
 
 class Interrupt(Sink):

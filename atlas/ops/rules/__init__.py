@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from atlas.config import MemoryConfig, Rule
+from atlas.config import ConfigError, MemoryConfig, Rule
+from atlas.config.components import make
 from atlas.ops.rules.atlas import Atlas
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.momentum import Momentum
@@ -12,6 +13,7 @@ from atlas.ops.rules.muon import Muon
 from atlas.ops.rules.omega import Omega
 from atlas.ops.rules.rule import LearningRule
 
+PARTS = [name for name in vars(LearningRule) if not name.startswith("_")]
 RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
     Rule.gd: lambda _: GradientDescent(),
     Rule.momentum: Momentum.from_config,
@@ -19,3 +21,15 @@ RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
     Rule.omega: Omega.from_config,
     Rule.atlas: Atlas.from_config,
 }
+
+
+def learning_rule(config: MemoryConfig) -> LearningRule:
+    """The rule that the settings name. Raises `ConfigError` where one of your own lacks a part of `LearningRule`."""
+    if not config.own_rule:
+        return RULES[config.rule](config)
+    rule: LearningRule = make(config.own_rule)
+    missing = sorted(name for name in PARTS if not hasattr(rule, name))
+    if missing:
+        target = config.own_rule["_target_"]
+        raise ConfigError(f"model.memory.own_rule._target_={target}: must have {', '.join(missing)}, as `LearningRule`")
+    return rule

@@ -104,7 +104,10 @@
   window.addEventListener("hashchange", unfold);
   window.addEventListener("beforeprint", drawAll);
   document.addEventListener("DOMContentLoaded", () => {
-    if (typeof Plotly === "undefined") return; // the error handler says so
+    if (typeof Plotly === "undefined") { // the error handler says so too
+      for (const plot of plots) plot.textContent = "This chart needs plotly.min.js beside the page; one_file=true writes a page that needs nothing.";
+      return;
+    }
     const watcher = new IntersectionObserver(entries => {
       entries.filter(entry => entry.isIntersecting).forEach(entry => { watcher.unobserve(entry.target); drawOnce(entry.target); });
     }, { rootMargin: "200px" });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,16 @@ def test_the_one_folder_is_told_from_the_settings() -> None:
     for wrong in ([], ["a=1"], ["x", "y"]):
         with pytest.raises(ConfigError, match=r"^RUN=.*: must be one run or checkpoint folder: usage$"):
             split_arguments(wrong, "usage")
+
+
+def test_latest_is_the_newest_run_of_the_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^RUN=latest: must be a folder, while there is no run in outputs/runs$"):
+        split_arguments(["latest"], "usage")
+    for name in ("20260101-000000", "20260301-000000", "20260401-000000"):
+        Path("outputs/runs", name).mkdir(parents=True)
+    for name in ("20260101-000000", "20260301-000000"):  # the newest one was refused before it began
+        Path("outputs/runs", name, "config.yaml").touch()
+    assert split_arguments(["latest", "a=1"], "usage") == ("outputs/runs/20260301-000000", ["a=1"])
+    Path("latest").mkdir()
+    assert split_arguments(["latest"], "usage") == ("latest", [])

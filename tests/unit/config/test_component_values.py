@@ -14,13 +14,13 @@ import pytest
 
 import atlas
 from atlas.config import ConfigError
-from atlas.config.components import HANDED_OVER, check_component
+from atlas.config.components import HANDED_OVER, check_component, loggers
 from atlas.config.composition import options
 
 if TYPE_CHECKING:
     from nowhere import Unknown
 
-GROUPS = {"data": ("mixed", "recall", "stdlib", "text"), "optim": ("muon", "adamw"), "logger": ("wandb",)}
+GROUPS = {"data": ("mixed", "recall", "stdlib", "text"), "optim": ("muon", "adamw"), "logger": ("wandb", "tensorboard")}
 LONG = "x" * 200
 
 
@@ -37,8 +37,10 @@ def refusal(option: str, key: str, value: object) -> str:
     group, *parents, last = key.split(".")
     holder = settings[parents[0]] if parents else settings
     holder[last] = value
+    components = loggers(settings) if group == "logger" else {group: settings}
     try:
-        check_component(group, settings, HANDED_OVER[group])
+        for name, keys in components.items():
+            check_component(name, keys, HANDED_OVER[group])
     except ConfigError as error:
         return str(error)
     return ""
@@ -53,6 +55,9 @@ CASES = [
     ("muon", "optim.warmup", [1.5, -1, True, "5"], "an integer in [0, inf)"),
     ("muon", "optim.lr_min_ratio", [2, "x", True], SHARE),
     ("muon", "optim.betas", [0.9, [0.9], [0.9, 1], ["a", "b"], "ab", [True, False]], BETAS),
+    ("muon", "optim.schedule", ["step", 1], "one of cosine, linear, constant, wsd"),
+    ("adamw", "optim.decay", [2, "x"], SHARE),
+    ("tensorboard", "logger.tensorboard.flush_seconds", [0, 1.5], "an integer in [1, inf)"),
     ("wandb", "logger.mode", ["on", 1, True], "one of auto, online, offline, disabled"),
     ("wandb", "logger.project", ["a/b", "a:b", "a?b"], f"{NAME} without any of /\\#?%:"),
     ("wandb", "logger.project", ["", LONG, None], f"{NAME} without any of /\\#?%:"),

@@ -189,7 +189,7 @@ def test_an_override_that_cannot_be_read_is_refused(override: str, message: str)
         ("+data.recall.needles=1", "data.recall.needles=1: must be a key of data.recall: curriculum_steps, "),
         ("+data.seed=1", "data.seed=1: must be left out, the run sets it"),
         ("~data.validation_share", "data.validation_share: must be set, atlas.data.mixed.MixedData needs it"),
-        ("+optim.momentum=0.9", "optim.momentum=0.9: must be a key of optim: betas, lr, lr_min_ratio, "),
+        ("+optim.momentum=0.9", "optim.momentum=0.9: must be a key of optim: betas, decay, lr, lr_min_ratio, "),
         ("~optim", "optim._target_=None: must be the dotted name of a class or function"),
         (
             "data._target_=nowhere.Data",

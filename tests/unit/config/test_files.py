@@ -54,4 +54,4 @@ def test_the_components_of_atlas_are_those_of_its_options() -> None:
         *(f"atlas.data.{name}" for name in ("mixed.MixedData", "text.StdlibData", "text.TextData")),
         *(f"atlas.data.recall.{name}" for name in ("RecallData", "RecallTask")),
     }
-    assert own_targets("logger") == {"atlas.telemetry.wandb.WandbSink"}
+    assert own_targets("logger") == {"atlas.telemetry.wandb.WandbSink", "atlas.telemetry.tensorboard.TensorBoardSink"}

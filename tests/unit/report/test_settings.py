@@ -11,7 +11,11 @@ def test_only_what_differs_is_found_with_its_short_name() -> None:
     third = first | {"optim.lr": 0.2}
     assert differences([first, second, third]) == [
         Difference("optim.lr", "lr", [0.1, 0.2, 0.2]),
-        Difference("niah.every", "niah.every", [5, 6, 5]),  # telemetry has an `every` too
+        Difference("niah.every", "every", [5, 6, 5]),
+    ]
+    assert differences([first, first | {"telemetry.every": 2}]) == []  # how often something is written
+    assert [found.key for found in differences([first, first | {"telemetry.every": 2}], swept=["telemetry.every"])] == [
+        "telemetry.every"
     ]
 
 

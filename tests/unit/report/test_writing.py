@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from atlas.config import ConfigError
-from atlas.report.__main__ import main
+from atlas.report.__main__ import USAGE, main
 from atlas.report.writing import write_report
-from tests.unit.report.conftest import MakeRun
+from tests.unit.report.conftest import MakeRun, row
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
 
@@ -115,12 +115,45 @@ def test_the_command_line(
     assert "python -m atlas.report DIR... [target=PATH]" in capsys.readouterr().out
 
 
+def test_one_file_needs_no_other(rolled_back: Path, tmp_path: Path) -> None:
+    assert main([str(rolled_back), f"target={tmp_path / 'out'}", "one_file=true"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "report.md"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "plotly.js v" in page
+    assert "<script defer" not in page
+
+
+def test_a_report_is_written_again_until_the_run_has_ended(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("run", [row(1, loss=3.0)], summary={"status": "running"})
+    pages = []
+
+    def sleep(seconds: float) -> None:
+        pages.append((seconds, (run / "report" / "index.html").read_text()))
+        (run / "summary.json").write_text(json.dumps({"status": "completed"}))
+
+    monkeypatch.setattr("atlas.report.__main__.time.sleep", sleep)
+    assert main([str(run), "watch=7"]) == 0
+    ((seconds, page),) = pages
+    refresh = '<meta http-equiv="refresh" content="7">'
+    assert (seconds, refresh in page) == (7, True)
+    last = (run / "report" / "index.html").read_text()
+    assert (refresh in last, "completed" in last) == (False, True)
+
+
+def test_the_page_of_one_run_has_its_settings(rolled_back: Path) -> None:
+    text = (write_report([rolled_back]) / "report.md").read_text()
+    assert "## Settings" in text
+    assert "| optim.lr | 0.002 |" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "DIR=: must be at least one folder of a run or a sweep"),
         (["nowhere"], "/nowhere: must be a folder that exists"),
-        (["sweep", "title=x"], "title=x: must be left out: python -m atlas.report DIR... [target=PATH]"),
+        (["sweep", "title=x"], f"title=x: must be left out: {USAGE}"),
+        (["sweep", "one_file=yes"], "one_file=yes: must be true or false"),
+        (["sweep", "watch=0"], "watch=0: must be seconds in [1, 86400]"),
         (["sweep", "target="], "target=: must be one folder"),
     ],
 )

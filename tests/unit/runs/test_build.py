@@ -76,6 +76,13 @@ def test_every_logger_comes_after_files_and_console(option: str, mirrors: list[s
     assert names == ["JsonlSink", "ConsoleSink", *mirrors]
 
 
+def test_several_loggers_stand_beside_each_other() -> None:
+    pytest.importorskip("tensorboard")
+    telemetry = build_telemetry(atlas.compose(["logger=[wandb,tensorboard]", "logger.mode=offline"]))
+    names = [type(sink).__name__ for sink in telemetry._sinks]
+    assert names == ["JsonlSink", "ConsoleSink", "WandbSink", "TensorBoardSink"]
+
+
 def test_the_seed_decides_the_weights_and_nothing_else_does() -> None:
     config = atlas.compose(["model.width=32", "model.feedforward=32", "seed=3"])
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from math import cos, pi
 import pytest
 import torch
 
-from atlas.training.optimizer import ScheduledOptimizer, adamw, muon, parameter_groups
+from atlas.training.optimizer import Schedule, ScheduledOptimizer, adamw, muon, parameter_groups
 
 
 def scheduled(warmup: int = 10, steps: int = 110, lr_min_ratio: float = 0.1) -> ScheduledOptimizer:
@@ -19,6 +19,29 @@ def scheduled(warmup: int = 10, steps: int = 110, lr_min_ratio: float = 0.1) -> 
 )
 def test_warm_up_then_cosine(step: int, lr: float) -> None:
     assert scheduled().lr_at(step) == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("linear", {5: 1.0, 10: 2.0, 35: 1.55, 60: 1.1, 110: 0.2}),
+        ("constant", {5: 1.0, 10: 2.0, 60: 2.0, 110: 2.0}),
+        ("wsd", {5: 1.0, 10: 2.0, 88: 2.0, 99: 1.1, 110: 0.2}),  # the last fifth of 110 steps begins after step 88
+    ],
+)
+def test_the_other_schedules(schedule: Schedule, rates: dict[int, float]) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = ScheduledOptimizer([torch.optim.SGD([parameter], lr=1.0)], 2.0, 110, 10, 0.1, schedule, decay=0.2)
+    assert {step: optimizer.lr_at(step) for step in rates} == pytest.approx(rates)
+
+
+def test_a_decay_over_all_steps_begins_after_the_warm_up() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    whole, linear = (
+        ScheduledOptimizer([torch.optim.SGD([parameter], lr=1.0)], 2.0, 110, 10, 0.1, schedule, decay=1.0)
+        for schedule in ("wsd", "linear")
+    )
+    assert [whole.lr_at(step) for step in range(1, 111)] == [linear.lr_at(step) for step in range(1, 111)]
 
 
 def test_a_warm_up_longer_than_the_run_ends_with_it_and_none_starts_at_the_top() -> None:

@@ -1,0 +1,179 @@
+"""Evaluate a trained model on text: `python -m atlas.evaluate RUN [data.paths=notes.txt,docs/*.md] [KEY=VALUE ...]`.
+
+RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints two tables, with the memory on, off and
+frozen, and writes evaluation.json into the run folder: the perplexity of texts of several lengths, beside that of the
+same text read in pieces of the trained length; and the bits per byte of each file, read from its start to its end.
+
+  data.paths=PATTERN,...   your own files, ** crosses folders; else the validation text of the run's data
+  factors=1,2,4,8          the lengths, in trained lengths; those that the text is too short for are left out
+  rows=8  seed=0           how many places of the text are read at every length, and which
+  bytes=65536              of a file that are read for the bits per byte
+  memory=on,off,frozen     frozen reads its initial weights and writes nothing
+  weights=trained | averaged   averaged: of a run with train.ema
+  device=auto | cpu | cuda; device.threads and device.kernels say how
+  trust=MODULE             a module of your own that the run's components come from
+
+Exit status: 0 done; 2 refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import log
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.config import ConfigError, RunConfig, require
+from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
+from atlas.config.atomic import write_atomically
+from atlas.config.choices import Choices
+from atlas.config.console import log as progress_log
+from atlas.config.console import print_result, progress
+from atlas.data.corpus import stdlib_corpus
+from atlas.data.files import read_files
+from atlas.models.plan import MemoryMode
+from atlas.telemetry.jsonl import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from atlas.models.language_model import AtlasModel
+    from atlas.probes.lengths import Length
+
+Text = NDArray[np.uint8]
+EVALUATION_FILE = "evaluation.json"
+USAGE = "python -m atlas.evaluate RUN [data.paths=PATTERN,...] [KEY=VALUE ...]"
+MODES = {"on": MemoryMode.learn, "off": MemoryMode.off, "frozen": MemoryMode.frozen}
+STDLIB_SHARE = 0.1  # held out, for a run on data without text
+
+
+@dataclass
+class EvaluationSettings(Choices):
+    """What the command line may set; see the module's docstring."""
+
+    paths: str = ""
+    factors: str = "1,2,4,8"
+    rows: int = 8
+    seed: int = 0
+    bytes: int = 65_536
+    memory: str = "on,off,frozen"
+    weights: Weights = Weights.trained
+    trust: str = ""
+
+    def __post_init__(self) -> None:
+        sound = all(text.isdecimal() and 1 <= int(text) <= 10_000 for text in names(self.factors))
+        require(sound and bool(self.chosen_factors), "factors", self.factors, "integers in [1, 10000], such as 1,2,4")
+        require(1 <= self.rows <= 10_000, "rows", self.rows, "in [1, 10000]")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        require(self.bytes >= 2, "bytes", self.bytes, ">= 2")
+        known = bool(names(self.memory)) and all(mode in MODES for mode in names(self.memory))
+        require(known, "memory", self.memory, f"some of {','.join(MODES)}")
+
+    @property
+    def chosen_factors(self) -> list[int]:
+        return sorted({int(text) for text in names(self.factors) if text.isdecimal()})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(_evaluate, arguments, f"{USAGE}\n\n{__doc__}")
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    path, given = split_arguments(arguments, USAGE)
+    own = [text for text in given if text.startswith("device")]
+    settings = read_settings(EvaluationSettings, [text.removeprefix("data.") for text in given if text not in own])
+    device = read_device(own)
+    from atlas.runs.build import load_checkpointed, prepare_device
+
+    model, config, manifest = load_checkpointed(
+        path, names(settings.trust), averaged=settings.weights is Weights.averaged
+    )
+    texts = read_texts(config, settings)
+    place, _ = prepare_device(device)
+    with progress():
+        found = evaluate(model.to(place), config.train.sequence, texts, settings)
+    target = manifest.path.parents[1] / EVALUATION_FILE
+    record = {"checkpoint": manifest.path.name, "settings": asdict(settings), **found}
+    write_atomically(target, json.dumps(plain(record), indent=1) + "\n")
+    print_result("\n".join(table(found)))
+    print_result(f"\nfile  {target}")
+    return 0
+
+
+def read_texts(config: RunConfig, settings: EvaluationSettings) -> dict[str, Text]:
+    """The texts by name. Raises `ConfigError` for files that are no texts, and for a text of less than two bytes."""
+    if settings.paths:
+        files, _ = read_files(names(settings.paths), "bytes")
+        texts = {str(path): np.frombuffer(content, dtype=np.uint8) for path, content in files.items()}
+    else:
+        from atlas.runs.build import build_data
+
+        corpus = build_data(config).corpus or stdlib_corpus(STDLIB_SHARE)
+        texts = {f"validation part of the {corpus.source}": corpus.validation}
+    for name, text in texts.items():
+        if len(text) < 2:
+            raise ConfigError(f"data.paths={name}: must be a text of at least 2 bytes, the first is given")
+    return texts
+
+
+def evaluate(
+    model: AtlasModel, trained_length: int, texts: Mapping[str, Text], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """`lengths`: for every mode of the memory, the perplexities; `bits_per_byte`: for every text, one per mode."""
+    import torch
+
+    from atlas.probes.lengths import by_length, loss_by_stretch, text_loss
+
+    device = next(model.parameters()).device
+    whole = np.concatenate(list(texts.values()))
+    factors = [factor for factor in settings.chosen_factors if factor * trained_length < len(whole)]
+    rows = _rows(whole, factors[-1] * trained_length + 1, settings).to(device) if factors else None
+    lengths: dict[str, list[dict[str, Any]]] = {}
+    bits: dict[str, dict[str, float | int]] = {
+        name: {"bytes": min(len(t), settings.bytes)} for name, t in texts.items()
+    }
+    for mode in names(settings.memory):
+        progress_log.info("memory %s", mode)
+        found: list[Length] = []
+        if rows is not None:
+            found = by_length(loss_by_stretch(model, rows, trained_length, mode=MODES[mode]), factors)
+        lengths[mode] = [asdict(one) for one in found]
+        for name, text in texts.items():
+            read = torch.from_numpy(text[: settings.bytes].astype(np.int64)).to(device)
+            bits[name][mode] = text_loss(model, read, mode=MODES[mode]) / log(2)
+    left_out = [factor for factor in settings.chosen_factors if factor not in factors]
+    return {"trained_length": trained_length, "lengths": lengths, "left_out": left_out, "bits_per_byte": bits}
+
+
+def _rows(text: Text, length: int, settings: EvaluationSettings) -> Tensor:
+    """[rows, length] at random places of the text."""
+    import torch
+
+    starts = np.random.default_rng(settings.seed).integers(0, len(text) - length + 1, (settings.rows, 1))
+    return torch.from_numpy(text[starts + np.arange(length)].astype(np.int64))
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """Both tables as lines."""
+    trained, lengths, bits = found["trained_length"], found["lengths"], found["bits_per_byte"]
+    modes = list(lengths)
+    lines = ["perplexity by length in tokens (read in pieces of the trained length)"]
+    lines.append(f"  {'length':>10}" + "".join(f"{'memory ' + mode:>24}" for mode in modes))
+    for cells in zip(*lengths.values(), strict=True):
+        row = [f"{cell['perplexity']:.3f} ({cell['in_pieces']:.3f})" for cell in cells]
+        lines.append(f"  {cells[0]['factor'] * trained:>10}" + "".join(f"{text:>24}" for text in row))
+    lines += [f"  {factor * trained:>10}  not measured: the text is too short" for factor in found["left_out"]]
+    lines += ["", "bits per byte", f"  {'bytes':>10}" + "".join(f"{'memory ' + mode:>16}" for mode in modes)]
+    for name, one in bits.items():
+        lines.append(f"  {one['bytes']:>10}" + "".join(f"{one[mode]:>16.4f}" for mode in modes) + f"  {name}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

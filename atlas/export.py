@@ -1,0 +1,84 @@
+"""Write a trained model for the library `transformers`: `python -m atlas.export RUN out=DIR`.
+
+RUN is a run folder (its newest checkpoint) or a checkpoint folder. DIR gets model.safetensors, with the verdicts of the
+probes and their controls in its metadata, config.json, the tokenizer, the code that loads it, and a model card.
+`AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` loads it, `init_from=DIR` trains on from it. Nothing
+is uploaded. The package safetensors is needed (the extra `hf`).
+
+  out=DIR                       a folder that does not exist or is empty
+  weights=trained | averaged    averaged: of a run with train.ema
+  trust=MODULE                  a module of your own that the run's components come from
+
+Exit status: 0 written; 2 refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+from atlas import __version__
+from atlas.config import require
+from atlas.config.arguments import Weights, names, read_settings, run_command, split_arguments
+from atlas.config.choices import Choices
+from atlas.config.console import print_result
+from atlas.config.path_overrides import expanded
+from atlas.telemetry.run_files import RunFiles
+
+USAGE = "python -m atlas.export RUN out=DIR [trust=MODULE]"
+
+
+@dataclass
+class ExportSettings(Choices):
+    """What the command line may set; see the module's docstring."""
+
+    out: str = ""
+    weights: Weights = Weights.trained
+    trust: str = ""
+
+    def __post_init__(self) -> None:
+        require(bool(self.out.strip()), "out", self.out, "a folder to write")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(_export, arguments, f"{USAGE}\n\n{__doc__}")
+
+
+def _export(arguments: Sequence[str]) -> int:
+    path, given = split_arguments(arguments, USAGE)
+    settings = read_settings(ExportSettings, given)
+    averaged = settings.weights is Weights.averaged
+    print_result(str(export(path, expanded(settings.out), names(settings.trust), averaged=averaged)))
+    return 0
+
+
+def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, averaged: bool = False) -> Path:
+    """Write the model of a run or checkpoint into `folder`, which is returned. Raises `ConfigError`."""
+    from atlas.pretrained.card import model_card, verdicts
+    from atlas.pretrained.folder import require_new, write_pretrained
+    from atlas.runs.build import load_checkpointed
+
+    require_new("out", folder)
+    model, config, manifest = load_checkpointed(path, trust, averaged=averaged)
+    files = RunFiles(manifest.path.parents[1], strict=False)
+    known = not averaged  # what the run measured, it measured with the trained weights
+    probes = verdicts(files, manifest.path.name, manifest.step) if known else []
+    loss = manifest.validation_loss if known and isfinite(manifest.validation_loss) else None
+    metadata = {
+        "atlas_version": __version__,
+        "step": str(manifest.step),
+        "config_hash": manifest.config_hash,
+        "validation_loss": json.dumps(loss),
+        "probes": json.dumps(probes),
+    }
+    write_pretrained(folder, model, config, model_card(folder, config, files, manifest.step, loss, probes), metadata)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

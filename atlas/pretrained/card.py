@@ -1,0 +1,103 @@
+"""The model card of an exported run: what was measured, with its controls, and how to use the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import Any
+
+from atlas import __version__
+from atlas.config import RunConfig
+from atlas.telemetry.run_files import RunFiles
+
+Verdict = Mapping[str, Any]
+
+
+def verdicts(files: RunFiles, checkpoint: str, step: int) -> list[Verdict]:
+    """The newest result of each probe level at this checkpoint: of `python -m atlas.niah`, else of training."""
+    found = {event["level"]: event for event in files.of_kind("probe") if event.get("step") == step}
+    if files.niah.get("checkpoint") == checkpoint:
+        found |= {result["level"]: result for result in files.niah.get("results", [])}
+    left_out = ("kind", "time", "cells", "details")
+    return [{key: value for key, value in one.items() if key not in left_out} for one in found.values()]
+
+
+def model_card(
+    folder: Path, config: RunConfig, files: RunFiles, step: int, loss: float | None, probes: Sequence[Verdict]
+) -> str:
+    """README.md. `loss`: of validation at this step, nats per byte, if it was measured."""
+    summary, settings = files.summary, config.model
+    measured = "not measured at this step" if loss is None else f"{loss:.4f} nats/byte, {loss / log(2):.3f} bits/byte"
+    levels = [f"| {probe['level']} | {probe['verdict']} |" for probe in probes]
+    chunks = config.chunk_size
+    return _CARD.format(
+        name=folder.name,
+        version=__version__,
+        parameters=f"{summary.get('parameters', 0):,}",
+        size=f"{settings.layers} layers of width {settings.width}, {settings.heads} heads, window {settings.window}",
+        memory=f"rule {settings.memory.rule.value}, local chunks {chunks.local}, global chunk {chunks.global_size},"
+        f" shard {chunks.shard}"
+        if settings.memory.enabled
+        else "none",
+        step=step,
+        steps=config.train.steps,
+        sequence=config.train.sequence,
+        loss=measured,
+        baseline=f"{baseline:.4f} nats/byte" if (baseline := summary.get("baseline_loss")) else "not measured",
+        data=config.data.get("_target_", ""),
+        digest=summary.get("data_digest") or "none",
+        git=summary.get("git") or "unknown",
+        config_hash=summary.get("config_hash", ""),
+        seed=config.seed,
+        probes="\n".join(levels or ["| all | NOT MEASURED at this step |"]),
+    )
+
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [test-time-memory, byte-level]
+---
+
+# {name}
+
+A language model whose memory learns at test time. It reads bytes: the id of a token is the value of its byte.
+Exported by atlas {version}.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+prompt = tokenizer("def main(", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(prompt, max_new_tokens=100)[0]))
+```
+
+It needs transformers 5.24 or newer and the package `atlas-test-time-memory`, not `atlas` of PyPI. The cache is the
+state of the memories and of the attention window: with a window, a token costs the same at any context. `memory="off"`
+or `"frozen"` in a call is the control. The memory learns from every token, so there is no padding: texts of different
+lengths are given one at a time.
+
+## Needle-in-a-haystack probes
+
+| level | verdict |
+|---|---|
+{probes}
+
+## Training
+
+| | |
+|---|---|
+| parameters | {parameters} |
+| model | {size} |
+| memory | {memory} |
+| trained | step {step} of {steps}, sequences of {sequence} tokens |
+| validation loss | {loss} |
+| bigram baseline | {baseline} |
+| data | `{data}`, digest {digest} |
+| code | revision {git}, configuration {config_hash}, seed {seed} |
+"""

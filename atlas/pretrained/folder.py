@@ -1,0 +1,84 @@
+"""A folder that the library `transformers` loads: weights, settings, tokenizer, code and model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from atlas import __version__
+from atlas.config import ConfigError, RunConfig, require
+from atlas.models.language_model import AtlasModel
+from atlas.pretrained.tokenizer import TOKENIZER_CONFIG, byte_tokenizer
+
+WEIGHTS_FILE = "model.safetensors"
+CODE_FILE = "modeling_atlas.py"
+PREFIX = "model."  # of the names of tensors: the attribute of `AtlasForCausalLM` that holds the model
+INSTALL = 'pip install -c constraints.txt -e ".[hf]" in a checkout'
+
+
+def require_new(key: str, folder: Path) -> None:
+    """Raise `ConfigError` for a folder that holds something."""
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    require(not taken, key, folder, "a folder that does not exist or is empty")
+
+
+def write_pretrained(
+    folder: Path, model: AtlasModel, config: RunConfig, card: str, metadata: Mapping[str, str]
+) -> None:
+    """Write the folder; `metadata` goes into the head of the weights. Raises `ConfigError`, also where the package
+    safetensors is missing."""
+    save = _safetensors("out", folder).save_file
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save(weights, folder / WEIGHTS_FILE, {"format": "pt", **metadata})
+    for name, content in (
+        ("config.json", _settings(config, model.embedding.num_embeddings)),
+        ("generation_config.json", {"do_sample": True, "max_new_tokens": 256, "temperature": 0.7}),
+        ("tokenizer.json", byte_tokenizer()),
+        ("tokenizer_config.json", TOKENIZER_CONFIG),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(CODE_FILE), folder / CODE_FILE)
+
+
+def _settings(config: RunConfig, vocabulary: int) -> dict[str, Any]:
+    code = CODE_FILE.removesuffix(".py")
+    return {
+        "architectures": ["AtlasForCausalLM"],
+        "auto_map": {"AutoConfig": f"{code}.AtlasConfig", "AutoModelForCausalLM": f"{code}.AtlasForCausalLM"},
+        "model_type": "atlas_mag",
+        "dtype": "float32",
+        "atlas_version": __version__,
+        "vocab_size": vocabulary,
+        "model": asdict(config.model),
+        "chunk_size": asdict(config.chunk_size),
+    }
+
+
+def is_pretrained(path: Path) -> bool:
+    return (path / WEIGHTS_FILE).is_file()
+
+
+def read_weights(key: str, folder: Path) -> dict[str, Tensor]:
+    """The weights in such a folder, by the names that the model gives them. Raises `ConfigError` naming `key`."""
+    library = _safetensors(key, folder)
+    try:
+        found: dict[str, Tensor] = library.load_file(folder / WEIGHTS_FILE)
+    except Exception as error:  # safetensors has an error of its own for a damaged file
+        raise ConfigError(f"{key}={folder}: must hold a sound {WEIGHTS_FILE} ({error})") from error
+    return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
+
+
+def _safetensors(key: str, folder: Path) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ConfigError(f"{key}={folder}: must be used with the package safetensors: {INSTALL}") from error
+    return safetensors.torch

@@ -1,0 +1,51 @@
+"""Runs that differ in their seed alone, as one: means with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+from atlas.config import RECALL
+from atlas.report.document import MISSING, Block, Cell, Table
+from atlas.report.run_record import RunRecord
+from atlas.report.settings import Difference
+from atlas.report.wording import finite, number, setting_cell
+
+SEED = "seed"
+NOTE = "Means of completed runs, +- the standard deviation over their seeds."
+
+
+def seed_groups(records: Sequence[RunRecord], differing: Sequence[Difference]) -> list[list[int]]:
+    """Indices of the runs that differ in nothing but the seed, in the order of the runs; [] unless some do."""
+    others = [difference for difference in differing if difference.key != SEED]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index in range(len(records)):
+        groups.setdefault(tuple(str(difference.values[index]) for difference in others), []).append(index)
+    return list(groups.values()) if any(len(group) > 1 for group in groups.values()) else []
+
+
+def seed_table(records: Sequence[RunRecord], differing: Sequence[Difference]) -> list[Block]:
+    """A row for each combination of the other settings; [] where no two runs differ in their seed alone."""
+    others = [difference for difference in differing if difference.key != SEED]
+    rows = []
+    for group in seed_groups(records, differing):
+        done = [records[index] for index in group if records[index].status == "completed"]
+        measured = (
+            ([finite(record.summary.get("validation_loss")) for record in done], ".4f"),
+            ([finite(record.probe(RECALL.name).get("accuracy")) for record in done], RECALL.unit.form),
+            ([finite(record.summary.get("tokens_per_second")) for record in done], ",.0f"),
+        )
+        chosen = [setting_cell(difference.values[group[0]]) for difference in others]
+        count = Cell(f"{len(done)} of {len(group)}", order=float(len(done)), numeric=True)
+        rows.append([*chosen, count, *(_spread(values, form) for values, form in measured)])
+    head = (*(difference.name for difference in others), "runs", "validation loss", RECALL.title, "tokens/s")
+    return [Table("Means over seeds", head, rows, NOTE, sortable=True)] if rows else []
+
+
+def _spread(found: Sequence[float | None], form: str) -> Cell:
+    values = [value for value in found if value is not None]
+    if not values:
+        return Cell(MISSING, numeric=True)
+    middle = mean(values)
+    text = number(middle, form) + (f" +- {number(stdev(values), form)}" if len(values) > 1 else "")
+    return Cell(text, order=middle, numeric=True)

@@ -1,0 +1,40 @@
+"""How far a step moves the weights, relative to their size: far below 1e-3 a part hardly learns, far above it is torn.
+
+Read at logged steps only, from a copy of the weights before the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def update_ratios(before: Mapping[str, Tensor], model: nn.Module) -> dict[str, float | None]:
+    """`update_ratio/<part>`: ||W - W before|| / ||W before|| over all parameters of a part of the blocks (attention,
+    memory, feedforward, ...) or of the model (embedding); None where all of them were 0. {} without a copy."""
+    squares: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters() if before else ():
+        old = before[name]
+        pair = torch.stack(((parameter - old).float().square().sum(), old.float().square().sum()))
+        squares.setdefault(_part(name), []).append(pair)
+    if not squares:
+        return {}
+    sums = torch.stack([torch.stack(pairs).sum(0) for pairs in squares.values()])
+    ratios = (sums[:, 0] / sums[:, 1]).sqrt().tolist()  # one device synchronisation
+    return {
+        f"update_ratio/{part}": ratio if isfinite(ratio) else None for part, ratio in zip(squares, ratios, strict=True)
+    }
+
+
+def _part(name: str) -> str:
+    """`blocks.0.attention.qkv.weight` -> attention, `embedding.weight` -> embedding."""
+    first, *rest = name.split(".")
+    return rest[1] if first == "blocks" and len(rest) > 1 else first

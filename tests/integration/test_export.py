@@ -1,0 +1,162 @@
+"""`python -m atlas.export`, and what takes its folder: `init_from` and the library transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import atlas
+from atlas.config import ConfigError, RunConfig
+from atlas.export import main
+from atlas.pretrained.folder import read_weights
+
+safetensors = pytest.importorskip("safetensors", reason="the extra hf is not installed")
+PROBE = {
+    "kind": "probe",
+    "step": 7,
+    "time": 1.0,
+    "level": "recall",
+    "passed": False,
+    "accuracy": 0.5,
+    "control": 0.25,
+    "verdict": "FAILED: 50.0% with memory, 25.0% without",
+}
+
+
+@pytest.fixture
+def exported(untrained: Path, tmp_path: Path) -> Path:
+    (untrained / "events.jsonl").write_text(
+        "".join(json.dumps(PROBE | other) + "\n" for other in ({"step": 3, "accuracy": 1.0}, {}))
+    )
+    assert main([str(untrained), f"out={tmp_path / 'out'}"]) == 0
+    return tmp_path / "out"
+
+
+def test_the_folder_holds_the_weights_and_what_was_measured(untrained: Path, exported: Path) -> None:
+    model, _ = atlas.load(untrained)
+    weights = read_weights("path", exported)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    with safetensors.safe_open(exported / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["probes"]) == [{key: PROBE[key] for key in PROBE if key not in ("kind", "time")}]
+    assert (metadata["step"], json.loads(metadata["validation_loss"])) == ("7", None)
+    card = (exported / "README.md").read_text()
+    assert "| recall | FAILED: 50.0% with memory, 25.0% without |" in card
+    assert "| validation loss | not measured at this step |" in card
+    names = {path.name for path in exported.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modeling_atlas.py",
+        "README.md",
+    }
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_it(untrained: Path, exported: Path, tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    settings = ["train.steps=1", "seed=5", "optim.lr=1e-12", "calibration=off"]
+    runs = [
+        atlas.train(tiny(*settings, f"init_from={source}"), tmp_path / name)
+        for name, source in (("from export", exported), ("from run", untrained))
+    ]
+    assert runs[0].loss == runs[1].loss
+    notices = [
+        line for line in (tmp_path / "from export" / "events.jsonl").read_text().splitlines() if "notice" in line
+    ]
+    assert f"starts from the weights of {exported}" in notices[-1]
+    with pytest.raises(ConfigError, match=r"init_from=.*/out: must hold the weights of this model \(Error"):
+        atlas.train(tiny(*settings, f"init_from={exported}", "model.width=16"), tmp_path / "other")
+    (exported / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"init_from=.*/out: must hold a sound model.safetensors"):
+        atlas.train(tiny(*settings, f"init_from={exported}"), tmp_path / "torn")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], "out=: must be a folder to write"),
+        (["out=taken"], "out=taken: must be a folder that does not exist or is empty"),
+        (["out=new", "step=7"], "step=7: must be one of the keys out, weights, trust"),
+    ],
+)
+def test_a_bad_argument_is_refused(
+    settings: list[str],
+    message: str,
+    untrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(untrained)
+    (untrained / "taken").write_text("")
+    assert main([str(untrained), *settings]) == 2
+    assert capsys.readouterr() == ("", f"atlas: {message}\n")
+
+
+COMPARE = """
+import sys, torch, atlas
+from transformers import AutoModelForCausalLM, AutoTokenizer
+run, folder = sys.argv[1:]
+model, _ = atlas.load(run)
+theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+text = "né\\t→ the memory\\n"
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+tokens = tokenizer(text, return_tensors="pt").input_ids
+assert tokens[0].tolist() == list(text.encode()), tokens
+assert tokenizer.decode(tokens[0]) == text
+with torch.no_grad():
+    out, found = model(tokens), theirs(tokens)
+    assert torch.equal(found.logits, out.logits)
+    for mode in ("off", "frozen"):
+        assert torch.equal(theirs(tokens, memory=mode).logits, model(tokens, mode=mode).logits)
+        assert not torch.equal(theirs(tokens, memory=mode).logits, out.logits)
+    state, last, wanted, logits = out.state, out.logits[:, -1:], [], []
+    for _ in range(40):  # longer than a shard and the attention's window
+        token = last[:, -1].argmax(-1, keepdim=True)
+        wanted.append(int(token)); logits.append(last[0, -1])
+        out = model(token, state)
+        state, last = out.state, out.logits
+settings = {"max_new_tokens": 40, "do_sample": False, "temperature": None}
+generated = theirs.generate(tokens, **settings, return_dict_in_generate=True, output_logits=True)
+assert generated.sequences[0, tokens.shape[1]:].tolist() == wanted
+assert all(torch.equal(a[0], b) for a, b in zip(generated.logits, logits, strict=True))
+assert generated.cache.state.position == tokens.shape[1] + 39
+one = theirs.generate(tokens, num_beams=3, **settings)
+without = theirs.generate(tokens, num_beams=3, use_cache=False, **settings)
+assert torch.equal(one, without)
+both = theirs.generate(tokens.repeat(2, 1), **settings)
+assert torch.equal(both[1], generated.sequences[0])
+try:
+    theirs(tokens, attention_mask=torch.zeros_like(tokens))
+except ValueError as error:
+    assert str(error).startswith("attention_mask has zeros: must be left out or all ones"), error
+else:
+    raise AssertionError("padding was read")
+theirs.save_pretrained(folder + "-again")
+again = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(again(tokens).logits, found.logits)
+loss = theirs(tokens, labels=tokens).loss
+assert torch.equal(loss, torch.nn.functional.cross_entropy(found.logits[0, :-1], tokens[0, 1:]))
+print("same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("transformers") is None, reason="the extra hf is not installed")
+def test_transformers_gives_the_logits_of_the_run(untrained: Path, exported: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", COMPARE, str(untrained), str(exported)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "same\n"), ended.stderr

@@ -1,0 +1,72 @@
+"""Early stop, and an average of the weights beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import atlas
+from atlas.config import ConfigError, RunConfig
+
+pytestmark = pytest.mark.slow
+REASON = r"early stop: 2 validations without a lower loss \(lowest \d\.\d{4} at step (\d+); train\.patience=2\)"
+Tiny = Callable[..., RunConfig]
+SHORT = ["train.validation_every=2", "telemetry.every=1", "checkpoint.every=4", "calibration=off"]
+NOT_LEARNING = [*SHORT, "train.steps=20", "optim.lr=1e-12", "train.patience=2"]
+
+
+def test_a_run_ends_where_the_validation_loss_no_longer_falls(
+    tiny: Tiny, tmp_path: Path, left: Callable[..., Any]
+) -> None:
+    settings = [*NOT_LEARNING, "niah.enabled=true", "niah.levels=[accumulator]"]
+    run = atlas.train(tiny(*settings), tmp_path)
+    found = re.fullmatch(REASON, run.reason)
+    assert found is not None
+    assert (run.status, run.step) == ("completed", int(found[1]) + 4)  # two validations later
+    assert run.niah["accumulator"]["outcome"] in ("passed", "failed")  # probed as at the last step
+    assert left(tmp_path).state["position"]["step"] == run.step  # and saved
+    again = atlas.train(tiny(*settings, "resume=auto"), tmp_path)
+    assert (again.step, again.reason) == (run.step, run.reason)  # nothing is left to do
+    more = atlas.train(tiny(*settings, "train.patience=0", "resume=auto"), tmp_path)
+    assert (more.step, more.reason) == (20, "")
+
+
+def test_an_average_is_validated_beside_the_weights_and_changes_none(
+    tiny: Tiny, tmp_path: Path, left: Callable[..., Any], same_state: Callable[[Any, Any], bool]
+) -> None:
+    runs = {}
+    for name, more in (("with", ["train.ema=0.5"]), ("without", [])):
+        atlas.train(tiny(*SHORT, "train.steps=8", *more), tmp_path / name)
+        runs[name] = left(tmp_path / name)
+    assert same_state(runs["with"].state["model"], runs["without"].state["model"])
+    rows = runs["with"].rows
+    assert all(("validation/loss_ema" in row) == ("validation/loss" in row) for row in rows)
+    model, _ = atlas.load(tmp_path / "with", averaged=True)
+    assert same_state(dict(model.state_dict()), dict(runs["with"].state["average"]))
+    with pytest.raises(ConfigError, match=r"^weights=averaged: must be trained, for a run without train.ema$"):
+        atlas.load(tmp_path / "without", averaged=True)
+
+
+def test_a_resumed_average_is_that_of_a_run_that_never_stopped(
+    tiny: Tiny,
+    tmp_path: Path,
+    left: Callable[..., Any],
+    same_state: Callable[[Any, Any], bool],
+    interrupting: Callable[..., dict[str, Any]],
+) -> None:
+    settings = [*SHORT, "train.steps=8", "train.ema=0.9", "train.patience=3", "trust=[interrupting]"]
+    atlas.train(tiny(*settings), tmp_path / "whole")
+    stopped = tiny(*settings)
+    stopped.logger = interrupting(at=6)
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train(stopped, tmp_path / "parts")
+    atlas.train(tiny(*settings, "resume=auto"), tmp_path / "parts")
+    whole, parts = left(tmp_path / "whole").state, left(tmp_path / "parts").state
+    assert same_state(whole["average"], parts["average"])
+    assert whole["early_stop"] == parts["early_stop"]
+    assert not torch.equal(whole["average"]["embedding.weight"], whole["model"]["embedding.weight"])

@@ -1,0 +1,170 @@
+"""Each example of docs/plugins.md is run as it stands there: code in a folder of the user's, nothing edited."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atlas
+from atlas.config import ConfigError
+from atlas.telemetry.jsonl import read_jsonl
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
+BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LONGEST = 25  # lines
+STEPS = ["train.steps=2", "checkpoint.every=2"]
+Run = Callable[..., tuple[Any, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of the document."""
+    folder = tmp_path / "mine"
+    for name, content in BLOCK.findall(DOCUMENT.read_text(encoding="utf-8")):
+        assert content.count("\n") <= LONGEST, name
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    for name in [name for name in sys.modules if name.startswith("mine_")]:
+        monkeypatch.delitem(sys.modules, name)
+    return folder
+
+
+@pytest.fixture
+def job(small: list[str], mine: Path) -> Callable[..., list[str]]:
+    """The overrides of two steps. What they replace is left out: Hydra takes an option of a group once, and the keys of
+    another option do not exist."""
+
+    def overrides(*own: str) -> list[str]:
+        replaced = tuple(f"{text.partition('=')[0]}{end}" for text in own for end in ("=", "."))
+        kept = [text for text in small if not text.startswith(replaced)]
+        return [*kept, *STEPS, *own, f"hydra.searchpath=[file://{mine / 'conf'}]"]
+
+    return overrides
+
+
+@pytest.fixture
+def run(job: Callable[..., list[str]], tmp_path: Path) -> Run:
+    """Trains two steps; returns the summary and the rows."""
+
+    def train(*overrides: str) -> tuple[Any, list[dict[str, Any]]]:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        summary = atlas.train(atlas.compose(job(*overrides)), folder)
+        return summary, read_jsonl(folder / "metrics.jsonl")
+
+    return train
+
+
+def test_a_data_source(run: Run) -> None:
+    summary, _ = run("data=counting", "trust=[mine_data]")
+    assert (summary.status, summary.tokens) == ("completed", 2 * 2 * 64)
+    assert summary.baseline_loss == pytest.approx(5.545, abs=1e-3)
+
+
+def test_an_optimiser(run: Run) -> None:
+    _, rows = run("optim=sgd", "trust=[mine_optim]")
+    assert [row["lr"] for row in rows] == [0.05, 0.1]
+
+
+def test_a_logger_beside_others(run: Run) -> None:
+    beside = "tensorboard," if find_spec("tensorboard") else ""
+    summary, rows = run(f"logger=[{beside}lines]", "trust=[mine_logger]")
+    written = (Path(summary.folder) / "losses.txt").read_text()
+    assert written == "".join(f"{row['step']} {row['loss']}\n" for row in rows)
+    assert (Path(summary.folder) / "tensorboard").is_dir() is bool(beside)
+
+
+def test_a_learning_rule(run: Run) -> None:
+    _, forgetful = run("experiment=forgetful", "trust=[mine_rule]")
+    _, plain = run("device.kernels=torch")
+    _, same = run("experiment=forgetful", "trust=[mine_rule]", "model.memory.own_rule.share=0.0")
+    losses = [[row["loss"] for row in rows] for rows in (forgetful, plain, same)]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_probe_level(run: Run) -> None:
+    summary, rows = run("niah.enabled=true", "niah.levels=[mine_level.echo]", "trust=[mine_level]")
+    result = summary.niah["mine_level.echo"]
+    assert (result["outcome"], result["reason"]) == ("failed", "below the threshold")
+    assert rows[-1]["niah/mine_level.echo/accuracy"] == result["accuracy"] < 0.2
+    assert result["chance"] == 1 / 256
+
+
+def test_a_metric(run: Run) -> None:
+    summary, rows = run("telemetry.metrics=[mine_metric.norms]", "trust=[mine_metric]")
+    model, _ = atlas.load(summary.folder, trust=["mine_metric"])
+    assert rows[-1]["own/embedding_norm"] == pytest.approx(model.embedding.weight.norm().item(), rel=1e-6)
+    _, without = run()
+    assert [row["loss"] for row in rows] == [row["loss"] for row in without]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "module"),
+    [
+        ("data=counting", "data._target_=mine_data.Counting", "mine_data"),
+        ("optim=sgd", "optim._target_=mine_optim.sgd", "mine_optim"),
+        ("logger=lines", "logger.lines._target_=mine_logger.Lines", "mine_logger"),
+        ("experiment=forgetful", "model.memory.own_rule._target_=mine_rule.Forgetful", "mine_rule"),
+        ("niah.levels=[mine_level.echo]", "niah.levels=mine_level.echo", "mine_level"),
+        ("telemetry.metrics=[mine_metric.norms]", "telemetry.metrics=mine_metric.norms", "mine_metric"),
+    ],
+)
+def test_code_without_trust_is_refused_unread(
+    override: str, key: str, module: str, job: Callable[..., list[str]]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        atlas.compose(job(override))
+    allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"
+    assert str(caught.value) == f"{key}: must be {allowed}"
+    assert module not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["telemetry.metrics=[mine_metric.other]"], "telemetry.metrics=mine_metric.other: must be the name of a class"),
+        (
+            ["niah.levels=[echo]"],
+            "niah.levels=['echo']: must be some of ['accumulator', 'memory', 'recall'], or dotted",
+        ),
+        (
+            ["experiment=forgetful", "+model.memory.own_rule.rate=1"],
+            "model.memory.own_rule.rate=1: must be a key of model.memory.own_rule: share",
+        ),
+    ],
+)
+def test_a_fault_in_the_settings_is_named(overrides: list[str], message: str, job: Callable[..., list[str]]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        atlas.compose(job(*overrides, "trust=[mine_metric,mine_level,mine_rule]"))
+    assert str(caught.value).startswith(message)
+
+
+def test_an_object_that_is_no_rule_is_refused(mine: Path) -> None:
+    (mine / "mine_text.py").write_text("def rule():\n    return ''\n")
+    config = atlas.compose(["+model.memory.own_rule._target_=mine_text.rule", "trust=[mine_text]"])
+    wanted = "chunk_end, close, controls, initial, keep, own_gradients, reads_end, reads_start, write"
+    with pytest.raises(ConfigError, match=f"own_rule._target_=mine_text.rule: must have {wanted}, as `LearningRule`"):
+        atlas.build_model(config)
+
+
+@pytest.mark.slow
+def test_the_command_of_the_document(mine: Path, small: list[str]) -> None:
+    found = re.search(r"python -m (atlas\.train --config-dir.*?)\n\n", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    kept = [text for text in small if not text.startswith(("data", "optim", "logger=", "niah="))]
+    command = f"{sys.executable} -m {found[1]} {' '.join(map(repr, [*kept, *STEPS]))}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ATLAS_RUN_DIR": str(mine / "run")}
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=environment, cwd=mine)
+    assert ended.returncode == 0, ended.stderr
+    assert (mine / "run" / "losses.txt").read_text().count("\n") == 2
+    last = read_jsonl(mine / "run" / "metrics.jsonl")[-1]
+    assert {"own/embedding_norm", "niah/mine_level.echo/accuracy"} <= last.keys()

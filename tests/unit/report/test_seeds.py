@@ -1,0 +1,57 @@
+"""Runs that differ in their seed alone, and a result against a setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from atlas.report.against import against_charts
+from atlas.report.document import Table
+from atlas.report.metric_columns import to_columns
+from atlas.report.run_record import RunRecord
+from atlas.report.seeds import seed_table
+from atlas.report.settings import Difference
+
+LOSSES = [2.0, 2.2, 3.0, 3.4, None, 1.0]
+
+
+def record(index: int, status: str = "completed") -> RunRecord:
+    summary = {"status": status, "validation_loss": LOSSES[index], "tokens_per_second": 100.0 + index}
+    return RunRecord(Path(str(index)), str(index), {}, summary, to_columns([], []), [], {}, None, [])
+
+
+RECORDS = [record(0), record(1), record(2), record(3), record(4, "failed"), record(5)]
+RATES = Difference("optim.lr", "lr", [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2])
+SEEDS = Difference("seed", "seed", [0, 1, 0, 1, 0, 1])
+
+
+def test_runs_of_one_setting_are_a_mean_with_its_spread() -> None:
+    (table,) = seed_table(RECORDS, [RATES, SEEDS])
+    assert isinstance(table, Table)
+    assert list(table.head) == ["lr", "runs", "validation loss", "NIAH recall", "tokens/s"]
+    texts = [[cell.text for cell in row] for row in table.rows]
+    assert [row[0] for row in texts] == ["0.0001", "0.001", "0.01"]
+    assert [row[1] for row in texts] == ["2 of 2", "2 of 2", "1 of 2"]
+    assert [row[2] for row in texts] == [
+        f"{mean([2.0, 2.2]):.4f} +- {stdev([2.0, 2.2]):.4f}",
+        f"{mean([3.0, 3.4]):.4f} +- {stdev([3.0, 3.4]):.4f}",
+        "1.0000",
+    ]
+    assert [row[3] for row in texts] == ["-"] * 3
+
+
+def test_runs_that_differ_in_more_have_no_such_table() -> None:
+    assert seed_table(RECORDS[::2], [Difference("optim.lr", "lr", [1e-4, 1e-3, 1e-2])]) == []
+
+
+def test_a_wide_setting_has_a_logarithmic_axis_and_a_line_through_its_means() -> None:
+    (chart,) = against_charts([RATES, SEEDS], LOSSES, list("abcdef"))
+    means, dots = chart.traces
+    assert chart.layout["xaxis"]["type"] == "log"
+    assert (dots["x"], dots["y"]) == ([1e-4, 1e-4, 1e-3, 1e-3, 1e-2], [2.0, 2.2, 3.0, 3.4, 1.0])
+    assert (means["x"], means["y"]) == ([1e-4, 1e-3, 1e-2], pytest.approx([2.1, 3.2, 1.0]))
+    near = Difference("model.width", "width", [32, 64, 96, 32, 64, 96])
+    assert against_charts([near], LOSSES, list("abcdef"))[0].layout["xaxis"]["type"] == "linear"
+    assert against_charts([Difference("a", "a", ["x", "y", "z", "x", "y", "z"])], LOSSES, list("abcdef")) == []
