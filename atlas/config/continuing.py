@@ -34,7 +34,7 @@ CHANGE_RULES = (
         lasting=False,
     ),
     ChangeRule(("device.threads", "device.kernels"), Effect.differs, "by rounding", lasting=False),
-    ChangeRule(("debug",), Effect.differs, "a rehearsed fault", lasting=False),
+    ChangeRule(("debug",), Effect.differs, "a fault is rehearsed", lasting=False),
     ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", lasting=False),
     ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", lasting=False),
     ChangeRule(

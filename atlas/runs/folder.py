@@ -49,7 +49,7 @@ def remove_if_empty(folder: Path) -> None:
 
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
-    """Send the package's log to train.log; the file is made with its first line."""
+    """Send the package's log to train.log, which comes to be with the first line."""
     handler = _LogFile(folder / LOG_FILE, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level

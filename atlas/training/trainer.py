@@ -188,18 +188,17 @@ class Trainer:
         """Set W_init of the local memories to their mean carried state."""
         with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
             found = self.calibrator.calibrate(self.state.model, self.config.train.sequence)
-        self._report_reset(
-            "calibration", found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): "
-        )
+        self._report_reset(found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): ")
 
     def _measure_reset(self) -> None:
         with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
             found = self.calibrator.measure(self.state.model)
-        self._report_reset("reset_shock", found, "")
+        self._report_reset(found, "")
 
-    def _report_reset(self, kind: str, found: dict[str, Any], prefix: str) -> None:
-        message = prefix + found.pop("message")
-        self.telemetry.event(kind, self.state.step, **found, message=message)
+    def _report_reset(self, found: dict[str, Any], calibrated: str) -> None:
+        """`calibrated`: what was calibrated before, or nothing."""
+        message = calibrated + found.pop("message")
+        self.telemetry.event("calibration" if calibrated else "reset_shock", self.state.step, **found, message=message)
         if found["passed"] is False:
             self.telemetry.event("warning", self.state.step, message=message)
 
