@@ -108,7 +108,7 @@ def build_questions(
 def _seen(
     values: NDArray[np.uint8], starts: NDArray[np.int64], shown: NDArray[np.int64], queries: int
 ) -> NDArray[np.int64]:
-    """Values [N, pairs, b] of all events before each of the questions, which are the last events of a sequence."""
+    """Values [N, P, V] of all events before each of the questions, which are the last events of a sequence."""
     order = np.take_along_axis(shown, np.argsort(starts, axis=1), axis=1)  # pairs in order of place
     values_in_order = np.take_along_axis(values, order[..., None], axis=1).astype(np.int64)
     count, events, size = values_in_order.shape
@@ -141,7 +141,7 @@ def _from_sequences(
 
 
 def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Questions:
-    """Keys and values are ids of the byte vocabulary; a question is the second occurrence of a key."""
+    """Keys and values are ids of the byte vocabulary; the answer is asked for where the key comes again."""
     pairs = MQAR_PAIRS_MAX if length >= 512 else max(1, length // 16)
     sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=pairs, random_filler=False)
     place = np.nonzero(sequences.labels != IGNORED)[1].reshape(count, -1)

@@ -20,7 +20,7 @@ MOST_RECORD_BYTES = 2**28
 
 
 def rooted(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths of its text, so that the run can be continued from any folder."""
+    """The configuration with paths of text from the root on, so that the run goes on from any folder."""
     paths = config.data.get("paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         return config
