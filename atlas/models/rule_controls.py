@@ -20,8 +20,8 @@ class RuleControls(nn.Module):
         learnt = [control for control in controls if not control.fixed]
         self.linear: nn.Linear | None = None
         if learnt:  # drawn from no random generator: every rule starts from the same other weights
-            self.linear = nn.utils.skip_init(nn.Linear, width, len(learnt) * memories * heads)
             share = torch.tensor([control.initial / control.maximum for control in learnt])
+            self.linear = nn.utils.skip_init(nn.Linear, width, len(learnt) * memories * heads, device=share.device)
             with torch.no_grad():
                 self.linear.weight.zero_()
                 self.linear.bias.copy_(torch.logit(share).repeat_interleave(memories * heads))

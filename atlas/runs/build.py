@@ -176,19 +176,19 @@ def load_checkpointed(
 
 
 def refuse_a_larger_model(config: RunConfig, checkpoints: Path) -> None:
-    """Raise `ConfigError` where the model would have more bytes than any checkpoint that it could go on from.
+    """Raise `ConfigError` where the model would have far more bytes than any checkpoint that it could go on from.
 
-    The settings of another person's run may ask for more memory than there is.
+    The settings of another person's run may ask for more memory than there is. A damaged checkpoint is told later.
     """
     most = max((file.stat().st_size for file in checkpoints.glob(f"step-*/{STATE_FILE}")), default=None)
     if most is None:
         return
     allowed = f"settings whose model fits into the checkpoints of {checkpoints.parent} ({most} bytes)"
-    # Without this line, too many layers take for ever to build; each takes more than 1000 bytes of a checkpoint.
-    require(1000 * config.model.layers < most, "resume", config.resume, allowed)
+    # So many layers take for ever to build, even without memory; each takes more than 1000 bytes of a checkpoint.
+    require(1000 * config.model.layers < most + 2**20, "resume", config.resume, allowed)
     with torch.device("meta"):
-        size = sum(part.numel() * part.element_size() for part in build_model(config).parameters())
-    require(size <= most, "resume", config.resume, allowed)
+        size = sum(part.nbytes for part in build_model(config).parameters())
+    require(size <= most + 2**28, "resume", config.resume, allowed)
 
 
 def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 import atlas
 from atlas.config import ConfigError
 from atlas.config.composition import options
+from atlas.config.rules import Rule
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry
 
 CLASSES = {"mixed": "MixedData", "recall": "RecallData", "stdlib": "StdlibData", "text": "TextData"}
@@ -119,3 +120,14 @@ def test_a_probe_that_reads_no_text_does_not_ask_for_it(tmp_path: Path) -> None:
         config = atlas.compose([*gone, *more])
         with pytest.raises(ConfigError, match=r"gone\.txt' matches none$"):
             build_probe(config, build_data(config))
+
+
+@pytest.mark.parametrize("rule", list(Rule))
+def test_a_model_is_laid_out_without_memory(rule: Rule) -> None:
+    """As the shapes of a checkpoint's weights are compared before they are loaded."""
+    config = atlas.compose([f"model.memory.rule={rule.value}"])
+    with torch.device("meta"):
+        outline = build_model(config).state_dict()
+    weights = build_model(config).state_dict()
+    assert {name: part.shape for name, part in outline.items()} == {name: part.shape for name, part in weights.items()}
+    assert all(part.is_meta for part in outline.values())
