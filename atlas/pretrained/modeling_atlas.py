@@ -32,12 +32,14 @@ ALIGNMENT = 64  # bytes, of torch's own tensors
 
 
 class AtlasConfig(PreTrainedConfig):
-    """`model` and `chunk_size` are the groups of an atlas run; a value out of range raises `ConfigError`."""
+    """`model` and `chunk_size` are the groups of an atlas run; a value out of range raises `ConfigError`. `memory` is
+    how every call reads that says nothing else."""
 
     model_type = "atlas_mag"
     model: dict[str, Any] | None = None
     chunk_size: dict[str, Any] | None = None
     vocab_size: int = 256
+    memory: str = "learn"
 
     def settings(self) -> tuple[ModelConfig, ChunkSizeConfig]:
         """The two groups with their checks."""
@@ -107,7 +109,7 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
         cache: MemoryCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        memory: str = "learn",
+        memory: str | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """input_ids [B, T] -> logits [B, T, V] in the model's precision, and the cache after them.
@@ -121,7 +123,7 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
                 " Give texts of different lengths one at a time"
             )
         before = cache.state if isinstance(cache, MemoryCache) else None
-        out = self.model(input_ids, before, mode=memory)
+        out = self.model(input_ids, before, mode=memory or self.config.memory)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(out.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from math import log
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,9 @@ theirs.save_pretrained(folder + "-again")
 again = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_code=True)
 with torch.no_grad():
     assert torch.equal(again(tokens).logits, found.logits)
+frozen = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, memory="frozen")
+with torch.no_grad():
+    assert torch.equal(frozen(tokens).logits, model(tokens, mode="frozen").logits)
 loss = theirs(tokens, labels=tokens).loss
 assert torch.equal(loss, torch.nn.functional.cross_entropy(found.logits[0, :-1], tokens[0, 1:]))
 print("same")
@@ -160,3 +164,67 @@ def test_transformers_gives_the_logits_of_the_run(untrained: Path, exported: Pat
     command = [sys.executable, "-c", COMPARE, str(untrained), str(exported)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, "same\n"), ended.stderr
+
+
+TASKS = {
+    "choices": """output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: label
+metric_list: [{metric: acc}]
+""",
+    "text": """output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: bits_per_byte}]
+""",
+    "generation": """output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[label]}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+}
+QUESTIONS = [
+    {"question": "the words of the text", "choices": [" are words", " zz"], "label": 0},
+    {"question": "a longer question, of more than thirty-two bytes", "choices": [" is", " asked here"], "label": 1},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="the lm-evaluation-harness is not installed")
+def test_the_harness_measures_what_the_model_says(untrained: Path, exported: Path, tmp_path: Path) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
+    for name, content in TASKS.items():
+        head = f"task: own_{name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+        (tmp_path / f"{name}.yaml").write_text(f"{head}test_split: test\n{content}")
+    tasks = ",".join(f"own_{name}" for name in TASKS)
+    command = [sys.executable, "-m", "atlas.harness", "--model", "atlas", "--device", "cpu", "--batch_size", "2"]
+    command += ["--model_args", f"pretrained={exported}", "--tasks", tasks, "--include_path", str(tmp_path)]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, **offline, "OMP_NUM_THREADS": "1"}
+    results = tmp_path / "results"
+    ended = subprocess.run(
+        [*command, "--output_path", str(results)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr
+    (file,) = results.rglob("results*.json")
+    found = json.loads(file.read_text())["results"]
+    model, _ = atlas.load(untrained)
+
+    def nats(context: bytes, continuation: bytes) -> float:
+        tokens = torch.tensor([list(context + continuation)])
+        with torch.no_grad():
+            logits = model(tokens[:, :-1]).logits[0].log_softmax(-1)
+        return -float(logits.gather(-1, tokens[0, 1:, None])[len(context) - 1 :].sum())
+
+    texts = [str(one["question"]).encode() for one in QUESTIONS]
+    bits = sum(nats(b"\n", text) for text in texts) / sum(map(len, texts)) / log(2)
+    assert found["own_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
+    right = [
+        min((nats(text, choice.encode()), at) for at, choice in enumerate(one["choices"]))[1] == one["label"]
+        for text, one in zip(texts, QUESTIONS, strict=True)
+    ]
+    assert found["own_choices"]["acc,none"] == pytest.approx(sum(right) / 2)
+    assert found["own_generation"]["exact_match,none"] == 0.0

@@ -8,7 +8,15 @@ from pathlib import Path
 import atlas
 
 PACKAGE = Path(atlas.__file__).parent
-COMMANDS = {"__init__", "train", "niah", "generate", "export", "evaluate"}  # nothing else stands at the package root
+COMMANDS = {
+    "__init__",
+    "train",
+    "niah",
+    "generate",
+    "export",
+    "evaluate",
+    "harness",
+}  # nothing else stands at the package root
 # A package may import from lower layers and from itself, never from another one of its layer.
 LAYERS = (
     ("config",),
@@ -18,7 +26,7 @@ LAYERS = (
     ("probes", "training", "report", "pretrained"),
     ("runs",),
     ("sweeps",),
-    ("train", "niah", "generate", "export", "evaluate"),
+    ("train", "niah", "generate", "export", "evaluate", "harness"),
     ("__init__",),
 )
 LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}
