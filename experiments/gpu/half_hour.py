@@ -2,8 +2,8 @@
 
 python -m experiments.gpu.half_hour folder=FOLDER [parts=machine,tests,...] [rehearse=true]
 
-Each part is a command of its own with a time limit: its output goes to FOLDER/<number>-<part>.txt as it ends, and its
-last lines to the screen. A part that fails or takes too long does not stop the next. `rehearse=true` runs the same
+Each part is a command of its own with a time limit. It writes FOLDER/<number>-<part>.txt; its last lines go to the
+screen. A part that fails or takes too long does not stop the next. `rehearse=true` runs the same
 commands small on a CPU, with the Triton kernels in their interpreter. Exit status: 0 all parts ended well, 1 not.
 """
 

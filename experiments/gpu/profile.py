@@ -1,6 +1,8 @@
 """One training step under PyTorch's profiler: launches, how busy the device is, the longest kernels.
 
 python -m experiments.gpu.profile [OVERRIDE ...]      such as model=atlas_60m chunk_size=c16 device.kernels=torch
+
+Prints the figures and writes nothing.
 """
 
 from __future__ import annotations
