@@ -3,6 +3,7 @@
 python -m experiments.gpu.checkpoint_stall [device=cpu] [model=atlas_60m] [saves=4]
 
 No step is trained: the optimiser's state is that of gradients of zero. `ready` is when the checkpoint is verified.
+Prints the table; the checkpoints are written into a temporary folder.
 """
 
 from __future__ import annotations

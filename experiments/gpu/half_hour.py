@@ -2,9 +2,9 @@
 
 python -m experiments.gpu.half_hour folder=FOLDER [parts=machine,tests,...] [rehearse=true]
 
-Each part is a command of its own with a time limit: its output goes to FOLDER/<number>-<part>.txt as it ends, and its
-last lines to the screen. A part that fails or takes too long does not stop the next. `rehearse=true` runs the same
-commands small on a CPU, with the Triton kernels in their interpreter. Exit status: 0 all parts ended well, 1 not.
+Each part is a command of its own with a time limit. It writes FOLDER/<number>-<part>.txt; its last lines go to the
+screen. A part that fails or takes too long does not stop the next. `rehearse=true` runs the same commands small on a
+CPU, with the Triton kernels in their interpreter. Exit status: 0 all parts ended well, 1 not.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ class Part(NamedTuple):
 SPEED = "experiments.speed device=cuda folder={folder} rounds=3"
 SMALL_SPEED = "experiments.speed device=cpu model=tiny rounds=1 folder={folder}"
 QUIET = "niah=off logger=none rollback=off calibration=off device=cuda"
-TINY = (
-    "niah=off logger=none rollback=off calibration=off device=cpu device.precision=bf16 model.width=32 model.layers=1"
-)
-TINY += " model.heads=2 model.memory.hidden=16 model.feedforward=32 train.batch_size=1 train.sequence=64"
+TINY = "niah=off data=stdlib logger=none rollback=off calibration=off device=cpu device.precision=bf16 model.width=32"
+TINY += " model.layers=1 model.heads=2 model.memory.hidden=16 model.feedforward=32 train.batch_size=1 train.sequence=64"
 TINY += " chunk_size.shard=32 chunk_size.global_size=32"
 PARTS = {
     "machine": Part(
@@ -74,8 +72,7 @@ PARTS = {
             for kernels in ("auto", "torch")
         ),
         tuple(
-            f"atlas.train {TINY} data=stdlib train.steps=2 device.kernels={kernels} "
-            f"hydra.run.dir={{folder}}/training-{kernels}"
+            f"atlas.train {TINY} train.steps=2 device.kernels={kernels} hydra.run.dir={{folder}}/training-{kernels}"
             for kernels in ("triton", "torch")
         ),
     ),

@@ -4,7 +4,7 @@ python -m experiments.gpu.launches [OVERRIDE ...]      such as model=atlas_60m c
 
 The step runs on a stand-in (`stand_in.py`) whose tensors have shapes and no values; a Triton kernel is one launch, and
 `device.kernels=torch` does without. Launches do not depend on the batch size. The first step makes the optimiser's
-state; the second is counted.
+state; the second is counted. Prints the counts and the most frequent operations, and writes nothing.
 """
 
 from __future__ import annotations

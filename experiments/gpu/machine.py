@@ -1,6 +1,6 @@
 """What the machine is and can do: versions, the kernels in use, one large product and one large copy.
 
-python -m experiments.gpu.machine [device=cuda] [size=8192]
+python -m experiments.gpu.machine [device=cuda] [size=8192]       prints it and writes nothing
 """
 
 from __future__ import annotations

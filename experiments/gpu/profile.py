@@ -1,6 +1,8 @@
 """One training step under PyTorch's profiler: launches, how busy the device is, the longest kernels.
 
 python -m experiments.gpu.profile [OVERRIDE ...]      such as model=atlas_60m chunk_size=c16 device.kernels=torch
+
+Prints the figures and writes nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
         seconds = time.perf_counter() - began
     batches.close()
     place = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    kernels = [event for event in found.key_averages() if event.device_type is place]
+    kernels = [event for event in found.key_averages() if event.device_type == place]
     busy = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in kernels) / 1e6
     tokens = config.train.batch_size * config.train.sequence
     print(f"{' '.join(arguments)} on {device}")

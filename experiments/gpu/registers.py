@@ -3,7 +3,7 @@
 python -m experiments.gpu.registers [warps=8] [chunks=16,64] [widths=64] [momentum=false]
 
 A row for each kernel: registers of a thread (255 at most), bytes spilled to memory, shared memory, seconds to compile.
-Needs the extra `triton`, and TRITON_INTERPRET must not be set.
+Needs the extra `triton`, and TRITON_INTERPRET must not be set. Prints the table and writes nothing.
 """
 
 from __future__ import annotations
