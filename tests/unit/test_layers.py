@@ -8,17 +8,17 @@ from pathlib import Path
 import atlas
 
 PACKAGE = Path(atlas.__file__).parent
-COMMANDS = {"__init__", "train", "niah", "generate"}  # nothing else stands at the package root
+COMMANDS = {"__init__", "train", "niah", "generate", "prepare"}  # nothing else stands at the package root
 # A package may import from lower layers and from itself, never from another one of its layer.
 LAYERS = (
     ("config",),
     ("kernels",),
     ("ops",),
     ("models", "data", "telemetry", "checkpoint"),
-    ("probes", "training", "report"),
+    ("probes", "training", "report", "preparation"),
     ("runs",),
     ("sweeps",),
-    ("train", "niah", "generate"),
+    ("train", "niah", "generate", "prepare"),
     ("__init__",),
 )
 LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}
