@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from math import ceil, log2
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from atlas.data.needles import Tokens
 
 BLOCK = 128  # bytes; shorter ones repeat by chance
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 PIECE = 1 << 16  # positions hashed at a time, so that the data stay in the cache
 VALIDATION_BLOCKS = 1 << 16  # blocks compared at most, about
 TRAINING_BLOCKS = 1 << 21
-
-Tokens = NDArray[np.unsignedinteger[Any]]
 
 
 def shared_blocks(

@@ -42,6 +42,10 @@ class TokenStore:
         self.folder, self.key, self.record = folder, key, read_record(folder, key)
         self.train, self.validation = (self._mapped(split) for split in SPLITS)
 
+    def release(self) -> None:
+        for split in (self.train, self.validation):
+            split.release()
+
     def tokenizer(self) -> Tokenizer:
         """Raises `ConfigError` where it is not that of the store."""
         if self.record.tokenizer == BYTES:

@@ -18,11 +18,12 @@ import numpy as np
 
 from atlas.config import ConfigError, require
 from atlas.config.untrusted import read_json
+from atlas.data.symbols import Symbols
 
 FORMAT = 1
 STORE_FILE, TOKENIZER_FILE = "store.json", "tokenizer.json"
 SPLITS = ("train", "validation")
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 ENDS = np.dtype("<i8")
 
 
@@ -46,6 +47,7 @@ class StoreRecord:
     end_of_document: int
     tokenizer: str  # "bytes", or where it came from
     tokenizer_sha256: str
+    symbols: Mapping[str, Any]  # the ids of needles and haystacks, see `Symbols`
     splits: Mapping[str, SplitRecord]
     duplicates: int  # documents that equal an earlier one; all copies are in one split
     validation_in_training: float  # share of the blocks of validation that stand in training as well
@@ -93,8 +95,10 @@ def _require_sound(record: StoreRecord) -> None:
     whole = (record.vocabulary, record.end_of_document)
     if not all(type(number) is int for number in whole) or not 0 <= record.end_of_document < record.vocabulary:
         raise ValueError(f"end_of_document {record.end_of_document!r} of vocabulary {record.vocabulary!r}")
-    if record.vocabulary > np.iinfo(DTYPES[record.dtype]).max + 1:
+    if record.vocabulary > 1 << 8 * DTYPES[record.dtype].itemsize:
         raise ValueError(f"vocabulary {record.vocabulary} in {record.dtype}")
+    if Symbols.from_record(record.symbols).vocabulary != record.vocabulary:
+        raise ValueError("symbols of another vocabulary")
     for split in record.splits.values():
         counts = (split.tokens, split.documents, split.bytes)
         if not all(type(number) is int and number > 0 for number in counts):

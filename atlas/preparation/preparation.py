@@ -172,7 +172,9 @@ def _finish(
     records = [work.done[index] for index in range(work.taken)]
     splits = {
         split: SplitRecord(
-            *(work.total(split, what) for what in ("tokens", "documents", "bytes")),
+            work.total(split, "tokens"),
+            work.total(split, "documents"),
+            work.total(split, "bytes"),
             *(sha256_of(work.store / name) for name in files_of(split)),
         )
         for split in SPLITS
@@ -186,6 +188,7 @@ def _finish(
         end_of_document=tokenizer.end_of_document,
         tokenizer=settings.tokenizer if settings.trained_vocabulary is not None else tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
+        symbols=tokenizer.symbols().record(),
         splits=splits,
         duplicates=count_duplicates(work.units, [one.index for one in records]),
         validation_in_training=validation_in_training(work.store, splits, work.dtype, tokenizer.vocabulary),

@@ -12,9 +12,18 @@ from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
+from atlas.data.source import DataSource
 from atlas.kernels.library import missing
 from atlas.runs.allocator import keep_freed_memory
-from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry, prepare_device
+from atlas.runs.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    build_probe,
+    build_telemetry,
+    prepare_device,
+    with_vocabulary,
+)
 from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
@@ -51,7 +60,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         closing.enter_context(log_file(folder))
         keep_freed_memory()
         config = rooted(config)
-        trainer, before = _build(config, folder)
+        data = build_data(config)
+        config = with_vocabulary(config, data)
+        trainer, before = _build(config, data, folder)
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
         closing.callback(trainer.checkpoints.close)
         reason = missing()
@@ -70,6 +81,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         summary.launcher = job.launcher if job else ""
         summary.write()  # if the run is killed, its status stays `running`
         with ExitStack() as signals, _recorded(summary, trainer, peak):
+            summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = trainer.data.baseline(config.train.validation_batches)
             telemetry.open(_run_info(config, folder, state, job))
             description = trainer.data.describe()
@@ -85,7 +97,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None) -> RunSumm
         return summary
 
 
-def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
+def _build(config: RunConfig, data: DataSource, folder: Path) -> tuple[Trainer, RunConfig | None]:
     """The trainer at step 0, and the frozen configuration of the run in `folder`, if there is one."""
     device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
@@ -102,7 +114,6 @@ def _build(config: RunConfig, folder: Path) -> tuple[Trainer, RunConfig | None]:
     )
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision)
-    data = build_data(config)
     state.data = data.corpus.digest if data.corpus else ""
     fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
     probe = build_probe(config, data) if config.niah.enabled else None

@@ -5,21 +5,22 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, islice
 from math import exp, isfinite, nan
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atlas.config import TrainConfig
 from atlas.data.batch import Batch, Totals
-from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
-from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
+from atlas.models.language_model import ModelState
+from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, polarisation_weight
 from atlas.training.state import TrainState
 from atlas.training.watch.gate_monitor import GateStatistics
 
+Output = TypeVar("Output")
 PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 
 
@@ -84,10 +85,12 @@ class TrainStep:
         before = iter(restart_rows(state.carried, batch.fresh))
         for micro in batch.split(self.config.accumulate):
             with self.autocast():
-                outputs = run_rows(state.model, micro.inputs, list(islice(before, len(micro.inputs))))
-            logits = join([output.logits for output in outputs])
+                outputs = run_rows(state.model.read, micro.inputs, list(islice(before, len(micro.inputs))))
+                targets = micro.targets.split([len(output.hidden) for output in outputs])
+                read = zip(outputs, targets, strict=True)
+                losses = join([state.model.losses(output.hidden, wanted) for output, wanted in read])
             micro_gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-            part = share_of_batch(language_loss(logits, micro), micro, totals)
+            part = share_of_batch(mean_losses(losses, micro), micro, totals)
             total = part.total
             if micro_gates and weight:
                 penalty = weight * gate_polarisation(micro_gates) / self.config.accumulate
@@ -146,8 +149,10 @@ def restart_rows(carried: Sequence[ModelState], fresh: Tensor) -> list[ModelStat
     return [None if restarts else row for row, restarts in zip(rows, fresh.tolist(), strict=True)]
 
 
-def run_rows(model: AtlasModel, tokens: Tensor, before: Sequence[ModelState | None]) -> list[ModelOutput]:
-    """Run the model on tokens [B, T] whose rows are at different positions of their sequences -> outputs in row order.
+def run_rows(
+    model: Callable[[Tensor, ModelState | None], Output], tokens: Tensor, before: Sequence[ModelState | None]
+) -> list[Output]:
+    """Run the model, or its `read`, on tokens [B, T] whose rows are at different positions -> outputs in row order.
 
     Neighbouring rows at the same position are run together. A row without a state is a new sequence.
     """
