@@ -3,7 +3,7 @@
 RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the continuation as it comes.
 
   prompt=TEXT | prompt_file=PATH   what to continue; "-" reads standard input
-  tokens=256                       how many bytes to add
+  tokens=256                       how many tokens to add, bytes without a tokenizer; the end of a document ends it
   temperature=0.7                  0 takes the likeliest byte every time
   top_k=0  top_p=1.0               draw from the k likeliest bytes; from the likeliest ones of probability p
   seed=0                           of the draws: the same seed gives the same text
@@ -28,12 +28,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
+from itertools import islice, takewhile
 from math import isfinite
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from atlas.config import MOST_THREADS, VOCABULARY, ConfigError, DeviceConfig, DeviceKind, require
+from atlas.config import MOST_THREADS, ConfigError, DeviceConfig, DeviceKind, require
 from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
@@ -41,6 +41,7 @@ from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import open_regular
 
 if TYPE_CHECKING:
+    from atlas.data.tokenizer import LibraryTokenizer
     from atlas.models.language_model import AtlasModel
     from atlas.models.plan import ChunkPlan
 
@@ -90,7 +91,7 @@ class GenerationSettings(Choices):
         require(1 <= self.tokens < 2**31, "tokens", self.tokens, "in [1, 2**31)")
         warm = isfinite(self.temperature) and self.temperature >= 0
         require(warm, "temperature", self.temperature, ">= 0 (0 = the likeliest byte)")
-        require(0 <= self.top_k <= VOCABULARY, "top_k", self.top_k, f"in [0, {VOCABULARY}] (0 = all)")
+        require(0 <= self.top_k < 2**31, "top_k", self.top_k, "in [0, 2**31) (0 = all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
@@ -136,10 +137,11 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
     prompt = settings.prompt_bytes()
     from atlas.runs.build import load, prepare_device
+    from atlas.runs.data_record import tokenizer_of_run
 
     device, _ = prepare_device(where or DeviceConfig(kind=settings.device, threads=settings.threads))
     model, _ = load(folder, names(settings.trust), averaged=settings.weights is Weights.averaged)
-    return _continued(model.to(device), prompt, settings)
+    return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder))
 
 
 def generate(model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
@@ -154,24 +156,45 @@ def generate(model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
     return b"".join(_continued(model, chosen.prompt_bytes(), chosen)).decode("utf-8", "replace")
 
 
-def _continued(model: AtlasModel, prompt: bytes, settings: GenerationSettings) -> Iterator[bytes]:
+def _continued(
+    model: AtlasModel, prompt: bytes, settings: GenerationSettings, tokenizer: LibraryTokenizer | None = None
+) -> Iterator[bytes]:
     import torch
 
+    from atlas.data.symbols import BYTES
     from atlas.models.decoding import Sampling, decode
     from atlas.models.plan import MemoryMode
 
+    most = model.embedding.num_embeddings
+    require(settings.top_k <= most, "top_k", settings.top_k, f"in [0, {most}] (0 = all)")
+    ids = list(prompt) if tokenizer is None else _encoded(prompt, tokenizer)
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
     prefill, plan = plans(model.plan, settings)
     tokens = decode(
         model,
-        torch.tensor([list(prompt)], device=next(model.parameters()).device),
+        torch.tensor([ids], device=next(model.parameters()).device),
         Sampling(settings.temperature, settings.top_k, settings.top_p),
         generator=torch.Generator().manual_seed(settings.seed),
         prefill=prefill,
         plan=plan,
         mode=mode[settings.memory],
     )
-    return (bytes(token.tolist()) for token in islice(tokens, settings.tokens))
+    added = (int(token) for token in islice(tokens, settings.tokens))
+    if tokenizer is None:
+        return (bytes([one]) for one in takewhile(lambda one: one < BYTES, added))
+    end = tokenizer.end_of_document
+    return (text.encode() for text in tokenizer.stream(takewhile(lambda one: one != end, added)))
+
+
+def _encoded(prompt: bytes, tokenizer: LibraryTokenizer) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode([prompt])[0].tolist()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"prompt: must be UTF-8 for this model's tokenizer; it is not at byte {error.start}"
+        ) from error
+    require(len(ids) > 0, "prompt", prompt.decode(), "a text that the tokenizer has an id for")
+    return ids
 
 
 def plans(trained: ChunkPlan, settings: GenerationSettings) -> tuple[ChunkPlan, ChunkPlan]:

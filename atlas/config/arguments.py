@@ -100,14 +100,14 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
     return read_settings(DeviceConfig, given, "device.")
 
 
-def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "") -> Settings:
+def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "", **fixed: Any) -> Settings:
     """The settings that `KEY=VALUE` arguments give, defaults for the rest; the last of several values of a key counts.
 
-    Fields are str, int, float or an Enum; `prefix` stands before their names in messages. Raises `ConfigError`
-    naming the argument and what is allowed.
+    Fields are str, int, float or an Enum; `prefix` stands before their names in messages; `fixed` are fields that no
+    argument sets. Raises `ConfigError` naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind) if field.name not in fixed]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for argument in arguments:
         key, _, text = argument.partition("=")
@@ -117,7 +117,7 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = 
             keys = ", ".join(f"{prefix}{name}" for name in known)
             raise ConfigError(f"{prefix}{argument}: must be one of the keys {keys}{hint}")
         given[key] = _value(hints[key], f"{prefix}{key}", text)
-    return kind(**given)
+    return kind(**given, **fixed)
 
 
 def _value(kind: Any, key: str, text: str) -> Any:

@@ -60,7 +60,7 @@ CHANGE_RULES = (
     ChangeRule(("train.gradient_clip", "train.gate", "rollback"), Effect.differs, "hold from the next step on"),
     ChangeRule(("train.accumulate",), Effect.differs, "by rounding; refused with `train.carry_memory`"),
     ChangeRule(("device.kind", "device.precision"), Effect.differs, "by rounding"),
-    ChangeRule(("data.paths",), Effect.exact, "where the text lies now; another text is refused"),
+    ChangeRule(("data.paths", "data.path"), Effect.exact, "where the text lies now; another text is refused"),
     ChangeRule(
         ("accept_changed_data",), Effect.differs, "the run continues although its text has changed", lasting=False
     ),

@@ -114,6 +114,7 @@ class NativeLengths:
 class ModelConfig(Choices, prefix="model."):
     """A language model of MAG blocks."""
 
+    vocabulary: int = VOCABULARY  # ids; data of more ids sets their number where this is left as it is
     width: int = 128  # D
     layers: int = 2
     heads: int = 2  # H; head width d = D / H
@@ -125,6 +126,7 @@ class ModelConfig(Choices, prefix="model."):
     native: NativeLengths = field(default_factory=NativeLengths)
 
     def __post_init__(self) -> None:
+        require(self.vocabulary >= VOCABULARY, "model.vocabulary", self.vocabulary, f">= {VOCABULARY}")
         for key in ("width", "layers", "heads", "feedforward"):
             require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), ">= 1")
         require(

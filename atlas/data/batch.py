@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Batch:
     @classmethod
     def from_tokens(
         cls,
-        tokens: NDArray[np.uint8],  # [B, T + 1]
+        tokens: NDArray[np.unsignedinteger[Any]],  # [B, T + 1]
         weights: NDArray[np.float32],  # [B, T]
         recall: NDArray[np.bool_],  # [B]
         fresh: NDArray[np.bool_],  # [B]

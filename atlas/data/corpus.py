@@ -19,6 +19,8 @@ from atlas.config import require
 from atlas.config.values import within
 from atlas.data.files import read_files
 from atlas.data.leakage import BLOCK, shared_blocks
+from atlas.data.needles import Tokens
+from atlas.data.symbols import BYTE_SYMBOLS, Symbols
 
 FILES_TO_SPLIT = 10  # from this many files on, whole files are for validation; below, the tail of all bytes
 Encoding = Literal["bytes", "utf8"]
@@ -33,15 +35,18 @@ SKIPPED_FOLDERS = frozenset(
 
 @dataclass(frozen=True)
 class Corpus:
-    """The two parts of a text, as bytes. `paths` are the user's patterns; empty for the standard library."""
+    """The two parts of a text, as ids. `paths` are the user's patterns; empty for the standard library."""
 
     source: str
     paths: tuple[str, ...]
     files: int
-    train: NDArray[np.uint8]
-    validation: NDArray[np.uint8]
+    train: Tokens
+    validation: Tokens
     contents: Mapping[str, str] = field(default_factory=dict)  # file -> SHA-256, its first 16 digits
     notes: tuple[str, ...] = ()  # what was passed over when the files were read
+    symbols: Symbols = BYTE_SYMBOLS  # the ids of needles and haystacks in this text's vocabulary
+    bytes_per_token: float = 1.0  # of the validation part
+    tokenizer: Path | None = None  # the tokenizer.json of the ids; None where they are bytes
 
     @cached_property
     def digest(self) -> str:

@@ -33,7 +33,7 @@ def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], 
     A file that is no text is skipped if a pattern found it. Raises `ConfigError` if it was named in full, or if no
     text is left.
     """
-    found, named = _find(paths)
+    found, named = find_files(paths, "data.paths")
     texts: dict[Path, bytes] = {}
     first_of: dict[bytes, Path] = {}  # by the SHA-256 of the content
     no_texts: list[str] = []
@@ -71,8 +71,11 @@ def _files(listed: Sequence[str]) -> str:
     return f"{len(listed)} file{'s' if len(listed) > 1 else ''}"
 
 
-def _find(paths: Sequence[str]) -> tuple[set[Path], set[Path]]:
-    """The files that `paths` name, and those named in full. A folder stands for all files in it."""
+def find_files(paths: Sequence[str], key: str) -> tuple[set[Path], set[Path]]:
+    """The files that `paths` name, and those named in full. A folder stands for all files in it.
+
+    Raises `ConfigError` naming `key` for a pattern without a match.
+    """
     found: set[Path] = set()
     named: set[Path] = set()
     for pattern in paths:
@@ -82,7 +85,7 @@ def _find(paths: Sequence[str]) -> tuple[set[Path], set[Path]]:
             continue
         parts = [*wanted.parts[1:], *(["**"] if wanted.is_dir() else [])]
         matches = {name for name in _expand(Path(wanted.anchor), parts) if not name.is_dir()}
-        require(len(matches) > 0, "data.paths", list(paths), f"patterns that match files; {pattern!r} matches none")
+        require(len(matches) > 0, key, list(paths), f"patterns that match files; {pattern!r} matches none")
         found |= matches
     return found | named, named
 
@@ -143,11 +146,11 @@ def _read(name: Path, paths: Sequence[str]) -> tuple[bytes, str]:
             return b"", "is a link to nothing"
         reason = f"{str(name)!r} cannot be read ({error.strerror})"
         raise ConfigError(f"data.paths={list(paths)}: must be readable files; {reason}") from error
-    return content, _fault(content)
+    return content, fault_of_text(content)
 
 
-def _fault(content: bytes) -> str:
-    """Why these bytes are no text; "" where they may be."""
+def fault_of_text(content: bytes) -> str:
+    """Why bytes that begin so are no text; "" where they may be."""
     if not content:
         return "is empty"
     for magic, kind in COMPRESSED.items():

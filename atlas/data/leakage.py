@@ -7,6 +7,8 @@ from math import ceil, log2
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.data.needles import Tokens
+
 BLOCK = 128  # bytes; shorter ones repeat by chance
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 PIECE = 1 << 16  # positions hashed at a time, so that the data stay in the cache
@@ -14,37 +16,41 @@ VALIDATION_BLOCKS = 1 << 16  # blocks compared at most, about
 TRAINING_BLOCKS = 1 << 21
 
 
-def shared_blocks(train: NDArray[np.uint8], validation: NDArray[np.uint8]) -> tuple[float, NDArray[np.int64]]:
+def shared_blocks(
+    train: Tokens, validation: Tokens, *, block: int = BLOCK, symbols: int = 256
+) -> tuple[float, NDArray[np.int64]]:
     """The share of the validation blocks that stand in training, and where in `validation` those compared begin.
 
-    A block is any `BLOCK` bytes in a row, wherever they begin, so a copy that is shifted is found. A copy with a change
-    every `BLOCK` bytes, or with other line ends, is not. Of a long text a sample is compared: the blocks whose hash
-    begins with zeros, which are the same ones on both sides.
+    A block is any `block` tokens, below `symbols`, in a row, wherever they begin, so a copy that is shifted is found. A
+    copy with a change in every block, or with other line ends, is not. Of a long text a sample is compared: the blocks
+    whose hash begins with zeros, which are the same ones on both sides.
     """
     most = max(len(validation) / VALIDATION_BLOCKS, len(train) / TRAINING_BLOCKS, 1.0)
     zeros = ceil(log2(most))
-    hashes, starts = _sample(validation, zeros)
+    hashes, starts = _sample(validation, zeros, block, symbols)
     if not len(hashes):
         return 0.0, starts
-    shared = np.isin(hashes, _sample(train, zeros)[0])
+    shared = np.isin(hashes, _sample(train, zeros, block, symbols)[0])
     return float(shared.mean()), starts[shared]
 
 
-def _sample(text: NDArray[np.uint8], zeros: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _sample(
+    text: Tokens, zeros: int, block: int = BLOCK, symbols: int = 256
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Hashes of the blocks whose hash begins with so many zero bits, and where these blocks begin.
 
     The hash of the block at i is sum_j value[text[i + j]] FACTOR^j, from differences of one running sum.
     """
-    values = np.random.default_rng(0).integers(0, 2**64, 256, dtype=np.uint64)
-    powers = _powers(FACTOR, PIECE + BLOCK - 1)
+    values = np.random.default_rng(0).integers(0, 2**64, symbols, dtype=np.uint64)
+    powers = _powers(FACTOR, PIECE + block - 1)
     inverses = _powers(pow(FACTOR, -1, 2**64), PIECE)
     limit = np.uint64(2 ** (64 - zeros) - 1)
     hashes, starts = [], []
-    for first in range(0, len(text) - BLOCK + 1, PIECE):
-        piece = text[first : first + PIECE + BLOCK - 1]
+    for first in range(0, len(text) - block + 1, PIECE):
+        piece = text[first : first + PIECE + block - 1]
         sums = np.zeros(len(piece) + 1, dtype=np.uint64)
         np.cumsum(values[piece] * powers[: len(piece)], out=sums[1:])
-        found = (sums[BLOCK:] - sums[:-BLOCK]) * inverses[: len(piece) - BLOCK + 1]
+        found = (sums[block:] - sums[:-block]) * inverses[: len(piece) - block + 1]
         chosen = np.flatnonzero(found <= limit)
         hashes.append(found[chosen])
         starts.append(first + chosen)

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from atlas.config import VOCABULARY, require
+from atlas.config import require
 from atlas.config.values import Share
 from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
@@ -49,48 +49,26 @@ class RecallShare:
         return self.start + (self.end - self.start) * blended
 
 
-class MixedData:
+class RecallAndText:
     """Recall rows first, text rows after them; the number of recall rows is `round(share * B)`.
 
     Recall rows are always fresh. A text row is fresh where text is (see `CorpusData`), and where the row was a recall
-    row in the step before. `paths` = [] reads the standard library.
+    row in the step before.
     """
 
-    vocabulary = VOCABULARY
+    def __init__(self, text: CorpusData, recall: RecallTask, share: RecallShare, *, steps: int) -> None:
+        recall.require_fit(text.sequence)
+        self.text, self.share, self.steps = text, share, steps
+        self.sequence, self.batch_size, self.seed = text.sequence, text.batch_size, text.seed
+        self._recall = recall
 
-    def __init__(
-        self,
-        *,
-        recall: RecallTask,
-        recall_share_start: Share,
-        recall_share_end: Share,
-        recall_hold: Share,
-        recall_blend_end: Share,
-        paths: Sequence[str],
-        encoding: Encoding,
-        validation_share: Part,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        recall.require_fit(sequence)
-        self.share = RecallShare(
-            start=recall_share_start, end=recall_share_end, hold=recall_hold, blend_end=recall_blend_end
-        )
-        self.task = recall
-        self.text = CorpusData(
-            load=partial(load_corpus, paths, encoding, validation_share),
-            sequence=sequence,
-            batch_size=batch_size,
-            seed=seed,
-            carry_memory=carry_memory,
-        )
-        self.sequence = sequence
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps = steps
+    @property
+    def vocabulary(self) -> int:
+        return self.text.vocabulary
+
+    @property
+    def task(self) -> RecallTask:
+        return self._recall
 
     @property
     def corpus(self) -> Corpus:
@@ -129,3 +107,36 @@ class MixedData:
     def describe(self) -> dict[str, str | int | float]:
         shares = {"recall_share_start": self.share.start, "recall_share_end": self.share.end}
         return self.text.describe() | shares
+
+
+class MixedData(RecallAndText):
+    """Text files with a share of recall. `paths` = [] reads the standard library."""
+
+    def __init__(
+        self,
+        *,
+        recall: RecallTask,
+        recall_share_start: Share,
+        recall_share_end: Share,
+        recall_hold: Share,
+        recall_blend_end: Share,
+        paths: Sequence[str],
+        encoding: Encoding,
+        validation_share: Part,
+        sequence: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        carry_memory: bool,
+    ) -> None:
+        share = RecallShare(
+            start=recall_share_start, end=recall_share_end, hold=recall_hold, blend_end=recall_blend_end
+        )
+        text = CorpusData(
+            load=partial(load_corpus, paths, encoding, validation_share),
+            sequence=sequence,
+            batch_size=batch_size,
+            seed=seed,
+            carry_memory=carry_memory,
+        )
+        super().__init__(text, recall, share, steps=steps)

@@ -13,8 +13,8 @@ from atlas.data.needles import distinct
 
 IGNORED = -100  # label of a position that is not scored
 DIFFERS = (
-    "zoology's MQAR, but: 256 token ids for 8,192; id 0 for random filler; a model that was not trained on it;"
-    " niah.samples sequences for 3,000; only questions beyond the reach of attention count."
+    "zoology's MQAR, but: all ids of the model, 256 with bytes, for 8,192; id 0 for random filler; a model that was not"
+    " trained on it; niah.samples sequences for 3,000; only questions beyond the reach of attention count."
 )
 POWER = 0.01  # exponent a of the gaps' power law: p(n) ~ a n^(a - 1)
 

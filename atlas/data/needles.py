@@ -1,4 +1,4 @@
-"""Needles: key-value pairs written into a haystack of bytes, and where their answers are.
+"""Needles: key-value pairs written into a haystack, and where their answers are.
 
 A needle is `marker key value`; a query is the same bytes again, so its value is the answer, given to the model after
 the fact (teacher forcing). Every value byte follows from the pair and from the three bytes before it when
@@ -10,51 +10,53 @@ the fact (teacher forcing). Every value byte follows from the pair and from the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas.data.sampler import Random
+from atlas.data.symbols import BYTE_SYMBOLS, Symbols
 
-MARKER = 1  # the byte 0x01 opens every event; text does not contain it
-KEY_ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", dtype=np.uint8)
-VALUE_ALPHABET = np.frombuffer(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", dtype=np.uint8)
+Tokens = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
 class NeedleFormat:
-    """How many bytes a key and a value have, and how many different bytes a value byte can be."""
+    """How many symbols (bytes, with bytes as tokens) a key and a value have, and how many a value symbol can be."""
 
     key_bytes: int
     value_bytes: int
     value_alphabet: int
+    symbols: Symbols = BYTE_SYMBOLS
 
     @property
     def slot(self) -> int:
         return 1 + self.key_bytes + self.value_bytes
 
     @property
-    def values(self) -> NDArray[np.uint8]:
-        """The bytes that a value byte can be."""
-        return VALUE_ALPHABET[: self.value_alphabet]
+    def values(self) -> Tokens:
+        """The ids that a value symbol can be."""
+        return self.symbols.values[: self.value_alphabet]
 
-    def draw(self, rng: Random, count: int, pairs: int) -> NDArray[np.uint8]:
-        """Bytes of the pairs, [N, P, slot]: keys distinct within a sequence, values independent and uniform."""
-        keys = distinct(rng, count, pairs, len(KEY_ALPHABET) ** self.key_bytes)
-        places = len(KEY_ALPHABET) ** np.arange(self.key_bytes - 1, -1, -1)
+    def draw(self, rng: Random, count: int, pairs: int) -> Tokens:
+        """Ids of the pairs, [N, P, slot]: keys distinct within a sequence, values independent and uniform."""
+        letters = self.symbols.keys
+        keys = distinct(rng, count, pairs, len(letters) ** self.key_bytes)
+        places = len(letters) ** np.arange(self.key_bytes - 1, -1, -1)
         values = rng.integers(0, self.value_alphabet, (count, pairs, self.value_bytes), dtype=np.int64)
-        events = np.empty((count, pairs, self.slot), dtype=np.uint8)
-        events[:, :, 0] = MARKER
-        events[:, :, 1 : 1 + self.key_bytes] = KEY_ALPHABET[keys[..., None] // places % len(KEY_ALPHABET)]
-        events[:, :, 1 + self.key_bytes :] = VALUE_ALPHABET[values]
+        events = np.empty((count, pairs, self.slot), dtype=self.symbols.dtype)
+        events[:, :, 0] = self.symbols.marker
+        events[:, :, 1 : 1 + self.key_bytes] = letters[keys[..., None] // places % len(letters)]
+        events[:, :, 1 + self.key_bytes :] = self.symbols.values[values]
         return events
 
 
 @dataclass(frozen=True)
 class RecallSequences:
-    """Byte sequences with the answers marked."""
+    """Token sequences with the answers marked."""
 
-    tokens: NDArray[np.uint8]  # [N, L + 1]: inputs are tokens[:, :-1], targets tokens[:, 1:]
+    tokens: Tokens  # [N, L + 1]: inputs are tokens[:, :-1], targets tokens[:, 1:]
     distance: NDArray[np.int64]  # [N, L]: tokens from target t back to the same byte of the pair's latest event;
     #                                      0 = target t is no answer
 
@@ -79,10 +81,10 @@ def distinct(rng: Random, count: int, size: int, population: int) -> NDArray[np.
 
 
 def write_needles(
-    events: NDArray[np.uint8],  # [N, P, slot]: bytes of every pair, see NeedleFormat.draw
+    events: Tokens,  # [N, P, slot]: ids of every pair, see NeedleFormat.draw
     starts: NDArray[np.int64],  # [N, E]: position of each event's marker; events must not overlap
     pairs: NDArray[np.int64],  # [N, E]: which pair the event shows; -1 = no event
-    haystack: NDArray[np.uint8],  # [N, L + 1]: filler, pushed apart by the events, its end left out
+    haystack: Tokens,  # [N, L + 1]: filler, pushed apart by the events, its end left out
     value_bytes: int,
 ) -> RecallSequences:
     """Write events into haystacks. The first event of a pair is its needle, every later one is a query."""

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import inf, log
 
@@ -17,8 +18,9 @@ from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
 from atlas.data.haystack import HAYSTACKS, build_haystacks
 from atlas.data.layout import Layout, random_layout
-from atlas.data.needles import KEY_ALPHABET, VALUE_ALPHABET, NeedleFormat, RecallSequences, write_needles
+from atlas.data.needles import NeedleFormat, RecallSequences, Tokens, write_needles
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator, of_rows
+from atlas.data.symbols import BYTE_SYMBOLS, KEY_ALPHABET, VALUE_ALPHABET, Symbols
 
 KEY_BYTES_MAX = 4
 
@@ -47,6 +49,7 @@ class RecallTask:
     haystack: Mapping[str, float]  # relative share of each kind of haystack, see `build_haystacks`
     curriculum_steps: int  # 0 = full distances from the start
     filler_weight: float  # loss weight of every target that is no answer
+    symbols: Symbols = field(init=False, default=BYTE_SYMBOLS)  # of the data's vocabulary
 
     def __post_init__(self) -> None:
         counts = ("pairs", "queries", "sparse_pairs", "sparse_queries", "key_bytes", "value_bytes")
@@ -75,7 +78,13 @@ class RecallTask:
 
     @property
     def format(self) -> NeedleFormat:
-        return NeedleFormat(self.key_bytes, self.value_bytes, self.value_alphabet)
+        return NeedleFormat(self.key_bytes, self.value_bytes, self.value_alphabet, self.symbols)
+
+    def in_symbols(self, symbols: Symbols) -> RecallTask:
+        """The same task, its needles and haystacks made of these ids."""
+        task = copy(self)
+        object.__setattr__(task, "symbols", symbols)
+        return task
 
     @property
     def needs_text(self) -> bool:
@@ -111,9 +120,7 @@ class RecallTask:
         sparse: NDArray[np.bool_] = before[1:] > before[:-1]
         return sparse
 
-    def training_rows(
-        self, seed: int, step: int, rows: range, length: int, text: NDArray[np.uint8] | None
-    ) -> RecallSequences:
+    def training_rows(self, seed: int, step: int, rows: range, length: int, text: Tokens | None) -> RecallSequences:
         """The sequences of `rows` at a training step, each a function of (seed, step, row)."""
         rng = RowGenerators.of_step(seed, Stream.recall, step, rows)
         sparse = self.sparse_rows(generator(seed, Stream.sparse, step).random(), rows)
@@ -126,10 +133,10 @@ class RecallTask:
         length: int,
         *,
         distance_max: int | None = None,
-        text: NDArray[np.uint8] | None = None,
+        text: Tokens | None = None,
     ) -> RecallSequences:
         """Sequences of `length` tokens with needles and queries at random places; `sparse` [N] tells which are."""
-        tokens = np.empty((len(sparse), length + 1), dtype=np.uint8)
+        tokens = np.empty((len(sparse), length + 1), dtype=self.symbols.dtype)
         distance = np.empty((len(sparse), length), dtype=np.int64)
         kinds = (~sparse, self.pairs, self.queries), (sparse, self.sparse_pairs, self.sparse_queries)
         for rows, pairs, queries in kinds:
@@ -150,13 +157,11 @@ class RecallTask:
             tokens[rows], distance[rows] = filled.tokens, filled.distance
         return RecallSequences(tokens, distance)
 
-    def fill(
-        self, rng: Random, layout: Layout, length: int, *, text: NDArray[np.uint8] | None = None
-    ) -> RecallSequences:
+    def fill(self, rng: Random, layout: Layout, length: int, *, text: Tokens | None = None) -> RecallSequences:
         """Sequences of `length` tokens with this task's needles and haystack and a given layout (for probes)."""
         starts, pairs = layout
         events = self.format.draw(rng, len(starts), int(pairs.max()) + 1)
-        haystack = build_haystacks(rng, len(starts), length + 1, self.haystack, text)
+        haystack = build_haystacks(rng, len(starts), length + 1, self.haystack, text, self.symbols)
         return write_needles(events, starts, pairs, haystack, self.value_bytes)
 
     def weights(self, sequences: RecallSequences) -> NDArray[np.float32]:

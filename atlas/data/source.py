@@ -12,7 +12,10 @@ from atlas.data.needles import NeedleFormat
 class DataSource(Protocol):
     """A data component. It holds no position: every row of a batch is a function of step and row alone."""
 
-    vocabulary: int
+    @property
+    def vocabulary(self) -> int:
+        """How many different ids a token can be. Raises `ConfigError`."""
+        ...
 
     @property
     def corpus(self) -> Corpus | None:

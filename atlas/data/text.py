@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch, rows_of_batch
-from atlas.data.bigram import Bigram
+from atlas.data.bigram import Bigram, SparseBigram
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus, stdlib_corpus
+from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
 
 
@@ -25,7 +26,6 @@ class CorpusData:
     segment r M / B of M, and after the last segment it goes on with the first, where it is fresh again.
     """
 
-    vocabulary = VOCABULARY
     needles = None
 
     def __init__(
@@ -37,13 +37,17 @@ class CorpusData:
         self.seed = seed
         self.carry_memory = carry_memory
 
+    @property
+    def vocabulary(self) -> int:
+        return VOCABULARY
+
     @cached_property
     def corpus(self) -> Corpus:
         corpus = self._load()
         corpus.require_length(self.sequence)
         return corpus
 
-    def rows(self, step: int, rows: range) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
         """Bytes [N, T + 1] of N rows of a training step and which of them are fresh [N]."""
         if self.carry_memory:
             return self._segments(step, np.array(rows))
@@ -60,17 +64,19 @@ class CorpusData:
         return self._to_batch(tokens, np.ones(self.batch_size, dtype=np.bool_))
 
     def baseline(self, batches: int) -> float:
-        """Loss of a bigram model of the training bytes."""
-        return Bigram(self.corpus.train).loss([self.validation(index) for index in range(batches)])
+        """Loss of a bigram model of the training text."""
+        train, vocabulary = self.corpus.train, self.vocabulary
+        bigram = Bigram(train) if vocabulary == VOCABULARY else SparseBigram(train, vocabulary)
+        return bigram.loss([self.validation(index) for index in range(batches)])
 
     def describe(self) -> dict[str, str | int | float]:
         return self.corpus.describe()
 
-    def _stretches(self, rng: Random, count: int, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _stretches(self, rng: Random, count: int, part: Tokens) -> Tokens:
         starts = rng.integers(0, len(part) - self.sequence, (count,), dtype=np.int64)
         return np.take(part, starts[:, None] + np.arange(self.sequence + 1))
 
-    def _segments(self, step: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _segments(self, step: int, rows: NDArray[np.int64]) -> tuple[Tokens, NDArray[np.bool_]]:
         room = len(self.corpus.train) - 1 - self.sequence  # the offset must leave one whole segment and its last target
         rng = generator(self.seed, Stream.carry_offset, 0)
         offset = int(rng.integers(0, min(self.sequence, room + 1), dtype=np.int64))
@@ -81,7 +87,7 @@ class CorpusData:
         tokens = np.take(self.corpus.train, starts[:, None] + np.arange(self.sequence + 1))
         return tokens, (segment == 0) | (step == 1)
 
-    def _to_batch(self, tokens: NDArray[np.uint8], fresh: NDArray[np.bool_]) -> Batch:
+    def _to_batch(self, tokens: Tokens, fresh: NDArray[np.bool_]) -> Batch:
         weights = np.ones((len(tokens), self.sequence), dtype=np.float32)
         return Batch.from_tokens(tokens, weights, np.zeros(len(tokens), dtype=np.bool_), fresh)
 

@@ -64,7 +64,7 @@ def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMo
     for first in range(0, prompt.shape[1], PREFILL_TOKENS):
         if first:
             log.info("reads the prompt: %d of %d tokens", first, prompt.shape[1])
-        state = model(prompt[:, first : first + PREFILL_TOKENS], state, plan=plan, mode=mode).state
+        state = model.read(prompt[:, first : first + PREFILL_TOKENS], state, plan=plan, mode=mode).state
     return state
 
 

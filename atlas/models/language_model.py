@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
-from atlas.config import ChunkSizeConfig, ModelConfig
+from atlas.config import VOCABULARY, ChunkSizeConfig, ModelConfig
 from atlas.config.choices import member
 from atlas.models.block import AtlasMAGBlock, BlockState
 from atlas.models.norm import RMSNorm
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.state_check import mismatch, shapes
 from atlas.ops.rotary import Rotary
+
+LOGITS_AT_ONCE = 1 << 24  # of a loss: 64 MiB in float32
+TOKENS_AT_ONCE = 16_384  # of a forward pass without gradients, with bytes as tokens
 
 
 class ModelState(NamedTuple):
@@ -55,6 +59,14 @@ class ModelState(NamedTuple):
         """The same values, cut from the graph: truncated back-propagation."""
         detached: ModelState = pytree.tree_map_only(Tensor, lambda leaf: _own_storage(leaf.detach()), self)
         return detached
+
+
+class Reading(NamedTuple):
+    """What the model makes of tokens before its head."""
+
+    hidden: Tensor  # [B, T, D], normalised
+    state: ModelState
+    gates: tuple[Tensor, ...]  # [B, T, D] per block with a memory
 
 
 class ModelOutput(NamedTuple):
@@ -104,6 +116,18 @@ class AtlasModel(nn.Module):
         mode: MemoryMode | str = MemoryMode.learn,
     ) -> ModelOutput:
         """tokens [B, T] int64 -> logits [B, T, vocabulary] for the token after each, the state, the gates."""
+        reading = self.read(tokens, state, plan=plan, mode=mode)
+        return ModelOutput(F.linear(reading.hidden, self.embedding.weight), reading.state, reading.gates)
+
+    def read(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        plan: ChunkPlan | None = None,
+        mode: MemoryMode | str = MemoryMode.learn,
+    ) -> Reading:
+        """As `model(tokens)`, without the logits: those of many tokens and a large vocabulary take the most memory."""
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         self._check(tokens, state, plan)
         state = state or self.initial_state(tokens.shape[0], plan)
@@ -113,9 +137,26 @@ class AtlasModel(nn.Module):
             x, block_state, gate = block(x, before, rotary, plan, mode)
             blocks.append(block_state)
             gates += [] if gate is None else [gate]
-        logits = F.linear(self.norm(x), self.embedding.weight)
         after = ModelState(state.position + tokens.shape[1], tuple(blocks))
-        return ModelOutput(logits, after if torch.is_grad_enabled() else after.detach(), tuple(gates))
+        return Reading(self.norm(x), after if torch.is_grad_enabled() else after.detach(), tuple(gates))
+
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropies [B, T] in nats of `targets` [B, T], from the `hidden` [B, T, D] of `read`.
+
+        More than `LOGITS_AT_ONCE` logits are made in pieces, and again in the backward pass.
+        """
+        weight = self.embedding.weight
+        pieces = -(-targets.numel() * weight.shape[0] // LOGITS_AT_ONCE)
+        if pieces <= 1:
+            return _cross_entropies(hidden, weight, targets)
+        parts = zip(hidden.flatten(0, 1).chunk(pieces), targets.flatten().chunk(pieces), strict=True)
+        losses = [checkpoint(_cross_entropies, part, weight, wanted, use_reentrant=False) for part, wanted in parts]
+        return torch.cat(losses).view_as(targets)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens of a forward pass whose logits take a bounded amount of memory."""
+        return max(TOKENS_AT_ONCE * VOCABULARY // self.embedding.num_embeddings, 1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Raises ValueError for a token id out of range on the CPU; looking at each id would make a GPU wait."""
@@ -147,6 +188,12 @@ class AtlasModel(nn.Module):
         cached = 0 if self.windowed else state.position
         if wrong := mismatch(state, self._shapes, state.batch, cached, self.embedding.weight, "state"):
             raise ValueError(f"{wrong}; a state belongs to the model that made it")
+
+
+def _cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """hidden [..., D], weight [vocabulary, D], targets [...] -> losses [...], in float32 whatever the logits are in."""
+    logits = F.linear(hidden, weight)
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
 
 
 def _own_storage(leaf: Tensor) -> Tensor:

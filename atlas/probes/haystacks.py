@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.config import JUDGED_TASK, VOCABULARY, NIAHConfig
+from atlas.config import JUDGED_TASK, NIAHConfig
 from atlas.data.haystack import build_haystacks
 from atlas.data.layout import depth_layout
 from atlas.data.mqar import IGNORED, mqar_sequences
-from atlas.data.needles import NeedleFormat, RecallSequences, write_needles
+from atlas.data.needles import NeedleFormat, RecallSequences, Tokens, write_needles
 from atlas.data.ruler import DIGITS, NUMBERS, ruler_sequences
 from atlas.data.sampler import Stream, generator
+from atlas.data.symbols import BYTE_SYMBOLS
 
 MQAR_PAIRS_MAX = 64  # zoology: 4, 8, 16, 64 pairs in 64, 128, 256, 512 tokens
 NONE_SEEN = np.zeros((0, 0, 0, 0), dtype=np.int64)
@@ -45,7 +46,7 @@ class Questions:
 def grid(
     settings: NIAHConfig,
     needles: NeedleFormat,
-    text: NDArray[np.uint8] | None,
+    text: Tokens | None,
     lengths: list[int],
     only: tuple[str, int] | None = None,
 ) -> Iterator[Questions]:
@@ -69,21 +70,23 @@ def build_questions(
     rng: np.random.Generator,
     settings: NIAHConfig,
     needles: NeedleFormat,
-    text: NDArray[np.uint8] | None,
+    text: Tokens | None,
     task: str,
     length: int,
     depth: float | None,
 ) -> Questions:
     """`settings.samples` sequences of a task with the needle at a depth."""
     haystack = {"text": "text", "multi_key_text": "text", "ruler": "text", "mqar": "random"}.get(task, "noise")
-    chance = {"mqar": 1 / (VOCABULARY - VOCABULARY // 2), "ruler": 1 / NUMBERS}.get(
+    chance = {"mqar": 1 / (needles.symbols.vocabulary - needles.symbols.vocabulary // 2), "ruler": 1 / NUMBERS}.get(
         task, float(needles.value_alphabet) ** -needles.value_bytes
     )
     if haystack == "text" and (text is None or len(text) <= length):
-        return _missing(task, haystack, length, depth, chance, f"no text of more than {length} bytes")
+        return _missing(task, haystack, length, depth, chance, f"no text of more than {length} tokens")
+    if task == "ruler" and needles.symbols is not BYTE_SYMBOLS:
+        return _missing(task, haystack, length, depth, chance, "RULER's prompt is made of bytes, the tokens are not")
     try:
         if depth is None:
-            return _mqar(rng, settings.samples, length, chance)
+            return _mqar(rng, settings.samples, length, chance, needles.symbols.vocabulary)
         if task == "ruler":
             hay = build_haystacks(rng, settings.samples, length + 1, {"text": 1.0}, text)
             sequences = ruler_sequences(rng, hay, length=length, depth=depth)
@@ -98,17 +101,15 @@ def build_questions(
     except ValueError as error:  # the needles do not fit into so few tokens
         return _missing(task, haystack, length, depth, chance, str(error))
     events = needles.draw(rng, settings.samples, pairs)
-    hay = build_haystacks(rng, settings.samples, length + 1, {haystack: 1.0}, text)
+    hay = build_haystacks(rng, settings.samples, length + 1, {haystack: 1.0}, text, needles.symbols)
     sequences = write_needles(events, starts, shown, hay, needles.value_bytes)
     values = needles.values.astype(np.int64)
     found = _from_sequences(task, haystack, length, depth, chance, sequences, needles.value_bytes, values)
     return replace(found, seen=_seen(events[..., -needles.value_bytes :], starts, shown, queries))
 
 
-def _seen(
-    values: NDArray[np.uint8], starts: NDArray[np.int64], shown: NDArray[np.int64], queries: int
-) -> NDArray[np.int64]:
-    """Values [N, P, V] of all events before each of the questions, which are the last events of a sequence."""
+def _seen(values: Tokens, starts: NDArray[np.int64], shown: NDArray[np.int64], queries: int) -> NDArray[np.int64]:
+    """Values [N, pairs, b] of all events before each of the questions, which are the last events of a sequence."""
     order = np.take_along_axis(shown, np.argsort(starts, axis=1), axis=1)  # pairs in order of place
     values_in_order = np.take_along_axis(values, order[..., None], axis=1).astype(np.int64)
     count, events, size = values_in_order.shape
@@ -140,10 +141,10 @@ def _from_sequences(
     )  # fmt: skip
 
 
-def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Questions:
-    """Keys and values are ids of the byte vocabulary; the answer is asked for where the key comes again."""
+def _mqar(rng: np.random.Generator, count: int, length: int, chance: float, vocabulary: int) -> Questions:
+    """Keys and values are ids of the model's vocabulary; the answer is asked for where the key comes again."""
     pairs = MQAR_PAIRS_MAX if length >= 512 else max(1, length // 16)
-    sequences = mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=pairs, random_filler=False)
+    sequences = mqar_sequences(rng, count, length, vocabulary=vocabulary, pairs=pairs, random_filler=False)
     place = np.nonzero(sequences.labels != IGNORED)[1].reshape(count, -1)
     answer = np.take_along_axis(sequences.labels, place, axis=1)
     values = sequences.inputs[:, 1 : 2 * pairs : 2]
@@ -151,7 +152,7 @@ def _mqar(rng: np.random.Generator, count: int, length: int, chance: float) -> Q
     return Questions(
         "mqar", "none", length, None, chance,
         sequences.inputs, place[..., None], answer[..., None], place - needle,
-        np.broadcast_to(values[:, None, :, None], (count, pairs, pairs, 1)), np.arange(VOCABULARY // 2, VOCABULARY),
+        np.broadcast_to(values[:, None, :, None], (count, pairs, pairs, 1)), np.arange(vocabulary // 2, vocabulary),
     )  # fmt: skip
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas.data.needles import Tokens
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory
@@ -78,9 +78,7 @@ def unit_vectors(rng: np.random.Generator, shape: Sequence[int], like: Tensor) -
     return F.normalize(torch.from_numpy(rng.standard_normal(tuple(shape))).to(like), dim=-1)
 
 
-def text_rows(
-    rng: np.random.Generator, text: NDArray[np.uint8], count: int, length: int, device: torch.device
-) -> Tensor:
+def text_rows(rng: np.random.Generator, text: Tokens, count: int, length: int, device: torch.device) -> Tensor:
     """[count, length] token ids from random places of a text that is at least as long."""
     starts = rng.integers(0, len(text) - length + 1, (count, 1), dtype=np.int64)
     return torch.from_numpy(text[starts + np.arange(length)].astype(np.int64)).to(device)

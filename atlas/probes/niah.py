@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from atlas.config import NIAHConfig, level_of
 from atlas.config.components import named_callable
 from atlas.config.console import log
-from atlas.data.needles import NeedleFormat
+from atlas.data.needles import NeedleFormat, Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.probes.neutral import untouched
 from atlas.probes.result import NIAHResult
@@ -31,7 +28,7 @@ class NIAHProbe:
         *,
         sequence: int,
         last_step: int,
-        text: NDArray[np.uint8] | None = None,
+        text: Tokens | None = None,
     ) -> None:
         self.config, self.needles, self.sequence, self.last_step, self.text = config, needles, sequence, last_step, text
 

@@ -37,7 +37,6 @@ from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Subject
 
 LEVEL = "recall"
-TOKENS_AT_ONCE = 16_384  # of one forward pass
 CONTROL_MARGIN = 0.05  # of the control above chance
 CAUSALITY_TOLERANCE = 1e-3  # of the largest logit; round-off stays below 1e-5
 CAUSALITY_ROWS = 2
@@ -197,13 +196,13 @@ def span(questions: Questions, counted: NDArray[np.bool_], shard: int | None) ->
 def answer(
     model: AtlasModel, questions: Questions, counted: NDArray[np.bool_], mode: MemoryMode, *, guess: bool = False
 ) -> Answers:
-    """The model's answers to the questions that count, in forward passes of at most `TOKENS_AT_ONCE` tokens.
+    """The model's answers to the questions that count, in forward passes of at most `tokens_at_once` tokens.
 
     `guess`: the likeliest of the question's candidates is taken, not of the whole vocabulary.
     """
     device = model.embedding.weight.device
     candidates = torch.from_numpy(questions.candidates).to(device)
-    rows = max(1, TOKENS_AT_ONCE // questions.length)
+    rows = max(1, model.tokens_at_once // questions.length)
     right, likelihood = [], []
     for first in range(0, len(questions.inputs), rows):
         part = slice(first, first + rows)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atlas.config import NIAHConfig
 from atlas.data.haystack import build_haystacks
-from atlas.data.needles import NeedleFormat
+from atlas.data.needles import NeedleFormat, Tokens
 from atlas.data.sampler import Stream, generator
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan
@@ -29,7 +28,7 @@ class Subject:
     step: int
     needles: NeedleFormat
     trained_length: int  # tokens
-    text: NDArray[np.uint8] | None  # of text haystacks; None: the key levels see RULER's noise sentences instead
+    text: Tokens | None  # of text haystacks; None: the key levels see RULER's noise sentences instead
     every_task: bool  # False: only the cells that are judged
 
     def rng(self, place: int) -> np.random.Generator:
@@ -43,7 +42,7 @@ class Subject:
         text, name = self.text, "text"
         if text is None or len(text) < length:
             name = "noise"
-            text = build_haystacks(rng, 1, length + TEXT_ROWS, {"noise": 1.0}, None)[0]
+            text = build_haystacks(rng, 1, length + TEXT_ROWS, {"noise": 1.0}, None, self.needles.symbols)[0]
         device = self.model.embedding.weight.device
         return seen_tokens(self.model, text_rows(rng, text, TEXT_ROWS, length, device)), name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,21 @@ def build_model(config: RunConfig) -> AtlasModel:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return AtlasModel(config.model, config.chunk_size, VOCABULARY)
+            return AtlasModel(config.model, config.chunk_size, config.model.vocabulary)
     finally:
         torch.set_default_dtype(before)
+
+
+def with_vocabulary(config: RunConfig, data: DataSource) -> RunConfig:
+    """The configuration with a model of the data's vocabulary; a larger one that is asked for stays.
+
+    Raises `ConfigError` for a smaller one.
+    """
+    wanted, needed = config.model.vocabulary, data.vocabulary
+    if wanted == VOCABULARY and needed != VOCABULARY:
+        return replace(config, model=replace(config.model, vocabulary=needed))
+    require(wanted >= needed, "model.vocabulary", wanted, f">= {needed}, the vocabulary of the data")
+    return config
 
 
 def build_data(config: RunConfig) -> DataSource:
@@ -118,9 +131,13 @@ def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
     text = None
     if config.niah.enabled and reads_text(config.niah):
         text = (data.corpus or stdlib_corpus(PROBE_VALIDATION_SHARE)).validation
+    needles = data.needles
+    if needles is None:
+        own = data.corpus if data.vocabulary != VOCABULARY else None
+        needles = replace(UNTRAINED_NEEDLES, symbols=own.symbols) if own else UNTRAINED_NEEDLES
     return NIAHProbe(
         config.niah,
-        data.needles or UNTRAINED_NEEDLES,
+        needles,
         sequence=config.train.sequence,
         last_step=config.train.steps,
         text=text,

@@ -10,9 +10,13 @@ from typing import Any
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.atomic import write_atomically
+from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import read_json
 from atlas.data.corpus import Corpus
 from atlas.data.files import absolute
+from atlas.data.store_corpus import StoreCorpus
+from atlas.data.store_format import TOKENIZER_FILE
+from atlas.data.tokenizer import LibraryTokenizer
 
 DATA_FILE = "data.json"  # digest -> source and files with their hashes, for each text that the run has seen
 
@@ -20,11 +24,14 @@ MOST_RECORD_BYTES = 2**28
 
 
 def rooted(config: RunConfig) -> RunConfig:
-    """The configuration with paths of text from the root on, so that the run goes on from any folder."""
-    paths = config.data.get("paths")
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        return config
-    return replace(config, data={**config.data, "paths": [str(absolute(path)) for path in paths]})
+    """The configuration with absolute paths of its text, so that the run can be continued from any folder."""
+    data = dict(config.data)
+    paths, path = data.get("paths"), data.get("path")
+    if isinstance(paths, list) and all(isinstance(one, str) for one in paths):
+        data["paths"] = [str(absolute(one)) for one in paths]
+    if isinstance(path, str) and path:
+        data["path"] = str(absolute(path))
+    return replace(config, data=data)
 
 
 def record_data(folder: Path, corpus: Corpus) -> None:
@@ -34,6 +41,17 @@ def record_data(folder: Path, corpus: Corpus) -> None:
         return
     known[corpus.digest] = {"source": corpus.source, "files": dict(corpus.contents)}
     write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
+    if corpus.tokenizer is not None:
+        write_atomically(folder / TOKENIZER_FILE, corpus.tokenizer.read_bytes())
+
+
+def tokenizer_of_run(path: str) -> LibraryTokenizer | None:
+    """The tokenizer of the run at `path`, or of the run of the checkpoint there; None where its tokens are bytes."""
+    folder = expanded(path)
+    found = [
+        one / TOKENIZER_FILE for one in (folder, *folder.resolve().parents[:2]) if (one / TOKENIZER_FILE).is_file()
+    ]
+    return LibraryTokenizer(found[0], None, "RUN") if found else None
 
 
 def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:
@@ -50,7 +68,8 @@ def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, fol
     difference = _difference(_read(folder).get(str(digest)), corpus)
     if accepted:
         return [f"goes on with another text (accept_changed_data=true): {difference}"]
-    moved = "; data.paths=[...] names the place that it was moved to" if corpus.paths else ""
+    key = "data.path=DIR" if isinstance(corpus, StoreCorpus) else "data.paths=[...]"
+    moved = f"; {key} names the place that it was moved to" if corpus.paths else ""
     raise ConfigError(
         f"resume={folder}: must find the text that the run was trained on; {difference}"
         f" (accept_changed_data=true goes on with the text as it is now{moved})"

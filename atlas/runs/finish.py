@@ -57,6 +57,8 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
 def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
     summary.loss, summary.perplexity, summary.recall_loss = last.loss, last.perplexity, last.recall
     summary.validation_loss = trainer.validation[1] if trainer.validation else None
+    if summary.validation_loss is not None:
+        summary.validation_bits_per_byte = summary.validation_loss / log(2) / summary.bytes_per_token
     if trainer.gates is not None:
         summary.gate_mean, summary.gate_std, summary.gate_polarised = trainer.gates
 
@@ -135,10 +137,11 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
     rows = [
         ("reason", summary.reason or None),
         ("steps", f"{summary.step} of {summary.steps}, {summary.tokens:,} tokens, {summary.rollbacks} rollbacks"),
-        ("loss", _nats(summary.loss)),
-        ("recall loss", _nats(summary.recall_loss, "nats/answer byte")),
-        ("validation loss", _nats(summary.validation_loss)),
-        ("bigram baseline", _nats(summary.baseline_loss)),
+        ("loss", _nats(summary, summary.loss)),
+        ("recall loss", _nats(summary, summary.recall_loss, "answer ")),
+        ("validation loss", _nats(summary, summary.validation_loss)),
+        ("bits per byte", _bits_per_byte(summary)),
+        ("bigram baseline", _nats(summary, summary.baseline_loss)),
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
         ("reset shock", _reset_shock(summary.calibration)),
@@ -149,10 +152,18 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value is not None]
 
 
-def _nats(loss: float | None, unit: str = "nats/byte") -> str | None:
+def _nats(summary: RunSummary, loss: float | None, of: str = "") -> str | None:
     if loss is None or not isfinite(loss):
         return None
-    return f"{loss:.4f} {unit}, {loss / log(2):.3f} bits, perplexity {exp(min(loss, 80)):.2f}"
+    token = "byte" if summary.bytes_per_token == 1.0 else "token"
+    return f"{loss:.4f} nats/{of}{token}, {loss / log(2):.3f} bits, perplexity {exp(min(loss, 80)):.2f}"
+
+
+def _bits_per_byte(summary: RunSummary) -> str | None:
+    """Of the validation text; where a token is a byte, the line before says it."""
+    if summary.validation_bits_per_byte is None or summary.bytes_per_token == 1.0:
+        return None
+    return f"{summary.validation_bits_per_byte:.3f} of the validation text, {summary.bytes_per_token:.2f} bytes/token"
 
 
 def _gates(summary: RunSummary) -> str | None:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.keys import flat
+from atlas.data.source import DataSource
 from atlas.kernels import gpu
 from atlas.kernels.library import description, missing
 from atlas.parallel.agreement import require_same_settings, require_same_weights
@@ -31,6 +32,7 @@ from atlas.runs.build import (
     build_telemetry,
     prepare_device,
     refuse_a_larger_model,
+    with_vocabulary,
 )
 from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
@@ -74,7 +76,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             closing.enter_context(log_file(folder, log_name(ranks.rank)))
             keep_freed_memory()
             config = rooted(config)
-            trainer = _build(config, folder, ranks)
+            data = build_data(config)
+            config = with_vocabulary(config, data)
+            trainer = _build(config, data, folder, ranks)
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
         _agree(config, folder, state, ranks)
         closing.callback(trainer.checkpoints.close)
@@ -100,6 +104,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         if not ranks.first:
             log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
         with ExitStack() as signals, _recorded(summary, trainer, peak):
+            summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
             telemetry.open(_run_info(config, folder, state, job))
             what = trainer.data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
@@ -123,7 +128,7 @@ def _missing_kernels(device: torch.device) -> list[str]:
     return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
 
 
-def _build(config: RunConfig, folder: Path, ranks: Ranks) -> Trainer:
+def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> Trainer:
     """The trainer at step 0; every rank makes its own."""
     micro_batches = lcm(config.train.accumulate, ranks.world)
     allowed = f"a multiple of {micro_batches} (least common multiple of train.accumulate={config.train.accumulate} and"
@@ -147,7 +152,6 @@ def _build(config: RunConfig, folder: Path, ranks: Ranks) -> Trainer:
     state.average = WeightAverage(model, config.train.ema) if config.train.ema else None
     state.early_stop = EarlyStop(config.train.patience) if config.train.patience else None
     step = TrainStep(config.train, device, precision, ranks)
-    data = build_data(config)
     by_rows = ranks.world == 1 or "rows" in signature(data.batch).parameters
     require(by_rows, "data._target_", config.data["_target_"], "a source with batch(step, rows), for several processes")
     state.data = data.corpus.digest if data.corpus else ""

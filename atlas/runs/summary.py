@@ -51,6 +51,8 @@ class RunSummary:
     recall_loss: float | None = None
     validation_loss: float | None = None
     baseline_loss: float | None = None
+    bytes_per_token: float = 1.0  # of the validation text: nats per byte are nats per token divided by it
+    validation_bits_per_byte: float | None = None
     gate_mean: float | None = None
     gate_std: float | None = None
     gate_polarised: float | None = None

@@ -12,7 +12,7 @@ from torch import nn
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
-from atlas.training.losses import language_loss
+from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
 
 
@@ -51,4 +51,5 @@ class Evaluator:
 
     def _loss(self, model: AtlasModel, batch: Batch) -> float:
         with evaluating(model), self.step.autocast():
-            return language_loss(model(batch.inputs).logits, batch).total.item()
+            losses = model.losses(model.read(batch.inputs).hidden, batch.targets)
+            return mean_losses(losses, batch).total.item()

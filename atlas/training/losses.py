@@ -25,12 +25,19 @@ class LanguageLoss(NamedTuple):
 
 
 def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
-    """logits [B, T, vocabulary] -> mean losses, of text and of recall separately: answers are few, bytes are many.
+    """logits [B, T, vocabulary] -> mean losses, see `mean_losses`."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+    return mean_losses(losses.view_as(batch.weights), batch)
+
+
+def mean_losses(losses: Tensor, batch: Batch) -> LanguageLoss:
+    """Losses [B, T] of the targets -> mean losses.
+
+    Text and recall are averaged separately: there are few answers and much text.
 
     A row without a weighted target, such as a recall sequence too short for a question, adds nothing.
     """
-    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
-    weighted = losses.view_as(batch.weights) * batch.weights
+    weighted = losses * batch.weights
     share = batch.recall.float().mean().item()
     text, recall = (_mean(weighted, batch.weights, rows) for rows in (~batch.recall, batch.recall))
     if not batch.recall.any():

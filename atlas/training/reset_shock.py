@@ -19,8 +19,6 @@ from torch.nn import functional as F
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan
 
-TOKENS_AT_ONCE = 16_384  # per forward pass
-
 
 @dataclass(frozen=True)
 class ResetShock:
@@ -51,7 +49,7 @@ def reset_shock(model: AtlasModel, rows: Tensor, horizon: int) -> ResetShock:
 def _loss_after(model: AtlasModel, rows: Tensor, plan: ChunkPlan, horizon: int) -> float:
     """Mean loss of the last `horizon` targets."""
     losses = []
-    for part in rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])):
+    for part in rows.split(max(1, model.tokens_at_once // rows.shape[1])):
         logits = model(part[:, :-1], plan=plan).logits[:, -horizon:]  # [B, n, vocabulary]
         losses.append(F.cross_entropy(logits.float().flatten(0, 1), part[:, -horizon:].flatten(), reduction="none"))
     return torch.cat(losses).double().mean().item()

@@ -6,23 +6,24 @@ Legend: B sequences, T tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import groupby, islice
 from math import exp, isfinite, lcm, nan
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atlas.config import TrainConfig
 from atlas.data.batch import Batch, Totals
-from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
+from atlas.models.language_model import AtlasModel, ModelState
 from atlas.parallel.ranks import ALONE, Ranks
-from atlas.training.losses import LanguageLoss, gate_polarisation, language_loss, polarisation_weight
+from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, polarisation_weight
 from atlas.training.state import TrainState
 from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
+Output = TypeVar("Output")
 PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 
 
@@ -96,16 +97,18 @@ class MicroStep(nn.Module):
     ) -> Micro:
         """`on_cpu`: the same as `micro`. `weight`: of the polarisation of the gates, a mean over `micro_batches`."""
         with self._autocast:
-            outputs = run_rows(self.model, micro.inputs, before)
-        logits = join([output.logits for output in outputs])
+            outputs = run_rows(self.model.read, micro.inputs, before)
+            targets = micro.targets.split([len(output.hidden) for output in outputs])
+            read = zip(outputs, targets, strict=True)
+            losses = join([self.model.losses(output.hidden, wanted) for output, wanted in read])
         gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-        part = share_of_batch(language_loss(logits, micro), on_cpu, whole)
+        part = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
         total, penalty = part.total, torch.zeros_like(part.total)
         if gates and weight:
             penalty = weight * gate_polarisation(gates) / micro_batches
             total = total + penalty
         if not total.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
-            total = total + 0 * logits.sum()
+            total = total + 0 * losses.sum()
         numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
         return Micro(total, numbers, [g.detach() for g in gates], [output.state.detach() for output in outputs])
 
@@ -220,8 +223,10 @@ def restart_rows(carried: Sequence[ModelState], fresh: Tensor) -> list[ModelStat
     return [None if restarts else row for row, restarts in zip(rows, fresh.tolist(), strict=True)]
 
 
-def run_rows(model: AtlasModel, tokens: Tensor, before: Sequence[ModelState | None]) -> list[ModelOutput]:
-    """Run the model on tokens [B, T] whose rows are at different positions of their sequences -> outputs in row order.
+def run_rows(
+    model: Callable[[Tensor, ModelState | None], Output], tokens: Tensor, before: Sequence[ModelState | None]
+) -> list[Output]:
+    """Run the model, or its `read`, on tokens [B, T] whose rows are at different positions -> outputs in row order.
 
     Neighbouring rows at the same position are run together. A row without a state is a new sequence.
     """

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from atlas.config import CalibrationConfig, require
+from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Stream, generator
 from atlas.data.source import DataSource
 from atlas.models.block import AtlasMAGBlock
@@ -28,7 +28,7 @@ from atlas.models.memory import AtlasMemory, InitialWeights
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights
 from atlas.training.evaluation import evaluating
-from atlas.training.reset_shock import TOKENS_AT_ONCE, reset_shock
+from atlas.training.reset_shock import reset_shock
 from atlas.training.step import TrainStep
 
 
@@ -105,7 +105,7 @@ def mean_carried_weights(model: AtlasModel, rows: Tensor) -> list[FastWeights]:
     """Mean weights [H, ...] of every local memory of every layer, over token rows [R, T] read without resets."""
     sums: list[FastWeights] = []
     boundaries = 0
-    for part in rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])):
+    for part in rows.split(max(1, model.tokens_at_once // rows.shape[1])):
         for weights in _carried_weights(model, part):
             totals = [FastWeights(*(matrix.double().sum(0) for matrix in one)) for one in weights]
             sums = [FastWeights(*map(torch.add, *pair)) for pair in zip(sums, totals, strict=True)] if sums else totals
@@ -119,7 +119,7 @@ def _carried_weights(model: AtlasModel, rows: Tensor) -> Iterator[list[FastWeigh
     shard = min(model.plan.shard or rows.shape[1], rows.shape[1])
     state = None
     for first in range(0, rows.shape[1] - shard + 1, shard):
-        state = model(rows[:, first : first + shard], state, plan=plan).state
+        state = model.read(rows[:, first : first + shard], state, plan=plan).state
         memories = zip(_memories(model), (block.memory for block in state.blocks if block.memory), strict=True)
         yield [
             FastWeights(*(matrix.unflatten(0, (rows.shape[0], -1)) for matrix in written(memory.rule, scan)))
@@ -147,7 +147,7 @@ def _set_initial_weights(model: AtlasModel, weights: Iterable[FastWeights]) -> N
         init.up.copy_(start.up)
 
 
-def _stretches(rng: np.random.Generator, text: NDArray[np.uint8], count: int, length: int) -> Tensor:
+def _stretches(rng: np.random.Generator, text: Tokens, count: int, length: int) -> Tensor:
     """[count, length] tokens from random places of a text that has at least `length`."""
     starts = rng.integers(0, len(text) - length + 1, (count, 1), dtype=np.int64)
     return torch.from_numpy(text[starts + np.arange(length)].astype(np.int64))

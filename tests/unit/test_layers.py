@@ -16,6 +16,7 @@ COMMANDS = {
     "export",
     "evaluate",
     "harness",
+    "prepare",
 }  # nothing else stands at the package root
 # A package may import from lower layers and from itself, never from another one of its layer.
 LAYERS = (
@@ -23,10 +24,10 @@ LAYERS = (
     ("kernels", "parallel"),
     ("ops",),
     ("models", "data", "telemetry", "checkpoint"),
-    ("probes", "training", "report", "pretrained"),
+    ("probes", "training", "report", "pretrained", "preparation"),
     ("runs",),
     ("sweeps",),
-    ("train", "niah", "generate", "export", "evaluate", "harness"),
+    ("train", "niah", "generate", "export", "evaluate", "harness", "prepare"),
     ("__init__",),
 )
 LAYER_OF = {name: index for index, names in enumerate(LAYERS) for name in names}

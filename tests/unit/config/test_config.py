@@ -64,7 +64,7 @@ def test_options_of_the_groups_that_scripts_rely_on() -> None:
     assert {"default", "observe", "off"} <= set(options("rollback"))
     assert options("device") == ["auto", "cpu", "cuda"]
     assert {"tiny", "small", "atlas_60m", "attention_only", "transformer"} <= set(options("model"))
-    assert options("data") == ["mixed", "recall", "stdlib", "text"]
+    assert options("data") == ["mixed", "mixed_tokens", "recall", "stdlib", "text", "tokens"]
 
 
 def test_the_baseline_is_one_memory_in_sequence_whatever_the_context() -> None:
@@ -146,7 +146,7 @@ def test_a_bad_value_is_refused(overrides: str, message: str) -> None:
         ("niah.evry=5", "niah.evry=5: must be a key that exists (--cfg job lists them); did you mean niah.every?"),
         ("nihh.every=5", "nihh.every=5: must be a key that exists (--cfg job lists them); did you mean niah.every?"),
         ("chunk_sise=c8", "chunk_sise=c8: must be a key that exists (--cfg job lists them); did you mean chunk_size?"),
-        ("data.pathz=x", "data.pathz=x: must be a key that exists (--cfg job lists them); did you mean data.paths?"),
+        ("data.pathz=x", "data.pathz=x: must be a key that exists (--cfg job lists them); did you mean data.path?"),
         ("hydra.run.dri=x", "hydra.run.dri=x: must be a key that exists (--cfg hydra lists them)"),
         ("+niah.new=1", "niah.new=1: must be a key that exists"),
         ("++train.gate.new=1", "train.gate.new=1: must be a key that exists"),

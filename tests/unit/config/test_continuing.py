@@ -18,7 +18,7 @@ README = Path(atlas.__file__).parents[1] / "README.md"
 def test_every_key_has_one_rule() -> None:
     names = [key for rule in CHANGE_RULES for key in rule.keys]
     assert len(names) == len(set(names))
-    keys = list(flat(asdict(atlas.compose(["data=mixed"]))))
+    keys = [key for option in ("mixed", "tokens") for key in flat(asdict(atlas.compose([f"data={option}"])))]
     assert [change_rule(key) for key in keys]
     unused = [name for name in names if not any(key == name or key.startswith(f"{name}.") for key in keys)]
     assert unused == []

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from atlas.data.needles import KEY_ALPHABET, MARKER, VALUE_ALPHABET, NeedleFormat, distinct, write_needles
+from atlas.data.needles import NeedleFormat, distinct, write_needles
+from atlas.data.symbols import KEY_ALPHABET, MARKER, VALUE_ALPHABET
 
 HAY = np.frombuffer(b"abcdefghijklmnopqrst", dtype=np.uint8)
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from atlas.config import ConfigError
 from atlas.data.layout import depth_layout
-from atlas.data.needles import MARKER, RecallSequences
+from atlas.data.needles import RecallSequences
 from atlas.data.recall import RecallData, RecallTask
+from atlas.data.symbols import MARKER
 
 TASK = RecallTask(
     pairs=8,

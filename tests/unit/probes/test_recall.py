@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, NIAHConfig
-from atlas.data.needles import KEY_ALPHABET, MARKER, VALUE_ALPHABET, NeedleFormat
+from atlas.data.needles import NeedleFormat
+from atlas.data.symbols import KEY_ALPHABET, MARKER, VALUE_ALPHABET
 from atlas.models.language_model import AtlasModel, ModelOutput
 from atlas.models.plan import MemoryMode
 from atlas.niah import table
@@ -182,7 +183,7 @@ def test_a_text_that_is_too_short_is_not_measured_and_the_rest_is() -> None:
     assert [(cell.task, cell.accuracy, cell.reason) for cell in result.cells] == [
         ("multi_key", 1.0, ""),
         ("single", 1.0, ""),
-        ("text", None, "no text of more than 2560 bytes"),
+        ("text", None, "no text of more than 2560 tokens"),
     ]
 
 
@@ -204,7 +205,10 @@ def test_true_chance_of_mqar_and_ruler_is_printed() -> None:
     lines = table([result])
     assert [line.split()[-4:-2] for line in lines if " ruler " in line and "512" in line] == [["100.0%", "1.1e-07"]]
     assert any(line.startswith("  ruler: RULER's niah_single_2, but: a token is a byte; ") for line in lines)
-    assert any(line.startswith("  mqar: zoology's MQAR, but: 256 token ids for 8,192; ") for line in lines)
+    assert any(
+        line.startswith("  mqar: zoology's MQAR, but: all ids of the model, 256 with bytes, for 8,192; ")
+        for line in lines
+    )
 
 
 class LastValue(Scripted):

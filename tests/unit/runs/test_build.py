@@ -12,9 +12,17 @@ import atlas
 from atlas.config import ConfigError
 from atlas.config.composition import options
 from atlas.config.rules import Rule
+from atlas.prepare import main as prepare
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry
 
-CLASSES = {"mixed": "MixedData", "recall": "RecallData", "stdlib": "StdlibData", "text": "TextData"}
+CLASSES = {
+    "mixed": "MixedData",
+    "recall": "RecallData",
+    "stdlib": "StdlibData",
+    "text": "TextData",
+    "tokens": "TokenData",
+    "mixed_tokens": "MixedTokenData",
+}
 
 
 def parameters(overrides: Sequence[str]) -> int:
@@ -44,6 +52,10 @@ def test_sizes_of_the_models() -> None:
 def test_every_data_option_gives_batches_of_the_configured_shape(option: str, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("In the beginning there was text. " * 1000)
     paths = [f'data.paths=["{tmp_path}/*.txt"]'] if option == "text" else []
+    if "tokens" in option:
+        (tmp_path / "words.txt").write_text("".join(f"the word is {number}. " for number in range(1000)))
+        assert prepare([f"{tmp_path}/words.txt", "separator=. ", f"out={tmp_path}/store", "validation_share=0.3"]) == 0
+        paths = [f"data.path={tmp_path}/store"]
     config = atlas.compose([f"data={option}", *paths, "train.batch_size=3"])
     data = build_data(config)
     assert type(data).__name__ == CLASSES[option]

@@ -1,0 +1,95 @@
+"""The ids that needles and haystacks are made of, in the vocabulary of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARKER = 1  # the byte 0x01 opens every event; text does not contain it
+KEY_ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", dtype=np.uint8)
+VALUE_ALPHABET = np.frombuffer(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", dtype=np.uint8)
+NOISE = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "  # RULER single_1
+PRINTABLE = (32, 127)  # the bytes of a random haystack
+BYTES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Symbols:
+    """Ids in [0, `vocabulary`). With bytes an id is its byte; a token store brings those of its tokenizer."""
+
+    vocabulary: int
+    marker: int  # opens every event
+    keys: NDArray[np.unsignedinteger[Any]]  # 52: a symbol of a key
+    values: NDArray[np.unsignedinteger[Any]]  # 62: a symbol of a value
+    noise: NDArray[np.unsignedinteger[Any]]  # RULER's sentences
+    random: NDArray[np.unsignedinteger[Any]]  # the ids of a random haystack
+    blank: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.keys.dtype
+
+    def record(self) -> dict[str, Any]:
+        """As plain data, for a store's record."""
+        found = asdict(self)
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found.items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Symbols:
+        """Raises KeyError, TypeError or ValueError for what `record` does not give."""
+        vocabulary = int(record["vocabulary"])
+        arrays = {name: np.array(record[name], dtype=np.uint32) for name in ("keys", "values", "noise", "random")}
+        sizes = {"keys": len(KEY_ALPHABET), "values": len(VALUE_ALPHABET)}
+        for name, ids in arrays.items():
+            if ids.ndim != 1 or len(ids) != sizes.get(name, max(len(ids), 1)) or ids.max() >= vocabulary:
+                raise ValueError(f"symbols {name}")
+        for name in ("keys", "values"):
+            if len(set(arrays[name].tolist())) < len(arrays[name]):
+                raise ValueError(f"symbols {name}")
+        single = {name: int(record[name]) for name in ("marker", "blank")}
+        if not all(0 <= one < vocabulary for one in single.values()):
+            raise ValueError("symbols marker, blank")
+        return cls(vocabulary, single["marker"], blank=single["blank"], **arrays)
+
+
+BYTE_SYMBOLS = Symbols(
+    vocabulary=BYTES,
+    marker=MARKER,
+    keys=KEY_ALPHABET,
+    values=VALUE_ALPHABET,
+    noise=np.frombuffer(NOISE, dtype=np.uint8),
+    random=np.arange(*PRINTABLE, dtype=np.uint8),
+    blank=ord(" "),
+)
+
+
+def choose_symbols(
+    single: Mapping[str, int], noise: Sequence[int], ordinary: Sequence[int], vocabulary: int
+) -> Symbols:
+    """The ids of the characters that bytes would use, where they are ids of their own; else other ordinary ids.
+
+    `single`: the id of each character that is one token; `noise`: those of RULER's sentences; `ordinary`: all ids that
+    stand for text, of which the highest, the rarest, are taken first.
+    """
+    characters = [chr(MARKER), *map(chr, VALUE_ALPHABET)]
+    chosen: dict[str, int] = {}
+    for one in characters:
+        if one in single and single[one] not in chosen.values():
+            chosen[one] = single[one]
+    spare = (one for one in sorted(ordinary, reverse=True) if one not in {*chosen.values(), *noise})
+    for one in characters:
+        if one not in chosen:
+            chosen[one] = next(spare)
+    printable = sorted({single[one] for one in map(chr, range(*PRINTABLE)) if one in single} - {chosen[chr(MARKER)]})
+    arrays = {
+        "keys": [chosen[chr(one)] for one in KEY_ALPHABET],
+        "values": [chosen[chr(one)] for one in VALUE_ALPHABET],
+        "noise": noise,
+        "random": printable or sorted(set(chosen.values()) - {chosen[chr(MARKER)]}),
+    }
+    ids = {name: np.array(value, dtype=np.uint32) for name, value in arrays.items()}
+    return Symbols(vocabulary, chosen[chr(MARKER)], blank=single.get(" ", noise[0]), **ids)

@@ -1,0 +1,185 @@
+"""The folder of unfinished work, DIR.partial: what was asked for, the finished units, and the store as far as it is.
+
+plan.json               settings, tokenizer, sources with size and time, and the size of a unit
+tokenizer.json          the tokenizer in use
+units/00000.json        a finished unit, with 00000.hashes and, until the store has taken it, 00000.part
+store/                  what becomes DIR
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.config import ConfigError
+from atlas.config.atomic import write_atomically
+from atlas.config.untrusted import read_json
+from atlas.data.store_format import DTYPES, ENDS, SPLITS, files_of
+from atlas.preparation.sources import Source
+from atlas.preparation.worker import UnitRecord, read_unit
+
+PLAN_FILE = "plan.json"
+MOST_PLAN_BYTES = 1 << 30
+
+
+@dataclass
+class Work:
+    """The folder at `root`, and the finished units in it by number. The first `taken` ones are in the store's files."""
+
+    root: Path
+    unit_bytes: int
+    dtype: str
+    done: dict[int, UnitRecord]
+    taken: int = 0
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def units(self) -> Path:
+        return self.root / "units"
+
+    @property
+    def contiguous(self) -> int:
+        """How many units from the first on are finished."""
+        count = 0
+        while count in self.done:
+            count += 1
+        return count
+
+    def part(self, index: int) -> Path:
+        return self.units / f"{index:05d}.part"
+
+    def total(self, split: str, what: str) -> int:
+        """`tokens`, `documents` or `bytes` of the units that the store has taken."""
+        return sum(getattr(self.done[index].parts[split], what) for index in range(self.taken))
+
+    def take(self) -> None:
+        """Append the finished units to the store's files, in their order, and remove their parts.
+
+        A kill between the two leaves files that are too long, see `open_work`.
+        """
+        while self.taken in self.done:
+            path, record = self.part(self.taken), self.done[self.taken]
+            with path.open("rb") as part:
+                for split in SPLITS:
+                    count = record.parts[split]
+                    tokens, ends = (self.store / name for name in files_of(split))
+                    _append(tokens, part.read(count.tokens * DTYPES[self.dtype].itemsize))
+                    last = np.frombuffer(part.read(count.documents * ENDS.itemsize), dtype=ENDS)
+                    before = self.total(split, "tokens")
+                    _append(ends, (last + before).astype(ENDS).tobytes())
+            path.unlink()
+            self.taken += 1
+
+    def cut(self) -> bool:
+        """Cut the store's files to the units that they have taken. False where they are shorter than that."""
+        for split in SPLITS:
+            sizes = (DTYPES[self.dtype].itemsize, ENDS.itemsize)
+            for name, what, size in zip(files_of(split), ("tokens", "documents"), sizes, strict=True):
+                path, length = self.store / name, self.total(split, what) * size
+                path.touch()
+                if path.stat().st_size < length:
+                    return False
+                os.truncate(path, length)
+        return True
+
+
+def _append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def work_folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def open_work(root: Path, asked: Mapping[str, Any], sources: Sequence[Source], unit_bytes: int, dtype: str) -> Work:
+    """The work in `root`, with what an earlier start has finished of it.
+
+    A source that changed, came or went makes the units from it on unfinished. Raises `ConfigError` where the folder
+    holds work with other settings.
+    """
+    before = read_plan(root)
+    listed = [list(astuple(source)) for source in sources]
+    work = Work(root, unit_bytes, dtype, {})
+    for folder in (work.store, work.units):
+        folder.mkdir(parents=True, exist_ok=True)
+    if before is not None:
+        work.unit_bytes = before["unit_bytes"]
+        work.done = _finished(work, _equal_sources(before["sources"], listed))
+        while work.taken in work.done and not work.part(work.taken).exists():
+            work.taken += 1
+    if not work.cut():
+        work.done, work.taken = {}, 0
+        work.cut()
+    _remove_others(work)
+    plan = {"asked": dict(asked), "unit_bytes": work.unit_bytes, "sources": listed}
+    write_atomically(root / PLAN_FILE, json.dumps(plan, indent=0), durable=True)
+    return work
+
+
+def read_plan(root: Path) -> dict[str, Any] | None:
+    """What the unfinished work in `root` began with. Raises `ConfigError`."""
+    path = root / PLAN_FILE
+    try:
+        found = read_json(path, MOST_PLAN_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"out: {path} must be readable, or {path.parent} removed ({error})") from error
+    return found if isinstance(found, dict) else None
+
+
+def require_same(root: Path, asked: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where the unfinished work in `root` began with other settings."""
+    before = read_plan(root)
+    if before is None:
+        return
+    known = before.get("asked", {})
+    for key, value in asked.items():
+        if known.get(key) != value:
+            allowed = f"{known.get(key)}, with which the unfinished work in {root} began; or remove that folder"
+            raise ConfigError(f"{key}={value}: must be {allowed}")
+
+
+def _equal_sources(before: Sequence[Any], now: Sequence[Any]) -> int | None:
+    """How many sources from the first on are what they were; None where all are."""
+    if list(before) == list(now):
+        return None
+    pairs = zip(before, now, strict=False)
+    return next((index for index, (old, new) in enumerate(pairs) if old != new), min(len(before), len(now)))
+
+
+def _finished(work: Work, equal: int | None) -> dict[int, UnitRecord]:
+    """The finished units, without those that reach into a source that changed."""
+    done = {}
+    for path in work.units.glob("*.json"):
+        try:
+            record = read_unit(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if equal is None or record.end[0] < equal - 1:
+            done[record.index] = record
+    return done
+
+
+def _remove_others(work: Work) -> None:
+    """Remove what does not belong to a finished unit."""
+    for path in work.units.iterdir():
+        if not path.stem.isdigit() or int(path.stem) not in work.done:
+            path.unlink()
+
+
+def remove_work(root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""From text to a trained model on a token store: its vocabulary everywhere, exact resume, a continuation in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import atlas
+from atlas.config import ConfigError
+from atlas.generate import main as generate
+from atlas.niah import main as niah
+from atlas.prepare import main as prepare
+from atlas.runs.resume import resumed_config
+from tests.integration.small_runs import JOB
+
+NEEDLES = ["pairs=2", "queries=2", "sparse_pairs=1", "sparse_queries=1", "distance_min=16"]
+MIXED = ["data=mixed_tokens", *(f"data.recall.{setting}" for setting in NEEDLES)]
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Path:
+    pytest.importorskip("tokenizers")
+    rng = np.random.default_rng(0)
+    words = ["".join(map(chr, rng.integers(97, 123, 5))) for _ in range(50)]
+    lines = [" ".join(rng.choice(words, 30)) for _ in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    for name, tokenizer in (("pieces", "train:300"), ("bytes", "bytes")):
+        command = [f"{tmp_path}/a.jsonl", f"out={tmp_path}/{name}", f"tokenizer={tokenizer}", "workers=1"]
+        assert prepare([*command, "validation_share=0.3"]) == 0
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_run_on_a_store_from_start_to_words(
+    stores: Path, interrupting: Any, left: Any, same_state: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = left(stores / "whole"), left(stores / "cut")
+    settings = [*JOB, *MIXED, f"data.path={stores}/pieces"]
+    finished = atlas.train(atlas.compose(settings), whole.folder)
+    assert finished.bytes_per_token == pytest.approx(15036 / 11130)
+    assert finished.validation_bits_per_byte == pytest.approx(
+        finished.validation_loss / log(2) / finished.bytes_per_token
+    )
+    model, config = atlas.load(whole.folder)
+    assert (model.embedding.num_embeddings, config.model.vocabulary) == (300, 300)
+
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train(replace(atlas.compose(settings), logger=interrupting(at=3)), cut.folder)
+    (stores / "pieces").rename(stores / "moved")
+    overrides = [f"resume={cut.folder}", "trust=[interrupting]", f"data.path={stores}/moved"]
+    atlas.train(replace(resumed_config(atlas.compose(overrides), overrides, cut.folder), logger={}))
+    assert same_state(cut.state, whole.state)
+
+    shutil.rmtree(stores / "moved")  # generating needs the run folder only
+    capsys.readouterr()
+    assert generate([str(whole.folder), "prompt=abc", "tokens=20", "device=cpu"]) == 0
+    assert len(capsys.readouterr().out) > 1
+
+
+@pytest.mark.slow
+def test_another_vocabulary_is_refused_and_probes_ask_in_the_stores_ids(
+    stores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(atlas.train(atlas.compose([*JOB, *MIXED, f"data.path={stores}/bytes"]), stores / "run").folder)
+    assert atlas.load(run)[1].model.vocabulary == 257
+    with pytest.raises(ConfigError, match=r"init_from=.*model\.vocabulary=257, not 300"):
+        atlas.train(atlas.compose([*JOB, *MIXED, f"data.path={stores}/pieces", f"init_from={run}"]), stores / "other")
+    settings = [*JOB, *MIXED, f"data.path={stores}/pieces", "model.vocabulary=290"]
+    with pytest.raises(ConfigError) as refusal:
+        atlas.train(atlas.compose(settings), stores / "small")
+    assert str(refusal.value) == "model.vocabulary=290: must be >= 300, the vocabulary of the data"
+    capsys.readouterr()
+    assert (
+        niah(
+            [
+                str(run),
+                "niah.samples=4",
+                "niah.length_factors=[2]",
+                "niah.levels=[recall]",
+                "niah=thorough",
+                "device=cpu",
+            ]
+        )
+        == 1
+    )
+    shown = capsys.readouterr().out
+    assert "RULER's prompt is made of bytes" in shown
+    cells = {cell["task"]: cell for cell in json.loads((run / "niah.json").read_text())["results"][0]["cells"]}
+    assert cells["mqar"]["chance"] == pytest.approx(1 / (257 - 128))
+    assert cells["multi_key"]["chance"] == pytest.approx(1 / 16)

@@ -1,0 +1,166 @@
+"""Batches from a token store, and recall in its ids."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas.config import ConfigError
+from atlas.data.bigram import SparseBigram
+from atlas.data.recall import RecallTask
+from atlas.data.symbols import BYTE_SYMBOLS, Symbols, choose_symbols
+from atlas.data.text import TextData
+from atlas.data.tokens import MixedTokenData, TokenData
+from atlas.prepare import main
+
+RUN: dict[str, Any] = {"sequence": 64, "batch_size": 4, "seed": 3, "steps": 10, "carry_memory": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of bytes, and one of 300 ids, of the same documents."""
+    made = tmp_path_factory.mktemp("stores")
+    rng = np.random.default_rng(0)
+    words = ["".join(map(chr, rng.integers(97, 123, 5))) for _ in range(50)]
+    lines = [" ".join(rng.choice(words, 30)) for _ in range(200)]
+    (made / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    source = [f"{made}/a.jsonl", "workers=1", "validation_share=0.2"]
+    assert main([*source, f"out={made}/bytes"]) == 0
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        return made
+    assert main([*source, f"out={made}/pieces", "tokenizer=train:300"]) == 0
+    return made
+
+
+def test_rows_of_a_store_are_stretches_of_its_tokens(folder: Path) -> None:
+    data = TokenData(path=str(folder / "bytes"), **RUN)
+    assert data.vocabulary == 257
+    stored = np.fromfile(folder / "bytes/train.tokens", dtype="<u2").astype(np.int64)
+    windows = {stored[start : start + 65].tobytes() for start in range(len(stored) - 64)}
+    batch = data.batch(1)
+    for inputs, targets in zip(batch.inputs.numpy(), batch.targets.numpy(), strict=True):
+        assert np.append(inputs, targets[-1]).tobytes() in windows
+    for other in (data.batch(2), TokenData(path=str(folder / "bytes"), **{**RUN, "seed": 4}).batch(1)):
+        assert not (other.inputs == batch.inputs).all()
+    assert (TokenData(path=str(folder / "bytes"), **RUN).batch(1).inputs == batch.inputs).all()
+    assert (data.batch(1, range(1, 3)).inputs == batch.inputs[1:3]).all()
+
+
+def test_a_store_gives_the_rows_of_the_same_text_in_a_file(folder: Path, tmp_path: Path) -> None:
+    tokens = np.fromfile(folder / "bytes/train.tokens", dtype="<u2")
+    validation = np.fromfile(folder / "bytes/validation.tokens", dtype="<u2")
+    text = np.concatenate([tokens, validation])
+    text[text == 256] = 10
+    (tmp_path / "a.txt").write_bytes(text.astype(np.uint8).tobytes())
+    data = TokenData(path=str(folder / "bytes"), **RUN)
+    file = TextData(paths=[f"{tmp_path}/a.txt"], encoding="bytes", validation_share=len(validation) / len(text), **RUN)
+    assert len(file.corpus.train) == len(tokens)
+    for step in (1, 7):
+        expected = data.batch(step).inputs
+        expected[expected == 256] = 10
+        assert (file.batch(step).inputs == expected).all()
+
+
+def task(**changes: Any) -> RecallTask:
+    settings: dict[str, Any] = {
+        "pairs": 2, "queries": 3, "sparse_share": 0.0, "sparse_pairs": 1, "sparse_queries": 1, "key_bytes": 2,
+        "value_bytes": 1, "value_alphabet": 16, "distance_min": 8, "curriculum_steps": 0, "filler_weight": 0.0,
+        "haystack": {"noise": 1.0, "random": 1.0, "text": 1.0, "none": 1.0},
+    }  # fmt: skip
+    return RecallTask(**{**settings, **changes})
+
+
+def test_recall_is_asked_in_ids_of_the_store(folder: Path) -> None:
+    pytest.importorskip("tokenizers")
+    shares = {"recall_share_start": 0.5, "recall_share_end": 0.5, "recall_hold": 0.5, "recall_blend_end": 0.5}
+    data = MixedTokenData(path=str(folder / "pieces"), recall=task(), **shares, **{**RUN, "batch_size": 16})
+    symbols = data.needles.symbols
+    assert (data.vocabulary, symbols.vocabulary) == (300, 300)
+    answered = 0
+    for step in range(1, 4):
+        batch = data.batch(step)
+        assert batch.recall.tolist() == [True] * 8 + [False] * 8
+        for row in range(8):
+            tokens = np.append(batch.inputs[row].numpy(), batch.targets[row, -1].item())
+            for place in np.flatnonzero(batch.weights[row].numpy()):
+                event = tokens[place - 2 : place + 2]  # marker, key, key, value
+                assert event[0] == symbols.marker
+                assert np.isin(event[1:3], symbols.keys).all()
+                assert event[3] in symbols.values[:16]
+                earlier = [start for start in range(place - 2) if (tokens[start : start + 4] == event).all()]
+                assert earlier
+                answered += 1
+    assert answered > 30
+
+
+def test_characters_without_an_id_of_their_own_get_other_ordinary_ids() -> None:
+    single = {"a": 7, "A": 7, "0": 3, " ": 1}
+    symbols = choose_symbols(single, [1, 5, 1], list(range(1, 200)), 201)
+    letters = dict(zip(map(chr, BYTE_SYMBOLS.keys), symbols.keys.tolist(), strict=True))
+    assert letters["a"] == 7 or letters["A"] == 7
+    everything = [symbols.marker, *symbols.keys.tolist(), *symbols.values.tolist()]
+    assert len({*everything}) == 63
+    assert symbols.values[0] == 3
+    assert not {1, 5} & {*everything}
+    assert max(everything) < 200
+    again = Symbols.from_record(json.loads(json.dumps(symbols.record())))
+    assert again.record() == symbols.record()
+
+
+def test_the_bigram_of_a_large_vocabulary_is_its_equation() -> None:
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 5, 4000, dtype=np.uint8)
+    sparse = SparseBigram(text, 256)
+    counts = np.zeros((256, 256))
+    np.add.at(counts, (text[:-1], text[1:]), 1)
+    unigram = (np.bincount(text, minlength=256) + 1) / (len(text) + 256)
+    share = (counts + 100 * unigram) / (counts.sum(axis=1, keepdims=True) + 100)
+    data = TokenBatches(rng)
+    expected = float(np.mean([-np.log(share[a, b]) for a, b in data.pairs]))
+    assert sparse.loss([data.batch]) == pytest.approx(expected, rel=1e-12)
+
+
+class TokenBatches:
+    """A batch of tokens below 7, two of which the text never shows."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        from atlas.data.batch import Batch
+
+        tokens = rng.integers(0, 7, (3, 21), dtype=np.uint8)
+        flags = np.zeros(3, dtype=np.bool_)
+        self.batch = Batch.from_tokens(tokens, np.ones((3, 20), dtype=np.float32), flags, flags)
+        self.pairs = [(int(a), int(b)) for row in tokens for a, b in pairwise(row)]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "data.path=: must be the folder of a token store, made by python -m atlas.prepare"),
+        (
+            "{folder}/none",
+            "data.path={folder}/none: must be a folder that python -m atlas.prepare has made"
+            " (store.json: No such file or directory)",
+        ),
+    ],
+)
+def test_what_is_no_store_is_refused(path: str, message: str, folder: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        TokenData(path=path.format(folder=folder), **RUN).batch(1)
+    assert str(refusal.value) == message.format(folder=folder)
+
+
+def test_a_sequence_longer_than_the_shortest_part_is_refused(folder: Path) -> None:
+    data = TokenData(path=str(folder / "bytes"), **{**RUN, "sequence": 100_000})
+    with pytest.raises(ConfigError) as refusal:
+        data.batch(1)
+    shorter = len(np.fromfile(folder / "bytes/validation.tokens", dtype="<u2"))
+    source = f"token store {folder}/bytes"
+    allowed = f"< {shorter}, the tokens of the shorter of the two parts of {source}"
+    assert str(refusal.value) == f"train.sequence=100000: must be {allowed}"

@@ -1,0 +1,239 @@
+"""A token store is what its sources hold, whatever stopped the command in between."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas.config import ConfigError
+from atlas.data.store import StoreSplit, TokenStore
+from atlas.preparation import preparation, units, work, worker
+from atlas.preparation.preparation import prepare
+from atlas.preparation.settings import PrepareSettings
+from atlas.prepare import main
+
+WORDS = ("memory", "reads", "what", "the", "gate", "lets", "through", "é", "and", "no\nmore", "👋")
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 40))) for _ in range(count)]
+
+
+def store(out: Path, *sources: object, **keys: Any) -> TokenStore:
+    prepare(PrepareSettings([str(one) for one in sources], out=str(out), **{"workers": 1, **keys}))
+    return TokenStore(out, "data.path")
+
+
+def documents(split: StoreSplit) -> list[list[int]]:
+    return [[int(one) for one in split.document(number)] for number in range(len(split.ends))]
+
+
+def held(made: TokenStore) -> tuple[list[bytes], list[bytes]]:
+    """The documents of a store of bytes, training and validation; each must end with the end-of-document id."""
+    found = []
+    for split in (made.train, made.validation):
+        ids = documents(split)
+        assert all(one[-1] == 256 and max(one[:-1]) < 256 for one in ids)
+        found.append([bytes(one[:-1]) for one in ids])
+    return found[0], found[1]
+
+
+def everything(made: TokenStore) -> list[bytes]:
+    train, validation = held(made)
+    return sorted(train + validation)
+
+
+def in_validation(text: bytes, share: float) -> bool:
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < share * 2**64
+
+
+def jsonl(path: Path, lines: Sequence[str]) -> Path:
+    path.write_text("".join(json.dumps({"id": 1, "text": line}) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_store_holds_every_document_in_its_order_on_the_side_of_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 2000)
+    given = texts(300)
+    made = store(tmp_path / "out", jsonl(tmp_path / "a.jsonl", given), validation_share=0.2)
+    train, validation = held(made)
+    expected = [text.encode() for text in given]
+    assert train == [text for text in expected if not in_validation(text, 0.2)]
+    assert validation == [text for text in expected if in_validation(text, 0.2)]
+    assert made.record.splits["train"].bytes == sum(map(len, train))
+    assert made.record.splits["validation"].documents == len(validation)
+    assert made.train.tokens.tolist() == [one for text in train for one in (*text, 256)]
+
+
+def test_text_is_a_document_a_file_or_cut_at_a_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntwo \xff\n\n\n\nthree")
+    (tmp_path / "b.md").write_bytes(b"four")
+    (tmp_path / "c.bin").write_bytes(b"\0\1")
+    (tmp_path / "d.txt").write_bytes(b"")
+    whole = store(tmp_path / "out", tmp_path / "*.*", validation_share=0.5)
+    assert everything(whole) == [b"four", b"one\n\ntwo \xff\n\n\n\nthree"]
+    cut = store(tmp_path / "cut", tmp_path / "*.txt", separator="\\n\\n", validation_share=0.5)
+    assert everything(cut) == [b"one", b"three", b"two \xff"]
+    assert cut.record.empty == 1
+
+
+def test_a_separator_across_two_reads_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas.preparation import readers
+
+    monkeypatch.setattr(readers, "PIECE_BYTES", 7)
+    given = [text.replace("\n", " ") for text in texts(40)]
+    (tmp_path / "a.txt").write_text("<|end|>".join(given), encoding="utf-8")
+    made = store(tmp_path / "out", tmp_path / "a.txt", separator="<|end|>", validation_share=0.5)
+    assert everything(made) == sorted(text.encode() for text in given)
+
+
+def test_every_kind_of_file_holds_the_same_documents(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = texts(50)
+    plain = jsonl(tmp_path / "a.jsonl", given)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with arrow.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as file:
+        file.write(plain.read_bytes())
+    table = arrow.table({"id": list(range(50)), "text": given})
+    parquet.write_table(table, tmp_path / "d.parquet", row_group_size=7)
+    saved = tmp_path / "saved" / "train"
+    saved.mkdir(parents=True)
+    (saved.parent / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (saved / "dataset_info.json").write_text("{}")
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "e-0.arrow"}, {"filename": "e-1.arrow"}]}')
+    for index, part in enumerate((table.slice(0, 20), table.slice(20))):
+        with arrow.ipc.new_stream(str(saved / f"e-{index}.arrow"), table.schema) as stream:
+            stream.write_table(part, max_chunksize=9)
+    sources = (plain, tmp_path / "b.jsonl.gz", tmp_path / "c.jsonl.zst", tmp_path / "d.parquet", saved.parent, saved)
+    wanted = held(store(tmp_path / "wanted", plain, validation_share=0.3))
+    for index, source in enumerate(sources):
+        assert held(store(tmp_path / f"out{index}", source, validation_share=0.3)) == wanted
+
+
+def test_copies_are_counted_and_stand_on_one_side(tmp_path: Path) -> None:
+    given = texts(60)
+    made = store(tmp_path / "out", jsonl(tmp_path / "a.jsonl", given + given[:20] + given[:20]), validation_share=0.5)
+    train, validation = held(made)
+    assert made.record.duplicates == 100 - len(set(given))
+    assert not set(train) & set(validation)
+    assert len(train) + len(validation) == 100
+
+
+def test_a_validation_document_inside_of_a_training_one_is_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    given = ["".join(map(chr, rng.integers(97, 123, 600))) for _ in range(60)]
+    clean = store(tmp_path / "clean", jsonl(tmp_path / "a.jsonl", given), validation_share=0.2)
+    assert clean.record.validation_in_training == 0
+    validation = held(clean)[1]
+    copied = next(
+        text
+        for text in (f"{number}{validation[0].decode()}" for number in range(100))
+        if not in_validation(text.encode(), 0.2)
+    )
+    leaky = store(tmp_path / "leaky", jsonl(tmp_path / "b.jsonl", [*given, copied]), validation_share=0.2)
+    assert held(leaky)[1] == validation
+    blocks = sum(len(text) + 1 for text in validation) - 127
+    assert leaky.record.validation_in_training == pytest.approx((600 - 127) / blocks, abs=2 / blocks)
+
+
+class Killed(BaseException):
+    pass
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, writes: int, out: Path, source: Path, **keys: Any) -> None:
+    """The process ends after so many writes of files, wherever that is."""
+    left = [writes]
+
+    def write(genuine: Callable[..., None], *arguments: Any, **further: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        genuine(*arguments, **further)
+
+    with monkeypatch.context() as patch:
+        for place, name in ((worker, "write_atomically"), (preparation, "write_atomically"), (work, "_append")):
+            patch.setattr(place, name, partial(write, getattr(place, name)))
+        with pytest.raises(Killed):
+            store(out, source, **keys)
+
+
+def test_a_store_that_was_stopped_at_any_write_is_bytewise_the_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 3000)
+    source = jsonl(tmp_path / "a.jsonl", texts(120))
+    wanted = content(store(tmp_path / "wanted", source, validation_share=0.2).folder)
+    for calls in range(8):
+        stopped(monkeypatch, calls, tmp_path / "out", source, validation_share=0.2)
+        assert not (tmp_path / "out").exists()
+    assert content(store(tmp_path / "out", source, validation_share=0.2).folder) == wanted
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_finished_units_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 3000)
+    source = jsonl(tmp_path / "a.jsonl", texts(120))
+    stopped(monkeypatch, 24, tmp_path / "out", source, validation_share=0.2)
+    finished = sorted((tmp_path / "out.partial/units").glob("*.json"))
+    times = [path.stat().st_mtime_ns for path in finished]
+    assert len(finished) == 4
+    stopped(monkeypatch, 3, tmp_path / "out", source, validation_share=0.2)
+    assert [path.stat().st_mtime_ns for path in finished] == times
+
+
+def test_a_source_that_changed_is_read_again_and_those_before_it_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 3000)
+    for index in range(3):
+        jsonl(tmp_path / f"{index}.jsonl", texts(60, index))
+    (tmp_path / "2.jsonl").write_text('{"text": broken\n')
+    with pytest.raises(ConfigError) as refusal:
+        store(tmp_path / "out", tmp_path / "*.jsonl", validation_share=0.2)
+    assert str(refusal.value) == (
+        f"SOURCE={tmp_path}/2.jsonl: must be readable; '{tmp_path}/2.jsonl' line 1 is no JSON"
+        " (Expecting value, column 10) (on_error=skip leaves such text out)"
+    )
+    jsonl(tmp_path / "2.jsonl", texts(60, 2))
+    made = store(tmp_path / "out", tmp_path / "*.jsonl", validation_share=0.2)
+    assert content(made.folder) == content(store(tmp_path / "new", tmp_path / "*.jsonl", validation_share=0.2).folder)
+
+
+def test_unfinished_work_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = jsonl(tmp_path / "a.jsonl", texts(20))
+    stopped(monkeypatch, 0, tmp_path / "out", source)
+    with pytest.raises(ConfigError) as refusal:
+        store(tmp_path / "out", source, validation_share=0.3)
+    assert str(refusal.value) == (
+        f"validation_share=0.3: must be 0.01, with which the unfinished work in {tmp_path}/out.partial began;"
+        " or remove that folder"
+    )
+
+
+def test_a_complete_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = jsonl(tmp_path / "a.jsonl", texts(40))
+    command = [str(source), f"out={tmp_path}/out", "workers=1", "validation_share=0.2"]
+    assert main(command) == 0
+    before = content(tmp_path / "out")
+    assert main(command) == 0
+    assert f"the store in {tmp_path}/out is complete: nothing is left to do" in capsys.readouterr().err
+    assert main([*command, "field=body"]) == 2
+    other = "must be a folder that does not exist yet; it holds a store of other sources or settings"
+    assert capsys.readouterr().err == f"atlas: out={tmp_path}/out: {other}\n"
+    assert content(tmp_path / "out") == before

@@ -1,0 +1,158 @@
+"""What a preparation refuses: one line that names file and line, or the key, and nothing half-made."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from atlas.data.store_format import STORE_FILE
+from atlas.prepare import main
+
+GOOD = b"".join(b'{"text": "document %d"}\n' % number for number in range(40))
+SKIP = "(on_error=skip leaves such text out)"
+ZIPPED = gzip.compress(GOOD, mtime=0)
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 2) -> str:
+    assert main([str(one) for one in arguments]) == status
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("atlas: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", GOOD + b'{"body": "x"}\n', "line 41 has no field 'text'; it has body (field=NAME)"),
+        ("a.jsonl", GOOD + b'{"text": null}\n', "line 41 has null for 'text'"),
+        ("a.jsonl", GOOD + b'{"text": 3}\n', "line 41 has no text in 'text', but int"),
+        ("a.jsonl", GOOD + b'{"text": "\\ud800"}\n', "line 41 has half of a character in 'text', at 0"),
+        ("a.jsonl", GOOD + b'\n{"text"}\n', "line 42 is no JSON (Expecting ':' delimiter, column 8)"),
+        ("a.jsonl", GOOD + b'{"text": "\xff"}\n', "line 41 is not UTF-8 at byte 10"),
+        ("a.jsonl", GOOD + b"[1]\n", "line 41 is no JSON object"),
+        ("a.jsonl.gz", ZIPPED[:-12], "is damaged (Compressed file ended before the end-of-stream marker was reached)"),
+        ("a.jsonl.gz", GOOD, "is damaged (Not a gzipped file (b'{\"'))"),
+    ],
+)  # fmt: skip
+def test_a_source_that_cannot_be_read_is_named_with_the_line(
+    name: str, content: bytes, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / name, tmp_path / "out"
+    path.write_bytes(content)
+    place = f"{str(path)!r} {reason}"
+    told = error(capsys, path, f"out={out}", "workers=1", "validation_share=0.5")
+    assert told == f"SOURCE={path}: must be readable; {place} {SKIP}"
+    assert sorted(tmp_path.iterdir()) == [path]
+    if name == "a.jsonl":
+        assert main([str(path), f"out={out}", "workers=1", "validation_share=0.5", "on_error=skip"]) == 0
+        record = json.loads((out / STORE_FILE).read_text())
+        assert (record["skipped_count"], record["skipped"]) == (1, [place])
+        assert sum(split["documents"] for split in record["splits"].values()) == 40
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["out="], "out=: must be the folder of the new store, such as out=stores/mine"),
+        (["validation_share=0"], "validation_share=0.0: must be in (0, 1)"),
+        (["validation_share=x"], "validation_share=x: must be a number, such as 0.5"),
+        (["tokenizer=train:10"], "tokenizer=train:10: must be train:N with N in [257, 1048576]"),
+        (["end_of_document=x"], "end_of_document=x: must be left out: only a tokenizer.json leaves a choice"),
+        (["on_error=stop"], "on_error=stop: must be one of refuse, skip"),
+        (["workers=-1"], "workers=-1: must be in [0, 1024] (0 = one per core)"),
+        (
+            ["filed=x"],
+            "filed=x: must be one of the keys out, tokenizer, end_of_document, field, format, separator, split,"
+            " validation_share, on_error, workers; did you mean field?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_used(
+    keys: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    assert error(capsys, tmp_path / "a.jsonl", f"out={tmp_path}/out", *keys) == message
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_sources_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"out={tmp_path}/out"
+    usage = "python -m atlas.prepare SOURCE... out=DIR"
+    assert error(capsys, out) == f"SOURCE=: must be at least one file, pattern or folder: {usage}"
+    told = error(capsys, tmp_path / "*.txt", out)
+    assert told == f"SOURCE=['{tmp_path}/*.txt']: must be patterns that match files; '{tmp_path}/*.txt' matches none"
+    (tmp_path / "a.txt").write_bytes(b"")
+    assert error(capsys, tmp_path / "a.txt", out) == (
+        f"SOURCE={tmp_path}/a.txt: must be a file that can be read; '{tmp_path}/a.txt' is empty"
+    )
+    assert error(capsys, tmp_path / "*.txt", out) == (
+        f"SOURCE={tmp_path}/*.txt: must be files of text, JSONL or Parquet; all 1 files found are of no use;"
+        f" the first: '{tmp_path}/a.txt' is empty"
+    )
+    (tmp_path / "b.json").write_bytes(GOOD)
+    assert error(capsys, tmp_path / "b.json", out) == (
+        f"SOURCE={tmp_path}/b.json: must be given with format=jsonl (an object in each line) or format=text"
+    )
+    assert error(capsys, "hub:one", out) == "SOURCE=hub:one: must be hub:OWNER/NAME[:SUBSET]"
+
+
+def test_an_empty_part_is_told_with_what_would_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(b"only one")
+    assert error(capsys, tmp_path / "a.txt", f"out={tmp_path}/out", "workers=1") == (
+        "validation_share=0.01: must be such that training and validation each get a document: none is for validation;"
+        " the sources have 1 documents (separator=TEXT cuts a text into more)"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_disk_without_room_is_told_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x" * 500_000)
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 900_000))
+    assert error(capsys, tmp_path / "a.txt", f"out={tmp_path}/out", "workers=1") == (
+        f"out={tmp_path}/out: must be on a disk with about 0.001 GB free for the store; 0.0009 GB are"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_damaged_store_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "a.jsonl"), f"out={out}", "workers=1", "validation_share=0.5"]) == 0
+    capsys.readouterr()
+    assert main(["--verify", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: all is as it was written\n"
+    path = out / "train.tokens"
+    good = path.read_bytes()
+    path.write_bytes(good[:10] + bytes([good[10] ^ 1]) + good[11:])
+    whole = f"--verify={out}: must be a whole store; train.tokens"
+    assert error(capsys, "--verify", out) == f"{whole}: its content is not what was written"
+    path.write_bytes(good[:-1])
+    assert error(capsys, "--verify", out) == f"{whole}: it has {len(good) - 1} of {len(good)} bytes"
+    path.unlink()
+    assert error(capsys, "--inspect", out) == f"{whole.replace('verify', 'inspect')}: it is missing"
+    (out / STORE_FILE).write_text("{}")
+    made = "a folder that python -m atlas.prepare has made"
+    told = error(capsys, "--inspect", out)
+    assert told == f"--inspect={out}: must be {made}; its format is None, this version reads 1"
+    assert error(capsys, "--inspect", tmp_path) == (
+        f"--inspect={tmp_path}: must be {made} (store.json: No such file or directory)"
+    )
+
+
+def test_inspecting_shows_counts_and_three_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    assert main([str(tmp_path / "a.jsonl"), f"out={tmp_path}/out", "workers=1", "validation_share=0.5"]) == 0
+    made = capsys.readouterr().out
+    assert main(["--inspect", f"{tmp_path}/out"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(made)
+    assert shown.count("document ") >= 6
+    assert "tokenizer  bytes, 257 ids (uint16)" in made
+    assert "0 documents that equal an earlier one" in made
+    assert "\n\ndocument 1 of 22, 11 tokens:\ndocument 1\n\ndocument 12 of 22, 12 tokens:\ndocument 23\n\n" in shown
