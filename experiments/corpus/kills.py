@@ -3,7 +3,7 @@
 python -m experiments.corpus.kills [kills=20] [megabytes=16] [tokenizer=train:2000]
 
 Every second kill strikes the first process only, so that its workers must notice by themselves. After each kill there
-must be either no store or a whole one; at the end it must be bytewise that of the undisturbed command.
+must be either no store or a whole one; at the end it must be bytewise that of the undisturbed command. Writes nothing but what it prints; exit status 1 if one does not hold.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from atlas.config import require
-from atlas.config.arguments import read_settings
+from atlas.config.arguments import read_settings, run_command
 from atlas.data.store import TokenStore
 
 WORDS = 5000
@@ -82,8 +83,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def main() -> int:
-    settings = read_settings(KillSettings, sys.argv[1:])
+def main(arguments: Sequence[str]) -> int:
+    settings = read_settings(KillSettings, arguments)
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         source, wanted, out = (Path(folder, name) for name in ("text.jsonl", "wanted", "out"))
@@ -119,4 +120,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, None, __doc__ or ""))

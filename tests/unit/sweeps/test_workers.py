@@ -79,7 +79,7 @@ def test_the_first_interrupt_puts_up_the_stop_sign_and_the_second_raises(
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
-    assert capsys.readouterr().err.startswith("atlas: interrupted: jobs that run are asked to end")
+    assert capsys.readouterr().err.startswith("atlas: interrupted: running jobs are asked to end")
 
 
 @pytest.mark.parametrize(("as_sigint", "passed"), [(False, signal.SIGTERM), (True, signal.SIGINT)])
