@@ -61,7 +61,7 @@ class Group(Ranks):
         parts = [torch.empty(rows.shape, dtype=torch.float64) for _ in range(self.world)]
         with self.losing():
             dist.all_gather(parts, rows.to("cpu", torch.float64).contiguous(), group=self._steps)
-        return torch.cat(parts)
+        return torch.cat(parts).to(rows.device)
 
     def from_first(self, make: Callable[[], T]) -> T:
         if self._deciding:

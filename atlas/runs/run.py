@@ -80,7 +80,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             config = with_vocabulary(config, data)
             trainer = _build(config, data, folder, ranks)
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
-        _agree(config, folder, state, ranks)
+        _agree(config, folder, trainer)
         closing.callback(trainer.checkpoints.close)
         notices = _missing_kernels(trainer.step.device)
         before, found = ranks.from_first(lambda: _start(config, folder, trainer))
@@ -162,13 +162,14 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
 
 
-def _agree(config: RunConfig, folder: Path, state: TrainState, ranks: Ranks) -> None:
+def _agree(config: RunConfig, folder: Path, trainer: Trainer) -> None:
     """Raise `ConfigError` on every rank where the ranks would not train the same run."""
+    kernels = gpu.description() if trainer.step.device.type == "cuda" else description()
     settings = {name: as_text(value) for name, value in flat(asdict(config)).items()}
-    settings |= {"hydra.run.dir": str(folder), "text": state.data, "kernels": description()} | versions()
-    require_same_settings(ranks, settings)
+    settings |= {"hydra.run.dir": str(folder), "text": trainer.state.data, "kernels": kernels} | versions()
+    require_same_settings(trainer.ranks, settings)
     try:
-        require_same_weights(ranks, state.model, "before step 1")
+        require_same_weights(trainer.ranks, trainer.state.model, "before step 1")
     except RankError as error:
         raise ConfigError(str(error)) from error
 
