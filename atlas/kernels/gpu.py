@@ -23,6 +23,7 @@ CAPABILITY = 8, 0  # of the first GPUs with bf16 products
 class _Selection:
     choice: Kernels = Kernels.auto
     failed: str = ""  # the first line of the compiler's error
+    untold: str = ""  # the same until a run has recorded it
 
 
 _selection = _Selection()
@@ -65,8 +66,14 @@ def give_up(error: Exception) -> str:
     """The kernels are not tried again in this process; returns why, in one line."""
     first = next(iter(str(error).strip().splitlines()), "")
     reason = f"a kernel could not be compiled: {type(error).__name__}: {first}"
-    _selection.failed = f"here: {reason}"
+    _selection.failed, _selection.untold = f"here: {reason}", reason
     return reason
+
+
+def news() -> str:
+    """Why the kernels have been given up since the last call, for the record of a run; else ""."""
+    found, _selection.untold = _selection.untold, ""
+    return found
 
 
 def description() -> str:

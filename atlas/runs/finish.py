@@ -14,7 +14,7 @@ from atlas.config import LEVELS, level_of
 from atlas.config.composition import save_config
 from atlas.probes.result import NOT_ASKED
 from atlas.report.heatmap import draw_heatmaps
-from atlas.runs.environment import PeakMemory
+from atlas.runs.environment import PeakMemory, device_name
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
@@ -39,6 +39,7 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     if trainer.trained_tokens:
         summary.tokens_per_second = trainer.trained_tokens / clocks.seconds["train"]
     summary.peak_memory_bytes = peak.read()
+    summary.device = device_name(trainer.step.device)  # kernels may have been given up since the start
     summary.niah = {result.level: result.describe() for result in trainer.probe_results}
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)

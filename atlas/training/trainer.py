@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import GateAction, RunConfig
 from atlas.data.source import DataSource
+from atlas.kernels import gpu
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.batch_ahead import BatchAhead
@@ -130,6 +131,8 @@ class Trainer:
             tokens = batch.inputs.numel() * self.ranks.world
             self.speed = tokens / (time.perf_counter() - began - result.gate_seconds)
         self.clocks.move(result.gate_seconds, "train", "gates")
+        if lost := gpu.news():
+            self.telemetry.event("warning", state.step, message=f"{lost}; PyTorch's operations do its work")
         with self.clocks.measure("norms"):
             own = self.config.telemetry.metrics if logged else []
             self.norms = memory_norms(state.model, catch) if catch else {}

@@ -1,11 +1,14 @@
 """What must hold on a GPU as well. Skipped without one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import atlas
+from atlas.ops.banded_attention.torch import Prefix, block_products, one_kernel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -14,6 +17,7 @@ pytestmark = [
 
 
 def test_the_model_gives_what_it_gives_on_the_cpu() -> None:
+    torch.set_float32_matmul_precision("highest")  # a run before may have chosen TF32
     config = atlas.compose(["chunk_size=set_a"])
     model = atlas.build_model(config)
     tokens = torch.randint(0, 256, (2, 512), generator=torch.Generator().manual_seed(0))
@@ -27,3 +31,53 @@ def test_a_run_in_bf16_learns(tmp_path: Path) -> None:
     run = atlas.train(config, tmp_path / "run")
     assert run.status == "completed"
     assert run.validation_loss < 3.5
+
+
+def test_triton_kernels_train_as_pytorchs_operations(tmp_path: Path) -> None:
+    settings = ["device=cuda", "niah=off", "logger=none", "rollback=off", "train.steps=60", "telemetry.every=20"]
+    losses = {}
+    for kernels in ("triton", "torch"):
+        run = atlas.train(atlas.compose([*settings, f"device.kernels={kernels}"]), tmp_path / kernels)
+        losses[kernels] = run.validation_loss
+        assert ("Triton kernels" in run.device) == (kernels == "triton")
+    assert abs(losses["triton"] - losses["torch"]) < 0.05
+
+
+def test_a_stopped_run_goes_on_bitwise(tmp_path: Path) -> None:
+    settings = ["device=cuda", "niah=off", "logger=none", "train.steps=40", "checkpoint.every=20", "telemetry.every=20"]
+    whole = atlas.train(atlas.compose(settings), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000040")
+    (tmp_path / "cut" / "summary.json").unlink()
+    again = atlas.train(atlas.compose([*settings, "resume=auto"]), tmp_path / "cut")
+    assert again.loss == whole.loss
+
+
+@pytest.mark.parametrize("prefix_size", [0, 8])
+def test_window_attention_uses_a_fused_kernel(prefix_size: int) -> None:
+    """Scores are not kept; 100 tokens are no multiple of the window."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    window, tokens = 32, 100
+    query, keys, values = (
+        draw(2, 3, tokens, 64),
+        draw(2, 3, window - 1 + tokens, 64),
+        draw(2, 3, window - 1 + tokens, 64),
+    )
+    valid = torch.ones(2, window - 1 + tokens, dtype=torch.bool)
+    valid[1, : window - 1] = False
+    pairs = [draw(3, prefix_size, 64), draw(3, prefix_size, 64)] if prefix_size else []
+    exact = block_products(
+        *(part.double() for part in (query, keys, values)),
+        valid,
+        window,
+        Prefix(*(pair.double() for pair in pairs)) if pairs else None,
+    )
+    given = [part.cuda().bfloat16() for part in (query, keys, values)]
+    prefix = Prefix(*(pair.cuda().bfloat16() for pair in pairs)) if pairs else None
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        found = one_kernel(*given, valid.cuda(), window, prefix)
+    assert (found.cpu().double() - exact).norm() < 2e-2 * exact.norm()

@@ -162,13 +162,13 @@ def test_a_scan_under_autocast_uses_the_kernels_for_its_whole_chunks(rule: Gradi
 def test_what_they_do_not_take_is_left_to_pytorch() -> None:
     gpu.use(Kernels.triton)
 
-    def form(*widths: int, chunk: int = 16, half: bool = True, double: bool = False) -> object:
+    def form(*widths: int, chunk: int = 16, half: ChunkEnd | None = ChunkEnd.step, double: bool = False) -> object:
         down, up, *fields = (part.double() if double else part for part in inputs(1, 32, *widths))
         tokens = ChunkInputs(*fields, controls=fields[-1][..., None])
         return chosen_form(FastWeights(down, up), tokens, chunk, prefix=True, half=half)
 
     assert form(16, 16, 16) is triton
-    assert form(16, 16, 16, half=False) is not triton
+    assert form(16, 16, 16, half=None) is not triton
     assert form(16, 16, 16, double=True) is plain_form
     assert form(16, 8, 16) is not triton
     assert form(48, 16, 16) is not triton

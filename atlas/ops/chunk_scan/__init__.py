@@ -83,7 +83,8 @@ class Scan:
             state = self._closed(state, nothing)
         end, prefix = self.rule.chunk_end, self._reads_prefix
         own = self.rule.own_gradients
-        form = chosen_form(state.start, tokens, self.chunk, prefix=prefix, half=half) if own else None
+        ends = end if half else None
+        form = chosen_form(state.start, tokens, self.chunk, prefix=prefix, half=ends) if own else None
         joins = form is not None and end in form.ENDS
         first = min(self.chunk - state.tokens, total) if state.tokens else 0
         whole, last = divmod(total - first, self.chunk)

@@ -62,18 +62,17 @@ class Variant(NamedTuple):
         return self.width * self.hidden + 2 * self.hidden * self.features
 
 
-def takes(start: FastWeights, tokens: ChunkInputs, chunk: int, *, prefix: bool) -> bool:
-    """Whether the kernels take chunks of these weights and tokens where bf16 products are wanted.
+def takes(end: ChunkEnd, start: FastWeights, tokens: ChunkInputs, chunk: int, *, prefix: bool) -> bool:
+    """Whether the kernels take chunks of these weights and tokens, closed by `end`, where bf16 products are wanted.
 
     The first time this compiles them. If that fails, the answer is no from now on, and a warning says why.
     """
     widths = {*start.down.shape[1:], start.up.shape[2]}
     tensors = *start, *tokens[:6]
-    fits = chunk <= LONGEST and widths <= set(TRITON_WIDTHS) and all(part.dtype is torch.float32 for part in tensors)
-    if not fits or not all(gpu.takes(part) for part in tensors):
+    fits = end in ENDS and chunk <= LONGEST and widths <= set(TRITON_WIDTHS)
+    if not fits or not all(part.dtype is torch.float32 and gpu.takes(part) for part in tensors):
         return False
-    variants = (variant_of(start, chunk, prefix, momentum) for momentum in (False, True))
-    return gpu.interpreted() or all(_compiles(variant) for variant in variants)
+    return gpu.interpreted() or _compiles(variant_of(start, chunk, prefix, end is ChunkEnd.momentum))
 
 
 def variant_of(start: FastWeights, chunk: int, prefix: bool, momentum: bool) -> Variant:
@@ -193,7 +192,8 @@ def _compiles(variant: Variant) -> bool:
     sizes = 16, 1.0, 1.0  # chunks and bounds
     try:
         forward = [*[numbers] * 9, kept, kept, *[numbers] * 3, *strides, *sizes]
-        scan_forward.warmup(*forward, **variant.constants, KEEP=True, num_warps=WARPS, grid=(1,))
+        for keep in (True, False):
+            scan_forward.warmup(*forward, **variant.constants, KEEP=keep, num_warps=WARPS, grid=(1,))
         backward = [*[numbers] * 6, kept, kept, *[numbers] * 11, *strides[2:], *sizes]
         scan_backward.warmup(*backward, **variant.constants, num_warps=WARPS, grid=(1,))
     except Exception as error:  # of the compiler, of many types
