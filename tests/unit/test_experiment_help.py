@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def test_help_says_how_to_call_it_and_what_it_writes(
     path = ROOT / command
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.setattr(sys, "argv", [command, "--help"])
+    handler = signal.getsignal(signal.SIGTERM)  # the gate sets its own
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(path), run_name="__main__")
+    signal.signal(signal.SIGTERM, handler)
     text, errors = capsys.readouterr()
     module = command.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
     assert (ended.value.code, errors) == (0, "")
