@@ -3,7 +3,8 @@
 python -m experiments.corpus.kills [kills=20] [megabytes=16] [tokenizer=train:2000]
 
 Every second kill strikes the first process only, so that its workers must notice by themselves. After each kill there
-must be either no store or a whole one; at the end it must be bytewise that of the undisturbed command. Writes to the console only. Exit status 1: one does not hold.
+must be either no store or a whole one; at the end it must be bytewise that of the undisturbed command. Writes to
+the console only. Exit status 1: one of these does not hold.
 """
 
 from __future__ import annotations
