@@ -38,7 +38,7 @@ from atlas.preparation.sample import dtype_of, require_room, train_tokenizer
 from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source, find_sources
 from atlas.preparation.units import Place, Unit, unit_bytes, units
-from atlas.preparation.work import Work, open_work, remove_work, require_same, work_folder
+from atlas.preparation.work import Work, open_work, remove_work, require_same
 from atlas.preparation.worker import DocumentError, Job, UnitRecord, Worker, load_tokenizer, start, write
 
 SHOWN = 20  # documents left out that the store names
@@ -52,7 +52,7 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
     Raises `ConfigError` for what cannot be used, OSError for a disk that takes no more.
     """
     sources, notes = find_sources(settings)
-    out, root = settings.folder, work_folder(settings.folder)
+    out, root = settings.folder, settings.partial
     asked = _asked(settings)
     if os.path.lexists(out):
         return _complete(settings, asked, sources), [f"the store in {out} is complete: nothing is left to do"]
@@ -226,7 +226,7 @@ def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequ
     record = read_record(settings.folder, "out")
     same = record.settings == {**asked, "content": _content(sources)}
     require(same, "out", settings.out, f"{free}; it holds a store of other sources or settings")
-    shutil.rmtree(work_folder(settings.folder), ignore_errors=True)  # killed after the store had got its name
+    shutil.rmtree(settings.partial, ignore_errors=True)  # killed after the store had got its name
     return record
 
 

@@ -69,6 +69,11 @@ class PrepareSettings(Choices):
         return Path.cwd() / expanded(self.out)
 
     @property
+    def partial(self) -> Path:
+        """The folder of unfinished work."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
     def trained_vocabulary(self) -> int | None:
         """N of `tokenizer=train:N`."""
         found = _TRAINED.fullmatch(self.tokenizer)

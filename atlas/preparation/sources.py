@@ -57,6 +57,8 @@ def find_sources(settings: PrepareSettings) -> tuple[list[Source], list[str]]:
             continue
         paths, named = find_files([argument], "SOURCE")
         for path in paths:
+            if path.is_relative_to(settings.partial) or path.is_relative_to(settings.folder):
+                continue  # the store itself, where a pattern finds it
             fault = "" if str(path) in found else _take(path, settings, found)
             require(
                 not fault or path not in named, "SOURCE", argument, f"a file that can be read; {str(path)!r} {fault}"

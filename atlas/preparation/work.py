@@ -100,10 +100,6 @@ def _append(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def work_folder(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
-
-
 def open_work(root: Path, asked: Mapping[str, Any], sources: Sequence[Source], unit_bytes: int, dtype: str) -> Work:
     """The work in `root`, with what an earlier start has finished of it.
 

@@ -197,6 +197,19 @@ def test_finished_units_are_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert [path.stat().st_mtime_ns for path in finished] == times
 
 
+def test_a_pattern_that_finds_the_store_itself_does_not_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jsonl(tmp_path / "a.jsonl", texts(120))
+    wanted = content(store(tmp_path / "wanted", tmp_path / "a.jsonl", validation_share=0.2).folder)
+    del wanted["store.json"]  # which has the pattern
+    (tmp_path / "text").mkdir()
+    (tmp_path / "a.jsonl").rename(tmp_path / "text/a.jsonl")
+    stopped(monkeypatch, 2, tmp_path / "text/out", tmp_path / "text", validation_share=0.2)
+    made = content(store(tmp_path / "text/out", tmp_path / "text", validation_share=0.2).folder)
+    assert {name: made[name] for name in wanted} == wanted
+
+
 def test_a_source_that_changed_is_read_again_and_those_before_it_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
