@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from atlas.models.language_model import AtlasModel
     from atlas.probes.lengths import Length
 
-Text = NDArray[np.uint8]
+Text = NDArray[np.unsignedinteger[Any]]
+MOST_TOKENS = 1 << 26  # of a validation text that are read
 EVALUATION_FILE = "evaluation.json"
 USAGE = "python -m atlas.evaluate RUN [data.paths=PATTERN,...] [KEY=VALUE ...]"
 MODES = {"on": MemoryMode.learn, "off": MemoryMode.off, "frozen": MemoryMode.frozen}
@@ -94,10 +95,10 @@ def _evaluate(arguments: Sequence[str]) -> int:
     model, config, manifest = load_checkpointed(
         path, names(settings.trust), averaged=settings.weights is Weights.averaged
     )
-    texts = read_texts(config, settings)
+    texts, bytes_per_token = read_texts(config, settings, path)
     place, _ = prepare_device(device)
     with progress():
-        found = evaluate(model.to(place), config.train.sequence, texts, settings)
+        found = evaluate(model.to(place), config.train.sequence, texts, settings, bytes_per_token)
     target = manifest.path.parents[1] / EVALUATION_FILE
     record = {"checkpoint": manifest.path.name, "settings": asdict(settings), **found}
     write_atomically(target, json.dumps(plain(record), indent=1) + "\n")
@@ -106,24 +107,39 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-def read_texts(config: RunConfig, settings: EvaluationSettings) -> dict[str, Text]:
-    """The texts by name. Raises `ConfigError` for files that are no texts, and for a text of less than two bytes."""
+def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> tuple[dict[str, Text], dict[str, float]]:
+    """The texts by name as the run's tokens, and their bytes per token.
+
+    Raises `ConfigError` for files that are no texts, and for a text of less than two tokens.
+    """
+    bytes_per_token = {}
     if settings.paths:
-        files, _ = read_files(names(settings.paths), "bytes")
+        from atlas.runs.data_record import tokenizer_of_run
+
+        tokenizer = tokenizer_of_run(run)
+        files, _ = read_files(names(settings.paths), "bytes" if tokenizer is None else "utf8")
         texts = {str(path): np.frombuffer(content, dtype=np.uint8) for path, content in files.items()}
+        if tokenizer is not None:
+            texts = {str(path): tokenizer.encode([content])[0].astype(np.uint32) for path, content in files.items()}
+            bytes_per_token = {str(path): len(text) / max(len(texts[str(path)]), 1) for path, text in files.items()}
     else:
         from atlas.runs.build import build_data
 
         corpus = build_data(config).corpus or stdlib_corpus(STDLIB_SHARE)
-        texts = {f"validation part of the {corpus.source}": corpus.validation}
+        texts = {f"validation part of the {corpus.source}": corpus.validation[:MOST_TOKENS]}
+        bytes_per_token = dict.fromkeys(texts, corpus.bytes_per_token)
     for name, text in texts.items():
         if len(text) < 2:
             raise ConfigError(f"data.paths={name}: must be a text of at least 2 bytes, the first is given")
-    return texts
+    return texts, bytes_per_token
 
 
 def evaluate(
-    model: AtlasModel, trained_length: int, texts: Mapping[str, Text], settings: EvaluationSettings
+    model: AtlasModel,
+    trained_length: int,
+    texts: Mapping[str, Text],
+    settings: EvaluationSettings,
+    bytes_per_token: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """`lengths`: for every mode of the memory, the perplexities; `bits_per_byte`: for every text, one per mode."""
     import torch
@@ -131,12 +147,13 @@ def evaluate(
     from atlas.probes.lengths import by_length, loss_by_stretch, text_loss
 
     device = next(model.parameters()).device
+    size = dict.fromkeys(texts, 1.0) | dict(bytes_per_token or {})
     whole = np.concatenate(list(texts.values()))
     factors = [factor for factor in settings.chosen_factors if factor * trained_length < len(whole)]
     rows = _rows(whole, factors[-1] * trained_length + 1, settings).to(device) if factors else None
     lengths: dict[str, list[dict[str, Any]]] = {}
     bits: dict[str, dict[str, float | int]] = {
-        name: {"bytes": min(len(t), settings.bytes)} for name, t in texts.items()
+        name: {"bytes": round(min(len(t), settings.bytes) * size[name])} for name, t in texts.items()
     }
     for mode in names(settings.memory):
         progress_log.info("memory %s", mode)
@@ -146,7 +163,7 @@ def evaluate(
         lengths[mode] = [asdict(one) for one in found]
         for name, text in texts.items():
             read = torch.from_numpy(text[: settings.bytes].astype(np.int64)).to(device)
-            bits[name][mode] = text_loss(model, read, mode=MODES[mode]) / log(2)
+            bits[name][mode] = text_loss(model, read, mode=MODES[mode]) / log(2) / size[name]
     left_out = [factor for factor in settings.chosen_factors if factor not in factors]
     return {"trained_length": trained_length, "lengths": lengths, "left_out": left_out, "bits_per_byte": bits}
 

@@ -15,6 +15,7 @@ Exit status: 0 written; 2 refused.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, average
     from atlas.pretrained.card import model_card, verdicts
     from atlas.pretrained.folder import require_new, write_pretrained
     from atlas.runs.build import load_checkpointed
+    from atlas.runs.data_record import tokenizer_file
 
     require_new("out", folder)
     model, config, manifest = load_checkpointed(path, trust, averaged=averaged)
@@ -77,6 +79,8 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, average
         "probes": json.dumps(probes),
     }
     write_pretrained(folder, model, config, model_card(folder, config, files, manifest.step, loss, probes), metadata)
+    if own := tokenizer_file(path):
+        shutil.copyfile(own, folder / own.name)
     return folder
 
 

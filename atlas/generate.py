@@ -153,12 +153,13 @@ def generate(model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
     for key in settings.keys() & {"weights", "device", "threads", "trust"}:
         raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
     chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
-    return b"".join(_continued(model, chosen.prompt_bytes(), chosen)).decode("utf-8", "replace")
+    return b"".join(_continued(model, chosen.prompt_bytes(), chosen, None)).decode("utf-8", "replace")
 
 
 def _continued(
-    model: AtlasModel, prompt: bytes, settings: GenerationSettings, tokenizer: LibraryTokenizer | None = None
+    model: AtlasModel, prompt: bytes, settings: GenerationSettings, tokenizer: LibraryTokenizer | None
 ) -> Iterator[bytes]:
+    """Up to the end of a document. Without a tokenizer a token is a byte."""
     import torch
 
     from atlas.data.symbols import BYTES
@@ -167,6 +168,8 @@ def _continued(
 
     most = model.embedding.num_embeddings
     require(settings.top_k <= most, "top_k", settings.top_k, f"in [0, {most}] (0 = all)")
+    of_bytes = "of bytes, or read with the tokenizer of its run: python -m atlas.generate RUN"
+    require(tokenizer is not None or most <= BYTES + 1, "model.vocabulary", most, of_bytes)
     ids = list(prompt) if tokenizer is None else _encoded(prompt, tokenizer)
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
     prefill, plan = plans(model.plan, settings)
@@ -190,9 +193,8 @@ def _encoded(prompt: bytes, tokenizer: LibraryTokenizer) -> list[int]:
     try:
         ids: list[int] = tokenizer.encode([prompt])[0].tolist()
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"prompt: must be UTF-8 for this model's tokenizer; it is not at byte {error.start}"
-        ) from error
+        allowed = f"UTF-8 for the model's tokenizer; it is not at byte {error.start}"
+        raise ConfigError(f"prompt: must be {allowed}") from error
     require(len(ids) > 0, "prompt", prompt.decode(), "a text that the tokenizer has an id for")
     return ids
 

@@ -12,7 +12,7 @@ BYTES = 256
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # candidates for the weight of the unigram prior, in counts
 
 STRENGTH = 100.0  # of the unigram prior where the vocabulary is large: most pairs are new
-SAMPLE_TOKENS = 1 << 23
+SAMPLE_TOKENS = 1 << 21
 
 
 class Bigram:

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     probe = 5
     calibration = 6
     sparse = 7
+    blend = 8
 
 
 VALIDATION_SEED = 0  # validation batches are the same for every seed of a run

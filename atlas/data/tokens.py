@@ -5,27 +5,49 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas.config import require
 from atlas.config.values import Share
+from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.mixed import RecallAndText, RecallShare
 from atlas.data.needles import Tokens
 from atlas.data.recall import RecallTask
+from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
+from atlas.data.store import StoreSplit, TokenStore
 from atlas.data.store_corpus import StoreCorpus, load_store
 from atlas.data.text import CorpusData
 
+Documents = Literal["packed", "separate"]
+SAMPLE_DOCUMENTS = 1 << 20
+
 
 class TokenData(CorpusData):
-    """Sequences of the store at `path`, documents as they come with an end-of-document id between them.
+    """Sequences of the store at `path`. Only the pages that a batch touches are read.
 
-    Rows are drawn as those of text are, see `CorpusData`. Only the pages that a batch touches are read.
+    `documents=packed`: as they come, an end-of-document id between them; rows are drawn as those of text are, see
+    `CorpusData`. `documents=separate`: a row holds T tokens of one document, or all of a shorter one and padding, which
+    does not count. The k-th row of a document begins at its token k T; a row is drawn by the number of its tokens.
     """
 
-    def __init__(self, *, path: str, sequence: int, batch_size: int, seed: int, steps: int, carry_memory: bool) -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        documents: Documents,
+        sequence: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        carry_memory: bool,
+    ) -> None:
         require(bool(path), "data.path", path, "the folder of a token store, made by python -m atlas.prepare")
+        allowed = "false with data.documents=separate: each row begins anew"
+        require(documents == "packed" or not carry_memory, "train.carry_memory", carry_memory, allowed)
+        self.documents = documents
         super().__init__(
             load=partial(load_store, path, "data.path"),
             sequence=sequence,
@@ -38,10 +60,57 @@ class TokenData(CorpusData):
     def vocabulary(self) -> int:
         return self.corpus.symbols.vocabulary
 
-    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
+    @property
+    def store(self) -> TokenStore:
         assert isinstance(self.corpus, StoreCorpus)
-        self.corpus.store.release()  # what the batch before has read
+        return self.corpus.store
+
+    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
+        self.store.release()  # what the batch before has read
         return super().rows(step, rows)
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        if self.documents == "packed":
+            return super().batch(step, rows)
+        rows = rows_of_batch(rows, self.batch_size)
+        self.store.release()
+        return self._of_documents(
+            RowGenerators.of_step(self.seed, Stream.text, step, rows), len(rows), self.store.train
+        )
+
+    def validation(self, index: int) -> Batch:
+        if self.documents == "packed":
+            return super().validation(index)
+        rng = generator(VALIDATION_SEED, Stream.validation, index)
+        return self._of_documents(rng, self.batch_size, self.store.validation)
+
+    def describe(self) -> dict[str, str | int | float]:
+        if self.documents == "packed":
+            return super().describe()
+        return super().describe() | {"padding": round(padding(self.store.train.ends, self.sequence), 4)}
+
+    def _of_documents(self, rng: Random, count: int, split: StoreSplit) -> Batch:
+        places = rng.integers(0, len(split.tokens), (count,), dtype=np.int64)
+        end = self.store.record.end_of_document
+        tokens = np.full((count, self.sequence + 1), end, dtype=np.uint32)
+        weights = np.zeros((count, self.sequence), dtype=np.float32)
+        for row, place in enumerate(places):
+            number = int(np.searchsorted(split.ends, place, side="right"))
+            document = split.document(number)
+            inside = int(place) - (int(split.ends[number - 1]) if number else 0)
+            part = document[inside - inside % self.sequence :][: self.sequence + 1]
+            tokens[row, : len(part)] = part
+            weights[row, : len(part) - 1] = 1.0
+        flags = np.ones(count, dtype=np.bool_)
+        return Batch.from_tokens(tokens, weights, ~flags, flags)
+
+
+def padding(ends: NDArray[np.int64], sequence: int) -> float:
+    """The share of padding in rows of separate documents, from the ends of the first `SAMPLE_DOCUMENTS`."""
+    lengths = np.diff(np.asarray(ends[:SAMPLE_DOCUMENTS]), prepend=0)
+    full, rest = np.divmod(lengths, sequence)
+    filled = float((full * float(sequence) ** 2 + rest.astype(np.float64) ** 2).sum())
+    return 1 - filled / (sequence * float(lengths.sum()))
 
 
 class MixedTokenData(RecallAndText):
@@ -66,7 +135,13 @@ class MixedTokenData(RecallAndText):
             start=recall_share_start, end=recall_share_end, hold=recall_hold, blend_end=recall_blend_end
         )
         text = TokenData(
-            path=path, sequence=sequence, batch_size=batch_size, seed=seed, steps=steps, carry_memory=carry_memory
+            path=path,
+            documents="packed",
+            sequence=sequence,
+            batch_size=batch_size,
+            seed=seed,
+            steps=steps,
+            carry_memory=carry_memory,
         )
         super().__init__(text, recall, share, steps=steps)
 

@@ -47,11 +47,15 @@ def record_data(folder: Path, corpus: Corpus) -> None:
 
 def tokenizer_of_run(path: str) -> LibraryTokenizer | None:
     """The tokenizer of the run at `path`, or of the run of the checkpoint there; None where its tokens are bytes."""
-    folder = expanded(path)
-    found = [
-        one / TOKENIZER_FILE for one in (folder, *folder.resolve().parents[:2]) if (one / TOKENIZER_FILE).is_file()
-    ]
-    return LibraryTokenizer(found[0], None, "RUN") if found else None
+    found = tokenizer_file(path)
+    return LibraryTokenizer(found, None, "RUN") if found else None
+
+
+def tokenizer_file(path: str | Path) -> Path | None:
+    """The run's copy of its tokenizer.json."""
+    folder = expanded(path).resolve()
+    places = [place / TOKENIZER_FILE for place in (folder, *folder.parents[:2])]
+    return next((place for place in places if place.is_file()), None)
 
 
 def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import atlas
 from atlas.config import ConfigError
+from atlas.data.tokenizer import LibraryTokenizer
+from atlas.evaluate import main as evaluate
 from atlas.generate import main as generate
 from atlas.niah import main as niah
 from atlas.prepare import main as prepare
 from atlas.runs.resume import resumed_config
 from tests.integration.small_runs import JOB
 
+TEXT = "some words that the store has not seen, " * 8
 NEEDLES = ["pairs=2", "queries=2", "sparse_pairs=1", "sparse_queries=1", "distance_min=16"]
 MIXED = ["data=mixed_tokens", *(f"data.recall.{setting}" for setting in NEEDLES)]
 
@@ -54,11 +58,19 @@ def test_a_run_on_a_store_from_start_to_words(
     with pytest.raises(KeyboardInterrupt):
         atlas.train(replace(atlas.compose(settings), logger=interrupting(at=3)), cut.folder)
     (stores / "pieces").rename(stores / "moved")
-    overrides = [f"resume={cut.folder}", "trust=[interrupting]", f"data.path={stores}/moved"]
+    overrides = [f"resume={cut.folder}", "trust=[interrupting]", *MIXED, f"data.path={stores}/moved"]
     atlas.train(replace(resumed_config(atlas.compose(overrides), overrides, cut.folder), logger={}))
     assert same_state(cut.state, whole.state)
 
-    shutil.rmtree(stores / "moved")  # generating needs the run folder only
+    shutil.rmtree(stores / "moved")  # what follows needs the run folder only
+    (stores / "new.txt").write_text(TEXT)
+    assert evaluate([str(whole.folder), f"paths={stores}/new.txt", "memory=on", "factors=1"]) == 0
+    told = json.loads((whole.folder / "evaluation.json").read_text())["bits_per_byte"][f"{stores}/new.txt"]
+    ids = LibraryTokenizer(whole.folder / "tokenizer.json").encode([TEXT.encode()])[0]
+    tokens = torch.from_numpy(ids)[None]
+    nats = model.losses(model.read(tokens[:, :-1]).hidden, tokens[:, 1:]).mean().item()
+    assert told["on"] == pytest.approx(nats / log(2) / (len(TEXT) / len(ids)), rel=1e-4)
+    assert told["bytes"] == len(TEXT)
     capsys.readouterr()
     assert generate([str(whole.folder), "prompt=abc", "tokens=20", "device=cpu"]) == 0
     assert len(capsys.readouterr().out) > 1

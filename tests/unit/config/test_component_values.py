@@ -20,11 +20,8 @@ from atlas.config.composition import options
 if TYPE_CHECKING:
     from nowhere import Unknown
 
-GROUPS = {
-    "data": ("mixed", "mixed_tokens", "recall", "stdlib", "text", "tokens"),
-    "optim": ("muon", "adamw"),
-    "logger": ("wandb", "tensorboard"),
-}
+DATA = ("blend", "mixed", "mixed_tokens", "recall", "stdlib", "text", "tokens")
+GROUPS = {"data": DATA, "optim": ("muon", "adamw"), "logger": ("wandb", "tensorboard")}
 LONG = "x" * 200
 
 
@@ -77,6 +74,8 @@ CASES = [
     ("mixed", "data.paths", ["a.txt", [1], {"a": 1}, None], "a list, such as [a,b]"),
     ("text", "data.encoding", ["latin1", 8], "one of bytes, utf8"),
     ("stdlib", "data.validation_share", [0, 1, 1.5, "x", True], "a number in (0, 1)"),
+    ("tokens", "data.documents", ["joined", 1], "one of packed, separate"),
+    ("blend", "data.weights", ["x", ["x"], None], "a list, such as [0.25,0.5]"),
     ("tokens", "data.path", [None, ["a"]], "a text"),
     ("mixed", "data.recall_hold", [-0.1, 1.1, "x", True], SHARE),
     ("mixed", "data.recall_share_start", [-0.1, "x"], SHARE),

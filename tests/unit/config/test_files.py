@@ -52,6 +52,7 @@ def test_a_reference_to_one_value_is_a_value() -> None:
 def test_the_components_of_atlas_are_those_of_its_options() -> None:
     assert own_targets("data") == {
         *(f"atlas.data.{name}" for name in ("mixed.MixedData", "text.StdlibData", "text.TextData")),
+        "atlas.data.blend.BlendData",
         *(f"atlas.data.tokens.{name}" for name in ("TokenData", "MixedTokenData")),
         *(f"atlas.data.recall.{name}" for name in ("RecallData", "RecallTask")),
     }

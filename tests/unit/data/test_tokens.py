@@ -12,6 +12,7 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.data.bigram import SparseBigram
+from atlas.data.blend import BlendData
 from atlas.data.recall import RecallTask
 from atlas.data.symbols import BYTE_SYMBOLS, Symbols, choose_symbols
 from atlas.data.text import TextData
@@ -39,17 +40,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def packed(folder: Path, **settings: Any) -> TokenData:
+    return TokenData(path=str(folder / "bytes"), documents="packed", **settings)
+
+
 def test_rows_of_a_store_are_stretches_of_its_tokens(folder: Path) -> None:
-    data = TokenData(path=str(folder / "bytes"), **RUN)
+    data = packed(folder, **RUN)
     assert data.vocabulary == 257
     stored = np.fromfile(folder / "bytes/train.tokens", dtype="<u2").astype(np.int64)
     windows = {stored[start : start + 65].tobytes() for start in range(len(stored) - 64)}
     batch = data.batch(1)
     for inputs, targets in zip(batch.inputs.numpy(), batch.targets.numpy(), strict=True):
         assert np.append(inputs, targets[-1]).tobytes() in windows
-    for other in (data.batch(2), TokenData(path=str(folder / "bytes"), **{**RUN, "seed": 4}).batch(1)):
+    for other in (
+        data.batch(2),
+        packed(folder, **{**RUN, "seed": 4}).batch(1),
+    ):
         assert not (other.inputs == batch.inputs).all()
-    assert (TokenData(path=str(folder / "bytes"), **RUN).batch(1).inputs == batch.inputs).all()
+    assert (packed(folder, **RUN).batch(1).inputs == batch.inputs).all()
     assert (data.batch(1, range(1, 3)).inputs == batch.inputs[1:3]).all()
 
 
@@ -59,7 +67,7 @@ def test_a_store_gives_the_rows_of_the_same_text_in_a_file(folder: Path, tmp_pat
     text = np.concatenate([tokens, validation])
     text[text == 256] = 10
     (tmp_path / "a.txt").write_bytes(text.astype(np.uint8).tobytes())
-    data = TokenData(path=str(folder / "bytes"), **RUN)
+    data = packed(folder, **RUN)
     file = TextData(paths=[f"{tmp_path}/a.txt"], encoding="bytes", validation_share=len(validation) / len(text), **RUN)
     assert len(file.corpus.train) == len(tokens)
     for step in (1, 7):
@@ -80,7 +88,9 @@ def task(**changes: Any) -> RecallTask:
 def test_recall_is_asked_in_ids_of_the_store(folder: Path) -> None:
     pytest.importorskip("tokenizers")
     shares = {"recall_share_start": 0.5, "recall_share_end": 0.5, "recall_hold": 0.5, "recall_blend_end": 0.5}
-    data = MixedTokenData(path=str(folder / "pieces"), recall=task(), **shares, **{**RUN, "batch_size": 16})
+    data = MixedTokenData(
+        documents="packed", path=str(folder / "pieces"), recall=task(), **shares, **{**RUN, "batch_size": 16}
+    )
     symbols = data.needles.symbols
     assert (data.vocabulary, symbols.vocabulary) == (300, 300)
     answered = 0
@@ -152,15 +162,77 @@ class TokenBatches:
 )
 def test_what_is_no_store_is_refused(path: str, message: str, folder: Path) -> None:
     with pytest.raises(ConfigError) as refusal:
-        TokenData(path=path.format(folder=folder), **RUN).batch(1)
+        TokenData(documents="packed", path=path.format(folder=folder), **RUN).batch(1)
     assert str(refusal.value) == message.format(folder=folder)
 
 
 def test_a_sequence_longer_than_the_shortest_part_is_refused(folder: Path) -> None:
-    data = TokenData(path=str(folder / "bytes"), **{**RUN, "sequence": 100_000})
+    data = packed(folder, **{**RUN, "sequence": 100_000})
     with pytest.raises(ConfigError) as refusal:
         data.batch(1)
     shorter = len(np.fromfile(folder / "bytes/validation.tokens", dtype="<u2"))
     source = f"token store {folder}/bytes"
     allowed = f"< {shorter}, the tokens of the shorter of the two parts of {source}"
     assert str(refusal.value) == f"train.sequence=100000: must be {allowed}"
+
+
+def test_separate_documents_fill_a_row_each_and_padding_does_not_count(folder: Path) -> None:
+    data = TokenData(path=str(folder / "bytes"), documents="separate", **{**RUN, "batch_size": 32})
+    split = data.store.train
+    documents = {bytes_of(split.document(number)): number for number in range(len(split.ends))}
+    shown = set()
+    for batch in (data.batch(1), data.batch(2)):
+        for inputs, targets, weights in zip(batch.inputs.tolist(), batch.targets.tolist(), batch.weights, strict=True):
+            count = int(weights.sum())
+            assert weights.tolist() == [1.0] * count + [0.0] * (64 - count)
+            row = [inputs[0], *targets[:count]]
+            (number,) = (number for text, number in documents.items() if bytes_of(np.array(row)) in text)
+            whole = split.document(number).tolist()
+            start = next(k * 64 for k in range(len(whole)) if whole[k * 64 : k * 64 + len(row)] == row)
+            assert len(row) == min(65, len(whole) - start)
+            shown.add(number)
+    assert len(shown) > 30
+    lengths = np.diff(split.ends, prepend=0)
+    drawn = [length % 64 if place // 64 == length // 64 else 64 for length in lengths for place in range(length)]
+    assert data.describe()["padding"] == pytest.approx(1 - np.mean(drawn) / 64, abs=1e-4)
+
+
+def bytes_of(ids: np.ndarray[Any, Any]) -> bytes:
+    return ids.astype("<u2").tobytes()
+
+
+def test_a_blend_draws_each_row_from_one_store_by_weight(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"{n:05d}" * 40}) + "\n" for n in range(100)))
+    assert main([f"{tmp_path}/b.jsonl", f"out={tmp_path}/digits", "workers=1", "validation_share=0.3"]) == 0
+    paths = [str(folder / "bytes"), str(tmp_path / "digits")]
+    data = BlendData(paths=paths, weights=[1, 3], **{**RUN, "batch_size": 64})
+    of_digits = []
+    for step in range(1, 9):
+        batch = data.batch(step)
+        digits = ((batch.inputs >= 48) & (batch.inputs < 58)).sum(dim=1)
+        assert ((digits == 0) | (digits >= 62)).all()
+        of_digits += (digits > 0).tolist()
+    assert np.mean(of_digits) == pytest.approx(0.75, abs=0.06)
+    assert (data.batch(3, range(5, 9)).inputs == data.batch(3).inputs[5:9]).all()
+    assert data.validation(0).inputs.shape == (64, 64)
+    sizes = [one.store.record.splits["validation"] for one in data._stores]
+    per_token = [size.bytes / size.tokens for size in sizes]
+    assert data.corpus.bytes_per_token == pytest.approx(0.25 * per_token[0] + 0.75 * per_token[1])
+    assert data.corpus.digest != BlendData(paths=paths, weights=[1, 2], **RUN).corpus.digest
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [-1.0, 2.0], [1.0, float("nan")]])
+def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        BlendData(paths=["a", "b"], weights=weights, **RUN)
+    allowed = "2 numbers >= 0, one for each of data.paths, not all 0"
+    assert str(refusal.value) == f"data.weights={weights}: must be {allowed}"
+
+
+def test_stores_of_two_tokenizers_are_not_blended(folder: Path) -> None:
+    pytest.importorskip("tokenizers")
+    paths = [str(folder / "bytes"), str(folder / "pieces")]
+    with pytest.raises(ConfigError) as refusal:
+        BlendData(paths=paths, weights=[1, 1], **RUN).batch(1)
+    allowed = f"stores of one tokenizer; that of {paths[1]!r} is another than that of {paths[0]!r}"
+    assert str(refusal.value) == f"data.paths={paths}: must be {allowed}"

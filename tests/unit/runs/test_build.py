@@ -21,6 +21,7 @@ CLASSES = {
     "stdlib": "StdlibData",
     "text": "TextData",
     "tokens": "TokenData",
+    "blend": "BlendData",
     "mixed_tokens": "MixedTokenData",
 }
 
@@ -46,16 +47,20 @@ def test_sizes_of_the_models() -> None:
     assert parameters(["model=attention_only"]) == pytest.approx(tiny, rel=0.01)
     assert parameters(["model=transformer"]) == pytest.approx(tiny, rel=0.01)
     assert parameters(["model=atlas_60m"]) == pytest.approx(60e6, rel=0.05)
+    assert parameters(["model=atlas_43m", "model.vocabulary=32000"]) == pytest.approx(43e6, rel=0.02)
+    assert parameters(["model=atlas_125m", "model.vocabulary=32000"]) == pytest.approx(125e6, rel=0.02)
 
 
 @pytest.mark.parametrize("option", options("data"))
 def test_every_data_option_gives_batches_of_the_configured_shape(option: str, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("In the beginning there was text. " * 1000)
     paths = [f'data.paths=["{tmp_path}/*.txt"]'] if option == "text" else []
-    if "tokens" in option:
+    if "tokens" in option or option == "blend":
         (tmp_path / "words.txt").write_text("".join(f"the word is {number}. " for number in range(1000)))
         assert prepare([f"{tmp_path}/words.txt", "separator=. ", f"out={tmp_path}/store", "validation_share=0.3"]) == 0
         paths = [f"data.path={tmp_path}/store"]
+    if option == "blend":
+        paths = [f"data.paths=[{tmp_path}/store]", "data.weights=[1.0]"]
     config = atlas.compose([f"data={option}", *paths, "train.batch_size=3"])
     data = build_data(config)
     assert type(data).__name__ == CLASSES[option]

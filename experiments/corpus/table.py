@@ -1,0 +1,171 @@
+"""What token stores cost: the measures of the README's table, each in processes of its own.
+
+python -m experiments.corpus.table [parts=tokenise,batch,store,logits] [megabytes=24]
+
+`tokenise` and `batch` are timings: run them on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from atlas.config import require
+from atlas.config.arguments import names, read_settings
+from atlas.data.store import sha256_of
+from atlas.data.store_format import SPLITS, STORE_FILE, SplitRecord, StoreRecord, files_of
+from atlas.data.tokenizer import ByteTokenizer
+from experiments.corpus.kills import write_source
+
+VOCABULARY = 8192
+SMALL_BYTES, LARGE_BYTES = 10**7, 10**9  # of text in the two stores that are compared
+DOCUMENT = 2000  # bytes
+PEAK = "import resource, sys; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+ALONE = """
+import os, sys, time, json
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+os.environ["RAYON_NUM_THREADS"] = sys.argv[3]
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[2])
+texts = [json.loads(line)["text"] for line in open(sys.argv[1], encoding="utf-8")]
+began = time.perf_counter()
+for first in range(0, len(texts), 1000):
+    tokenizer.encode_batch_fast(texts[first : first + 1000], add_special_tokens=False)
+print(time.perf_counter() - began)
+"""
+TRAINED = """
+import sys, atlas
+settings = ["model=tiny", "data=tokens", f"data.path={sys.argv[1]}", "train.steps=40", "train.batch_size=8", "niah=off"]
+settings += ["calibration=off", "logger=none", "device=cpu", "train.validation_batches=1", "checkpoint.every=40"]
+atlas.train(atlas.compose(settings), sys.argv[2])
+"""
+STEPPED = """
+import sys, torch, atlas
+from atlas.runs.build import build_model, build_optimizer
+vocabulary = int(sys.argv[1])
+config = atlas.compose(["model=small", f"model.vocabulary={vocabulary}", "train.sequence=2048", "niah=off"])
+model = build_model(config)
+optimizer = build_optimizer(config, model)
+tokens = torch.randint(vocabulary, (8, 2049), generator=torch.Generator().manual_seed(0))
+model.losses(model.read(tokens[:, :-1]).hidden, tokens[:, 1:]).mean().backward()
+optimizer.step(1)
+"""
+BATCHED = """
+import sys, time, torch, atlas
+from atlas.runs.build import build_data, build_model
+settings = ["model=small", "data=tokens", f"data.path={sys.argv[1]}", "train.batch_size=8", "niah=off"]
+config = atlas.compose([*settings, "model.vocabulary=257"])
+data, model = build_data(config), build_model(config)
+data.batch(1)
+began = time.perf_counter()
+for step in range(2, 52):
+    batch = data.batch(step)
+of_batch = (time.perf_counter() - began) / 50
+began = time.perf_counter()
+model.losses(model.read(batch.inputs).hidden, batch.targets).mean().backward()
+print(of_batch / (time.perf_counter() - began))
+"""
+
+
+@dataclass
+class TableSettings:
+    parts: str = "tokenise,batch,store,logits"
+    megabytes: int = 24  # of text that is tokenised
+
+    def __post_init__(self) -> None:
+        unknown = set(names(self.parts)) - set(PARTS)
+        require(not unknown, "parts", self.parts, f"some of {', '.join(PARTS)}")
+
+
+def child(code: str, *arguments: object) -> float:
+    """The last line that Python code prints, as a number."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(shown.splitlines()[-1])
+
+
+def write_store(folder: Path, size: int) -> None:
+    """A store of bytes with random text, without a preparation."""
+    folder.mkdir()
+    tokenizer, rng = ByteTokenizer(), np.random.default_rng(0)
+    splits = {}
+    for split, share in zip(SPLITS, (size, size // 50), strict=True):
+        documents = max(share // DOCUMENT, 1)
+        tokens, ends = (folder / name for name in files_of(split))
+        with tokens.open("wb") as file:
+            for first in range(0, documents, 10_000):
+                count = min(10_000, documents - first)
+                block = rng.integers(97, 123, (count, DOCUMENT + 1), dtype=np.uint16)
+                block[:, -1] = tokenizer.end_of_document
+                file.write(block.astype("<u2").tobytes())
+        (np.arange(1, documents + 1, dtype="<i8") * (DOCUMENT + 1)).tofile(ends)
+        hashes = (sha256_of(tokens), sha256_of(ends))
+        splits[split] = SplitRecord(documents * (DOCUMENT + 1), documents, documents * DOCUMENT, *hashes)
+    record = StoreRecord(
+        "uint16", tokenizer.vocabulary, tokenizer.end_of_document, "bytes", tokenizer.sha256,
+        tokenizer.symbols().record(), splits, 0, 0.0, [], 0, 0, ["random"], {},
+    )  # fmt: skip
+    (folder / STORE_FILE).write_text(json.dumps(asdict(record)))
+
+
+def tokenise(folder: Path, settings: TableSettings) -> str:
+    source, cores = folder / "text.jsonl", len(os.sched_getaffinity(0))
+    write_source(source, settings.megabytes)
+    command = [sys.executable, "-m", "atlas.prepare", str(source), f"workers={cores}"]
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*command, f"out={folder}/trained", f"tokenizer=train:{VOCABULARY}"], **quiet)  # type: ignore[call-overload]
+    tokenizer = folder / "trained" / "tokenizer.json"
+    alone, ours = [], []
+    for turn in range(3):
+        alone.append(child(ALONE, source, tokenizer, cores))
+        began = time.perf_counter()
+        subprocess.run([*command, f"out={folder}/turn{turn}", f"tokenizer={tokenizer}"], **quiet)  # type: ignore[call-overload]
+        ours.append(time.perf_counter() - began)
+    speeds = [settings.megabytes / sorted(times)[1] for times in (ours, alone)]
+    both = f"{speeds[0]:.1f} of {speeds[1]:.1f} MB/s (medians of 3 turns, the whole command against encode_batch)"
+    return f"tokenise on {cores} cores, {VOCABULARY} ids: {speeds[0] / speeds[1]:.0%} of the library alone, {both}"
+
+
+def store(folder: Path, settings: TableSettings) -> str:
+    peaks = []
+    for name, size in (("small", SMALL_BYTES), ("large", LARGE_BYTES)):
+        write_store(folder / name, size)
+        peaks.append(child(TRAINED + PEAK, folder / name, folder / f"run-{name}"))
+    sizes = " and ".join(f"{peak / 2**20:.0f} MiB" for peak in peaks)
+    return f"memory while training from a 1 GB store over a 10 MB one: {peaks[1] / peaks[0] - 1:+.1%} ({sizes})"
+
+
+def batch(folder: Path, settings: TableSettings) -> str:
+    write_store(folder / "batches", SMALL_BYTES)
+    return (
+        f"time of a batch over that of a forward and backward pass of small: {child(BATCHED, folder / 'batches'):.2%}"
+    )
+
+
+def logits(folder: Path, settings: TableSettings) -> str:
+    few, many = (child(STEPPED + PEAK, vocabulary) for vocabulary in (256, 49_152))
+    sizes = f"{many / 2**30:.2f} over {few / 2**30:.2f} GiB"
+    return f"peak memory of a step of small, 8 x 2048 tokens, 49,152 ids over 256: {many / few:.2f} ({sizes})"
+
+
+PARTS = {"tokenise": tokenise, "batch": batch, "store": store, "logits": logits}
+
+
+def main() -> int:
+    settings = read_settings(TableSettings, sys.argv[1:])
+    for part in names(settings.parts):
+        with tempfile.TemporaryDirectory() as folder:
+            print(PARTS[part](Path(folder), settings), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
