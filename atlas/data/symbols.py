@@ -16,6 +16,19 @@ NOISE = b"The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 PRINTABLE = (32, 127)  # the bytes of a random haystack
 BYTES = 256
 
+Ids = NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class RulerPieces:
+    """The ids of RULER's prompt, cut where the word and the number stand, see `ruler.py`."""
+
+    preface: Ids
+    needle: tuple[Ids, Ids, Ids]
+    question: tuple[Ids, Ids, Ids]
+    words: Mapping[str, Ids]
+    digits: Ids  # 10
+
 
 @dataclass(frozen=True, eq=False)
 class Symbols:
@@ -23,11 +36,12 @@ class Symbols:
 
     vocabulary: int
     marker: int  # opens every event
-    keys: NDArray[np.unsignedinteger[Any]]  # 52: a symbol of a key
-    values: NDArray[np.unsignedinteger[Any]]  # 62: a symbol of a value
-    noise: NDArray[np.unsignedinteger[Any]]  # RULER's sentences
-    random: NDArray[np.unsignedinteger[Any]]  # the ids of a random haystack
+    keys: Ids  # 52: a symbol of a key
+    values: Ids  # 62: a symbol of a value
+    noise: Ids  # RULER's sentences
+    random: Ids  # the ids of a random haystack
     blank: int
+    ruler: RulerPieces | None = None  # None: the prompt is made of bytes
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -35,8 +49,8 @@ class Symbols:
 
     def record(self) -> dict[str, Any]:
         """As plain data, for a store's record."""
-        found = asdict(self)
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found.items()}
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Symbols:
@@ -53,7 +67,34 @@ class Symbols:
         single = {name: int(record[name]) for name in ("marker", "blank")}
         if not all(0 <= one < vocabulary for one in single.values()):
             raise ValueError("symbols marker, blank")
-        return cls(vocabulary, single["marker"], blank=single["blank"], **arrays)
+        ruler = _ruler(record["ruler"], vocabulary)
+        return cls(vocabulary, single["marker"], blank=single["blank"], ruler=ruler, **arrays)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _ruler(record: Any, vocabulary: int) -> RulerPieces | None:
+    if record is None:
+        return None
+
+    def ids(listed: Any) -> Ids:
+        array = np.array(listed, dtype=np.uint32)
+        if array.ndim != 1 or (array >= vocabulary).any():
+            raise ValueError("symbols ruler")
+        return array
+
+    needle, question = (tuple(map(ids, record[name])) for name in ("needle", "question"))
+    words = {str(word): ids(listed) for word, listed in record["words"].items()}
+    digits = ids(record["digits"])
+    if len(needle) != 3 or len(question) != 3 or len(digits) != 10 or not words:
+        raise ValueError("symbols ruler")
+    return RulerPieces(ids(record["preface"]), needle, question, words, digits)
 
 
 BYTE_SYMBOLS = Symbols(

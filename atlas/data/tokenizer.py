@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from atlas.config import ConfigError, require
 from atlas.config.untrusted import open_regular
+from atlas.data.ruler import ruler_pieces
 from atlas.data.symbols import BYTE_SYMBOLS, MARKER, NOISE, PRINTABLE, Symbols, choose_symbols
 
 BYTES = "bytes"
@@ -65,7 +66,8 @@ class ByteTokenizer:
         return bytes(one for one in ids if one < self.end_of_document).decode("utf-8", "replace")
 
     def symbols(self) -> Symbols:
-        return replace(BYTE_SYMBOLS, vocabulary=self.vocabulary)
+        pieces = ruler_pieces(lambda text: list(text.encode()), range(ord("0"), ord("9") + 1))
+        return replace(BYTE_SYMBOLS, vocabulary=self.vocabulary, ruler=pieces)
 
 
 class LibraryTokenizer:
@@ -131,7 +133,9 @@ class LibraryTokenizer:
         single = {one: int(ids[0]) for one, ids in zip(characters, encoded, strict=True) if len(ids) == 1}
         special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         ordinary = [one for one in self._tokenizer.get_vocab(with_added_tokens=False).values() if one not in special]
-        return choose_symbols(single, self.encode([NOISE])[0].tolist(), ordinary, self.vocabulary)
+        symbols = choose_symbols(single, self.encode([NOISE])[0].tolist(), ordinary, self.vocabulary)
+        pieces = ruler_pieces(lambda text: self.encode([text.encode()])[0].tolist(), symbols.values[:10].tolist())
+        return replace(symbols, ruler=pieces)
 
 
 def import_library(name: str, key: str, value: object) -> Any:

@@ -16,9 +16,8 @@ from atlas.data.haystack import build_haystacks
 from atlas.data.layout import depth_layout
 from atlas.data.mqar import IGNORED, mqar_sequences
 from atlas.data.needles import NeedleFormat, RecallSequences, Tokens, write_needles
-from atlas.data.ruler import DIGITS, NUMBERS, ruler_sequences
+from atlas.data.ruler import DIGITS, NUMBERS, ruler_in_ids, ruler_sequences
 from atlas.data.sampler import Stream, generator
-from atlas.data.symbols import BYTE_SYMBOLS
 
 MQAR_PAIRS_MAX = 64  # zoology: 4, 8, 16, 64 pairs in 64, 128, 256, 512 tokens
 NONE_SEEN = np.zeros((0, 0, 0, 0), dtype=np.int64)
@@ -82,15 +81,18 @@ def build_questions(
     )
     if haystack == "text" and (text is None or len(text) <= length):
         return _missing(task, haystack, length, depth, chance, f"no text of more than {length} tokens")
-    if task == "ruler" and needles.symbols is not BYTE_SYMBOLS:
-        return _missing(task, haystack, length, depth, chance, "RULER's prompt is made of bytes, the tokens are not")
     try:
         if depth is None:
             return _mqar(rng, settings.samples, length, chance, needles.symbols.vocabulary)
         if task == "ruler":
-            hay = build_haystacks(rng, settings.samples, length + 1, {"text": 1.0}, text)
-            sequences = ruler_sequences(rng, hay, length=length, depth=depth)
-            digits = np.arange(ord("0"), ord("9") + 1)
+            pieces = needles.symbols.ruler
+            hay = build_haystacks(rng, settings.samples, length + 1, {"text": 1.0}, text, needles.symbols)
+            if pieces is None:
+                sequences = ruler_sequences(rng, hay, length=length, depth=depth)
+                digits = np.arange(ord("0"), ord("9") + 1)
+            else:
+                sequences = ruler_in_ids(rng, hay, pieces, length=length, depth=depth)
+                digits = pieces.digits.astype(np.int64)
             found = _from_sequences(task, haystack, length, depth, chance, sequences, DIGITS, digits)
             return replace(found, seen=found.answer[:, :, None])
         pairs = 1 + (settings.distractors if task in MULTI_KEY else 0)

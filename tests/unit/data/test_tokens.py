@@ -88,9 +88,7 @@ def task(**changes: Any) -> RecallTask:
 def test_recall_is_asked_in_ids_of_the_store(folder: Path) -> None:
     pytest.importorskip("tokenizers")
     shares = {"recall_share_start": 0.5, "recall_share_end": 0.5, "recall_hold": 0.5, "recall_blend_end": 0.5}
-    data = MixedTokenData(
-        documents="packed", path=str(folder / "pieces"), recall=task(), **shares, **{**RUN, "batch_size": 16}
-    )
+    data = MixedTokenData(path=str(folder / "pieces"), recall=task(), **shares, **{**RUN, "batch_size": 16})
     symbols = data.needles.symbols
     assert (data.vocabulary, symbols.vocabulary) == (300, 300)
     answered = 0
