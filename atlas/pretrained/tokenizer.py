@@ -22,4 +22,4 @@ def byte_tokenizer() -> dict[str, Any]:
     }
 
 
-TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids"]}
+TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
