@@ -131,7 +131,8 @@ def scan_forward(
 ):  # fmt: skip
     """`end` [N, STATE] holds the weights at the chunk's start, and at last those after all chunks; `momentum`
     [N, STATE] the momentum, given and left. With KEEP the backward pass gets `states` [N, n, M, STATE], the weights
-    before every tile, `momenta` [N, n, STATE], S before every chunk, and `scales` [N, n, 2] of every chunk's end."""
+    before every tile (without PREFIX [N, n, STATE], those before every chunk), `momenta` [N, n, STATE], S before every
+    chunk, and `scales` [N, n, 2] of every chunk's end."""
     n = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, R)
     STATE: tl.constexpr = D * H + 2 * H * P
@@ -147,7 +148,10 @@ def scan_forward(
             tl.debug_barrier()
         for i in range(M):
             if KEEP:
-                _put(states + ((n * chunks + c) * M + i) * STATE, R1, R2, R3, D, H, P)
+                if PREFIX:
+                    _put(states + ((n * chunks + c) * M + i) * STATE, R1, R2, R3, D, H, P)
+                elif i == 0:
+                    _put(states + (n * chunks + c) * STATE, R1, R2, R3, D, H, P)
             if M == 1:
                 W1, W2, W3 = R1, R2, R3
             else:
@@ -222,13 +226,14 @@ def scan_backward(
     token = tl.arange(0, R)
     STATE: tl.constexpr = D * H + 2 * H * P
     M: tl.constexpr = (C + R - 1) // R
+    KEPT: tl.constexpr = M if PREFIX else 1
     D1 = _down(d_end + n * STATE, D, H)
     D2 = _gate(d_end + n * STATE, D, H, P)
     D3 = _linear(d_end + n * STATE, D, H, P)
     straight = d_start + n * STATE  # working memory until the end: what goes past the tiles to the chunk's start
     for back in range(chunks):
         c = chunks - 1 - back
-        origin = states + (n * chunks + c) * M * STATE
+        origin = states + (n * chunks + c) * KEPT * STATE
         s1 = tl.load(scales + (n * chunks + c) * 2)
         s23 = tl.load(scales + (n * chunks + c) * 2 + 1)
         # W_next = s W' where W' is beyond its bound: dW' = s (dW - W_next <W_next, dW> / bound^2)
@@ -236,15 +241,15 @@ def scan_backward(
             if c == chunks - 1:
                 N1 = _down(end + n * STATE, D, H)
             else:
-                N1 = _down(origin + M * STATE, D, H)
+                N1 = _down(origin + KEPT * STATE, D, H)
             D1 = s1 * (D1 - N1 * (tl.sum(N1 * D1) / (bound_down * bound_down)))
         if s23 < 1:
             if c == chunks - 1:
                 N2 = _gate(end + n * STATE, D, H, P)
                 N3 = _linear(end + n * STATE, D, H, P)
             else:
-                N2 = _gate(origin + M * STATE, D, H, P)
-                N3 = _linear(origin + M * STATE, D, H, P)
+                N2 = _gate(origin + KEPT * STATE, D, H, P)
+                N3 = _linear(origin + KEPT * STATE, D, H, P)
             along = (tl.sum(N2 * D2) + tl.sum(N3 * D3)) / (bound_up * bound_up)
             D2 = s23 * (D2 - N2 * along)
             D3 = s23 * (D3 - N3 * along)

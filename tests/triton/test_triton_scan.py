@@ -100,6 +100,29 @@ def test_a_chunk_of_64_and_unequal_widths() -> None:
     compare(True, ChunkEnd.step, 64, inputs(1, 128, 16, 32, 64))
 
 
+@pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.momentum])
+def test_a_long_chunk_that_is_read_at_its_start_is_cut_into_blocks(end: ChunkEnd) -> None:
+    chunk = 2 * triton.LONGEST
+    arguments = with_momentum(small(2 * chunk, rows=1)) if end is ChunkEnd.momentum else small(2 * chunk, rows=1)
+    results = 5 if end is ChunkEnd.momentum else 3
+
+    def in_blocks(*given: Tensor) -> tuple[Tensor, ...]:
+        momentum = end is ChunkEnd.momentum
+        tokens = ChunkInputs(*given[2:8], controls=given[10] if momentum else given[7][..., None][..., :0])
+        kept = momentum_state(given) if momentum else ()
+        out, weights, kept = triton.closed_chunks(
+            end, FastWeights(*given[:2]), kept, tokens, chunk, NORM_MAX, prefix=False
+        )
+        return out, *weights, *(kept[0] if momentum else ())
+
+    exact = [argument.detach().double() for argument in arguments]
+    found = outputs_and_gradients(in_blocks, arguments, tuple(range(results)))
+    wanted = outputs_and_gradients(partial(plain, False, end, chunk), exact, tuple(range(results)))
+    for index, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+        error = ((ours.double() - theirs).norm() / theirs.norm()).item()
+        assert error <= LIMITS["emulated"][index >= results], f"result {index}"
+
+
 def test_both_bounds_are_reached_and_not_reached() -> None:
     arguments = small(48)
     _, *weights = scanned("float32", True, ChunkEnd.step, 16, *arguments)
@@ -162,10 +185,16 @@ def test_a_scan_under_autocast_uses_the_kernels_for_its_whole_chunks(rule: Gradi
 def test_what_they_do_not_take_is_left_to_pytorch() -> None:
     gpu.use(Kernels.triton)
 
-    def form(*widths: int, chunk: int = 16, half: ChunkEnd | None = ChunkEnd.step, double: bool = False) -> object:
+    def form(
+        *widths: int,
+        chunk: int = 16,
+        half: ChunkEnd | None = ChunkEnd.step,
+        double: bool = False,
+        prefix: bool = True,
+    ) -> object:
         down, up, *fields = (part.double() if double else part for part in inputs(1, 32, *widths))
         tokens = ChunkInputs(*fields, controls=fields[-1][..., None])
-        return chosen_form(FastWeights(down, up), tokens, chunk, prefix=True, half=half)
+        return chosen_form(FastWeights(down, up), tokens, chunk, prefix=prefix, half=half)
 
     assert form(16, 16, 16) is triton
     assert form(16, 16, 16, half=None) is not triton
@@ -174,5 +203,8 @@ def test_what_they_do_not_take_is_left_to_pytorch() -> None:
     assert form(48, 16, 16) is not triton
     assert form(16, 16, 153) is plain_form  # features of degree 2
     assert form(16, 16, 16, chunk=129) is not triton
+    assert form(16, 16, 16, chunk=256) is not triton
+    assert form(16, 16, 16, chunk=256, prefix=False) is triton
+    assert form(16, 16, 16, chunk=200, prefix=False) is not triton
     gpu.use(Kernels.auto)
     assert form(16, 16, 16) is not triton  # the interpreter is for tests only

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +21,14 @@ from torch.autograd.function import once_differentiable
 
 from atlas.config import TRITON_WIDTHS
 from atlas.kernels import gpu
-from atlas.ops.dual_form import ChunkInputs
-from atlas.ops.fast_weights import FastWeights, norm_limits
+from atlas.ops.dual_form import ChunkInputs, cut_fields
+from atlas.ops.fast_weights import FastWeights, add, bound_norm, norm_limits, scale, subtract
 from atlas.ops.rules.momentum import MomentumState
 from atlas.ops.rules.rule import ChunkEnd, Kept
 from atlas.ops.whole_chunks import torch as plain
 
 ENDS = frozenset({ChunkEnd.step, ChunkEnd.momentum})
-LONGEST = 128  # tokens of a chunk: the tiles of a longer one, one after the other, are slower than PyTorch's operations
+LONGEST = 128  # tokens of a chunk whose tiles come one after the other
 TILE = 16  # tokens: the least that `tl.dot` takes; larger tiles need more registers than there are
 WARPS = 8
 
@@ -54,8 +54,9 @@ class Variant(NamedTuple):
         }  # fmt: skip
 
     @property
-    def tiles(self) -> int:
-        return ceil(self.chunk / TILE)
+    def kept(self) -> int:
+        """Weights kept of a chunk: those before every tile, or those that all of its tokens read."""
+        return ceil(self.chunk / TILE) if self.prefix else 1
 
     @property
     def state(self) -> int:
@@ -69,10 +70,12 @@ def takes(end: ChunkEnd, start: FastWeights, tokens: ChunkInputs, chunk: int, *,
     """
     widths = {*start.down.shape[1:], start.up.shape[2]}
     tensors = *start, *tokens[:6]
-    fits = end in ENDS and chunk <= LONGEST and widths <= set(TRITON_WIDTHS)
+    length = chunk <= LONGEST or (not prefix and chunk % LONGEST == 0)
+    fits = end in ENDS and length and widths <= set(TRITON_WIDTHS)
     if not fits or not all(part.dtype is torch.float32 and gpu.takes(part) for part in tensors):
         return False
-    return gpu.interpreted() or _compiles(variant_of(start, chunk, prefix, end is ChunkEnd.momentum))
+    momentum = end is ChunkEnd.momentum and chunk <= LONGEST
+    return gpu.interpreted() or _compiles(variant_of(start, min(chunk, LONGEST), prefix, momentum))
 
 
 def variant_of(start: FastWeights, chunk: int, prefix: bool, momentum: bool) -> Variant:
@@ -84,6 +87,8 @@ def closed_chunks(
     end: ChunkEnd, start: FastWeights, kept: Kept, tokens: ChunkInputs, chunk: int, norm_max: float, prefix: bool
 ) -> tuple[Tensor, FastWeights, Kept]:
     """Whole chunks, one after the other -> out [N, T, d], the weights and what the rule keeps after them."""
+    if chunk > LONGEST:
+        return _long_chunks(end, start, kept, tokens, chunk, norm_max)
     variant = variant_of(start, chunk, prefix, end is ChunkEnd.momentum)
     limits = norm_limits(start, norm_max)
     if end is ChunkEnd.step:
@@ -92,6 +97,33 @@ def closed_chunks(
     state = MomentumState(*kept)
     out, down, up, *momentum = scan(variant, limits, tokens, start, state.momentum)
     return out, FastWeights(down, up), state.next_chunk(FastWeights(*momentum))
+
+
+def _long_chunks(
+    end: ChunkEnd, start: FastWeights, kept: Kept, tokens: ChunkInputs, chunk: int, norm_max: float
+) -> tuple[Tensor, FastWeights, Kept]:
+    """The same for chunks that are read at their start and longer than `LONGEST`.
+
+    Their tokens do not depend on each other: a chunk is cut into blocks, which are rows of their own with the same
+    start weights, and their updates are added up.
+    """
+    outputs: list[Tensor] = []
+    blocks, unbounded = chunk // LONGEST, (inf, inf)
+    variant = variant_of(start, LONGEST, prefix=False, momentum=False)
+    for fields in zip(*cut_fields(tokens, lambda field: field.split(chunk, dim=1)), strict=True):
+        rows = cut_fields(fields, lambda field: field.unflatten(1, (blocks, LONGEST)).flatten(0, 1))
+        copies = FastWeights(*(matrix.repeat_interleave(blocks, dim=0) for matrix in start))
+        out, *after = scan(variant, unbounded, ChunkInputs(*rows), copies)
+        updates = subtract(copies, FastWeights(*after))
+        update = FastWeights(*(matrix.unflatten(0, (-1, blocks)).sum(1) for matrix in updates))
+        outputs.append(out.unflatten(0, (-1, blocks)).flatten(1, 2))
+        if end is ChunkEnd.momentum:
+            state = MomentumState(*kept)
+            theta, forget = fields[-1].mean(1).unbind(-1)
+            update = add(scale(state.momentum, theta), update)
+            start, kept = scale(start, 1 - forget), state.next_chunk(update)
+        start = bound_norm(subtract(start, update), norm_max)
+    return torch.cat(outputs, dim=1), start, kept
 
 
 def scan(
@@ -137,10 +169,10 @@ class TritonScan(torch.autograd.Function):
         chunks = total // variant.chunk
         start = _flat(down, up)
         # In half precision the products round what is kept all the same.
-        kept = torch.bfloat16 if variant.products != "float32" else torch.float32
+        kind = torch.bfloat16 if variant.products != "float32" else torch.float32
         out = query.new_empty(rows, total, width)
-        states = query.new_empty((rows, chunks * variant.tiles, variant.state) if keep else (1,), dtype=kept)
-        momenta = query.new_empty((rows, chunks, variant.state) if keep and variant.momentum else (1,), dtype=kept)
+        states = query.new_empty((rows, chunks * variant.kept, variant.state) if keep else (1,), dtype=kind)
+        momenta = query.new_empty((rows, chunks, variant.state) if keep and variant.momentum else (1,), dtype=kind)
         scales = query.new_empty(rows, chunks, 2)
         end = torch.empty_like(start)
         momentum = end if momentum_down is None or momentum_up is None else _flat(momentum_down, momentum_up)
