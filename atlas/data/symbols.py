@@ -126,11 +126,12 @@ def choose_symbols(
         if one not in chosen:
             chosen[one] = next(spare)
     printable = sorted({single[one] for one in map(chr, range(*PRINTABLE)) if one in single} - {chosen[chr(MARKER)]})
-    arrays = {
-        "keys": [chosen[chr(one)] for one in KEY_ALPHABET],
-        "values": [chosen[chr(one)] for one in VALUE_ALPHABET],
-        "noise": noise,
-        "random": printable or sorted(set(chosen.values()) - {chosen[chr(MARKER)]}),
-    }
-    ids = {name: np.array(value, dtype=np.uint32) for name, value in arrays.items()}
-    return Symbols(vocabulary, chosen[chr(MARKER)], blank=single.get(" ", noise[0]), **ids)
+    arrays = (
+        [chosen[chr(one)] for one in KEY_ALPHABET],
+        [chosen[chr(one)] for one in VALUE_ALPHABET],
+        noise,
+        printable or sorted(set(chosen.values()) - {chosen[chr(MARKER)]}),
+    )
+    keys, values, noises, random = (np.array(ids, dtype=np.uint32) for ids in arrays)
+    blank = single.get(" ", noise[0])
+    return Symbols(vocabulary, chosen[chr(MARKER)], keys=keys, values=values, noise=noises, random=random, blank=blank)

@@ -2,7 +2,7 @@
 
 python -m experiments.corpus.table [parts=tokenise,batch,store,logits] [megabytes=24]
 
-`tokenise` and `batch` are timings: run them on a quiet machine.
+`tokenise` and `batch` are timings: run them on a quiet machine. Writes to the console only.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from atlas.config import require
-from atlas.config.arguments import names, read_settings
+from atlas.config.arguments import names, read_settings, run_command
 from atlas.data.store import sha256_of
 from atlas.data.store_format import SPLITS, STORE_FILE, SplitRecord, StoreRecord, files_of
 from atlas.data.tokenizer import ByteTokenizer
@@ -159,8 +160,8 @@ def logits(folder: Path, settings: TableSettings) -> str:
 PARTS = {"tokenise": tokenise, "batch": batch, "store": store, "logits": logits}
 
 
-def main() -> int:
-    settings = read_settings(TableSettings, sys.argv[1:])
+def main(arguments: Sequence[str]) -> int:
+    settings = read_settings(TableSettings, arguments)
     for part in names(settings.parts):
         with tempfile.TemporaryDirectory() as folder:
             print(PARTS[part](Path(folder), settings), flush=True)
@@ -168,4 +169,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, None, __doc__ or ""))
