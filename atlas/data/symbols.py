@@ -68,7 +68,8 @@ class Symbols:
         if not all(0 <= one < vocabulary for one in single.values()):
             raise ValueError("symbols marker, blank")
         ruler = _ruler(record["ruler"], vocabulary)
-        return cls(vocabulary, single["marker"], blank=single["blank"], ruler=ruler, **arrays)
+        known = (arrays[name] for name in ("keys", "values", "noise", "random"))
+        return cls(vocabulary, single["marker"], *known, single["blank"], ruler)
 
 
 def _plain(value: Any) -> Any:
