@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.config import require
+
 MARKER = 1  # the byte 0x01 opens every event; text does not contain it
 KEY_ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", dtype=np.uint8)
 VALUE_ALPHABET = np.frombuffer(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", dtype=np.uint8)
@@ -122,10 +124,11 @@ def choose_symbols(
     for one in characters:
         if one in single and single[one] not in chosen.values():
             chosen[one] = single[one]
-    spare = (one for one in sorted(ordinary, reverse=True) if one not in {*chosen.values(), *noise})
-    for one in characters:
-        if one not in chosen:
-            chosen[one] = next(spare)
+    spare = [one for one in sorted(ordinary) if one not in {*chosen.values(), *noise}]
+    missing = [one for one in characters if one not in chosen]
+    allowed = f"one with {len(missing)} ordinary ids for the characters of needles that have none of their own"
+    require(len(spare) >= len(missing), "tokenizer", f"(of {vocabulary} ids)", allowed)
+    chosen |= {one: spare.pop() for one in missing}
     printable = sorted({single[one] for one in map(chr, range(*PRINTABLE)) if one in single} - {chosen[chr(MARKER)]})
     arrays = (
         [chosen[chr(one)] for one in KEY_ALPHABET],

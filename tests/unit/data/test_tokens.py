@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from atlas.config import ConfigError
+from atlas.config import ChunkSizeConfig, ConfigError, ModelConfig
 from atlas.data.bigram import SparseBigram
 from atlas.data.blend import BlendData
 from atlas.data.recall import RecallTask
 from atlas.data.symbols import BYTE_SYMBOLS, Symbols, choose_symbols
 from atlas.data.text import TextData
 from atlas.data.tokens import MixedTokenData, TokenData
+from atlas.models.language_model import AtlasModel
 from atlas.prepare import main
 
+MODEL = ModelConfig(width=16, layers=1, heads=2, feedforward=16, persistent_keys=2, window=8)
 RUN: dict[str, Any] = {"sequence": 64, "batch_size": 4, "seed": 3, "steps": 10, "carry_memory": False}
 
 
@@ -118,6 +122,12 @@ def test_characters_without_an_id_of_their_own_get_other_ordinary_ids() -> None:
     assert symbols.values[0] == 3
     assert not {1, 5} & {*everything}
     assert max(everything) < 200
+    with pytest.raises(ConfigError) as refusal:
+        choose_symbols(single, [1, 5, 1], list(range(1, 9)), 10)
+    assert str(refusal.value) == (
+        "tokenizer=(of 10 ids): must be one with 61 ordinary ids for the characters of needles that have none of their"
+        " own"
+    )
     again = Symbols.from_record(json.loads(json.dumps(symbols.record())))
     assert again.record() == symbols.record()
 
@@ -234,3 +244,27 @@ def test_stores_of_two_tokenizers_are_not_blended(folder: Path) -> None:
         BlendData(paths=paths, weights=[1, 1], **RUN).batch(1)
     allowed = f"stores of one tokenizer; that of {paths[1]!r} is another than that of {paths[0]!r}"
     assert str(refusal.value) == f"data.paths={paths}: must be {allowed}"
+
+
+def test_a_document_that_changes_moves_no_logit_of_another(folder: Path, tmp_path: Path) -> None:
+    """One store beside its copy in which some documents are reversed; their rows are told by their ids."""
+    shutil.copytree(folder / "bytes", tmp_path / "changed")
+    tokens = np.fromfile(folder / "bytes/train.tokens", dtype="<u2")
+    ends = np.fromfile(folder / "bytes/train.ends", dtype="<i8")
+    changed = tokens.copy()
+    for number in range(6, 20):
+        changed[ends[number] : ends[number + 1] - 1] = changed[ends[number] : ends[number + 1] - 1][::-1]
+    changed.tofile(tmp_path / "changed/train.tokens")
+    settings = {**RUN, "batch_size": 256, "documents": "separate"}
+    before = TokenData(path=str(folder / "bytes"), **settings).batch(1).inputs
+    after = TokenData(path=str(tmp_path / "changed"), **settings).batch(1).inputs
+    documents = bytes_of(tokens[ends[6] : ends[20]])
+    texts = [row[row != 256].numpy() for row in before]
+    own = [len(text) > 0 and bytes_of(text) in documents for text in texts]
+    assert 5 < sum(own) < 60
+    assert (before != after).any(dim=1).tolist() == own
+    torch.manual_seed(0)
+    model = AtlasModel(MODEL, ChunkSizeConfig(local=[8], global_size=32, shard=32), 257)
+    with torch.no_grad():
+        logits = [model(inputs).logits for inputs in (before, after)]
+    assert (logits[0] != logits[1]).flatten(1).any(dim=1).tolist() == own
