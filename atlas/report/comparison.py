@@ -18,11 +18,11 @@ from atlas.report.wording import brief, finite, setting_cell, status_cell, value
 
 def best_run(records: Sequence[RunRecord]) -> int | None:
     """Index of the completed run with the lowest validation loss; None if no such run measured one."""
-    losses = {
-        index: loss
-        for index, record in enumerate(records)
-        if record.status == "completed" and (loss := finite(record.summary.get("validation_loss"))) is not None
-    }
+    losses = {}
+    for index, record in enumerate(records):
+        loss = record.per_byte(finite(record.summary.get("validation_loss")))
+        if record.status == "completed" and loss is not None:
+            losses[index] = loss
     return min(losses, key=lambda index: losses[index]) if losses else None
 
 
@@ -51,7 +51,7 @@ def counts(records: Sequence[RunRecord]) -> str:
 def _best_run_text(records: Sequence[RunRecord], labels: Sequence[str], best: int | None) -> Text:
     if best is None:
         return Text("Best run: none yet, since no completed run has a validation loss.")
-    loss = finite(records[best].summary.get("validation_loss"))
+    loss = records[best].per_byte(finite(records[best].summary.get("validation_loss")))
     recall = finite(records[best].probe(RECALL.name).get("accuracy"))
     return Text(
         f"Best run: {labels[best]}, validation loss {loss:.4f}, {RECALL.title} {RECALL.unit.text(recall)}.", tone="good"

@@ -21,9 +21,10 @@ from atlas.report.wording import finite, number, value_text
 HOVER = "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>"
 SMOOTH = "Moving means over 2 % of the rows."
 LEGEND = "The orange line is the best run; the lower the validation loss of another run, the stronger its colour."
+NATS = "nats per"
 OVERLAYS = (
-    ("validation/loss", "Validation loss of all runs", "nats per byte"),
-    ("loss", "Training loss of all runs", "nats per byte"),
+    ("validation/loss", "Validation loss of all runs", NATS),
+    ("loss", "Training loss of all runs", NATS),
     (f"niah/{RECALL.name}/accuracy", f"{RECALL.title} of all runs", RECALL.unit),
     ("tokens_per_second", "Throughput of all runs", "tokens per second"),
 )
@@ -45,7 +46,13 @@ class Field:
 
     @cached_property
     def losses(self) -> list[float | None]:
-        return [record.result("validation_loss", "validation/loss") for record in self.records]
+        """Of validation, nats per byte."""
+        return [record.per_byte(record.result("validation_loss", "validation/loss")) for record in self.records]
+
+    @property
+    def token(self) -> str:
+        """What a logged loss is per."""
+        return "byte" if all(record.bytes_per_token == 1.0 for record in self.records) else "token"
 
     def colour(self, index: int) -> str:
         """By the rank of its validation loss; the best one stands out."""
@@ -57,7 +64,8 @@ class Field:
 
 def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Chart]:
     charts = [_parallel(field, differing), *against_charts(differing, field.losses, field.labels)]
-    charts += [_overlay(field, key, title, axis, limit) for key, title, axis in OVERLAYS]
+    for key, title, axis in OVERLAYS:
+        charts.append(_overlay(field, key, title, f"{axis} {field.token}" if axis == NATS else axis, limit))
     return [chart for chart in charts if chart is not None]
 
 

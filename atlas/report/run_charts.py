@@ -67,7 +67,8 @@ def _loss(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     baseline = finite(lines.record.summary.get("baseline_loss"))
     if traces and baseline is not None:
         traces.append(level_line(_ends(lines.record), baseline, "bigram baseline"))
-    return _chart("Loss", traces, layout, "nats per byte")
+    token = "byte" if lines.record.bytes_per_token == 1.0 else "token"
+    return _chart("Loss", traces, layout, f"nats per {token}")
 
 
 def _perplexity(lines: Lines, layout: dict[str, Any]) -> Chart | None:

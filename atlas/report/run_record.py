@@ -53,6 +53,15 @@ class RunRecord:
         found = finite(self.summary.get(key))
         return self.rows.last(column) if found is None else found
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the validation text; 1 where a token is a byte."""
+        return finite(self.summary.get("bytes_per_token")) or 1.0
+
+    def per_byte(self, loss: float | None) -> float | None:
+        """Nats per token as nats per byte, so that runs with different tokenizers compare."""
+        return None if loss is None else loss / self.bytes_per_token
+
     def probe(self, level: str) -> Mapping[str, Any]:
         """The last result of a NIAH level, from the summary or the events; {} if there is none."""
         found = _mapping(_mapping(self.summary.get("niah")).get(level))

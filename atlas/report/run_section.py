@@ -65,6 +65,7 @@ def _facts(record: RunRecord) -> Facts:
         ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {segment}")),
         ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
         ("validation loss", Cell(perplexity)),
+        *_bits_per_byte(record),
         ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
         *((title, Cell(str(found.get("verdict", MISSING)))) for title, found in _probes(record)),
         ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),
@@ -140,11 +141,19 @@ def _event_text(event: Row) -> str:
     return ": ".join(str(part) for part in parts if part)
 
 
+def _bits_per_byte(record: RunRecord) -> list[tuple[str, Cell]]:
+    """Of a run whose tokens are no bytes, for comparisons with others; the losses beside it are per token."""
+    bits = finite(record.summary.get("validation_bits_per_byte"))
+    if bits is None or record.bytes_per_token == 1.0:
+        return []
+    return [("bits per byte", Cell(f"{bits:.4f} of the validation text, {record.bytes_per_token:.2f} bytes per token"))]
+
+
 def overview_cells(record: RunRecord) -> list[Cell]:
     """The results that a comparison shows, in the order of `OVERVIEW`."""
     return [
-        number_cell(record.result("validation_loss", "validation/loss"), ".4f"),
-        number_cell(record.result("loss", "loss"), ".4f"),
+        number_cell(record.per_byte(record.result("validation_loss", "validation/loss")), ".4f"),
+        number_cell(record.per_byte(record.result("loss", "loss")), ".4f"),
         *(number_cell(record.probe(level.name).get("accuracy"), level.unit.form) for level in BY_WEIGHT),
         number_cell(record.result("tokens_per_second", "tokens_per_second"), ",.0f"),
         size_cell(record.summary.get("peak_memory_bytes")),

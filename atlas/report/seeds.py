@@ -31,7 +31,7 @@ def seed_table(records: Sequence[RunRecord], differing: Sequence[Difference]) ->
     for group in seed_groups(records, differing):
         done = [records[index] for index in group if records[index].status == "completed"]
         measured = (
-            ([finite(record.summary.get("validation_loss")) for record in done], ".4f"),
+            ([record.per_byte(finite(record.summary.get("validation_loss"))) for record in done], ".4f"),
             ([finite(record.probe(RECALL.name).get("accuracy")) for record in done], RECALL.unit.form),
             ([finite(record.summary.get("tokens_per_second")) for record in done], ",.0f"),
         )

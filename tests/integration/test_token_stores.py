@@ -20,6 +20,7 @@ from atlas.evaluate import main as evaluate
 from atlas.generate import main as generate
 from atlas.niah import main as niah
 from atlas.prepare import main as prepare
+from atlas.report.__main__ import main as report
 from atlas.runs.resume import resumed_config
 from tests.integration.small_runs import JOB
 
@@ -61,6 +62,10 @@ def test_a_run_on_a_store_from_start_to_words(
     overrides = [f"resume={cut.folder}", "trust=[interrupting]", *MIXED, f"data.path={stores}/moved"]
     atlas.train(replace(resumed_config(atlas.compose(overrides), overrides, cut.folder), logger={}))
     assert same_state(cut.state, whole.state)
+
+    assert report([str(whole.folder)]) == 0
+    page = next(whole.folder.rglob("report.md")).read_text()
+    assert f"{finished.validation_bits_per_byte:.4f} of the validation text, 1.35 bytes per token" in page
 
     shutil.rmtree(stores / "moved")  # what follows needs the run folder only
     (stores / "new.txt").write_text(TEXT)
