@@ -53,6 +53,12 @@ class RunRecord:
         found = finite(self.summary.get(key))
         return self.rows.last(column) if found is None else found
 
+    @property
+    def levels(self) -> list[str]:
+        """The NIAH levels that were probed."""
+        found = [*_mapping(self.summary.get("niah")), *(event.get("level") for event in self.kind("probe"))]
+        return list(dict.fromkeys(level for level in found if isinstance(level, str)))
+
     def probe(self, level: str) -> Mapping[str, Any]:
         """The last result of a NIAH level, from the summary or the events; {} if there is none."""
         found = _mapping(_mapping(self.summary.get("niah")).get(level))
