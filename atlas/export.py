@@ -15,7 +15,6 @@ Exit status: 0 written; 2 refused.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from atlas.config.console import print_result
 from atlas.config.path_overrides import expanded
 from atlas.telemetry.run_files import RunFiles
 
-USAGE = "python -m atlas.export RUN out=DIR [trust=MODULE]"
+USAGE = "python -m atlas.export RUN out=DIR [weights=averaged] [trust=MODULE]"
 
 
 @dataclass
@@ -78,9 +77,9 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, average
         "validation_loss": json.dumps(loss),
         "probes": json.dumps(probes),
     }
-    write_pretrained(folder, model, config, model_card(folder, config, files, manifest.step, loss, probes), metadata)
-    if own := tokenizer_file(path):
-        shutil.copyfile(own, folder / own.name)
+    tokenizer = tokenizer_file(manifest.path)
+    card = model_card(folder, config, files, manifest.step, loss, probes, of_bytes=tokenizer is None)
+    write_pretrained(folder, model, config, card, metadata, tokenizer)
     return folder
 
 

@@ -144,16 +144,20 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder))
 
 
-def generate(model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
+def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **settings: Any) -> str:
     """The continuation of a prompt as text: `atlas.generate(model, "def main(", tokens=100, temperature=0)`.
 
-    `settings` are the keys of the command line, less those of how the model is loaded and where it runs. A byte that is
-    no part of a character becomes U+FFFD. Raises `ConfigError`.
+    `tokenizer`: the run folder, for a model whose tokens are not bytes. `settings` are the keys of the command line,
+    less those of how the model is loaded and where it runs. A byte that is no part of a character becomes U+FFFD.
+    Raises `ConfigError`.
     """
     for key in settings.keys() & {"weights", "device", "threads", "trust"}:
         raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
     chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
-    return b"".join(_continued(model, chosen.prompt_bytes(), chosen, None)).decode("utf-8", "replace")
+    from atlas.runs.data_record import tokenizer_of_run
+
+    known = tokenizer_of_run(tokenizer) if tokenizer else None
+    return b"".join(_continued(model, chosen.prompt_bytes(), chosen, known)).decode("utf-8", "replace")
 
 
 def _continued(
@@ -168,7 +172,7 @@ def _continued(
 
     most = model.embedding.num_embeddings
     require(settings.top_k <= most, "top_k", settings.top_k, f"in [0, {most}] (0 = all)")
-    of_bytes = "of bytes, or read with the tokenizer of its run: python -m atlas.generate RUN"
+    of_bytes = "of bytes, or read with the tokenizer of its run (from Python: atlas.generate(..., tokenizer=RUN))"
     require(tokenizer is not None or most <= BYTES + 1, "model.vocabulary", most, of_bytes)
     ids = list(prompt) if tokenizer is None else _encoded(prompt, tokenizer)
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}
@@ -237,8 +241,8 @@ def _write(text: str, stream: TextIO) -> str:
 class _CallableModule(ModuleType):
     """Makes `atlas.generate` both the module that `python -m` runs and the function of the public API."""
 
-    def __call__(self, model: AtlasModel, prompt: str | bytes, **settings: Any) -> str:
-        return generate(model, prompt, **settings)
+    def __call__(self, model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **settings: Any) -> str:
+        return generate(model, prompt, tokenizer=tokenizer, **settings)
 
 
 sys.modules[__name__].__class__ = _CallableModule

@@ -26,15 +26,22 @@ def register() -> None:
 
     @register_model("atlas")
     class AtlasLM(HFLM):
-        """An exported model: its tokens are bytes, none of which is special."""
+        """An exported model. Where its tokens are bytes, none of them is special."""
 
-        def __init__(self, pretrained: str, prefix_token_id: int = START, **settings: Any) -> None:
+        def __init__(self, pretrained: str, **settings: Any) -> None:
             settings["trust_remote_code"] = True  # of this package
-            super().__init__(pretrained, prefix_token_id=prefix_token_id, **settings)
+            super().__init__(pretrained, **settings)
 
         @property
         def eot_token_id(self) -> int:
-            return END
+            end: int | None = self.tokenizer.eos_token_id
+            return END if end is None else end
+
+        @property
+        def prefix_token_id(self) -> int:
+            chosen: int | None = self.custom_prefix_token_id
+            end: int | None = self.tokenizer.eos_token_id
+            return chosen if chosen is not None else START if end is None else end
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             """One text at a time: shorter ones would be padded in front, and the memory learns from what it reads."""

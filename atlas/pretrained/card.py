@@ -24,16 +24,29 @@ def verdicts(files: RunFiles, checkpoint: str, step: int) -> list[Verdict]:
 
 
 def model_card(
-    folder: Path, config: RunConfig, files: RunFiles, step: int, loss: float | None, probes: Sequence[Verdict]
+    folder: Path,
+    config: RunConfig,
+    files: RunFiles,
+    step: int,
+    loss: float | None,
+    probes: Sequence[Verdict],
+    *,
+    of_bytes: bool = True,
 ) -> str:
-    """README.md. `loss`: of validation at this step, nats per byte, if it was measured."""
+    """README.md. `loss`: of validation at this step, nats per token, if measured. `of_bytes`: tokens are bytes."""
+    unit = "byte" if of_bytes else "token"
     summary, settings = files.summary, config.model
-    measured = "not measured at this step" if loss is None else f"{loss:.4f} nats/byte, {loss / log(2):.3f} bits/byte"
+    measured = (
+        "not measured at this step" if loss is None else f"{loss:.4f} nats/{unit}, {loss / log(2):.3f} bits/{unit}"
+    )
     levels = [f"| {probe['level']} | {probe['verdict']} |" for probe in probes]
     chunks = config.chunk_size
     return _CARD.format(
         name=folder.name,
         version=__version__,
+        reads="It reads bytes: the id of a token is the value of its byte."
+        if of_bytes
+        else f"Its vocabulary has {config.model.vocabulary:,} tokens.",
         parameters=f"{summary.get('parameters', 0):,}",
         size=f"{settings.layers} layers of width {settings.width}, {settings.heads} heads, window {settings.window}",
         memory=f"rule {settings.memory.rule.value}, local chunks {chunks.local}, global chunk {chunks.global_size},"
@@ -44,7 +57,7 @@ def model_card(
         steps=config.train.steps,
         sequence=config.train.sequence,
         loss=measured,
-        baseline=f"{baseline:.4f} nats/byte" if (baseline := summary.get("baseline_loss")) else "not measured",
+        baseline=f"{baseline:.4f} nats/{unit}" if (baseline := summary.get("baseline_loss")) else "not measured",
         data=config.data.get("_target_", ""),
         digest=summary.get("data_digest") or "none",
         git=summary.get("git") or "unknown",
@@ -58,13 +71,12 @@ _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [test-time-memory, byte-level]
+tags: [test-time-memory]
 ---
 
 # {name}
 
-A language model whose memory learns at test time. It reads bytes: the id of a token is the value of its byte.
-Exported by atlas {version}.
+A language model whose memory learns at test time. {reads} Exported by atlas {version}.
 
 ## Use
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from atlas import __version__
 from atlas.config import ConfigError, RunConfig, require
 from atlas.models.language_model import AtlasModel
-from atlas.pretrained.tokenizer import TOKENIZER_CONFIG, byte_tokenizer
+from atlas.pretrained.tokenizer import end_token, tokenizer_content, tokenizer_settings
 
 WEIGHTS_FILE = "model.safetensors"
 CODE_FILE = "modeling_atlas.py"
@@ -29,19 +29,33 @@ def require_new(key: str, folder: Path) -> None:
 
 
 def write_pretrained(
-    folder: Path, model: AtlasModel, config: RunConfig, card: str, metadata: Mapping[str, str]
+    folder: Path,
+    model: AtlasModel,
+    config: RunConfig,
+    card: str,
+    metadata: Mapping[str, str],
+    tokenizer: Path | None = None,
 ) -> None:
-    """Write the folder; `metadata` goes into the head of the weights. Raises `ConfigError`, also where the package
-    safetensors is missing."""
+    """Write the folder; `metadata` goes into the head of the weights, `tokenizer` is None where tokens are bytes.
+
+    Raises `ConfigError`, also where the package safetensors is missing.
+    """
     save = _safetensors("out", folder).save_file
+    vocabulary = model.embedding.num_embeddings
+    try:
+        symbols = tokenizer_content(tokenizer, vocabulary)
+        end = end_token(symbols)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{tokenizer}: must be the tokenizer.json of the run ({error})") from error
+    generation = {"do_sample": True, "max_new_tokens": 256, "temperature": 0.7}
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
     save(weights, folder / WEIGHTS_FILE, {"format": "pt", **metadata})
     for name, content in (
-        ("config.json", _settings(config, model.embedding.num_embeddings)),
-        ("generation_config.json", {"do_sample": True, "max_new_tokens": 256, "temperature": 0.7}),
-        ("tokenizer.json", byte_tokenizer()),
-        ("tokenizer_config.json", TOKENIZER_CONFIG),
+        ("config.json", _settings(config, vocabulary)),
+        ("generation_config.json", generation | ({"eos_token_id": end[1]} if end else {})),
+        ("tokenizer.json", symbols),
+        ("tokenizer_config.json", tokenizer_settings(symbols)),
     ):
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,25 +1,50 @@
-"""A tokenizer of bytes as the library `tokenizers` reads it: the id of a token is the value of its byte."""
+"""The tokenizer of an exported model, as the library `tokenizers` reads it: that of its token store, or bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from atlas.config.untrusted import read_json
+from atlas.data.tokenizer import BYTES_END, END_NAMES, MOST_TOKENIZER_BYTES
 
 # Byte-level tokenizers write a byte as a letter: itself where it prints, else one from 256 on (GPT-2's table).
 _PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))
 
 
-def byte_tokenizer() -> dict[str, Any]:
-    """The content of tokenizer.json. It has no special tokens: all 256 ids are bytes."""
+def tokenizer_content(file: Path | None, vocabulary: int) -> dict[str, Any]:
+    """The content of tokenizer.json. `file`: the run's, None where tokens are bytes. Raises OSError, ValueError."""
+    if file is None:
+        return byte_tokenizer(with_end=vocabulary > BYTES_END)
+    content: dict[str, Any] = read_json(file, MOST_TOKENIZER_BYTES)
+    return content
+
+
+def end_token(content: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Name and id of the end-of-document token, if there is one of a usual name."""
+    special = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or [] if token["special"]}
+    return next(((name, special[name]) for name in END_NAMES if name in special), None)
+
+
+def tokenizer_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of tokenizer_config.json."""
+    end = end_token(content)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    return settings | ({"eos_token": end[0]} if end else {})
+
+
+def byte_tokenizer(*, with_end: bool = False) -> dict[str, Any]:
+    """The id of a token is the value of its byte; with an end of documents, that is the id after them."""
     hidden = [byte for byte in range(256) if byte not in _PRINTED]
     letters = {byte: chr(byte) for byte in _PRINTED} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    end = {"id": BYTES_END, "content": END_NAMES[0], "special": True, **plain}
     return {
         "version": "1.0",
-        "added_tokens": [],
+        "added_tokens": [end] if with_end else [],
         "pre_tokenizer": level,
         "decoder": level,
         "model": {"type": "BPE", "vocab": {letters[byte]: byte for byte in range(256)}, "merges": []},
     }
-
-
-TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}

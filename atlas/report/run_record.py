@@ -62,6 +62,12 @@ class RunRecord:
         """Nats per token as nats per byte, so that runs with different tokenizers compare."""
         return None if loss is None else loss / self.bytes_per_token
 
+    @property
+    def levels(self) -> list[str]:
+        """The NIAH levels that were probed."""
+        found = [*_mapping(self.summary.get("niah")), *(event.get("level") for event in self.kind("probe"))]
+        return list(dict.fromkeys(level for level in found if isinstance(level, str)))
+
     def probe(self, level: str) -> Mapping[str, Any]:
         """The last result of a NIAH level, from the summary or the events; {} if there is none."""
         found = _mapping(_mapping(self.summary.get("niah")).get(level))

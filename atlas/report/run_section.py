@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.config import LEVELS
+from atlas.config import LEVELS, level_of
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
 from atlas.report.recall_grid import needle_blocks, probe_history
 from atlas.report.run_charts import run_charts
@@ -82,7 +82,8 @@ def _facts(record: RunRecord) -> Facts:
 
 
 def _probes(record: RunRecord) -> list[tuple[str, Mapping[str, Any]]]:
-    found = [(level.title, record.probe(level.name)) for level in LEVELS.values()]
+    names = [*LEVELS, *(level for level in record.levels if level not in LEVELS)]  # those of the user's own last
+    found = [(level_of(name).title, record.probe(name)) for name in names]
     return [(title, probe) for title, probe in found if probe]
 
 

@@ -70,6 +70,7 @@ class ConsoleSink(Sink):
     def open(self, info: RunInfo) -> str | None:
         self._info = info
         self._clock = time.perf_counter()
+        self._print(f"files: {info.folder}{os.sep}")
         stream = self._output()
         if stream.isatty():
             self._bar = _Bar(stream, info)

@@ -15,9 +15,14 @@ import pytest
 import torch
 
 import atlas
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, RunConfig
+from atlas.config.composition import save_config
 from atlas.export import main
+from atlas.generate import GenerationSettings, continuation
 from atlas.pretrained.folder import read_weights
+from atlas.pretrained.tokenizer import byte_tokenizer, end_token
+from atlas.runs.build import build_model
 
 safetensors = pytest.importorskip("safetensors", reason="the extra hf is not installed")
 PROBE = {
@@ -228,3 +233,48 @@ def test_the_harness_measures_what_the_model_says(untrained: Path, exported: Pat
     ]
     assert found["own_choices"]["acc,none"] == pytest.approx(sum(right) / 2)
     assert found["own_generation"]["exact_match,none"] == 0.0
+
+
+def test_a_tokenizer_of_bytes_with_an_end_of_documents() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    read = tokenizers.Tokenizer.from_str(json.dumps(byte_tokenizer(with_end=True)))
+    text = "né\t→ \x00"
+    assert read.encode(f"{text}<|endoftext|>").ids == [*text.encode(), 256]
+    assert read.decode([*text.encode(), 256]) == text
+    assert (end_token(byte_tokenizer(with_end=True)), end_token(byte_tokenizer())) == (("<|endoftext|>", 256), None)
+
+
+@pytest.fixture
+def of_tokens(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
+    """A run folder of a model with 300 ids, and its tokenizer: bytes and the end of documents."""
+    config, folder = tiny("model.vocabulary=300"), tmp_path / "of tokens"
+    folder.mkdir()
+    save_config(config, folder / "config.yaml")
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(with_end=True)))
+    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints.save(7, {"model": build_model(config).state_dict()}, {"loss": 1.0})
+    checkpoints.close()
+    return folder
+
+
+def test_the_tokenizer_of_a_token_store_goes_along(of_tokens: Path, tmp_path: Path) -> None:
+    assert main([str(of_tokens), f"out={tmp_path / 'out'}"]) == 0
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    config, tokenizer, settings, generation = (json.loads((tmp_path / "out" / name).read_text()) for name in names)
+    assert config["vocab_size"] == 300
+    assert tokenizer == byte_tokenizer(with_end=True)
+    assert (settings["eos_token"], generation["eos_token_id"]) == ("<|endoftext|>", 256)
+    assert "Its vocabulary has 300 tokens." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_from_python_a_model_of_tokens_needs_its_tokenizer(of_tokens: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model, _ = atlas.load(of_tokens)
+    settings = {"tokens": 12, "temperature": 1.5, "seed": 4}
+    text = atlas.generate(model, "abc", tokenizer=str(of_tokens), **settings)
+    said = b"".join(continuation(str(of_tokens), GenerationSettings(prompt="abc", **settings)))  # type: ignore[arg-type]
+    assert text == said.decode()
+    with pytest.raises(
+        ConfigError, match=r"^model.vocabulary=300: must be of bytes, or read with the tokenizer of its"
+    ):
+        atlas.generate(model, "abc", **settings)

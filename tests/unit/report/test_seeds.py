@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
 from atlas.report.against import against_charts
-from atlas.report.document import Table
+from atlas.report.document import Facts, Table
 from atlas.report.metric_columns import to_columns
 from atlas.report.run_record import RunRecord
+from atlas.report.run_section import run_section
 from atlas.report.seeds import seed_table
 from atlas.report.settings import Difference
 
@@ -55,3 +57,11 @@ def test_a_wide_setting_has_a_logarithmic_axis_and_a_line_through_its_means() ->
     near = Difference("model.width", "width", [32, 64, 96, 32, 64, 96])
     assert against_charts([near], LOSSES, list("abcdef"))[0].layout["xaxis"]["type"] == "linear"
     assert against_charts([Difference("a", "a", ["x", "y", "z", "x", "y", "z"])], LOSSES, list("abcdef")) == []
+
+
+def test_a_probe_level_of_one_s_own_is_among_the_facts() -> None:
+    probes = {"recall": {"verdict": "PASSED"}, "mine_level.echo": {"verdict": "FAILED: 1 %"}}
+    own = replace(RECORDS[0], summary={"status": "completed", "niah": probes})
+    facts = next(block for block in run_section(own, "", "", 10, folded=False).blocks if isinstance(block, Facts))
+    texts = {name: cell.text for name, cell in facts.pairs}
+    assert (texts["NIAH recall"], texts["NIAH mine_level.echo"]) == ("PASSED", "FAILED: 1 %")
