@@ -40,7 +40,9 @@ def launched() -> Iterator[Ranks]:
     from atlas.parallel.group import START_TIMEOUT, Group
 
     store, rank, processes = next(rendezvous("env://", timeout=START_TIMEOUT))
-    group = Group(PrefixStore(f"atlas{next(_groups)}", store), rank, processes, _number("LOCAL_RANK", 0))
+    # torchrun keeps the store over its restarts: what the killed processes wrote would be taken for that of these.
+    name = f"{_number('TORCHELASTIC_RESTART_COUNT', 0)}.{next(_groups)}"
+    group = Group(PrefixStore(name, store), rank, processes, _number("LOCAL_RANK", 0))
     folder, stamp = os.environ.get(RUN_DIR), f"{datetime.now():%Y%m%d-%H%M%S-%f}"
     os.environ[RUN_DIR] = folder or f"outputs/runs/{group.told_by_first('stamp', stamp)}"
     _current.append(group)

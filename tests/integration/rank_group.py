@@ -3,7 +3,8 @@
 python -m tests.integration.rank_group WORLD JOBS OUT
 
 JOBS: a JSON file with a list of jobs, which every rank does one after the other. A job is {"name", "do", "overrides",
-"folder"}, with "rank" and "also" for further overrides of one rank. How it ended on a rank is in OUT/NAME.rank<r>.
+"folder"}, with "rank" and "also" for further overrides of one rank. How it ended on a rank is in OUT/NAME.rank<r>. Jobs
+with "restart": 1 are done by new processes, which torchrun's store tells apart from the ones before by that number.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ LIMIT_SECONDS = 60.0  # for all jobs together; then ranks that hang are killed
 
 
 class Troubled(TextData):
-    """Text, and a trouble when a rank asks for the batch of a step: `trouble` is WHAT@STEP on rank `on`.
+    """Text, and a trouble when a rank asks for the batch of a step: `trouble` is WHAT@STEP on rank `on`, once.
 
     WHAT: a signal's name; sleep; full (nothing larger than 20 kB can be written), room (it can again).
     """
 
     def __init__(self, *, trouble: str, on: int, **rest: Any) -> None:
         super().__init__(**rest)
-        self.troubles = dict(text.split("@")[::-1] for text in trouble.split()) if os.environ["RANK"] == str(on) else {}
+        struck = os.environ["RANK"] == str(on) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        self.troubles = dict(text.split("@")[::-1] for text in trouble.split()) if struck else {}
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         match self.troubles.pop(str(step), None):
@@ -126,30 +128,34 @@ def main() -> int:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    left = set()
-    for rank in range(world):
-        process = os.fork()
-        if process == 0:
-            os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-            try:
-                work(jobs, out)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(0)
-        left.add(process)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     deadline, hung = time.monotonic() + LIMIT_SECONDS, 0
-    while left:
-        ended, _ = os.waitpid(-1, os.WNOHANG)
-        left.discard(ended)
-        if time.monotonic() > deadline and not hung:
-            hung = len(left)
-            for process in left:
-                os.kill(process, signal.SIGKILL)
-        time.sleep(0.02)
+    for restart in sorted({job["restart"] for job in jobs}):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restart)
+        left = {_start(rank, [job for job in jobs if job["restart"] == restart], out) for rank in range(world)}
+        while left:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+            left.discard(ended)
+            if time.monotonic() > deadline and not hung:
+                hung = len(left)
+                for process in left:
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.02)
     return hung
+
+
+def _start(rank: int, jobs: list[dict[str, Any]], out: Path) -> int:
+    process = os.fork()
+    if process == 0:
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+        try:
+            work(jobs, out)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    return process
 
 
 if __name__ == "__main__":
