@@ -15,9 +15,11 @@ from atlas.kernels.library import use
 
 
 def pytest_configure() -> None:
-    """A shell starts its background jobs with Ctrl-C ignored; tests send it to themselves and to their processes."""
+    """A shell in the background ignores Ctrl-C, nohup ignores SIGHUP; tests send both to themselves and to processes."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:
