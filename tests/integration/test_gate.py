@@ -210,8 +210,8 @@ def test_a_whole_gate_of_a_tiny_model_tells_the_truth(
         lambda protocol, given: (short[protocol], *given, "sweep.round=0", *SMALLEST[protocol]),
     )
     monkeypatch.chdir(tmp_path)
-    # Batches of four: the perplexity of one sequence a step wanders across the limit of a spike by chance.
-    given = [*overrides, "train.steps=1000", "train.batch_size=4", "telemetry.every=100"]
+    # The perplexity of so small a run wanders across the default limit of 5 % by chance; the rehearsed spike is 600 %.
+    given = [*overrides, "train.steps=1000", "train.batch_size=2", "telemetry.every=100", "rollback.threshold=0.3"]
     probes = ["niah=default", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0]"]
     assert main([*given, *probes]) == 1
     lines = capsys.readouterr().out.splitlines()
