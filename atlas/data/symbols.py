@@ -70,8 +70,8 @@ class Symbols:
         if not all(0 <= one < vocabulary for one in single.values()):
             raise ValueError("symbols marker, blank")
         ruler = _ruler(record["ruler"], vocabulary)
-        known = (arrays[name] for name in ("keys", "values", "noise", "random"))
-        return cls(vocabulary, single["marker"], *known, single["blank"], ruler)
+        keys, values, noise, random = (arrays[name] for name in ("keys", "values", "noise", "random"))
+        return cls(vocabulary, single["marker"], keys, values, noise, random, single["blank"], ruler)
 
 
 def _plain(value: Any) -> Any:
