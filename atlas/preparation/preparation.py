@@ -169,6 +169,7 @@ def _finish(
             found = f"the sources have {sum(counts.values())} documents (separator=TEXT cuts a text into more)"
             allowed = f"such that training and validation each get a document: none is for {split}; {found}"
             raise ConfigError(f"validation_share={settings.validation_share}: must be {allowed}")
+    work.sync()
     records = [work.done[index] for index in range(work.taken)]
     splits = {
         split: SplitRecord(

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ import numpy as np
 from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import read_json
+from atlas.data.store import sha256_of
 from atlas.data.store_format import DTYPES, ENDS, SPLITS, files_of
 from atlas.preparation.sources import Source
 from atlas.preparation.worker import UnitRecord, read_unit
 
 PLAN_FILE = "plan.json"
 MOST_PLAN_BYTES = 1 << 30
+SYNC_BYTES = 32 << 20  # that may wait for the disk: waiting for it costs as much as tokenising a megabyte
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Work:
     dtype: str
     done: dict[int, UnitRecord]
     taken: int = 0
+    _waiting: list[Path] = field(default_factory=list)  # parts that the store has taken, but may not be on the disk
 
     @property
     def store(self) -> Path:
@@ -63,9 +66,9 @@ class Work:
         return sum(getattr(self.done[index].parts[split], what) for index in range(self.taken))
 
     def take(self) -> None:
-        """Append the finished units to the store's files, in their order, and remove their parts.
+        """Append the finished units to the store's files, in their order.
 
-        A kill between the two leaves files that are too long, see `open_work`.
+        Their parts are removed when the files are on the disk. A kill before leaves files that are too long, see `cut`.
         """
         while self.taken in self.done:
             path, record = self.part(self.taken), self.done[self.taken]
@@ -77,8 +80,20 @@ class Work:
                     last = np.frombuffer(part.read(count.documents * ENDS.itemsize), dtype=ENDS)
                     before = self.total(split, "tokens")
                     _append(ends, (last + before).astype(ENDS).tobytes())
-            path.unlink()
+            self._waiting.append(path)
             self.taken += 1
+            if sum(path.stat().st_size for path in self._waiting) >= SYNC_BYTES:
+                self.sync()
+
+    def sync(self) -> None:
+        """Bring what the store has taken to the disk, and remove the parts that it came from."""
+        for split in SPLITS:
+            for name in files_of(split):
+                with (self.store / name).open("rb") as file:
+                    os.fsync(file.fileno())
+        for path in self._waiting:
+            path.unlink()
+        self._waiting.clear()
 
     def cut(self) -> bool:
         """Cut the store's files to the units that they have taken. False where they are shorter than that."""
@@ -96,8 +111,6 @@ class Work:
 def _append(path: Path, content: bytes) -> None:
     with path.open("ab") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def open_work(root: Path, asked: Mapping[str, Any], sources: Sequence[Source], unit_bytes: int, dtype: str) -> Work:
@@ -165,9 +178,18 @@ def _finished(work: Work, equal: int | None) -> dict[int, UnitRecord]:
             record = read_unit(path)
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if equal is None or record.end[0] < equal - 1:
+        unchanged = equal is None or record.end[0] < equal - 1
+        if unchanged and _is_whole(work, record):
             done[record.index] = record
     return done
+
+
+def _is_whole(work: Work, record: UnitRecord) -> bool:
+    """Whether the files of a unit hold what was written, which a power cut may have kept from the disk."""
+    part, hashes = work.part(record.index), work.units / f"{record.index:05d}.hashes"
+    documents = sum(one.documents for one in record.parts.values())
+    whole = hashes.is_file() and hashes.stat().st_size == 8 * documents
+    return whole and (not part.exists() or sha256_of(part) == record.part_sha256)
 
 
 def _remove_others(work: Work) -> None:

@@ -65,6 +65,7 @@ class UnitRecord:
     end: tuple[int, int]  # of its last document, see `Place`
     read: float
     parts: dict[str, PartRecord] = field(default_factory=dict)
+    part_sha256: str = ""
     skipped: list[str] = field(default_factory=list)  # the first ones
     skipped_count: int = 0
     empty: int = 0
@@ -110,9 +111,11 @@ class Worker:
             record.parts[split], arrays = self._joined(ids[split], sizes[split])
             content += [array.tobytes() for array in arrays]
         folder = Path(self.job.units)
-        write_atomically(folder / f"{unit.index:05d}.part", b"".join(content), durable=True)
-        write_atomically(folder / f"{unit.index:05d}.hashes", np.array(hashes, dtype="<u8").tobytes(), durable=True)
-        write_atomically(folder / f"{unit.index:05d}.json", json.dumps(asdict(record)), durable=True)
+        joined = b"".join(content)
+        record.part_sha256 = hashlib.sha256(joined).hexdigest()
+        write_atomically(folder / f"{unit.index:05d}.part", joined)
+        write_atomically(folder / f"{unit.index:05d}.hashes", np.array(hashes, dtype="<u8").tobytes())
+        write_atomically(folder / f"{unit.index:05d}.json", json.dumps(asdict(record)))
         return record
 
     def _texts(self, unit: Unit, record: UnitRecord) -> Iterator[bytes]:

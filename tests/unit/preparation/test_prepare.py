@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_finished_units_are_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert len(finished) == 4
     stopped(monkeypatch, 3, tmp_path / "out", source, validation_share=0.2)
     assert [path.stat().st_mtime_ns for path in finished] == times
+
+
+def test_a_unit_that_a_power_cut_kept_from_the_disk_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 3000)
+    source = jsonl(tmp_path / "a.jsonl", texts(120))
+    wanted = content(store(tmp_path / "wanted", source, validation_share=0.2).folder)
+    stopped(monkeypatch, 24, tmp_path / "out", source, validation_share=0.2)
+    made = tmp_path / "out.partial"
+    part = made / "units/00001.part"
+    part.write_bytes(bytes(part.stat().st_size))
+    (made / "units/00002.hashes").write_bytes(b"")
+    os.truncate(made / "store/train.tokens", 10)
+    assert content(store(tmp_path / "out", source, validation_share=0.2).folder) == wanted
 
 
 def test_a_pattern_that_finds_the_store_itself_does_not_read_it(
