@@ -1,4 +1,5 @@
-"""A memory learns from a stretch of tokens, chunk by chunk. The loop runs over chunks, never over tokens.
+"""A memory learns from a stretch of tokens, chunk by chunk. The loop here is never over tokens: it runs over chunks, or
+where a form knows the rule's `chunk_end`, one call takes all whole chunks.
 
 Legend: N sequences x heads (x shards), T tokens, C chunk, d head width, p feature width.
 """

@@ -18,7 +18,7 @@ class GradientDescent:
     controls: ClassVar[tuple[Control, ...]] = ()
     reads_start: ClassVar[bool] = False
     reads_end: ClassVar[bool] = False
-    own_gradients: ClassVar[bool] = True
+    own_gradients: ClassVar[bool] = True  # fused forms do what `write` does: change both, or False
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.step  # a kernel does what `close` does: change both, or None
 
     def initial(self, weights: FastWeights) -> Kept:

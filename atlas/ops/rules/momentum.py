@@ -49,7 +49,7 @@ class Momentum:
     theta: float  # of a token before training, in [0, 1)
     alpha: float  # of a token before training, in (0, 1]
 
-    own_gradients: ClassVar[bool] = True
+    own_gradients: ClassVar[bool] = True  # fused forms do what `write` does: change both, or False
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum  # a kernel does what `close` does: change both, or None
     reads_start: ClassVar[bool] = False
     reads_end: ClassVar[bool] = True

@@ -30,7 +30,7 @@ class Muon:
     rate_max: float
     iterations: int  # of Newton-Schulz
 
-    own_gradients: ClassVar[bool] = True
+    own_gradients: ClassVar[bool] = True  # fused forms do what `write` does: change both, or False
     chunk_end: ClassVar[ChunkEnd | None] = None
     reads_start: ClassVar[bool] = True
     reads_end: ClassVar[bool] = True

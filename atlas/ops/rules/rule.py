@@ -1,4 +1,6 @@
-"""What a learning rule of the memory must provide. A rule is one file of this folder and a line in `RULES`.
+"""What a learning rule of the memory must provide.
+
+A rule is one file of this folder, a line in `RULES`, a member of `Rule` and its settings (`atlas/config/rules.py`).
 
 Legend: N rows, C tokens, n controls.
 """
@@ -54,7 +56,9 @@ class LearningRule(Protocol):
 
     @property
     def own_gradients(self) -> bool:
-        """True: `write` returns the gradients of the chunk's own tokens, as in `gd`, so the fused chunk may be used."""
+        """True: the writes are the gradients of the chunk's own tokens, scaled by their rates, as in `gd`. A fused form
+        then computes them, and `write` is called only for a later part of an open chunk whose reads are of its prefix.
+        False: `write` is always called. A new rule starts with False."""
         ...
 
     @property

@@ -6,6 +6,7 @@ Legend: N rows, T tokens, d head width, h hidden width, p feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,39 +14,32 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from atlas.config import AtlasRuleConfig, MemoryConfig, OmegaRuleConfig, Rule
 from atlas.ops.chunk_scan import Scan, ScanState, open_state, written
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, read
 from atlas.ops.newton_schulz import newton_schulz
+from atlas.ops.rules import learning_rule
 from atlas.ops.rules.atlas import Atlas
-from atlas.ops.rules.gd import GradientDescent
-from atlas.ops.rules.momentum import Momentum
 from atlas.ops.rules.muon import FLOOR, Muon
 from atlas.ops.rules.omega import Omega
 from atlas.ops.rules.rule import LearningRule
 
 ROWS, TOKENS, WIDTH, HIDDEN, FEATURES = 2, 11, 4, 3, 5
 NORM_MAX = 0.9  # small enough to bind
-RULES: dict[str, LearningRule] = {
-    "gd": GradientDescent(),
-    "momentum": Momentum(0.5, 0.9),
-    "muon": Muon(0.5, 0.9, 0.1, 1.0, 5),
+SETTINGS = MemoryConfig(
+    momentum=0.5,
+    retention=0.9,
+    omega=OmegaRuleConfig(3, 0.5, 0.9),
+    atlas=AtlasRuleConfig(iterations=3, window=3, gate=0.5),
+)
+CASES: dict[str, LearningRule] = {
+    **{str(rule): learning_rule(replace(SETTINGS, rule=rule)) for rule in Rule},
     "omega 1": Omega(1, 0.5),
-    "omega 3": Omega(3, 0.5, 0.9),
     "atlas 1": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 5), 1, 0.5),
-    "atlas 3": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 3), 3, 0.5),
 }
-SLOW: dict[str, dict[str, int]] = {  # what the reference has to know besides the names of the gates
-    "gd": {},
-    "momentum": {},
-    "muon": {"iterations": 5},
-    "omega 1": {},
-    "omega 3": {"window": 3},
-    "atlas 1": {"iterations": 5},
-    "atlas 3": {"iterations": 3, "window": 3},
-}
-each_rule = pytest.mark.parametrize("name", RULES)
+each_rule = pytest.mark.parametrize("name", CASES)
 local_and_global = pytest.mark.parametrize("read_at_start", [False, True], ids=["local", "global"])
 
 
@@ -75,13 +69,19 @@ def run(
     name: str, weights: FastWeights, tokens: ChunkInputs, schedule: Sequence[tuple[int, int]], read_at_start: bool
 ) -> tuple[Tensor, ScanState]:
     """Run pieces of (tokens, chunk), one call each."""
-    state, outputs, done = open_state(RULES[name], weights), [], 0
+    state, outputs, done = open_state(CASES[name], weights), [], 0
     for count, chunk in schedule:
-        scan = Scan(RULES[name], chunk, NORM_MAX, read_at_start)
+        scan = Scan(CASES[name], chunk, NORM_MAX, read_at_start)
         out, state = scan(state, cut(tokens, done, done + count))
         outputs.append(out)
         done += count
     return torch.cat(outputs, dim=1), state
+
+
+def slow(rule: LearningRule) -> dict[str, int]:
+    """What the reference has to know besides the names of the gates."""
+    known = vars(rule) | vars(getattr(rule, "muon", rule))
+    return {name: known[name] for name in ("window", "iterations") if name in known}
 
 
 def run_reference(
@@ -92,8 +92,8 @@ def run_reference(
     outputs, downs, ups = [], [], []
     for row in range(tokens.rate.shape[0]):
         start = Weights(weights.down[row], *weights.up[row].chunk(2))
-        gates = tuple(control.name for control in RULES[name].controls)
-        memory = ReferenceMemory(start, read_at_start, NORM_MAX, gates, **SLOW[name], floor=FLOOR)
+        gates = tuple(control.name for control in CASES[name].controls)
+        memory = ReferenceMemory(start, read_at_start, NORM_MAX, gates, **slow(CASES[name]), floor=FLOOR)
         fields = (Token(*(field[row, t] for field in tokens)) for t in range(len(chunks)))
         outputs.append(torch.stack([memory.recall(token, chunk) for token, chunk in zip(fields, chunks, strict=True)]))
         downs.append(memory.weights.W1)
@@ -125,7 +125,7 @@ def assert_equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
 def test_outputs_weights_and_all_gradients_equal_the_reference(
     name: str, read_at_start: bool, schedule: list[tuple[int, int]]
 ) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES[name], sum(count for count, _ in schedule))
+    weights, tokens = random_weights(), random_tokens(CASES[name], sum(count for count, _ in schedule))
     leaves = [*weights, *tokens]
     fast, state = run(name, weights, tokens, schedule, read_at_start)
     slow, end = run_reference(name, weights, tokens, schedule, read_at_start)
@@ -134,9 +134,9 @@ def test_outputs_weights_and_all_gradients_equal_the_reference(
 
 
 def test_chunk_1_of_gd_is_the_plain_recurrence() -> None:
-    weights, tokens = random_weights(1), random_tokens(RULES["gd"], 5, 1)
-    free = Scan(RULES["gd"], 1, 1e6, False)
-    fast, state = free(open_state(RULES["gd"], weights), tokens)
+    weights, tokens = random_weights(1), random_tokens(CASES["gd"], 5, 1)
+    free = Scan(CASES["gd"], 1, 1e6, False)
+    fast, state = free(open_state(CASES["gd"], weights), tokens)
     down, up = (matrix[0] for matrix in weights)
     outputs = []
 
@@ -156,8 +156,8 @@ def test_chunk_1_of_gd_is_the_plain_recurrence() -> None:
 def test_chunk_1_with_momentum_is_the_recurrence_of_the_papers(orthogonal: bool) -> None:
     """S_t = theta_t S_{t-1} + eta_t grad l(M_{t-1}), M_t = alpha_t M_{t-1} - S_t or - rho_t NS(S_t); M_t is read."""
     name = "muon" if orthogonal else "momentum"
-    weights, tokens = random_weights(1), random_tokens(RULES[name], 5, 1)
-    fast, state = Scan(RULES[name], 1, 1e6, False)(open_state(RULES[name], weights), tokens)
+    weights, tokens = random_weights(1), random_tokens(CASES[name], 5, 1)
+    fast, state = Scan(CASES[name], 1, 1e6, False)(open_state(CASES[name], weights), tokens)
     M = [weights.down[0], *weights.up[0].chunk(2)]
     S = [torch.zeros_like(matrix) for matrix in M]
     outputs = []
@@ -180,7 +180,7 @@ def test_chunk_1_with_momentum_is_the_recurrence_of_the_papers(orthogonal: bool)
 @local_and_global
 @pytest.mark.parametrize("first", range(1, TOKENS))
 def test_two_parts_equal_one_pass_wherever_they_are_cut(name: str, read_at_start: bool, first: int) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES[name])
+    weights, tokens = random_weights(), random_tokens(CASES[name])
     leaves = [*weights, *tokens]
     whole, end = run(name, weights, tokens, [(TOKENS, 4)], read_at_start)
     parts, state = run(name, weights, tokens, [(first, 4), (TOKENS - first, 4)], read_at_start)
@@ -195,7 +195,7 @@ def test_two_parts_equal_one_pass_wherever_they_are_cut(name: str, read_at_start
 @each_rule
 @local_and_global
 def test_token_by_token_equals_one_pass(name: str, read_at_start: bool) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES[name])
+    weights, tokens = random_weights(), random_tokens(CASES[name])
     whole, _ = run(name, weights, tokens, [(TOKENS, 4)], read_at_start)
     steps, _ = run(name, weights, tokens, [(1, 4)] * TOKENS, read_at_start)
     assert_equal([whole], [steps])
@@ -204,7 +204,7 @@ def test_token_by_token_equals_one_pass(name: str, read_at_start: bool) -> None:
 @each_rule
 @local_and_global
 def test_later_tokens_change_nothing(name: str, read_at_start: bool) -> None:
-    weights, tokens, other = random_weights(), random_tokens(RULES[name]), random_tokens(RULES[name], seed=5)
+    weights, tokens, other = random_weights(), random_tokens(CASES[name]), random_tokens(CASES[name], seed=5)
     whole, _ = run(name, weights, tokens, [(TOKENS, 4)], read_at_start)
     for t in range(TOKENS):
         mixed = ChunkInputs(
@@ -218,7 +218,7 @@ def test_later_tokens_change_nothing(name: str, read_at_start: bool) -> None:
 
 @each_rule
 def test_rows_are_independent(name: str) -> None:
-    weights, tokens = random_weights(3), random_tokens(RULES[name], rows=3)
+    weights, tokens = random_weights(3), random_tokens(CASES[name], rows=3)
     out, _ = run(name, weights, tokens, [(TOKENS, 4)], False)
     order = torch.tensor([2, 0, 1])
     permuted, _ = run(
@@ -235,18 +235,18 @@ def test_rows_are_independent(name: str) -> None:
 
 @each_rule
 def test_one_update_lowers_its_own_loss(name: str) -> None:
-    weights, tokens = random_weights(8), random_tokens(RULES[name], 1, 8)
+    weights, tokens = random_weights(8), random_tokens(CASES[name], 1, 8)
     small = tokens._replace(rate=torch.full_like(tokens.rate, 0.05), controls=torch.full_like(tokens.controls, 0.05))
-    for index, control in enumerate(RULES[name].controls):
+    for index, control in enumerate(CASES[name].controls):
         if control.name == "forget":  # it is no part of the gradient step
             small.controls[..., index] = 0
-    state = open_state(RULES[name], weights)
-    _, after = Scan(RULES[name], 4, 8.0, True)(state, small)
+    state = open_state(CASES[name], weights)
+    _, after = Scan(CASES[name], 4, 8.0, True)(state, small)
 
     def loss(at: FastWeights) -> Tensor:
         return (read(at, tokens.key, tokens.key_features) - tokens.value).square().sum((1, 2))
 
-    assert (loss(written(RULES[name], after)) < loss(weights)).all()
+    assert (loss(written(CASES[name], after)) < loss(weights)).all()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_one_update_lowers_its_own_loss(name: str) -> None:
 )
 @local_and_global
 def test_a_rule_without_its_additions_is_gd(name: str, controls: list[float], read_at_start: bool) -> None:
-    weights, plain = random_weights(), random_tokens(RULES["gd"])
+    weights, plain = random_weights(), random_tokens(CASES["gd"])
     fixed = torch.tensor(controls, dtype=torch.float64).expand(ROWS, TOKENS, -1)
     out, _ = run(name, weights, plain._replace(controls=fixed), [(TOKENS, 4)], read_at_start)
     expected, _ = run("gd", weights, plain, [(TOKENS, 4)], read_at_start)
@@ -265,7 +265,7 @@ def test_a_rule_without_its_additions_is_gd(name: str, controls: list[float], re
 
 @local_and_global
 def test_atlas_with_a_window_of_1_and_open_gates_is_muon(read_at_start: bool) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES["muon"])
+    weights, tokens = random_weights(), random_tokens(CASES["muon"])
     gated = tokens._replace(controls=torch.cat((tokens.controls, torch.ones_like(tokens.controls[..., :1])), dim=-1))
     out, state = run("atlas 1", weights, gated, [(TOKENS, 4)], read_at_start)
     expected, end = run("muon", weights, tokens, [(TOKENS, 4)], read_at_start)
@@ -276,7 +276,7 @@ def test_atlas_with_a_window_of_1_and_open_gates_is_muon(read_at_start: bool) ->
 
 @each_rule
 def test_rates_and_controls_of_0_write_nothing(name: str) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES[name])
+    weights, tokens = random_weights(), random_tokens(CASES[name])
     weights = FastWeights(weights.down * 0.1, weights.up * 0.1)  # within the bound
     idle = tokens._replace(rate=tokens.rate * 0, controls=tokens.controls * 0)
     _, state = run(name, weights, idle, [(TOKENS, 4)], False)
@@ -286,11 +286,11 @@ def test_rates_and_controls_of_0_write_nothing(name: str) -> None:
 @each_rule
 @local_and_global
 def test_recomputation_changes_neither_outputs_nor_gradients(name: str, read_at_start: bool) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES[name], 40)
+    weights, tokens = random_weights(), random_tokens(CASES[name], 40)
     leaves, results = [*weights, *tokens], []
     for recompute in (False, True):
-        scan = Scan(RULES[name], 4, NORM_MAX, read_at_start, recompute)
-        first, state = scan(open_state(RULES[name], weights), cut(tokens, 0, 3))
+        scan = Scan(CASES[name], 4, NORM_MAX, read_at_start, recompute)
+        first, state = scan(open_state(CASES[name], weights), cut(tokens, 0, 3))
         rest, state = scan(state, cut(tokens, 3, None))
         results.append([first, rest, *gradients([first, rest, *state.start], leaves)])
     assert_equal(*results)
@@ -300,7 +300,7 @@ def test_recomputation_changes_neither_outputs_nor_gradients(name: str, read_at_
 @local_and_global
 @pytest.mark.parametrize("kind", ["random", "repeated", "huge values", "forgetting"])
 def test_extreme_rates_stay_finite_and_within_the_bound(name: str, read_at_start: bool, kind: str) -> None:
-    rule = RULES[name]
+    rule = CASES[name]
     tokens = random_tokens(rule, 640)
     if kind == "repeated":
         tokens = ChunkInputs(*(field[:, :1].expand_as(field) for field in tokens))
@@ -322,8 +322,8 @@ def test_extreme_rates_stay_finite_and_within_the_bound(name: str, read_at_start
 
 @each_rule
 def test_the_state_is_tensors_with_a_row_each_and_integers(name: str) -> None:
-    weights, tokens = random_weights(), random_tokens(RULES[name])
-    before = open_state(RULES[name], weights)
+    weights, tokens = random_weights(), random_tokens(CASES[name])
+    before = open_state(CASES[name], weights)
     _, state = run(name, weights, tokens, [(TOKENS, 4)], False)
     leaves, structure = pytree.tree_flatten(state)
     assert {type(leaf) for leaf in leaves} == {Tensor, int}
@@ -339,7 +339,7 @@ def test_the_state_is_tensors_with_a_row_each_and_integers(name: str) -> None:
 def test_autocast_changes_nothing(name: str, read_at_start: bool) -> None:
     """Not where features come in half precision either: a scan computes in the precision of its weights."""
     weights = FastWeights(*(matrix.detach().float() for matrix in random_weights()))
-    wide = ChunkInputs(*(field.detach().bfloat16().float() for field in random_tokens(RULES[name])))
+    wide = ChunkInputs(*(field.detach().bfloat16().float() for field in random_tokens(CASES[name])))
     mixed = wide._replace(query_features=wide.query_features.bfloat16(), key_features=wide.key_features.bfloat16())
     schedule = [(7, 3), (4, 3)]
     expected = run(name, weights, wide, schedule, read_at_start)
