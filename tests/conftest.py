@@ -15,7 +15,7 @@ from atlas.kernels.library import use
 
 
 def pytest_configure() -> None:
-    """A shell in the background ignores Ctrl-C, nohup ignores SIGHUP; tests send both to themselves and to processes."""
+    """A shell in the background ignores Ctrl-C, nohup ignores SIGHUP. Tests send both, to processes of theirs too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
