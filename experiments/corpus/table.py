@@ -147,7 +147,7 @@ def store(folder: Path, settings: TableSettings) -> str:
 def batch(folder: Path, settings: TableSettings) -> str:
     write_store(folder / "batches", SMALL_BYTES)
     return (
-        f"time of a batch over that of a forward and backward pass of small: {child(BATCHED, folder / 'batches'):.2%}"
+        f"time of a batch over that of a forward and backward pass of small: {child(BATCHED, folder / 'batches'):.4%}"
     )
 
 
