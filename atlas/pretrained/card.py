@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas import __version__
-from atlas.config import RunConfig
+from atlas.config import LEVELS, RunConfig
 from atlas.telemetry.run_files import RunFiles
 
 Verdict = Mapping[str, Any]
@@ -39,7 +39,8 @@ def model_card(
     measured = (
         "not measured at this step" if loss is None else f"{loss:.4f} nats/{unit}, {loss / log(2):.3f} bits/{unit}"
     )
-    levels = [f"| {probe['level']} | {probe['verdict']} |" for probe in probes]
+    verdict_of = dict.fromkeys(LEVELS, "NOT MEASURED at this step") | {one["level"]: one["verdict"] for one in probes}
+    levels = [f"| {level} | {verdict} |" for level, verdict in verdict_of.items()]
     chunks = config.chunk_size
     return _CARD.format(
         name=folder.name,
@@ -63,7 +64,7 @@ def model_card(
         git=summary.get("git") or "unknown",
         config_hash=summary.get("config_hash", ""),
         seed=config.seed,
-        probes="\n".join(levels or ["| all | NOT MEASURED at this step |"]),
+        probes="\n".join(levels),
     )
 
 

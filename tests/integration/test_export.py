@@ -57,6 +57,7 @@ def test_the_folder_holds_the_weights_and_what_was_measured(untrained: Path, exp
     assert (metadata["step"], json.loads(metadata["validation_loss"])) == ("7", None)
     card = (exported / "README.md").read_text()
     assert "| recall | FAILED: 50.0% with memory, 25.0% without |" in card
+    assert "| memory | NOT MEASURED at this step |" in card
     assert "| validation loss | not measured at this step |" in card
     names = {path.name for path in exported.iterdir()}
     assert names == {
