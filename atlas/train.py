@@ -44,7 +44,9 @@ from atlas.telemetry.run_files import CONFIG_FILE
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
-    """Train as `python -m atlas.train` does, in `folder`; by default in $ATLAS_RUN_DIR, else in outputs/runs/<time>.
+    """Train from Python, in `folder`; by default in $ATLAS_RUN_DIR, else in outputs/runs/<time>.
+
+    The command has its own entry, `run_composed`; both make the run by `runs.run.run`.
 
     With `resume=PATH` the folder is that of the resumed run. Raises `ConfigError`. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
     that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
@@ -92,7 +94,7 @@ def _command() -> int:
         refuse_launch(arguments, is_multirun(arguments))
         require_installed(arguments)
         with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
-            _start()
+            _hydra_main()
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -177,7 +179,7 @@ def run_composed(composed: DictConfig) -> None:
         sys.exit(1)
 
 
-_start = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)
+_hydra_main = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)
 
 
 def _resumed(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:

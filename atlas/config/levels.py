@@ -1,4 +1,4 @@
-"""The levels of the needle-in-a-haystack probes: a new level is a line here and a file in `probes/`."""
+"""The levels of the needle-in-a-haystack probes: a new level is an entry of `LEVELS` and a file in `probes/`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Level:
         return f"NIAH {self.name}"
 
 
-LEVELS = {
+LEVELS = {  # the last says most about the trained model; a run measures all of them unless niah.levels names some
     level.name: level
     for level in (
         Level(

@@ -94,7 +94,7 @@ class RollbackConfig(Choices, prefix="rollback."):
     # A spike: perplexity above (1 + threshold) * its moving average, and out of line with its own recent spread.
     threshold: float = 0.05
     ema: float = 0.6  # smoothing of the moving average, per reading; more lags behind a run that learns
-    warmup: int = 100  # steps before the watch can trigger
+    warmup: int = 100  # steps before a finite perplexity can trigger; the other triggers do not wait
     patience: int = 3  # consecutive readings above the threshold that make a spike
     watch_every: int = 20  # steps between readings of a calm run
     suspect_every: int = 4  # steps between readings while something is suspicious

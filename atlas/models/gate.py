@@ -8,6 +8,7 @@ Legend: B sequences, T tokens, D model width, a attended, m recalled.
 from __future__ import annotations
 
 from math import log
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,13 @@ class Gate(nn.Module):
         # Without the bias: finite where an infinite bias closes the gate.
         linear = F.linear(recalled, self.linear.weight)
         sharpness = self.log_sharpness.exp()
-        if self.fusion is Fusion.additive:
-            logits = linear + self.linear.bias
-            return attended + logits, torch.sigmoid(sharpness * logits.detach())
-        adds = self.fusion is Fusion.gated_sum
-        return gated_branch(attended, linear, self.linear.bias, sharpness, adds=adds)
+        match self.fusion:
+            case Fusion.additive:
+                logits = linear + self.linear.bias
+                return attended + logits, torch.sigmoid(sharpness * logits.detach())
+            case Fusion.gated_sum:
+                return gated_branch(attended, linear, self.linear.bias, sharpness, adds=True)
+            case Fusion.multiplicative:
+                return gated_branch(attended, linear, self.linear.bias, sharpness, adds=False)
+            case unknown:
+                assert_never(unknown)

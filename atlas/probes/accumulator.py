@@ -28,10 +28,9 @@ from atlas.models.qk_projection import QKProjection
 from atlas.ops.qk_projection import EPSILON
 from atlas.probes.keys import MemoryLayer, memory_layers, unit_vectors
 from atlas.probes.result import NIAHResult, ProbeCell, judge
-from atlas.probes.subject import Subject
+from atlas.probes.subject import Place, Subject
 
 LEVEL = "accumulator"
-PLACE = 1 << 32  # in the random stream
 TOLERANCE = 1e-3  # relative; float32 round-off stays below 1e-5
 CHANCE = 0.0  # mean cosine of random directions
 
@@ -72,7 +71,7 @@ def probe_accumulator(subject: Subject) -> NIAHResult:
     layers = memory_layers(model)
     if not layers:
         return judge(step=step, level=LEVEL, threshold=settings.threshold, missing="the model has no memory")
-    rng, (texts, text_name) = subject.rng(PLACE), subject.seen
+    rng, (texts, text_name) = subject.rng(Place.accumulator), subject.seen
     draws = {layer.index: max(1, settings.samples // layer.heads) for layer in layers}
     readings: dict[tuple[str, int], list[Readings]] = {}
     faults: set[str] = set()

@@ -34,10 +34,9 @@ from atlas.ops.fast_weights import FastWeights, read
 from atlas.ops.rules.rule import LearningRule
 from atlas.probes.keys import MemoryLayer, SeenTokens, Substituted, memory_layers, unit_vectors
 from atlas.probes.result import NIAHResult, ProbeCell, judge
-from atlas.probes.subject import Subject
+from atlas.probes.subject import Place, Subject
 
 LEVEL = "memory"
-PLACE = 1 << 33  # in the random stream
 TOLERANCE = 1e-4
 CHANCE = 0.0  # mean cosine of random directions
 EPSILON = 1e-12
@@ -60,7 +59,7 @@ def probe_memory(subject: Subject) -> NIAHResult:
     model, settings, step = subject.model, subject.settings, subject.step
     if not memory_layers(model):
         return judge(step=step, level=LEVEL, threshold=settings.threshold, missing="the model has no memory")
-    rng, (texts, text_name) = subject.rng(PLACE), subject.seen
+    rng, (texts, text_name) = subject.rng(Place.memory), subject.seen
     readings: list[ReadBack] = []
     faults: set[str] = set()
     for layer, seen in zip(memory_layers(model), texts, strict=True):

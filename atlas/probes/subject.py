@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,17 @@ from atlas.models.plan import ChunkPlan
 from atlas.probes.keys import SeenTokens, seen_tokens, text_rows
 
 TEXT_ROWS = 2  # rows of text whose keys the key levels bury their needle under
-TEXT_PLACE = 1 << 34  # in the random stream; every level has its own place
+
+
+class Place(IntEnum):
+    """In the random stream of the probes. A number is never changed or reused: the needles of old runs depend on it.
+
+    The cells of the level recall count from 0.
+    """
+
+    accumulator = 1 << 32
+    memory = 1 << 33
+    text = 1 << 34  # of `Subject.seen`
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,13 @@ class Subject:
     every_task: bool  # False: only the cells that are judged
 
     def rng(self, place: int) -> np.random.Generator:
-        """The same at every step. The cells of a grid count from 0, every other user has a place from 2^32 on."""
+        """The same at every step. `place`: a `Place` or the number of a cell."""
         return generator(self.settings.seed, Stream.probe, place)
 
     @cached_property
     def seen(self) -> tuple[list[SeenTokens], str]:
         """Keys, values and rates of each layer on a text, and the text's name; one pass for all levels."""
-        length, rng = stretch(self.model.plan, self.settings.haystack), self.rng(TEXT_PLACE)
+        length, rng = stretch(self.model.plan, self.settings.haystack), self.rng(Place.text)
         text, name = self.text, "text"
         if text is None or len(text) < length:
             name = "noise"

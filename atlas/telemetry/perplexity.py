@@ -12,6 +12,9 @@ class PPLDeltaTracker:
     values, or at any time a perplexity that is not finite. While a spike is suspected the average is not updated, or it
     would follow the spike. The average is the plain mean of the first n values until 1/n falls to `1 - ema`, so that
     the high first value of a training run soon loses its weight.
+
+    In a run, `History.add_perplexity` sets `threshold` anew before each reading, and takes the first delta above it as
+    bad already; `decide` counts the bad readings in a row.
     """
 
     def __init__(self, *, threshold: float = 0.05, ema: float = 0.98, warmup: int = 100, patience: int = 3) -> None:

@@ -50,7 +50,10 @@ def perplexity(nats: float) -> float:
 
 
 def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | None) -> dict[str, float | int | None]:
-    """The row of a step in metrics.jsonl; None for a value that is missing or not finite."""
+    """What a step itself gives to its row in metrics.jsonl; None for a value that is missing or not finite.
+
+    `Trainer._log` adds the speed and `memory_norms`; validation and probes fill other columns of the same row.
+    """
     gates = gates or GateStatistics(float("nan"), float("nan"), float("nan"))
     metrics = {
         "segment": state.segment,

@@ -7,14 +7,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import atlas
 from atlas.config import ConfigError
+from atlas.data.batch import Batch
+from atlas.runs.build import build_data
 from atlas.telemetry.jsonl import read_jsonl
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
@@ -67,6 +71,14 @@ def test_a_data_source(run: Run) -> None:
     summary, _ = run("data=counting", "trust=[mine_data]")
     assert (summary.status, summary.tokens) == ("completed", 2 * 2 * 64)
     assert summary.baseline_loss == pytest.approx(5.545, abs=1e-3)
+
+
+def test_the_rows_of_a_data_source_can_be_made_apart(job: Callable[..., list[str]]) -> None:
+    data = build_data(atlas.compose(job("data=counting", "trust=[mine_data]")))
+    whole, apart = data.batch(1), [data.batch(1, range(row, row + 1)) for row in range(2)]
+    for column in fields(Batch):
+        assert torch.equal(torch.cat([getattr(row, column.name) for row in apart]), getattr(whole, column.name))
+    assert not torch.equal(whole.inputs[0], whole.inputs[1])
 
 
 def test_an_optimiser(run: Run) -> None:

@@ -96,7 +96,7 @@ class History:
         self.readings = [*self.readings[-(READINGS - 1) :], reading]
 
     def add_perplexity(self, step: int, perplexity: float) -> Reading:
-        """Add a reading of the watched perplexity; after the warm-up it is bad if above the limit."""
+        """Add a reading of the watched perplexity: bad if above the limit after the warm-up, or not finite."""
         calm_average, limit = self.tracker.average, max(self.settings.threshold, self.DEVIATIONS * self.spread())
         self.tracker.threshold = limit
         delta, spike = self.tracker.update(perplexity)

@@ -1,4 +1,7 @@
-"""When to roll back, and how far: a pure function of the readings. No clock, no disk, no torch."""
+"""When to roll back, and how far: a pure function of the readings, the rollbacks so far and the settings.
+
+Which reading is bad is said where it is added (`history.py`). No clock, no disk, no torch.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from atlas.config import Fusion, MemoryConfig, ModelConfig
 from atlas.models.block import AtlasMAGBlock
+from atlas.models.gate import Gate
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.rotary import Rotary
 
@@ -101,3 +102,9 @@ def test_additive_fusion_adds_the_gate_logits() -> None:
     branch, gate = branch_of(block, x)
     attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), Rotary(0), block.persistent)
     torch.testing.assert_close(branch, block.out(attended + torch.logit(gate)))
+
+
+def test_a_fusion_without_a_branch_fails() -> None:
+    gate = Gate(16, "new")  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="Expected code to be unreachable, but got: 'new'"):
+        gate(torch.randn(1, 2, 16), torch.randn(1, 2, 16))

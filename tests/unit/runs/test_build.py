@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,9 @@ import atlas
 from atlas.config import ConfigError
 from atlas.config.composition import options
 from atlas.config.rules import Rule
+from atlas.data.batch import Batch
 from atlas.prepare import main as prepare
 from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry
-
-CLASSES = {
-    "mixed": "MixedData",
-    "recall": "RecallData",
-    "stdlib": "StdlibData",
-    "text": "TextData",
-    "tokens": "TokenData",
-    "blend": "BlendData",
-    "mixed_tokens": "MixedTokenData",
-}
 
 
 def parameters(overrides: Sequence[str]) -> int:
@@ -63,8 +55,10 @@ def test_every_data_option_gives_batches_of_the_configured_shape(option: str, tm
         paths = [f"data.paths=[{tmp_path}/store]", "data.weights=[1.0]"]
     config = atlas.compose([f"data={option}", *paths, "train.batch_size=3"])
     data = build_data(config)
-    assert type(data).__name__ == CLASSES[option]
-    batch = data.batch(1)
+    assert f"{type(data).__module__}.{type(data).__name__}" == config.data["_target_"]
+    batch, apart = data.batch(1), [data.batch(1, range(row, row + 1)) for row in range(3)]
+    for column in fields(Batch):
+        assert torch.equal(torch.cat([getattr(row, column.name) for row in apart]), getattr(batch, column.name))
     assert batch.inputs.shape == batch.targets.shape == (3, 512)
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
 
