@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from atlas.config.errors import require
 
+MOST_SEEDS = 10_000
+
 
 @dataclass
 class SweepConfig:
@@ -15,5 +17,5 @@ class SweepConfig:
     round: int = 0  # number of a repeat; does nothing, so that a sweep can repeat its jobs in turn and compare timings
 
     def __post_init__(self) -> None:
-        require(1 <= self.seeds <= 10_000, "sweep.seeds", self.seeds, "in [1, 10000]")
+        require(1 <= self.seeds <= MOST_SEEDS, "sweep.seeds", self.seeds, f"in [1, {MOST_SEEDS}]")
         require(self.round >= 0, "sweep.round", self.round, ">= 0")

@@ -114,9 +114,15 @@ class AtlasModel(nn.Module):
         *,
         plan: ChunkPlan | None = None,
         mode: MemoryMode | str = MemoryMode.learn,
-    ) -> ModelOutput:
-        """tokens [B, T] int64 -> logits [B, T, vocabulary] for the token after each, the state, the gates."""
-        reading = self.read(tokens, state, plan=plan, mode=mode)
+        with_logits: bool = True,
+    ) -> ModelOutput | Reading:
+        """tokens [B, T] int64 -> logits [B, T, vocabulary] for the token after each, the state, the gates.
+
+        `with_logits=False` is for `read`, so that the hooks of the model see its passes as well.
+        """
+        reading = self._read(tokens, state, plan or self.plan, member(MemoryMode, "mode", mode))
+        if not with_logits:
+            return reading
         return ModelOutput(F.linear(reading.hidden, self.embedding.weight), reading.state, reading.gates)
 
     def read(
@@ -128,7 +134,10 @@ class AtlasModel(nn.Module):
         mode: MemoryMode | str = MemoryMode.learn,
     ) -> Reading:
         """As `model(tokens)`, without the logits: those of many tokens and a large vocabulary take the most memory."""
-        plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
+        reading: Reading = self(tokens, state, plan=plan, mode=mode, with_logits=False)
+        return reading
+
+    def _read(self, tokens: Tensor, state: ModelState | None, plan: ChunkPlan, mode: MemoryMode) -> Reading:
         self._check(tokens, state, plan)
         state = state or self.initial_state(tokens.shape[0], plan)
         x = self._embed(tokens)

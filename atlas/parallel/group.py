@@ -118,6 +118,8 @@ class Group(Ranks):
     def limit(self, step_timeout_s: float) -> None:
         self._limit = f"parallel.step_timeout_s={step_timeout_s:g}"
         self._steps = _gloo(timedelta(seconds=step_timeout_s))
+        # The others wait for rank 0 as long as its work takes; it waits for them no longer than for a step.
+        self._waiting = _gloo(timedelta(seconds=step_timeout_s) if self.first else NO_LIMIT)
 
     def part(self, reason: str) -> None:
         if not self._parted:

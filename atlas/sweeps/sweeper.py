@@ -19,6 +19,7 @@ from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
 from atlas.config.keys import override_name
 from atlas.config.path_overrides import quoted
+from atlas.config.sweep import MOST_SEEDS
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, require_folder, say
 from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
@@ -77,6 +78,7 @@ class ResumableSweeper(BasicSweeper):
         assert self.config is not None
         wanted = [text for text in [*self._parse_config(), *arguments] if override_name(text) != KEY]
         seeds = self.config.sweep.seeds
+        require(1 <= seeds <= MOST_SEEDS, "sweep.seeds", seeds, f"in [1, {MOST_SEEDS}]")
         if seeds > 1:  # the first to vary slowest: a sweep that is cut short has every combination with the first seeds
             given = [text for text in wanted if override_name(text) == "seed"]
             require(not given, "sweep.seeds", seeds, f"left out, or given without {' '.join(given)}")

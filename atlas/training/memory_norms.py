@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.models.block import AtlasMAGBlock
-from atlas.models.language_model import AtlasModel, ModelOutput, ModelState
+from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, subtract
@@ -51,7 +51,7 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
     catch = Catch()
     memories = [block.memory for block in _blocks(model) if block.memory is not None]
 
-    def take_state(_: nn.Module, arguments: tuple[Any, ...], output: ModelOutput) -> None:
+    def take_state(_: nn.Module, arguments: tuple[Any, ...], output: ModelOutput | Reading) -> None:
         if catch.after is None:
             given = arguments[1] if len(arguments) > 1 else None
             catch.starts = _starts(model, given)

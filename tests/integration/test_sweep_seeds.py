@@ -29,6 +29,9 @@ def test_seeds_beside_a_seed_are_refused(small: list[str], tmp_path: Path) -> No
     place = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     ended = command("-m", *small, "seed=4,5", "sweep.seeds=2", place)
     assert (ended.status, ended.err) == (2, ["atlas: sweep.seeds=2: must be left out, or given without seed=4,5"])
+    ended = command("-m", *small, "sweep.seeds=0", place)
+    assert (ended.status, ended.err) == (2, ["atlas: sweep.seeds=0: must be in [1, 10000]"])
+    assert not (tmp_path / "sweep").exists()
     ended = command(*small, "sweep.seeds=2", f"hydra.run.dir={tmp_path / 'run'}")
     assert (ended.status, ended.err) == (
         2,
