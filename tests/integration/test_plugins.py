@@ -22,7 +22,8 @@ from atlas.runs.build import build_data
 from atlas.telemetry.jsonl import read_jsonl
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
-BLOCK = re.compile(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?:python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"^# (\S+\.(?:py|yaml))$", re.MULTILINE)
 LONGEST = 25  # lines
 STEPS = ["train.steps=2", "checkpoint.every=2"]
 Run = Callable[..., tuple[Any, list[dict[str, Any]]]]
@@ -30,10 +31,13 @@ Run = Callable[..., tuple[Any, list[dict[str, Any]]]]
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files of the document."""
+    """A folder with the files of the document, copied as they stand there."""
     folder = tmp_path / "mine"
-    for name, content in BLOCK.findall(DOCUMENT.read_text(encoding="utf-8")):
-        assert content.count("\n") <= LONGEST, name
+    for content in BLOCK.findall(DOCUMENT.read_text(encoding="utf-8")):
+        if (named := NAME.search(content)) is None:
+            continue
+        name = named[1]
+        assert content.count("\n") <= LONGEST + 1, name  # and its name
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
