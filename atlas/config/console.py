@@ -15,6 +15,9 @@ PROGRESS_SECONDS = 5.0
 log = logging.getLogger("atlas.progress")
 
 
+GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended, a terminal was closed
+
+
 class OutputError(OSError):
     """stdout cannot be written: it is closed, or its disk is full."""
 
@@ -39,7 +42,7 @@ def writing(stream: TextIO | None) -> Iterator[TextIO]:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Send the rest of a closed pipe to the null device: Python flushes it at exit, and would fail again."""
+    """Send the rest to the null device: Python flushes a closed pipe or terminal at exit, and would fail again."""
     with suppress(OSError, ValueError):
         null_device = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null_device, stream.fileno())

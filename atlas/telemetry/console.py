@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from atlas.config.console import discard_output
+from atlas.config.console import GONE, discard_output
 from atlas.config.untrusted import printable
 from atlas.telemetry.sinks import RunInfo, Sink
 
@@ -114,15 +114,15 @@ class ConsoleSink(Sink):
         return stream
 
     def _print(self, line: str, style: str | None = None) -> None:
-        line = printable(line)
-        if self._bar is not None:
-            self._bar.print(line, style)
-            return
-        stream = self._output()
+        line, stream = printable(line), self._output()
         try:
-            _write_line(stream, line)
-        except BrokenPipeError:
-            discard_output(stream)
+            if self._bar is not None:
+                self._bar.print(line, style)
+            else:
+                _write_line(stream, line)
+        except OSError as error:
+            if error.errno in GONE:
+                discard_output(stream)
             raise
 
 
