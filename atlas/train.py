@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, open_dict
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import run_command
 from atlas.config.composition import register, to_run_config
-from atlas.config.console import discard_output
+from atlas.config.console import drop_unwritten
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
@@ -164,6 +164,7 @@ def run_composed(composed: DictConfig) -> None:
     except KeyboardInterrupt:
         if ranks.first:
             _print_how_to_continue(folder)
+        drop_unwritten()
         sys.exit(130)
     except ConfigError as error:
         if ranks.first:
@@ -203,10 +204,8 @@ def _print_how_to_continue(folder: Path) -> None:
         return
     named = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
     given = named if re.fullmatch(r"[\w./-]+", named) else quoted(named)
-    try:
+    with suppress(OSError):  # the terminal may be gone
         print(f"continue with: python -m atlas.train {shlex.quote(f'resume={given}')}", flush=True)
-    except OSError:  # the terminal is gone
-        discard_output(sys.stdout)
 
 
 class _CallableModule(ModuleType):

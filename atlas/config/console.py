@@ -49,6 +49,15 @@ def discard_output(stream: TextIO) -> None:
         os.close(null_device)
 
 
+def drop_unwritten() -> None:
+    """Before an exit: what a closed terminal did not take would change the exit status."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            discard_output(stream)
+
+
 @contextmanager
 def progress(quiet_seconds: float = 0.0) -> Iterator[None]:
     """Show the progress of long work on stderr, a line every few seconds, the first after `quiet_seconds`."""
