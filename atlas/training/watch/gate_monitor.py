@@ -27,14 +27,12 @@ class GateStatistics(NamedTuple):
         return self.std**2
 
 
-def gate_statistics(gates: Sequence[Tensor]) -> GateStatistics | None:
-    """Over the gates [B, T, D] of all layers, in a large batch over every n-th token; None without a memory."""
-    return GateStatistics(*gate_numbers(gates).tolist()) if gates else None
-
-
 @torch.no_grad()
 def gate_numbers(gates: Sequence[Tensor]) -> Tensor:
-    """The same, left on the device: [3]."""
+    """The numbers of `GateStatistics`, left on the device: [3].
+
+    Over the gates [B, T, D] of all layers, in a large batch over every n-th token.
+    """
     stride = max(1, sum(gate.numel() for gate in gates) // SAMPLE)
     values = torch.stack([gate.detach()[..., ::stride, :].float() for gate in gates])
     polarised = ((values - 0.5).abs() > 0.4).float().mean()
