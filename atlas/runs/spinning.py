@@ -3,7 +3,7 @@
 A thread that waits for another spins before it sleeps. That saves a wake-up on a quiet machine, and takes the core from
 the very thread that it waits for on a busy one (experiments/busy_machine). GNU's OpenMP library spins 100 times instead
 of 300,000 while its threads outnumber the cores. So `SpinControl` keeps some idle threads of that library while the
-machine is busy, and ends them when it is quiet again.
+machine is busy, and ends them when it is quiet again. A short time slice lets a thread that was woken run at once.
 
 It reads from Linux how much of these cores other processes use. A process starts as if the machine were busy. Other
 systems, other OpenMP libraries and a policy set by the user are left as they are.
@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 import torch
+
+from atlas.runs.time_slice import ask_for_short_slices
 
 PERIOD = 0.5  # seconds between two looks
 BUSY = 0.25  # cores that this process lacks: from here the machine is busy
@@ -102,6 +104,7 @@ def control_spinning() -> SpinControl | None:
     global _control
     set_by_user = any(name in os.environ for name in SET_BY_USER)
     if _control is None and PROC_STAT.is_file() and not set_by_user and torch.get_num_threads() > 1:
+        ask_for_short_slices()
         library = _openmp_library()
         _control = None if library is None else SpinControl(library, torch.get_num_threads())
     return _control

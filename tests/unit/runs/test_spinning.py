@@ -23,6 +23,7 @@ from atlas.runs.spinning import (
     control_spinning,
     used_by_others,
 )
+from atlas.runs.time_slice import SLICE
 
 CORES = torch.get_num_threads() if "OMP_NUM_THREADS" not in os.environ else len(os.sched_getaffinity(0))
 
@@ -92,6 +93,31 @@ def test_one_thread_has_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> N
     for name in SET_BY_USER:
         monkeypatch.delenv(name, raising=False)
     assert control_spinning() is None
+
+
+SLICED = """
+import threading
+from atlas.runs.time_slice import ask_for_short_slices, scheduling
+before, slices = scheduling(0), []
+started = threading.Event()
+waiting = threading.Thread(target=started.wait)
+waiting.start()
+ask_for_short_slices()
+started.set()
+later = threading.Thread(target=lambda: slices.append(scheduling(0)))
+later.start()
+later.join()
+print(before[:2] == scheduling(0)[:2], before[2], scheduling(0)[2], slices[0][2])
+"""
+
+
+@pytest.mark.skipif(not PROC_STAT.is_file(), reason="needs Linux")
+def test_every_thread_gets_a_short_slice_and_keeps_its_nice_value() -> None:
+    done = subprocess.run(["nice", "-n", "7", sys.executable, "-c", SLICED], capture_output=True, text=True, check=True)
+    same, before, own, of_a_new_thread = done.stdout.split()
+    assert same == "True"
+    if before != "0":  # kernels from 6.12 on have slices for the usual policy
+        assert (own, of_a_new_thread) == (str(SLICE), str(SLICE))
 
 
 WATCHED = """
