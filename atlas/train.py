@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -77,30 +77,22 @@ def main() -> int:
         return run_command(lambda _: 0, ["--help"], help_text())
     register()
     try:
-        with handled_by(interrupt), launched():
-            return _command()
-    except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        say(error)  # of the launcher's environment
-        return 2
+        with handled_by(interrupt), ExitStack() as ranks:
+            try:
+                ranks.enter_context(launched())
+                refuse_flags(sys.argv[1:], CONF_DIR)
+                arguments = full_command(flags_first(readable(sys.argv[1:])))
+                refuse_launch(arguments, is_multirun(arguments))
+                require_installed(arguments)
+                with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
+                    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)()
+            except ConfigError as error:  # inside of `launched`: the ranks agree on who tells it
+                if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                    raise
+                _tell(error)
+                return 2
     except KeyboardInterrupt:  # before a run began, or a second Ctrl-C
         return 130
-
-
-def _command() -> int:
-    try:
-        refuse_flags(sys.argv[1:], CONF_DIR)
-        arguments = full_command(flags_first(readable(sys.argv[1:])))
-        refuse_launch(arguments, is_multirun(arguments))
-        require_installed(arguments)
-        with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
-            _hydra_main()
-    except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        _tell(error)
-        return 2
     return 0
 
 
@@ -179,9 +171,6 @@ def run_composed(composed: DictConfig) -> None:
         status = "failed"
     if status != "completed":
         sys.exit(1)
-
-
-_hydra_main = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)
 
 
 def _resumed(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -81,16 +81,22 @@ class Kernel:
     optional: frozenset[str] = field(default_factory=frozenset)  # inputs that can always be None
     masks: frozenset[str] = field(default_factory=frozenset)  # inputs of bool; others are float32
     zeroed: bool = False  # the results start at zero
+    # As an operator: its arguments -> sizes and tensors; sizes and its arguments -> the number of last results that
+    # are not returned; the type of what it returns.
+    arguments: Callable[..., tuple[Any, Sequence[Tensor | None]]] = lambda sizes, *tensors: (sizes, tensors)
+    hidden: Callable[..., int] = lambda *_: 0
+    returns: str = "Tensor[]"
     plans: dict[Any, _Plan] = field(default_factory=dict, compare=False)
 
-    def __call__(self, sizes: Any, *given: Tensor | None) -> list[Tensor | None]:
+    def __call__(self, *given: Any) -> Any:
         """Run the kernel. Raises `ValueError` for sizes or tensors that it cannot take, and `MemoryError`."""
+        sizes, tensors = self.arguments(*given)
         plan = self._plan(sizes)
-        if len(given) != len(plan.inputs):
-            raise ValueError(f"{self.name}: {len(given)} tensors, must be {len(plan.inputs)}")
+        if len(tensors) != len(plan.inputs):
+            raise ValueError(f"{self.name}: {len(tensors)} tensors, must be {len(plan.inputs)}")
         held: list[Tensor | None] = []
         numbers: list[int] = []
-        for expected, tensor in zip(plan.inputs, given, strict=True):
+        for expected, tensor in zip(plan.inputs, tensors, strict=True):
             tensor = self._laid_out(expected, tensor)
             held.append(tensor)
             if tensor is None:
@@ -107,12 +113,20 @@ class Kernel:
         packed = plan.packs[0].pack(*numbers), plan.packs[1].pack(*addresses)
         if getattr(loaded(), self.name)(plan.sizes, *packed):
             raise MemoryError(f"{self.name}: no memory for its working space")
-        return results
+        return self._returned(results, self.hidden(sizes, *given))
 
-    def empty(self, sizes: Any) -> list[Tensor | None]:
+    def empty(self, *given: Any) -> Any:
         """Empty results, for symbolic sizes and fake tensors too."""
+        sizes, _ = self.arguments(*given)
         shapes = self.results(sizes).values()
-        return [None if shape is None else torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
+        made = [None if shape is None else torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes]
+        return self._returned(made, self.hidden(sizes, *given))
+
+    def _returned(self, results: list[Tensor | None], hidden: int) -> Any:
+        found = [part for part in results[: len(results) - hidden] if part is not None]
+        if self.returns == "Tensor[]":
+            return found
+        return found[0] if self.returns == "Tensor" else tuple(found)
 
     def _plan(self, sizes: Any) -> _Plan:
         key = sizes, torch.get_num_threads()
@@ -187,19 +201,7 @@ def operator(
     number of last results that are not returned. Results that the sizes leave out are not returned either.
     """
     name, _, signature = schema.partition("(")
-
-    def returned(results: list[Tensor | None], unseen: int) -> Any:
-        found = [part for part in results[: len(results) - unseen] if part is not None]
-        return found if schema.endswith("[]") else tuple(found) if schema.endswith(")") else found[0]
-
-    def run(*given: Any) -> Any:
-        sizes, tensors = arguments(*given)
-        return returned(kernel(sizes, *tensors), hidden(sizes, *given))
-
-    def fake(*given: Any) -> Any:
-        sizes, _ = arguments(*given)
-        return returned(kernel.empty(sizes), hidden(sizes, *given))
-
-    defined = custom_op(f"atlas::{name}", run, mutates_args=(), device_types="cpu", schema=f"({signature}")
-    defined.register_fake(fake)
+    called = replace(kernel, arguments=arguments, hidden=hidden, returns=schema.rpartition(" -> ")[2])
+    defined = custom_op(f"atlas::{name}", called.__call__, mutates_args=(), device_types="cpu", schema=f"({signature}")
+    defined.register_fake(called.empty)
     return defined

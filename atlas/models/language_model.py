@@ -120,10 +120,21 @@ class AtlasModel(nn.Module):
 
         `with_logits=False` is for `read`, so that the hooks of the model see its passes as well.
         """
-        reading = self._read(tokens, state, plan or self.plan, member(MemoryMode, "mode", mode))
+        plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
+        self._check(tokens, state, plan)
+        state = state or self.initial_state(tokens.shape[0], plan)
+        x = self._embed(tokens)
+        blocks, gates, rotary = [], [], Rotary(state.position)
+        for block, before in zip(self._blocks(), state.blocks, strict=True):
+            x, block_state, gate = block(x, before, rotary, plan, mode)
+            blocks.append(block_state)
+            gates += [] if gate is None else [gate]
+        after = ModelState(state.position + tokens.shape[1], tuple(blocks))
+        after = after if torch.is_grad_enabled() else after.detach()
+        hidden = self.norm(x)
         if not with_logits:
-            return reading
-        return ModelOutput(F.linear(reading.hidden, self.embedding.weight), reading.state, reading.gates)
+            return Reading(hidden, after, tuple(gates))
+        return ModelOutput(F.linear(hidden, self.embedding.weight), after, tuple(gates))
 
     def read(
         self,
@@ -136,18 +147,6 @@ class AtlasModel(nn.Module):
         """As `model(tokens)`, without the logits: those of many tokens and a large vocabulary take the most memory."""
         reading: Reading = self(tokens, state, plan=plan, mode=mode, with_logits=False)
         return reading
-
-    def _read(self, tokens: Tensor, state: ModelState | None, plan: ChunkPlan, mode: MemoryMode) -> Reading:
-        self._check(tokens, state, plan)
-        state = state or self.initial_state(tokens.shape[0], plan)
-        x = self._embed(tokens)
-        blocks, gates, rotary = [], [], Rotary(state.position)
-        for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, block_state, gate = block(x, before, rotary, plan, mode)
-            blocks.append(block_state)
-            gates += [] if gate is None else [gate]
-        after = ModelState(state.position + tokens.shape[1], tuple(blocks))
-        return Reading(self.norm(x), after if torch.is_grad_enabled() else after.detach(), tuple(gates))
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross entropies [B, T] in nats of `targets` [B, T], from the `hidden` [B, T, D] of `read`.

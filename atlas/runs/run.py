@@ -83,8 +83,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         _agree(config, folder, trainer)
         closing.callback(trainer.checkpoints.close)
         notices = _missing_kernels(trainer.step.device)
-        before, found = ranks.from_first(lambda: _start(config, folder, trainer))
-        notices += found
+        before = ranks.from_first(lambda: frozen_config(folder, config.trust))
+        trainer.checkpoints.former_hashes = former_hashes(folder, before)
+        notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
         state.take_over()
         changes = Changes.between(rooted(before or config), config)
         finished = ranks.from_first(lambda: read_summary(folder))
@@ -172,14 +173,6 @@ def _agree(config: RunConfig, folder: Path, trainer: Trainer) -> None:
         require_same_weights(trainer.ranks, trainer.state.model, "before step 1")
     except RankError as error:
         raise ConfigError(str(error)) from error
-
-
-def _start(config: RunConfig, folder: Path, trainer: Trainer) -> tuple[RunConfig | None, list[str]]:
-    """Load what the run starts from; returns the frozen configuration of the run in `folder`, if there is one, and
-    notices."""
-    before = frozen_config(folder, config.trust)
-    trainer.checkpoints.former_hashes = former_hashes(folder, before)
-    return before, starting_point(config, before, folder, trainer.state, trainer.checkpoints, trainer.data.corpus)
 
 
 @contextmanager

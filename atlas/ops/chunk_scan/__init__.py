@@ -66,64 +66,60 @@ class Scan:
         takes all whole chunks as one part.
         """
         tokens = ChunkInputs(*(field.to(state.start.down.dtype) for field in tokens))
-        half = autocasts(tokens.rate)
-        with own_precision(tokens.rate):
-            if self.recompute and torch.is_grad_enabled() and tokens.rate.shape[1] > self.chunk:
-                return self._recomputed(state, tokens, half)
-            return self._run(state, tokens, half)
-
-    def _run(self, state: ScanState, tokens: ChunkInputs, half: bool) -> tuple[Tensor, ScanState]:
-        """`half`: the caller works in half precision, so the products of a kernel may be rounded to it."""
         total = tokens.rate.shape[1]
         if not total:
             return tokens.query, state
+        if self.recompute and torch.is_grad_enabled() and total > self.chunk:
+            return self._recomputed(state, tokens)
         if self.chunk == 1 and self.rule.reads_end and not self.read_at_start:
-            return self._read_at_ends(state, tokens, half)
-        nothing = zeros_like(state.start)
-        if state.tokens >= self.chunk:
-            state = self._closed(state, nothing)
+            return self._read_at_ends(state, tokens)
         end, prefix = self.rule.chunk_end, self._reads_prefix
-        own = self.rule.own_gradients
-        ends = end if half else None
-        form = chosen_form(state.start, tokens, self.chunk, prefix=prefix, half=ends) if own else None
-        joins = form is not None and end in form.ENDS
-        first = min(self.chunk - state.tokens, total) if state.tokens else 0
-        whole, last = divmod(total - first, self.chunk)
-        lengths = [first, *([whole * self.chunk] if joins else whole * [self.chunk]), last]
-        outputs: list[Tensor] = []
-        for part in _split(tokens, [length for length in lengths if length]):
-            if form is not None and joins and not state.tokens and part.rate.shape[1] >= self.chunk:
-                out, weights, kept = form.closed_chunks(
-                    end, state.start, state.kept, part, self.chunk, self.norm_max, prefix
-                )
-                state = ScanState(weights, nothing, kept, 0)
-            else:
-                out, state = self._part_of_chunk(state, part)
-                if state.tokens >= self.chunk:
-                    state = self._closed(state, nothing)
-            outputs.append(out)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
+        half = end if autocasts(tokens.rate) else None  # the caller's products are rounded, so a kernel's may be
+        with own_precision(tokens.rate):
+            nothing = zeros_like(state.start)
+            if state.tokens >= self.chunk:
+                state = self._closed(state, nothing)
+            own = self.rule.own_gradients
+            form = chosen_form(state.start, tokens, self.chunk, prefix=prefix, half=half) if own else None
+            joins = form is not None and end in form.ENDS
+            first = min(self.chunk - state.tokens, total) if state.tokens else 0
+            whole, last = divmod(total - first, self.chunk)
+            lengths = [first, *([whole * self.chunk] if joins else whole * [self.chunk]), last]
+            outputs: list[Tensor] = []
+            for part in _split(tokens, [length for length in lengths if length]):
+                if form is not None and joins and not state.tokens and part.rate.shape[1] >= self.chunk:
+                    out, weights, kept = form.closed_chunks(
+                        end, state.start, state.kept, part, self.chunk, self.norm_max, prefix
+                    )
+                    state = ScanState(weights, nothing, kept, 0)
+                else:
+                    out, state = self._part_of_chunk(state, part)
+                    if state.tokens >= self.chunk:
+                        state = self._closed(state, nothing)
+                outputs.append(out)
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
-    def _read_at_ends(self, state: ScanState, tokens: ChunkInputs, half: bool) -> tuple[Tensor, ScanState]:
+    def _read_at_ends(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """Chunks of one token, each read after its update. The end of a chunk is the start of the next one: every query
         moves one token later, and the first output is dropped."""
         query, features = (
             torch.cat((field[:, :1], field[:, :-1]), dim=1) for field in (tokens.query, tokens.query_features)
         )
         at_start = replace(self, read_at_start=True)
-        out, state = at_start._run(state, tokens._replace(query=query, query_features=features), half)
-        last = read(state.start, tokens.query[:, -1:], tokens.query_features[:, -1:])
+        out, state = at_start(state, tokens._replace(query=query, query_features=features))
+        with own_precision(tokens.rate):
+            last = read(state.start, tokens.query[:, -1:], tokens.query_features[:, -1:])
         return torch.cat((out[:, 1:], last), dim=1), state
 
-    def _recomputed(self, state: ScanState, tokens: ChunkInputs, half: bool) -> tuple[Tensor, ScanState]:
+    def _recomputed(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """The same in groups of chunks whose intermediate values are computed again in the backward pass."""
         total = tokens.rate.shape[1]
         group = self.chunk * isqrt(ceil(total / self.chunk))
-        outputs: list[Tensor] = []
+        outputs, keeping = list[Tensor](), replace(self, recompute=False)
         for first in range(0, total, group):
             tokens_of_group = itemgetter((slice(None), slice(first, first + group)))
             piece = ChunkInputs(*cut_fields(tokens, tokens_of_group))
-            out, state = checkpoint(self._run, state, piece, half, use_reentrant=False, preserve_rng_state=False)
+            out, state = checkpoint(keeping, state, piece, use_reentrant=False, preserve_rng_state=False)
             outputs.append(out)
         return torch.cat(outputs, dim=1), state
 
