@@ -1,0 +1,111 @@
+"""Data sources with a mistake in them, as a user's own code may have: `data._target_=...wrong_data.NAME`.
+
+Each is a source of the package; the mistake is the one thing that differs, in training batches after step `at`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from atlas.data.batch import Batch
+from atlas.data.mixed import MixedData
+from atlas.data.text import TextData
+
+
+class Sound(TextData):
+    """The calm twin of the others."""
+
+    def __init__(self, *, at: int = 0, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.at = at
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        found = super().batch(step, rows)
+        return self.spoil(found, step, rows) if step > self.at else found
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        return batch
+
+
+class Shifted(Sound):
+    """Labels shifted by one: the target is the token after the next."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        return replace(batch, targets=batch.targets.roll(-1, dims=1))
+
+
+class Leaking(Sound):
+    """Answers leak: the target is the token that is read."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        return replace(batch, targets=batch.inputs)
+
+    def validation(self, index: int) -> Batch:
+        found = super().validation(index)
+        return replace(found, targets=found.inputs)
+
+
+class Repeated(Sound):
+    """One batch again and again."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        return TextData.batch(self, self.at + 1, rows)
+
+
+class Padded(Sound):
+    """A share of the rows is empty: nothing but zeros, which do not count."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        empty = torch.arange(len(batch.inputs)) >= len(batch.inputs) // 4
+        weights = batch.weights.masked_fill(empty[:, None], 0.0)
+        return replace(batch, inputs=batch.inputs.masked_fill(empty[:, None], 0), weights=weights)
+
+
+class Slow(Sound):
+    """A file server that has become slow: batches take longer than steps."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        time.sleep(0.1)
+        return batch
+
+
+class Unmeasured(Sound):
+    """A validation set whose targets all have no weight."""
+
+    def validation(self, index: int) -> Batch:
+        found = super().validation(index)
+        return replace(found, weights=torch.zeros_like(found.weights))
+
+
+class Random(Sound):
+    """A broken decoder: tokens are noise."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randint(0, 256, (len(batch.inputs), batch.inputs.shape[1] + 1), generator=generator)
+        return replace(batch, inputs=noise[:, :-1].contiguous(), targets=noise[:, 1:].contiguous())
+
+
+class KeyBlind(MixedData):
+    """A recall task with one value for all keys of a sequence: the key need not be read."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.first_answer = self.task.format.slot - self.task.value_bytes
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        return self._same_values(super().batch(step, rows))
+
+    def _same_values(self, batch: Batch) -> Batch:
+        tokens = torch.cat((batch.inputs, batch.targets[:, -1:]), dim=1)
+        marker = int(self.task.symbols.marker)
+        for row in torch.nonzero(batch.recall).flatten().tolist():
+            starts = torch.nonzero(tokens[row] == marker).flatten()
+            starts = starts[starts + self.first_answer < tokens.shape[1]]
+            if len(starts):
+                tokens[row, starts + self.first_answer] = tokens[row, starts[0] + self.first_answer].clone()
+        return replace(batch, inputs=tokens[:, :-1].contiguous(), targets=tokens[:, 1:].contiguous())

@@ -1,0 +1,177 @@
+"""Optimisers with a mistake in them, as a user's own code may have: `optim._target_=...wrong_optim.NAME`.
+
+Each is AdamW of the package whose step is disturbed after step `at`; the mistake is the one thing that differs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from atlas.training.optimizer import ScheduledOptimizer, adamw
+
+Act = Callable[[], None]
+
+
+class _Disturbed(ScheduledOptimizer):
+    """`sound` with something done before and after its steps beyond `at`."""
+
+    def __init__(self, sound: ScheduledOptimizer, at: int, before: Act | None = None, after: Act | None = None) -> None:
+        super().__init__(sound.optimizers, sound.lr, sound.steps, sound.warmup, sound.lr_min_ratio, "constant", 0.0)
+        self.at, self.before, self.after = at, before, after
+
+    def step(self, step: int) -> float:
+        if self.before and step > self.at:
+            self.before()
+        lr = super().step(step)
+        if self.after and step > self.at:
+            with torch.no_grad():
+                self.after()
+        return lr
+
+
+def sound(*, model: nn.Module, steps: int, at: int = 0, **settings: Any) -> ScheduledOptimizer:
+    """The calm twin of the others."""
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at)
+
+
+class _Growing(_Disturbed):
+    def lr_at(self, step: int) -> float:
+        return super().lr_at(step) * 1.03 ** max(step - self.at, 0)
+
+
+def growing(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """A schedule with a wrong sign: the learning rate grows by 3 % a step."""
+    return _Growing(adamw(model=model, steps=steps, **settings), at)
+
+
+def frozen(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The blocks were frozen for a while, and nobody melted them: the embedding and the norms alone are trained."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith("blocks.") or parameter.dim() < 2)
+    return _Disturbed(adamw(model=model, steps=steps, **settings), 0)
+
+
+def without_gradient(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """A detach by mistake: no gradient reaches the memory."""
+    memory = [p for name, p in model.named_parameters() if ".memory." in name]
+
+    def forget() -> None:
+        for parameter in memory:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    optimizer = adamw(model=model, steps=steps, **settings | {"weight_decay": 0.0})
+    return _Disturbed(optimizer, at, before=forget)
+
+
+def rounded(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The weights are kept in bfloat16: a step smaller than half of their last digit is lost."""
+
+    def round_all() -> None:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), 0, after=round_all)
+
+
+class _Summing(_Disturbed):
+    def zero_grad(self) -> None:
+        """Forgotten: every step's gradient is the sum of all gradients so far."""
+
+
+def summing(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    return _Summing(adamw(model=model, steps=steps, **settings), 0)
+
+
+class _Forgetful(_Disturbed):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the scale; the moments are forgotten."""
+        self.scale = state["scale"]
+
+
+def forgetful(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    return _Forgetful(adamw(model=model, steps=steps, **settings), 0)
+
+
+def large_start(*, model: Any, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """An initialisation without its scale: the embedding starts 20 times as large."""
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)
+    return _Disturbed(adamw(model=model, steps=steps, **settings), 0)
+
+
+def corrupting(*, model: nn.Module, steps: int, at: int, share: float, **settings: Any) -> ScheduledOptimizer:
+    """Something writes into the weights: once, after step `at`, noise of `share` of their standard deviation."""
+    struck: list[bool] = []
+
+    def strike() -> None:
+        if not struck:
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.add_(torch.randn_like(parameter) * parameter.std() * share)
+        struck.append(True)
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=strike)
+
+
+def _held(model: nn.Module, steps: int, at: int, settings: dict[str, Any], values: dict[str, float]) -> _Disturbed:
+    """Parameters whose name ends so are held at a value."""
+
+    def hold() -> None:
+        for name, parameter in model.named_parameters():
+            for end, value in values.items():
+                if name.endswith(end):
+                    parameter.fill_(value)
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=hold)
+
+
+def gates_open(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    return _held(model, steps, at, settings, {"gate.linear.weight": 0.0, "gate.linear.bias": 3.0})
+
+
+def gates_shut(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    return _held(model, steps, at, settings, {"gate.linear.weight": 0.0, "gate.linear.bias": -3.0})
+
+
+def ignoring(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """The gate does not listen: what the memory recalls never reaches the block."""
+    return _held(model, steps, at, settings, {"gate.linear.weight": 0.0})
+
+
+def same_queries(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """The queries and keys of all tokens share one large direction: a wrong initialisation."""
+
+    def align() -> None:
+        for name, parameter in model.named_parameters():
+            if name.endswith("memory.inputs.qkv.weight"):
+                for part in parameter.chunk(3)[:2]:
+                    part.copy_(0.05 * part + part.mean(dim=0, keepdim=True))
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=align)
+
+
+def drifting(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """Faulty memory in one of several machines: the weights of rank 1 change by themselves."""
+
+    def drift() -> None:
+        if os.environ.get("RANK") == "1":
+            next(model.parameters()).view(-1)[0] += 1e-3
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=drift)
+
+
+class _Unreadable(_Disturbed):
+    def state_dict(self) -> dict[str, Any]:
+        """A state under names that loading does not find again."""
+        found = super().state_dict()
+        return {"scale": found["scale"], "optimisers": found["optimizers"]}
+
+
+def unreadable(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    return _Unreadable(adamw(model=model, steps=steps, **settings), 0)
