@@ -21,6 +21,7 @@ from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
 MOST_THREADS = 1024  # more threads than a machine can start would end the process
+MOST_SAMPLES = 100  # validation texts that are continued
 
 
 class DeviceKind(StrEnum):
@@ -62,9 +63,14 @@ class DeviceConfig(Choices, prefix="device."):
 class TelemetryConfig:
     every: int = 100  # steps between rows of metrics.jsonl
     metrics: list[str] = field(default_factory=list)  # dotted names of functions of your own: columns `own/...`
+    samples: int = 0  # validation texts that the model continues after each validation: events of kind `sample`
+    sample_tokens: int = 64  # of a continuation, and at most of its prompt
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "telemetry.every", self.every, ">= 1")
+        allowed = f"in [0, {MOST_SAMPLES}] (0 = none)"
+        require(0 <= self.samples <= MOST_SAMPLES, "telemetry.samples", self.samples, allowed)
+        require(self.sample_tokens >= 1, "telemetry.sample_tokens", self.sample_tokens, ">= 1")
 
 
 @dataclass

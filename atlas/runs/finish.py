@@ -26,7 +26,18 @@ from atlas.training.watch.rollback_threshold import write_suggestion
 HEATMAP_FILE = "niah_training.png"
 LAST_LOSSES = ("loss", "perplexity", "loss/recall")
 GATES = ("mean", "std", "polarised")
-OVERHEADS = ("probe", "watch", "gates", "norms", "telemetry", "checkpoint", "validation", "rollback", "calibration")
+OVERHEADS = (
+    "probe",
+    "watch",
+    "gates",
+    "norms",
+    "telemetry",
+    "checkpoint",
+    "validation",
+    "samples",
+    "rollback",
+    "calibration",
+)
 
 
 def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table says how the run ended
 STYLES = {"spike": "yellow", "warning": "yellow", "rollback": "bold yellow", "error": "bold red"}
 REDRAW_SECONDS = 0.2
+SHOWN_OF_PROMPT = 24  # characters of the text that a sample continues
 
 
 def _number(values: Mapping[str, Any], key: str, form: str) -> str:
@@ -41,6 +42,8 @@ def describe_event(event: Mapping[str, Any]) -> str:
         text = str(event["message"])
     elif event["kind"] == "probe":
         text = f"niah {event.get('level')} {event.get('verdict')}"
+    elif event["kind"] == "sample":  # a line: the end of the prompt, and its continuation
+        text = f"{event['prompt'][-SHOWN_OF_PROMPT:]!r} -> {event['text']!r}"
     else:
         hidden = ("kind", "step", "time")
         text = "  ".join(f"{key}={_short(value)}" for key, value in event.items() if key not in hidden)

@@ -16,6 +16,7 @@ KINDS = (
     "calibration",
     "reset_shock",
     "probe",
+    "sample",
     "spike",
     "rollback",
     "checkpoint",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import OmegaConf
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 INSTALL = 'pip install -c constraints.txt -e ".[tensorboard]" in a checkout'
 NO_CURVES = ("step", "time")
+
+
+def as_markdown(sample: Mapping[str, Any]) -> str:
+    """Prompt and continuation as they are, in indented blocks."""
+    return "\n\n".join(indent(part, "    ") for part in (sample["prompt"], sample["text"]))
 
 
 class TensorBoardSink(Sink):
@@ -54,7 +60,9 @@ class TensorBoardSink(Sink):
 
     def event(self, event: Mapping[str, Any]) -> None:
         text = event.get("verdict") or event.get("message") or event.get("reason")
-        if text:
+        if event["kind"] == "sample":
+            self._write_text(f"sample/{event['number']}", as_markdown(event), event["step"])
+        elif text:
             self._write_text(event["kind"], str(text), event["step"])
         if event["kind"] == "rollback":
             self._close()

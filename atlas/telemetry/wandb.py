@@ -6,6 +6,7 @@ import netrc
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -164,6 +165,12 @@ class WandbSink(Sink):
             self._run.log({"train/step": row["step"], **measured})
 
     def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "sample" and self._run is not None:
+            import wandb
+
+            parts = "".join(f"<pre>{escape(event[part])}</pre>" for part in ("prompt", "text"))
+            html = wandb.Html(parts, inject=False)
+            self._run.log({"train/step": event["step"], f"sample/{event['number']}": html})
         failed_probe = event["kind"] == "probe" and event.get("passed") is False
         if event["kind"] == "rollback" or failed_probe:
             title = "rollback" if event["kind"] == "rollback" else "probe failed"

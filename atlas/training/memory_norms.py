@@ -1,4 +1,4 @@
-"""Metrics of the memories after a training step: norms of weights, momentum and queries.
+"""Metrics of the memories after a training step: norms of weights, momentum and queries, inner rates and gates.
 
 Hooks on the step's own forward pass keep references and change nothing. So the losses of a run do not depend on how
 often it logs.
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
 from atlas.models.memory import AtlasMemory, MemoryState
+from atlas.models.memory_inputs import MemoryInputs
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.qk_projection import EPSILON, Accumulator
@@ -42,6 +43,8 @@ class Catch:
 
     starts: list[Starts] = field(default_factory=list)  # per layer with a memory
     queries: list[Tensor] = field(default_factory=list)  # [N, n, d] per layer with a memory, unit norm
+    rates: list[Tensor] = field(default_factory=list)  # [memories] per layer with a memory, means
+    gates: list[Tensor] = field(default_factory=list)  # [B, T, D] per layer with a memory
     after: ModelState | None = None
 
 
@@ -56,12 +59,16 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
             given = arguments[1] if len(arguments) > 1 else None
             catch.starts = _starts(model, given)
             catch.after = output.state.detach()
+            catch.gates = [gate.detach() for gate in output.gates]
 
-    def take_queries(_: nn.Module, __: Any, output: Any) -> None:
+    def take_inputs(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if len(catch.queries) < len(memories):
+            assert isinstance(module, MemoryInputs)
             catch.queries.append(output[0].query[:, -QUERIES:].detach().float().clone())
+            with torch.no_grad():
+                catch.rates.append(module.rates(arguments[0]).mean((1, 2)))
 
-    handles = [memory.inputs.register_forward_hook(take_queries) for memory in memories]
+    handles = [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
     handles.append(model.register_forward_hook(take_state))
     try:
         yield catch
@@ -78,20 +85,24 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
 
         <which>/weight_norm      of the weights, the open chunk's writes included
         <which>/update_norm      of the writes since the start of the shard; of the sequence for the global memory
+        <which>/write_ratio      that norm over the norm of the weights at that start: of W_init, where none are carried
+        <which>/rate             mean inner rate of the tokens
         <which>/momentum_norm    of S, if the rule has momentum
         local<j>/query_norm      ||q'|| before renormalisation, of the last queries with the final sums
         query_cosine             mean cosine between projections of different queries: near 1 they have collapsed
         query_cosine_raw         the control: the same of the queries themselves
+        gate_mean                of the block's gates
     """
     if catch.after is None:
         return {}
     found: dict[str, Tensor] = {}
-    caught = iter(zip(catch.starts, catch.queries, strict=True))
+    caught = iter(zip(catch.starts, catch.queries, catch.rates, catch.gates, strict=True))
     for index, (block, after) in enumerate(zip(_blocks(model), catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
-        start, query = next(caught)
-        values = _weights(block.memory, start, after.memory) | _queries(block.memory, query, after.memory)
+        start, query, rates, gates = next(caught)
+        values = _weights(block.memory, start, after.memory, rates) | _queries(block.memory, query, after.memory)
+        values["gate_mean"] = gates.float().mean()
         found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
     if not found:
         return {}
@@ -120,27 +131,33 @@ def _copy(weights: FastWeights) -> FastWeights:
     return FastWeights(weights.down.detach().clone(), weights.up.detach().clone())
 
 
-def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState) -> dict[str, Tensor]:
+def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
+    """`rates` [memories]: the global one last."""
     names = [("global", memory.global_rule)] * len(after.global_memory)
     names += [(f"local{index}", memory.rule) for index in range(len(after.local))]
+    in_order = rates.roll(len(after.global_memory))
     scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
     found: dict[str, Tensor] = {}
-    for (name, rule), scan, start in zip(names, scans, origins, strict=True):
+    for (name, rule), scan, start, rate in zip(names, scans, origins, in_order, strict=True):
         weights = written(rule, scan)
         heads = [
             matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)
         ]
-        found[f"{name}/weight_norm"] = _norm(weights)
-        found[f"{name}/update_norm"] = _norm(subtract(weights, FastWeights(*heads)))
+        before = FastWeights(*heads)
+        update = _norms(subtract(weights, before))
+        found[f"{name}/weight_norm"] = _norms(weights).mean()
+        found[f"{name}/update_norm"] = update.mean()
+        found[f"{name}/write_ratio"] = (update / _norms(before)).mean()
+        found[f"{name}/rate"] = rate
         if momentum := getattr(scan.kept, "momentum", None):
-            found[f"{name}/momentum_norm"] = _norm(momentum)
+            found[f"{name}/momentum_norm"] = _norms(momentum).mean()
     return found
 
 
-def _norm(weights: FastWeights) -> Tensor:
-    """Mean over rows of the Frobenius norm of both matrices together."""
+def _norms(weights: FastWeights) -> Tensor:
+    """Frobenius norm of both matrices together, of each row [N]."""
     squares = [matrix.float().square().sum((-2, -1)) for matrix in weights]
-    return torch.stack(squares).sum(0).sqrt().mean()
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def _queries(memory: AtlasMemory, query: Tensor, after: MemoryState) -> dict[str, Tensor]:

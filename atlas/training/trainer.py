@@ -19,6 +19,7 @@ from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.own_metrics import own_metrics
+from atlas.training.samples import Sampler
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep, step_metrics
@@ -76,6 +77,8 @@ class Trainer:
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
         self.batches = BatchAhead(data, step.device, step.rows)
+        samples, sample_tokens = config.telemetry.samples, config.telemetry.sample_tokens
+        self.sampler = Sampler(data, step, samples, sample_tokens) if samples else None
         self.stop = StopRequest(self.ranks)
         self.measured = True  # whether validation and probe of the current step are done
         self.last: StepResult | None = None
@@ -187,7 +190,8 @@ class Trainer:
         """Validation, probe and checkpoint after a step that was not rolled back, each where it is due."""
         state, settings = self.state, self.config.train
         self.measured = False
-        if state.step % settings.validation_every == 0 or state.step == settings.steps:
+        validates = state.step % settings.validation_every == 0 or state.step == settings.steps
+        if validates:
             with self.clocks.measure("validation"), self.stop.checked_by(state.model):
                 losses = self._validate()
             self.validation = state.step, losses["validation/loss"]
@@ -196,6 +200,8 @@ class Trainer:
                 state.early_stop.see(*self.validation)
         if self.probe is not None and self.probe.due(state.step):
             self._run_probe(self.probe)
+        if validates and self.sampler is not None:
+            self._sample(self.sampler)
         self.measured = True
         if not self._rolled_back(finite=True) and self.checkpoints.due(state.step):  # a probe may have failed
             self._save()
@@ -229,6 +235,14 @@ class Trainer:
             self.telemetry.event("probe", state.step, **outcome)
             if "niah" in self.config.rollback.triggers:
                 state.history.add_probe(state.step, result.level, outcome["passed"], outcome["verdict"])
+
+    def _sample(self, sampler: Sampler) -> None:
+        """After the probe, whose numbers are in the same row: an event writes it."""
+        state = self.state
+        with self.clocks.measure("samples"), self.stop.checked_by(state.model):
+            samples = self.ranks.from_first(lambda: sampler.samples(state.model))
+        for sample in samples:
+            self.telemetry.event("sample", state.step, **sample._asdict())
 
     def _calibrate(self) -> None:
         """Set W_init of the local memories to their mean carried state."""

@@ -70,3 +70,23 @@ def test_a_resumed_average_is_that_of_a_run_that_never_stopped(
     assert same_state(whole["average"], parts["average"])
     assert whole["early_stop"] == parts["early_stop"]
     assert not torch.equal(whole["average"]["embedding.weight"], whole["model"]["embedding.weight"])
+
+
+def test_samples_are_what_the_model_of_their_step_generates_and_change_no_bit(
+    tiny: Tiny, tmp_path: Path, text: Path, left: Callable[..., Any], same_state: Callable[[Any, Any], bool]
+) -> None:
+    runs = {}
+    for name, more in (("with", ["telemetry.samples=6", "telemetry.sample_tokens=20"]), ("without", [])):
+        atlas.train(tiny(*SHORT, "train.steps=4", *more), tmp_path / name)
+        runs[name] = left(tmp_path / name)
+    assert same_state(runs["with"].state, runs["without"].state)
+    assert runs["with"].rows == runs["without"].rows
+    assert runs["without"].events("sample") == []
+    samples = runs["with"].events("sample")
+    assert [(one["step"], one["number"]) for one in samples] == [(step, n) for step in (2, 4) for n in range(6)]
+    assert all(first["prompt"] == later["prompt"] for first, later in zip(samples[:6], samples[6:], strict=True))
+    model, _ = atlas.load(tmp_path / "with")
+    for one in samples[6:]:
+        assert len(one["prompt"]) == 20
+        assert one["prompt"] in text.read_text()
+        assert one["text"] == atlas.generate(model, one["prompt"], tokens=20)

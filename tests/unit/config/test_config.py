@@ -109,6 +109,8 @@ def test_experiment_files_begin_with_their_command() -> None:
         ("rollback.threshold=0", "rollback.threshold=0.0: must be > 0"),
         ("checkpoint.keep=1", "checkpoint.keep=1: must be >= 2 (the newest may be damaged)"),
         ("telemetry.every=0", "telemetry.every=0: must be >= 1"),
+        ("telemetry.samples=101", "telemetry.samples=101: must be in [0, 100] (0 = none)"),
+        ("telemetry.sample_tokens=0", "telemetry.sample_tokens=0: must be >= 1"),
         ("train.steps=0", "train.steps=0: must be >= 1"),
         ("train.accumulate=3", "train.accumulate=3: must be a divisor of train.batch_size=8"),
         ("train.gradient_clip=nan", "train.gradient_clip=nan: must be >= 0 (0 = off)"),

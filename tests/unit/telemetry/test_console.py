@@ -41,6 +41,8 @@ def test_an_event_shows_its_message_or_its_fields() -> None:
     event = {"kind": "rollback", "step": 300, "time": 1.0, "to_step": 200, "ppl_delta": 0.123456}
     assert describe_event(event) == "step 300  rollback: to_step=200  ppl_delta=0.1235"
     assert describe_event({**event, "message": "back to 200"}) == "step 300  rollback: back to 200"
+    sample = {"kind": "sample", "step": 9, "time": 1.0, "number": 0, "prompt": "x" * 30 + "y\n", "text": "a\tb"}
+    assert describe_event(sample) == f"step 9  sample: '{'x' * 22}y\\n' -> 'a\\tb'"
 
 
 def test_nothing_that_is_shown_steers_the_terminal(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_rows_are_curves_without_the_steps_that_a_rollback_undid(tmp_path: Path)
     logger.open(RunInfo(tmp_path, steps=4, config={"seed": 3}))
     for step, loss in ((1, 5.0), (2, 4.0), (3, 9.0)):
         logger.log_step(step, {"loss": loss, "niah/accuracy": None})
+    logger.event("sample", 3, number=0, prompt="two\nlines", text="go *on*")
     logger.event("spike", 3)  # writes the row of its step
     logger.event("rollback", 1, reason="spike")
     for step, loss in ((2, 3.0), (3, 2.5)):
@@ -40,6 +41,7 @@ def test_rows_are_curves_without_the_steps_that_a_rollback_undid(tmp_path: Path)
     texts = {tag: found.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in found.Tags()["tensors"]}
     assert "seed: 3" in texts["config/text_summary"]
     assert texts["rollback/text_summary"] == "spike"
+    assert texts["sample/0/text_summary"] == "    two\n    lines\n\n    go *on*"
     assert "| status | completed |\n| loss | 2.5 |" in texts["summary/text_summary"]
 
 

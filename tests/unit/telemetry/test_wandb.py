@@ -58,6 +58,7 @@ def test_an_offline_run_keeps_both_segments_the_alerts_and_the_decision_numbers(
         logger.log_step(step, {"segment": 0, "loss": 3.0 - step})
     logger.event("rollback", 3, to_step=1, reason="spike")
     logger.event("probe", 3, level="recall", passed=False)
+    logger.event("sample", 3, number=1, prompt="a <b", text="c")
     for step in (2, 3):
         logger.log_step(step, {"segment": 1, "loss": 1.5 - step / 4})
     logger.close("aborted", {"reason": "too many rollbacks", "rollbacks": 3, "niah": {"recall": 0.5}, "git": "abc"})
@@ -74,7 +75,12 @@ def test_an_offline_run_keeps_both_segments_the_alerts_and_the_decision_numbers(
     assert run["run_id"] == (tmp_path / "wandb_id").read_text().strip()
     written = run["config"]["update"]
     assert (written["seed"], written["chunk_size"], written["versions"]) == (3, {"local": [16]}, {"torch": "2.13.0"})
-    history = [record["item"] for record in of_type(records, "history")]
+    *history, shown = sorted(
+        (record["item"] for record in of_type(records, "history")), key=lambda one: "sample/1" in one
+    )
+    assert (shown["train/step"], shown["sample/1"]["_type"]) == (3, "html-file")
+    (page,) = (tmp_path / "wandb").glob("offline-run-*/files/media/html/sample/*.html")
+    assert page.read_text() == "<pre>a &lt;b</pre><pre>c</pre>"
     assert [(item["segment"], item["train/step"], item["loss"]) for item in history] == [
         (0, 1, 2.0),
         (0, 2, 1.0),

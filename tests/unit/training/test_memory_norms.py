@@ -64,6 +64,11 @@ def test_weight_update_and_momentum_norms(rule: Rule) -> None:
         assert norms[f"{name}/weight_norm"] == pytest.approx(frobenius(*scan.start), rel=1e-5)
         update = [end - start.repeat(3, 1, 1) for end, start in zip(scan.start, (down, up), strict=True)]
         assert norms[f"{name}/update_norm"] == pytest.approx(frobenius(*update), rel=1e-5)
+        moved, origin = (
+            torch.cat([part.flatten(1) for part in parts], 1).norm(dim=1)
+            for parts in (update, (down.repeat(3, 1, 1), up.repeat(3, 1, 1)))
+        )
+        assert norms[f"{name}/write_ratio"] == pytest.approx((moved / origin).mean().item(), rel=1e-5)
         if has_momentum:
             assert norms[f"{name}/momentum_norm"] == pytest.approx(frobenius(*scan.kept.momentum), rel=1e-5)
     with_momentum = [name for name in norms if name.endswith("momentum_norm")]
@@ -153,6 +158,27 @@ def test_what_is_not_finite_is_none_and_a_model_without_memory_has_no_norms() ->
     with catching(model) as catch:
         model(tokens)
     assert memory_norms(model, catch) == {}
+
+
+def test_rates_of_each_memory_and_gates_of_each_layer() -> None:
+    model, tokens = make()
+    inputs = []
+    with torch.no_grad():
+        for layer in (0, 1):
+            memory_of(model, layer).inputs.rate.bias.copy_(torch.tensor([0.0, 0, 1, 1, 2, 2]))  # local 0, 1, global
+    handles = [
+        memory_of(model, layer).register_forward_hook(lambda _m, given, _o: inputs.append(given[0])) for layer in (0, 1)
+    ]
+    with catching(model) as catch:
+        out = model(tokens)
+    for handle in handles:
+        handle.remove()
+    norms = memory_norms(model, catch)
+    for layer in (0, 1):
+        rates = torch.sigmoid(memory_of(model, layer).inputs.rate(inputs[layer])).unflatten(-1, (3, 2)).mean((0, 1, 3))
+        for which, rate in zip(("local0", "local1", "global"), rates.tolist(), strict=True):
+            assert norms[f"memory/layer{layer}/{which}/rate"] == pytest.approx(rate, rel=1e-5)
+        assert norms[f"memory/layer{layer}/gate_mean"] == pytest.approx(out.gates[layer].mean().item(), rel=1e-5)
 
 
 def test_catching_leaves_no_hook_and_takes_the_first_pass_only() -> None:
