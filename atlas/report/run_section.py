@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas.config import LEVELS, level_of
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
+from atlas.report.options import options_of
 from atlas.report.recall_grid import needle_blocks, probe_history
 from atlas.report.run_charts import run_charts
 from atlas.report.run_record import RunRecord
@@ -28,6 +29,7 @@ from atlas.telemetry.run_files import Row
 
 BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level says most about the trained model
 SHOWN_EVENTS = ("spike", "rollback", "warning", "error", "notice", "end")
+MADE_WITH = ("model", "ablation", "chunk_size", "data", "optim")
 MOST_EVENTS = 200  # in the table; else a run that warns at every step fills the page
 
 
@@ -58,8 +60,12 @@ def _facts(record: RunRecord) -> Facts:
     validation = record.result("validation_loss", "validation/loss")
     perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
     segment = int(record.rows.segment.max()) if len(record.rows) else 0
+    options = ", ".join(
+        f"{group}={option}" for group, option in options_of(record.config).items() if group in MADE_WITH
+    )
     facts = [
         ("status", status_cell(record.status_in_words)),
+        *([("options", Cell(options))] if options else []),
         ("steps", Cell(steps)),
         ("tokens", Cell(number(record.result("tokens", "tokens"), ",.0f"))),
         ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {segment}")),

@@ -17,6 +17,7 @@ from atlas.report.comparison import comparison_section, counts, decision_blocks,
 from atlas.report.document import Block, Document, Picture, Section, Text
 from atlas.report.folders import Selection, names_of, select_runs
 from atlas.report.markdown import to_markdown
+from atlas.report.options import chosen_options, swept_values
 from atlas.report.page import SCRIPT, to_page
 from atlas.report.run_record import RunRecord, read_run
 from atlas.report.run_section import run_section, settings_section
@@ -64,7 +65,9 @@ def write_report(
 def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Document:
     limit = POINTS if len(records) <= MANY else POINTS_OF_MANY
     swept = [name for sweep in selection.sweeps for name in swept_names(sweep)]
-    differing = differences([record.config for record in records], swept)
+    given = _given(selection)
+    configs = [record.config for record in records]
+    differing = differences(configs, swept, chosen_options(configs, given))
     labels = [label(record.name, index, differing) for index, record in enumerate(records)]
     anchors = [f"run-{index}" for index in range(len(records))]
     several = len(records) > 1
@@ -79,6 +82,12 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
     lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {utc_time(newest)}."
     return Document(selection.title, lead, sections, [_thinned(records, limit)])
+
+
+def _given(selection: Selection) -> list[dict[str, str]]:
+    """What the sweep of each run gave it; {} for a single run."""
+    values = {sweep / folder: own for sweep in selection.sweeps for folder, own in swept_values(sweep).items()}
+    return [values.get(run, {}) for run in selection.runs]
 
 
 def _thinned(records: Sequence[RunRecord], limit: int) -> str:
