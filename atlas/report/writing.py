@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
 from atlas.config.console import log
 from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
-from atlas.report.document import Block, Document, Picture, Section, Text
+from atlas.report.document import Block, Cell, Document, Picture, Section, Table, Text
 from atlas.report.folders import Selection, names_of, select_runs
 from atlas.report.markdown import to_markdown
 from atlas.report.options import chosen_options, swept_values
 from atlas.report.page import SCRIPT, to_page
 from atlas.report.run_record import RunRecord, read_run
-from atlas.report.run_section import run_section, settings_section
+from atlas.report.run_section import folded_section, run_sections
 from atlas.report.settings import differences, swept_names
-from atlas.report.wording import count, utc_time
+from atlas.report.wording import count, utc_time, value_text
 
 POINTS = 1000  # most points of a line on the page of few runs
 POINTS_OF_MANY = 300  # and of many
@@ -76,12 +77,23 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
         sections.append(comparison_section(records, differing, labels, anchors, limit))
     for record, name, anchor in zip(records, labels, anchors, strict=True):
         log.info("describes %s", name)
-        sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
-    if not several and records[0].config:
-        sections.append(settings_section(records[0]))
+        one = [folded_section(record, name, anchor, limit)] if several else []
+        sections += one or run_sections(record, "Run", anchor, limit)
+    sections += _settings(configs)
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
     lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {utc_time(newest)}."
     return Document(selection.title, lead, sections, [_thinned(records, limit)])
+
+
+def _settings(configs: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The configuration; of several runs what all of them share."""
+    known = [config for config in configs if config]
+    if not known:
+        return []
+    shared = {key: value for key, value in known[0].items() if all(config.get(key, ...) == value for config in known)}
+    rows = [[Cell(key), Cell(value_text(value))] for key, value in sorted(shared.items())]
+    title = "Configuration" if len(configs) == 1 else "Configuration that all runs share"
+    return [Section("Settings", "settings", [Table(title, ("key", "value"), rows, sortable=True)], folded=True)]
 
 
 def _given(selection: Selection) -> list[dict[str, str]]:
