@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -31,13 +31,18 @@ MANY = 8  # runs
 
 
 def write_report(
-    folders: Sequence[Path], target: Path | None = None, *, one_file: bool = False, refresh_seconds: int = 0
+    folders: Sequence[Path],
+    target: Path | None = None,
+    *,
+    one_file: bool = False,
+    refresh_seconds: int = 0,
+    tell: Callable[[Document], object] | None = None,
 ) -> Path:
     """Report the runs and sweeps in `folders`; returns the folder with index.html and report.md.
 
     By default that is `report/` in the one folder given, or outputs/reports/<time> for several. `one_file`: the page
-    holds the script of its charts. `refresh_seconds`: the page loads itself anew so often while a run goes on. Raises
-    `ConfigError` for folders that hold no run and for a target that cannot be written.
+    holds the script of its charts. `refresh_seconds`: the page loads itself anew so often while a run goes on. `tell`
+    gets what is written. Raises `ConfigError` for folders that hold no run and for a target that cannot be written.
     """
     selection = select_runs(folders)
     target = _target(selection, target)
@@ -60,6 +65,8 @@ def write_report(
         write_atomically(target / "index.html", page)
     except OSError as error:
         raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error
+    if tell is not None:
+        tell(document)
     return target
 
 
