@@ -21,11 +21,11 @@ def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     columns = [[head, *(row[at].text for row in table.rows)] for at, head in enumerate(table.head)]
     numeric = [any(row[at].numeric for row in table.rows) for at in range(len(columns))]
     shown = [_aligned(column, right=right) for column, right in zip(columns, numeric, strict=True)]
-    lines = dict(zip(table.head, shown, strict=True))
-    for head in [head for head in reversed(table.head) if head not in KEPT]:
-        if width is not None and len(GAP.join(column[0] for column in lines.values())) > width:
-            del lines[head]
-    return [GAP.join(cells).rstrip() for cells in zip(*lines.values(), strict=True)]
+    places = list(range(len(columns)))
+    for at in [at for at in reversed(places) if table.head[at] not in KEPT]:
+        if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:
+            places.remove(at)
+    return [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]
 
 
 def _aligned(column: Sequence[str], *, right: bool) -> list[str]:
