@@ -1,8 +1,9 @@
 """Report runs and sweeps: `python -m atlas.report DIR... [target=PATH] [one_file=true] [watch=SECONDS]`.
 
 DIR is the folder of a run or of a sweep, `latest` the newest in outputs/runs; several are compared. Writes index.html,
-which opens without a network, and report.md: by default into DIR/report, for several into outputs/reports/<time>. Runs
-that are still going, that crashed or were killed are reported as far as they came.
+which opens without a network, and report.md: by default into DIR/report, for several into outputs/reports/<time>. Of
+several runs it prints a table too. Runs that are still going, that crashed or were killed are reported as far as they
+came.
 
   target=PATH      the folder to write
   one_file=true    index.html holds the script of its charts: one file to send, of about 5 MB
@@ -13,9 +14,10 @@ Exit status: 0 written; 2 refused; 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from atlas.config.arguments import given_folder, run_command
 from atlas.config.console import PROGRESS_SECONDS, print_result, progress
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
+from atlas.report.document import Document
 from atlas.report.folders import select_runs
+from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
 from atlas.telemetry.run_files import RunFiles
 
@@ -52,17 +56,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(arguments: Sequence[str]) -> int:
     wanted = parse(arguments)
-    shown, going_on = False, True
+    tell: Callable[[Document], object] | None = _print_comparison
+    going_on = True
     while going_on:
         going_on = bool(wanted.watch) and _going_on(wanted.folders)  # looked at first: the last page has the end
         with progress(quiet_seconds=PROGRESS_SECONDS):
-            folder = write_report(wanted.folders, wanted.target, one_file=wanted.one_file, refresh_seconds=wanted.watch)
-        if not shown:
+            folder = write_report(
+                wanted.folders, wanted.target, one_file=wanted.one_file, refresh_seconds=wanted.watch, tell=tell
+            )
+        if tell is not None:
             print_result(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
-        shown, wanted.target = True, folder
+        tell, wanted.target = None, folder
         if going_on:
             time.sleep(wanted.watch)
     return 0
+
+
+def _print_comparison(document: Document) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+    lines = comparison_lines(document, width)
+    if lines:
+        print_result(printable("\n".join([*lines, ""])))
 
 
 def _going_on(folders: Sequence[Path]) -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from math import inf
 from statistics import mean
 from typing import Any
 
 from atlas.report.document import Chart
 from atlas.report.lines import Trace
+from atlas.report.marks import outliers
 from atlas.report.settings import Difference
-from atlas.report.wording import finite
+from atlas.report.wording import count, finite, value_text
 
-WIDE = 100.0  # the largest value over the smallest from which on an axis is logarithmic
-LEAST_VALUES = 3  # of a setting: two are a table
+WIDE = 10.0  # the largest value over the smallest from which on an axis is logarithmic: learning rates, lengths
+LOSS = "Validation loss"  # low is good, and a diverged run's is out of range
+LEAST_VALUES = 3  # of a setting that each run has its own value of: two are a table
+NOTE = "A dot is a run; the line goes through the means."
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -22,39 +26,67 @@ def is_wide(values: Sequence[float]) -> bool:
 
 
 def against_charts(
-    differing: Sequence[Difference], losses: Sequence[float | None], labels: Sequence[str]
+    differing: Sequence[Difference],
+    results: Mapping[str, tuple[str, Sequence[float | None]]],
+    runs: Sequence[tuple[str, str]],
 ) -> list[Chart]:
-    """The validation loss against each setting that is a number with at least `LEAST_VALUES` values, less the seed."""
+    """Each result against each setting, less the seed. `results`: title -> unit of the axis, a value for each run;
+    `runs`: label and colour.
+
+    Of a setting with numbers the axis has their distances, of another one its values stand in their order.
+    """
     charts = []
-    for difference in differing:
-        values = [finite(value) for value in difference.values]
-        pairs = [
-            (value, loss, name)
-            for value, loss, name in zip(values, losses, labels, strict=True)
-            if value is not None and loss is not None
-        ]
-        distinct = sorted({value for value, _, _ in pairs})
-        if difference.key != "seed" and None not in values and len(distinct) >= LEAST_VALUES:
-            charts.append(_chart(difference.name, pairs, distinct))
+    for difference in (difference for difference in differing if difference.key != "seed"):
+        numbers = [finite(value) for value in difference.values]
+        places: list[Any] = [value_text(value) for value in difference.values] if None in numbers else numbers
+        for title, (unit, values) in results.items():
+            dots = [
+                (place, value, index)
+                for index, (place, value) in enumerate(zip(places, values, strict=True))
+                if value is not None
+            ]
+            distinct = list(dict.fromkeys(place for place, _, _ in dots))
+            if len(distinct) >= LEAST_VALUES or 1 < len(distinct) < len(dots):
+                charts.append(_chart(difference.name, title, unit, dots, distinct, runs))
     return charts
 
 
-def _chart(name: str, pairs: Sequence[tuple[float, float, str]], distinct: Sequence[float]) -> Chart:
-    dots: Trace = {
-        "type": "scatter", "mode": "markers", "name": "runs", "showlegend": False,
-        "x": [value for value, _, _ in pairs], "y": [loss for _, loss, _ in pairs],
-        "text": [escape(label) for _, _, label in pairs],
-        "hovertemplate": "%{text}<br>" + escape(name) + " %{x:.4g}: %{y:.4f}<extra></extra>",
-        "marker": {"color": "@blue", "size": 8},
-    }  # fmt: skip
-    means: Trace = {
-        "type": "scatter", "mode": "lines", "name": "mean", "showlegend": False, "hoverinfo": "skip",
-        "x": list(distinct),
-        "y": [mean(loss for value, loss, _ in pairs if value == x) for x in distinct],
-        "line": {"color": "@muted", "width": 1.4},
-    }  # fmt: skip
-    axis: dict[str, Any] = {"title": {"text": escape(name)}, "type": "log" if is_wide(distinct) else "linear"}
-    layout = {"xaxis": axis, "yaxis": {"title": {"text": "nats per byte"}}, "hovermode": "closest"}
-    return Chart(
-        f"Validation loss against {name}", [means, dots], layout, "A dot is a run; the line goes through the means."
-    )
+def _chart(
+    name: str,
+    title: str,
+    unit: str,
+    dots: Sequence[tuple[Any, float, int]],
+    distinct: Sequence[Any],
+    runs: Sequence[tuple[str, str]],
+) -> Chart:
+    numeric = not isinstance(distinct[0], str)
+    ordered = sorted(distinct) if numeric else distinct
+    limit, outside = outliers([value for _, value, _ in dots]) if title == LOSS else (inf, [])
+    means = {x: [value for place, value, _ in dots if place == x and value <= limit] for x in ordered}
+    traces: list[Trace] = [
+        {
+            "type": "scatter", "mode": "lines", "name": "mean", "showlegend": False, "hoverinfo": "skip",
+            "x": [escape(x) if isinstance(x, str) else x for x in ordered if means[x]],
+            "y": [mean(found) for found in means.values() if found],
+            "line": {"color": "@muted", "width": 1.4},
+        }
+    ]  # fmt: skip
+    traces += [
+        {
+            "type": "scatter", "mode": "markers", "name": escape(runs[index][0]), "showlegend": False,
+            "x": [escape(place) if isinstance(place, str) else place], "y": [value], "legendgroup": str(index),
+            "hovertemplate": "%{fullData.name}<br>" + escape(title.lower()) + " %{y:.4g}<extra></extra>",
+            "marker": {"color": runs[index][1], "size": 8},
+        }
+        for place, value, index in dots
+    ]  # fmt: skip
+    kind = "category" if not numeric else "log" if is_wide(ordered) else "linear"
+    plain = {} if kind == "category" else {"tickformat": "~g"}  # 0.0001, not 100 micro
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": escape(name)}, "type": kind, **plain}, "hovermode": "closest"}
+    layout["yaxis"] = {"title": {"text": escape(unit)}}
+    if outside:
+        inside = [value for _, value, _ in dots if value <= limit]
+        room = 0.06 * (max(inside) - min(inside)) or 0.06 * abs(max(inside))
+        layout["yaxis"]["range"] = [min(inside) - room, max(inside) + room]
+    note = f"{NOTE} {count(len(outside), 'run')} above: {max(outside):,.4g} at most." if outside else NOTE
+    return Chart(f"{title} against {name}", traces, layout, note)

@@ -15,6 +15,8 @@ from atlas.report.seeds import seed_table
 from atlas.report.settings import Difference
 from atlas.report.wording import brief, finite, setting_cell, status_cell, value_text
 
+NAMED = 4  # settings in a run's label; all of them are in the table
+
 
 def best_run(records: Sequence[RunRecord]) -> int | None:
     """Index of the completed run with the lowest validation loss; None if no such run measured one."""
@@ -27,8 +29,10 @@ def best_run(records: Sequence[RunRecord]) -> int | None:
 
 
 def label(name: str, index: int, differing: Sequence[Difference]) -> str:
-    """A run's name with the settings in which it differs from the others."""
-    return " ".join([name, *(f"{d.name}={brief(value_text(d.values[index]))}" for d in differing)])
+    """A run's name with the settings in which it differs from the others: the first ones, where there are many."""
+    shown = [f"{d.name}={brief(value_text(d.values[index]))}" for d in differing[:NAMED]]
+    rest = len(differing) - len(shown)
+    return " ".join([name, *shown, *([f"+{rest}"] if rest else [])])
 
 
 def comparison_section(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from math import log10
+from math import inf, log10
 from typing import Any
 
-from atlas.config import LEVELS, RECALL
-from atlas.report.against import against_charts, is_wide
-from atlas.report.document import MISSING, Chart
+from atlas.config import LEVELS, RECALL, Unit
+from atlas.report.against import LOSS, against_charts, is_wide
+from atlas.report.document import MISSING, Block, Chart, Chooser
 from atlas.report.lines import COLOURS, Lines, Trace
-from atlas.report.marks import common_range
+from atlas.report.marks import STEPS, common_range, outliers, range_of_runs
 from atlas.report.run_record import RunRecord
 from atlas.report.settings import Difference
 from atlas.report.wording import finite, number, value_text
@@ -21,6 +21,7 @@ from atlas.report.wording import finite, number, value_text
 HOVER = "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>"
 SMOOTH = "Moving means over 2 % of the rows."
 LEGEND = "The orange line is the best run; the lower the validation loss of another run, the stronger its colour."
+BEST = "The thick line is the best run."
 NATS = "nats per"
 OVERLAYS = (
     ("validation/loss", "Validation loss of all runs", NATS),
@@ -28,6 +29,7 @@ OVERLAYS = (
     (f"niah/{RECALL.name}/accuracy", f"{RECALL.title} of all runs", RECALL.unit),
     ("tokens_per_second", "Throughput of all runs", "tokens per second"),
 )
+ABOVE = 1.08  # place of a result that is out of line
 TICKS = 6  # values of a setting that an axis names; above that its ends
 
 
@@ -54,49 +56,63 @@ class Field:
         """What a logged loss is per."""
         return "byte" if all(record.bytes_per_token == 1.0 for record in self.records) else "token"
 
+    @property
+    def many(self) -> bool:
+        """Whether there are more runs than colours that tell them apart."""
+        return len(self.records) > len(COLOURS)
+
     def colour(self, index: int) -> str:
-        """By the rank of its validation loss; the best one stands out."""
+        """Its own; of many runs by the rank of the validation loss, and the best one stands out."""
+        if not self.many:
+            return COLOURS[index]
         known, loss = sorted(loss for loss in self.losses if loss is not None), self.losses[index]
         if index == self.best:
             return "@vermillion"
         return "@muted" if loss is None else f"@scale{known.index(loss) / max(1, len(known) - 1):.2f}"
 
 
-def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Chart]:
-    charts = [_parallel(field, differing), *against_charts(differing, field.losses, field.labels)]
+def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Block]:
+    found = [finite(record.probe(RECALL.name).get("accuracy")) for record in field.records]
+    results = {LOSS: ("nats per byte", field.losses), RECALL.title: (str(RECALL.unit), found)}
+    runs = [(label, field.colour(index)) for index, label in enumerate(field.labels)]
+    charts = [_parallel(field, differing), *against_charts(differing, results, runs)]
     for key, title, axis in OVERLAYS:
         charts.append(_overlay(field, key, title, f"{axis} {field.token}" if axis == NATS else axis, limit))
-    return [chart for chart in charts if chart is not None]
+    drawn = [chart for chart in charts if chart is not None]
+    return [Chooser(runs), *drawn] if drawn else []
 
 
 def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart | None:
-    """Few runs have a colour each; of many the best one is coloured, and the pointer shows the names of the others."""
-    many = len(field.records) > len(COLOURS)
+    """A line for each run; None where no run has two points, which the table shows."""
     traces: list[Trace] = []
     smoothed = False
     for index in field.order:
-        colour = field.colour(index) if many else COLOURS[index]
+        colour = field.colour(index)
         lines, width = Lines(field.records[index], limit), 2.6 if index == field.best else 1.4
         mean = lines.mean(key, "", colour, width=width)
         smoothed |= bool(mean)
         drawn = mean or lines.of(key, "", colour, width=width)
-        named = {"name": escape(field.labels[index]), "hovertemplate": HOVER, "showlegend": not many}
+        named = {"name": escape(field.labels[index]), "hovertemplate": HOVER, "legendgroup": str(index)}
         traces += [trace | named for trace in drawn if trace.get("meta") != "undone"]
-    if not traces:
+    if all(len(trace["y"]) < 2 for trace in traces):
         return None
-    limits, note = common_range(traces)
-    layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": axis}}}
-    layout |= {"hovermode": "closest"}
+    limits, note = (
+        ([-0.05, 1.05], "")
+        if axis == Unit.share
+        else (range_of_runs if axis.startswith(NATS) else common_range)(traces)
+    )
+    layout: dict[str, Any] = {"xaxis": STEPS, "yaxis": {"title": {"text": axis}}}
+    layout |= {"hovermode": "closest", "showlegend": False}
     if limits:
         layout["yaxis"]["range"] = limits
-    notes = [SMOOTH if smoothed else "", LEGEND if many else "", note]
+    notes = [SMOOTH if smoothed else "", note]
     return Chart(title, traces, layout, " ".join(filter(None, notes)))
 
 
 class _Axis:
     """One vertical axis: the place of a value between 0 and 1, and its labels."""
 
-    def __init__(self, title: str, values: Sequence[Any], form: str = "") -> None:
+    def __init__(self, title: str, values: Sequence[Any], form: str = "", *, loss: bool = False) -> None:
         self.title, self.values = title, values
         numbers = [finite(value) for value in values]
         known = sorted({value for value in numbers if value is not None})
@@ -104,9 +120,13 @@ class _Axis:
         self.distinct = len(set(self.texts) - {MISSING})
         if form or (known and None not in numbers):
             scale = log10 if known and not form and is_wide(known) else float  # settings such as a learning rate
-            low, high = (scale(known[0]), scale(known[-1])) if known else (0.0, 1.0)
+            limit, _ = outliers(known) if loss and known else (inf, [])
+            inside = [value for value in known if value <= limit]
+            low, high = (scale(inside[0]), scale(inside[-1])) if inside else (0.0, 1.0)
             span = (high - low) or 1.0
-            self.places = [None if value is None else (scale(value) - low) / span for value in numbers]
+            self.places = [
+                None if value is None else ABOVE if value > limit else (scale(value) - low) / span for value in numbers
+            ]
         else:
             names = sorted(set(self.texts) - {MISSING})
             at = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
@@ -119,7 +139,7 @@ class _Axis:
         ordered = dict(sorted(found.items()))
         if len(ordered) <= TICKS and all(b - a >= 0.07 for a, b in zip(list(ordered), list(ordered)[1:], strict=False)):
             return ordered
-        ends = (min(ordered), max(ordered))
+        ends = (min(ordered), max(place for place in ordered if place <= 1), max(ordered))
         return {place: ordered[place] for place in ends}
 
 
@@ -132,13 +152,13 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     axes += [
         _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
         *(_Axis(level.title, accuracies[level.name], level.unit.form) for level in compared),
-        _Axis("validation loss", field.losses, ".4f"),
+        _Axis(LOSS.lower(), field.losses, ".4f", loss=True),
     ]
     axes = [axis for axis in axes if axis.distinct > 1]
     if len(axes) < 2:
         return None
     traces = [_coordinate(field, index, axes) for index in field.order]
-    note = f"A line is a run, from its settings to its results. {LEGEND}"
+    note = f"A line is a run, from its settings to its results. {LEGEND if field.many else BEST}"
     return Chart("Parallel coordinates", traces, _upright(axes), note, wide=True)
 
 
@@ -146,7 +166,7 @@ def _coordinate(field: Field, index: int, axes: Sequence[_Axis]) -> Trace:
     colour, best = field.colour(index), index == field.best
     return {
         "type": "scatter", "mode": "lines+markers", "name": escape(field.labels[index]), "showlegend": False,
-        "x": list(range(len(axes))), "y": [axis.places[index] for axis in axes],
+        "legendgroup": str(index), "x": list(range(len(axes))), "y": [axis.places[index] for axis in axes],
         "customdata": [[escape(axis.title), escape(axis.texts[index])] for axis in axes],
         "hovertemplate": "%{fullData.name}<br>%{customdata[0]}: %{customdata[1]}<extra></extra>",
         "line": {"color": colour, "width": 3 if best else 1.4},
@@ -172,6 +192,6 @@ def _upright(axes: Sequence[_Axis]) -> dict[str, Any]:
     plain = {"showgrid": False, "zeroline": False, "showline": False, "fixedrange": True}
     return {
         "xaxis": {**titles, **plain, "range": [-0.35, last + 0.35]},
-        "yaxis": {**plain, "range": [-0.06, 1.06], "showticklabels": False},
+        "yaxis": {**plain, "range": [-0.06, 1.12], "showticklabels": False},
         "shapes": lines, "annotations": ticks, "hovermode": "closest", "hoverdistance": 30,
     }  # fmt: skip

@@ -19,6 +19,7 @@ class Cell:
     numeric: bool = False
     tone: str = ""  # good, bad or busy: a colour beside what the text says
     link: str = ""  # anchor on the page
+    code: bool = False  # text with its own line breaks and spaces
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,17 @@ class Facts:
     pairs: Sequence[tuple[str, Cell]]
 
 
-Block = Facts | Table | Chart | Text | Markdown | Picture
+@dataclass(frozen=True)
+class Chooser:
+    """The legend of all charts below it that show several runs; the page hides the runs that are switched off.
+
+    `runs`: label and colour; the number of a run is the `legendgroup` of its traces.
+    """
+
+    runs: Sequence[tuple[str, str]]
+
+
+Block = Facts | Table | Chart | Text | Markdown | Picture | Chooser
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Lines:
         plain, mean = self.of(key, name, colour), self.mean(key, name, colour)
         if not mean:
             return plain
-        return [plain[0] | {"opacity": 0.35, "line": {"color": colour, "width": 1}}, *plain[1:], *mean]
+        faint = plain[0] | {"opacity": 0.35, "line": {"color": colour, "width": 1}}
+        return [faint, *plain[1:], *(trace | {"meta": "mean"} for trace in mean)]
 
     def mean(self, key: str, name: str, colour: str, width: float = 2.2) -> list[Trace]:
         """The moving mean over 2 % of the rows; [] for a column of few."""
@@ -63,9 +64,8 @@ class Lines:
             return []
         covered = int(live.sum()) // SMOOTHED
         mean = moving_mean(rows.values[key][live], covered)
-        return [
-            self._line(rows.step[live][covered - 1 :], mean, f"{name}, mean of {covered} rows", colour, width=width)
-        ]
+        line = self._line(rows.step[live][covered - 1 :], mean, f"{name}, mean of {covered} rows", colour, width=width)
+        return [line]
 
     def _line(
         self,
@@ -101,5 +101,5 @@ def level_line(steps: Sequence[int], value: float, name: str, colour: str = "@mu
     """A level across the chart, such as a threshold."""
     return {
         "type": "scatter", "mode": "lines", "name": name, "x": list(steps), "y": [value] * len(steps),
-        "line": {"color": colour, "width": 1.4, "dash": "dash"}, "hoverinfo": "skip",
+        "line": {"color": colour, "width": 1.4, "dash": "dash"}, "hoverinfo": "skip", "meta": "level",
     }  # fmt: skip

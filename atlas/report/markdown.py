@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from atlas.config.untrusted import printable
-from atlas.report.document import Block, Document, Facts, Markdown, Picture, Table, Text
+from atlas.report.document import Block, Chooser, Document, Facts, Markdown, Picture, Table, Text
 
 
 def to_markdown(document: Document) -> str:
@@ -29,7 +29,7 @@ def _block(block: Block) -> Iterator[str]:
         yield "\n".join(f"- {_inline(name)}: {_inline(cell.text)}" for name, cell in block.pairs)
     elif isinstance(block, Table):
         yield from _table(block)
-    elif block.table is not None:
+    elif not isinstance(block, Chooser) and block.table is not None:
         yield from _table(block.table)
 
 

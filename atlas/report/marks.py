@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from atlas.report.lines import Trace
 from atlas.report.run_record import RunRecord
 
 Layout = dict[str, Any]
+STEPS = {"title": {"text": "step"}, "unifiedhovertitle": {"text": "step %{x:,}"}}
+FAR = 3.0  # times the spread of the better half, and
+TWICE = 2.0  # times its largest value: a result above both is out of line
 ROOM = 1.0  # values further out than this many times the common spread are shown by zooming only
 MARGIN = 0.06
 
@@ -28,7 +32,7 @@ def step_layout(record: RunRecord) -> Layout:
     for step in sorted({event["step"] for event in record.kind("spike")} - went_back):
         shapes.append(_line(step))
         labels.append(_label(step, "spike"))
-    return {"xaxis": {"title": {"text": "step"}}, "shapes": shapes, "annotations": labels, "hovermode": "x unified"}
+    return {"xaxis": STEPS, "shapes": shapes, "annotations": labels, "hovermode": "x unified"}
 
 
 def _by_target(record: RunRecord) -> dict[int, list[dict[str, Any]]]:
@@ -57,6 +61,27 @@ def _label(step: int, text: str) -> Layout:
     }  # fmt: skip
 
 
+def outliers(values: Sequence[float]) -> tuple[float, list[float]]:
+    """The largest value in line with the better half of `values`, of which low ones are good; and those above it."""
+    middle = median_low(values)
+    limit = max(middle + FAR * (middle - min(values)), TWICE * abs(middle))
+    return limit, [value for value in values if value > limit]
+
+
+def range_of_runs(traces: Sequence[Trace]) -> tuple[list[float] | None, str]:
+    """`common_range` of the runs in line with the better half: one that diverged does not flatten the others."""
+    highest = [float(np.quantile(np.array(trace["y"], dtype=np.float64), 0.99)) for trace in traces]
+    limit, outside = outliers(highest)
+    found, note = common_range([trace for trace, top in zip(traces, highest, strict=True) if top <= limit])
+    if not outside:
+        return found, note
+    inside = [trace["y"] for trace, top in zip(traces, highest, strict=True) if top <= limit]
+    low, high = min(map(min, inside)), max(map(max, inside))
+    room = MARGIN * ((high - low) or abs(high) or 1.0)
+    names = ", ".join(trace["name"] for trace, top in zip(traces, highest, strict=True) if top > limit)
+    return found or [low - room, high + room], f"Out of range, up to {max(outside):,.4g}: {names}."
+
+
 def common_range(traces: Sequence[Trace]) -> tuple[list[float] | None, str]:
     """The range of the y axis without rare extreme values, and a note on them; (None, "") if everything fits."""
     drawn = [trace for trace in traces if trace.get("meta") != "undone"]
@@ -78,5 +103,5 @@ def common_range(traces: Sequence[Trace]) -> tuple[list[float] | None, str]:
     bottom, top = float(inside.min()), float(inside.max())
     room = MARGIN * max(top - bottom, spread)
     value, step = max(outside, key=lambda found: abs(found[0]))
-    note = f"Not all values fit: {value:,.4g} at step {step:,} lies outside. A double click shows everything."
+    note = f"Not all values fit: {value:,.4g} at step {step:,} lies outside."
     return [bottom - room, top + room], note

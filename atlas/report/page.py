@@ -12,7 +12,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from atlas.config.untrusted import printable
-from atlas.report.document import Block, Cell, Chart, Document, Facts, Markdown, Section, Table, Text
+from atlas.report.document import Block, Cell, Chart, Chooser, Document, Facts, Markdown, Section, Table, Text
 
 SCRIPT = "plotly.min.js"  # beside the page, see `writing`
 _ASSETS = files("atlas.report") / "assets"
@@ -68,6 +68,8 @@ def _block(block: Block, name: str) -> str:
         return _chart(block, escape(name))
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Chooser):
+        return _chooser(block)
     if isinstance(block, Facts):
         facts = [
             f"<div><dt>{escape(name)}</dt><dd{_class(cell.tone)}>{escape(cell.text)}</dd></div>"
@@ -95,6 +97,16 @@ def _chart(chart: Chart, name: str) -> str:
         f'<div class="plot" id="{name}" role="img" aria-label="{escape(chart.title)}"></div>'
         f'<script type="application/json">{_data({"data": chart.traces, "layout": chart.layout})}</script></figure>'
     )
+
+
+def _chooser(chooser: Chooser) -> str:
+    """A box for each run, with the colour of its lines."""
+    boxes = "".join(
+        f'<label><input type="checkbox" checked value="{number}"><i data-colour="{escape(colour)}"></i>'
+        f"<span>{escape(label)}</span></label>"
+        for number, (label, colour) in enumerate(chooser.runs)
+    )
+    return f'<fieldset class="runs"><legend>Runs in the charts</legend>{boxes}</fieldset>'
 
 
 def _data(value: Any) -> str:
@@ -131,9 +143,10 @@ def _head(text: str, right: bool, sortable: bool) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    classes = " ".join(filter(None, ["number" if cell.numeric else "", cell.tone]))
+    classes = " ".join(filter(None, ["number" if cell.numeric else "", "code" if cell.code else "", cell.tone]))
     order = "" if cell.order is None else f' data-order="{cell.order!r}"'
-    text = f'<a href="#{escape(cell.link)}">{escape(cell.text)}</a>' if cell.link else escape(cell.text)
+    shown = escape(cell.text.expandtabs(4) if cell.code else cell.text)
+    text = f'<a href="#{escape(cell.link)}">{shown}</a>' if cell.link else shown
     return f"<td{_class(classes)}{order}>{text}</td>"
 
 

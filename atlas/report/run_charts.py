@@ -1,7 +1,8 @@
-"""The charts of one run: loss, perplexity, its delta, gates, NIAH, speed, memory, and every other recorded column."""
+"""The charts of one run: loss, perplexity, its delta, gates, NIAH, speed, and every other column but the memory's."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -17,6 +18,7 @@ LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss", "validation/los
 GATES = ("gate/mean", "gate/std", "gate/polarised")
 DELTA = "Perplexity delta of the watched sequences"
 UPDATES = "update_ratio/"
+LIMIT = re.compile(r"\(limit ([\d.]+)%\)")  # in the message of a spike
 NEAR = 3.0  # times the threshold: the range of the delta that is shown first
 NOT_DRAWN = ("time", "tokens", "ppl_delta", "perplexity", "tokens_per_second", "niah/accuracy", *LOSSES, *GATES)
 
@@ -31,14 +33,13 @@ def run_charts(record: RunRecord, limit: int) -> list[Chart]:
         _gates(lines, layout),
         _niah(lines, layout),
         _speed(lines, layout),
-        *_memory(lines, layout),
         _updates(lines, layout),
         *_others(lines, layout),
     ]
     return [chart for chart in found if chart is not None]
 
 
-def _chart(
+def step_chart(
     title: str, traces: Sequence[Trace], layout: dict[str, Any], axis: str, note: str = "", **more: Any
 ) -> Chart | None:
     """`more` goes to the y axis."""
@@ -68,30 +69,50 @@ def _loss(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     if traces and baseline is not None:
         traces.append(level_line(_ends(lines.record), baseline, "bigram baseline"))
     token = "byte" if lines.record.bytes_per_token == 1.0 else "token"
-    return _chart("Loss", traces, layout, f"nats per {token}")
+    return step_chart("Loss", traces, layout, f"nats per {token}")
 
 
 def _perplexity(lines: Lines, layout: dict[str, Any]) -> Chart | None:
-    traces = lines.smoothed("perplexity", "training", "@blue")
-    return _chart("Perplexity", traces, layout, "perplexity", type="log")
+    """Of the text in a step's batch; that of the validation loss stands among the results."""
+    return step_chart(
+        "Training perplexity", lines.smoothed("perplexity", "training", "@blue"), layout, "perplexity", type="log"
+    )
 
 
 def _delta(lines: Lines, layout: dict[str, Any]) -> Chart | None:
-    """Perplexity delta. The threshold is the lowest limit of a spike; it is higher for a noisy run."""
+    """Perplexity delta. The threshold is the least limit of a spike; of a noisy run the limit is higher."""
     record = lines.record
     traces = lines.of("ppl_delta", "above its moving average", "@blue")
     threshold = finite(record.config.get("rollback.threshold"))
     if not traces or threshold is None:
-        return _chart(DELTA, traces, layout, "ppl_delta", tickformat=".1%")
+        return step_chart(DELTA, traces, layout, "ppl_delta", tickformat=".1%")
     found = [value for trace in traces for value in trace["y"]]
-    shown = [max(min(found), -NEAR * threshold), min(max(*found, 1.5 * threshold), NEAR * threshold)]
-    traces.append(level_line(_ends(record), threshold, f"threshold {threshold:.1%}", "@vermillion"))
+    limits = [value for trace in _limits(record) for value in trace["y"]]
+    high = max([NEAR * threshold, *(1.2 * limit for limit in limits)])
+    shown = [max(min(found), -NEAR * threshold), min(max(*found, 1.5 * threshold), high)]
+    traces.append(level_line(_ends(record), threshold, f"least limit {threshold:.1%}", "@vermillion"))
+    traces += _limits(record)
     reach = f"go from {min(found):,.1%} to {max(found):,.1%}" if len(found) > 1 else f"are {found[0]:,.1%}"
-    note = f"Readings {reach}; a double click shows all of them."
+    note = f"Readings {reach}."
     clipped = shown[0] > min(found) or shown[1] < max(found)
     margin = 0.05 * (shown[1] - shown[0])
-    limits = [shown[0] - margin, shown[1] + margin]
-    return _chart(DELTA, traces, layout, "ppl_delta", note if clipped else "", tickformat=".1%", range=limits)
+    axis = [shown[0] - margin, shown[1] + margin]
+    return step_chart(DELTA, traces, layout, "ppl_delta", note if clipped else "", tickformat=".1%", range=axis)
+
+
+def _limits(record: RunRecord) -> list[Trace]:
+    """The limits that the spikes went over."""
+    said = [(event["step"], LIMIT.search(str(event.get("message")))) for event in record.kind("spike")]
+    found = [(step, float(limit[1]) / 100) for step, limit in said if limit]
+    if not found:
+        return []
+    return [
+        {
+            "type": "scatter", "mode": "markers", "name": "limit of a spike", "meta": "level",
+            "x": [step for step, _ in found], "y": [limit for _, limit in found],
+            "marker": {"color": "@vermillion", "size": 16, "symbol": "line-ew-open", "line": {"width": 2.5}},
+        }
+    ]  # fmt: skip
 
 
 def _gates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
@@ -99,7 +120,7 @@ def _gates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     traces = [
         trace for key, name, colour in zip(GATES, names, COLOURS, strict=False) for trace in lines.of(key, name, colour)
     ]
-    return _chart("Memory gates", traces, layout, "gate", range=[-0.03, 1.03])
+    return step_chart("Memory gates", traces, layout, "gate", range=[-0.03, 1.03])
 
 
 def _niah(lines: Lines, layout: dict[str, Any]) -> Chart | None:
@@ -112,27 +133,12 @@ def _niah(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     if traces:
         ends = _ends(record)
         traces += [level_line(ends, float(level or 0), f"wanted: {level:g}") for level in sorted(thresholds, key=str)]
-    return _chart("Needle in a haystack", traces, layout, "found", range=[-0.05, 1.05])
+    return step_chart("Needle in a haystack", traces, layout, "found", range=[-0.05, 1.05])
 
 
 def _speed(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     traces = lines.smoothed("tokens_per_second", "training steps", "@green")
-    return _chart("Throughput", traces, layout, "tokens per second", rangemode="tozero")
-
-
-def _memory(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
-    """memory/layer0/local0/weight_norm and the like: one chart for each quantity, a line for each place."""
-    groups: dict[str, list[str]] = {}
-    for key in lines.record.rows.values:
-        if key.startswith("memory/"):
-            groups.setdefault(key.rpartition("/")[2], []).append(key)
-    for what, keys in sorted(groups.items()):
-        traces: list[Trace] = []
-        for index, key in enumerate(sorted(keys)):
-            place = key.removeprefix("memory/").removesuffix(what).strip("/") or what
-            dash = ("solid", "dash", "dot")[index // len(COLOURS) % 3]
-            traces += lines.of(key, place.replace("/", " "), COLOURS[index % len(COLOURS)], dash=dash)
-        yield _chart(f"Memory: {what.replace('_', ' ')}", traces, layout, what.replace("_", " "))
+    return step_chart("Throughput", traces, layout, "tokens per second", rangemode="tozero")
 
 
 def _updates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
@@ -140,7 +146,7 @@ def _updates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     for index, key in enumerate(key for key in lines.record.rows.values if key.startswith(UPDATES)):
         dash = ("solid", "dash", "dot")[index // len(COLOURS) % 3]
         traces += lines.of(key, key.removeprefix(UPDATES), COLOURS[index % len(COLOURS)], dash=dash)
-    return _chart("Update of a step over the weights", traces, layout, "ratio of norms", type="log")
+    return step_chart("Update of a step over the weights", traces, layout, "ratio of norms", type="log")
 
 
 def _others(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
@@ -148,7 +154,7 @@ def _others(lines: Lines, layout: dict[str, Any]) -> Iterable[Chart | None]:
     drawn = {f"niah/{level}/{what}" for level in LEVELS for what in ("accuracy", "control", "chance", "key_blind")}
     for key in lines.record.rows.values:
         if key not in NOT_DRAWN and key not in drawn and not key.startswith(("memory/", UPDATES)):
-            yield _chart(_title(key), lines.of(key, key, "@blue"), layout, key)
+            yield step_chart(_title(key), lines.of(key, key, "@blue"), layout, key)
 
 
 def _title(key: str) -> str:

@@ -10,9 +10,12 @@ import numpy as np
 
 from atlas.config import LEVELS, level_of
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
+from atlas.report.memory_charts import memory_charts
+from atlas.report.options import options_of
 from atlas.report.recall_grid import needle_blocks, probe_history
 from atlas.report.run_charts import run_charts
 from atlas.report.run_record import RunRecord
+from atlas.report.samples import sample_blocks
 from atlas.report.wording import (
     TONES,
     count,
@@ -22,34 +25,50 @@ from atlas.report.wording import (
     size_cell,
     status_cell,
     utc_time,
-    value_text,
 )
 from atlas.telemetry.run_files import Row
 
 BY_WEIGHT = tuple(reversed(LEVELS.values()))  # the last level says most about the trained model
-SHOWN_EVENTS = ("spike", "rollback", "warning", "error", "notice", "end")
+SHOWN_EVENTS = ("spike", "rollback", "watch", "warning", "error", "notice", "end")
+EVENT_TONES = {"error": "bad", "spike": "bad", "rollback": "bad", "warning": "busy", "watch": "busy"}
+MADE_WITH = ("model", "ablation", "chunk_size", "data", "optim")
+MOST_WARNINGS = 5  # above the results
 MOST_EVENTS = 200  # in the table; else a run that warns at every step fills the page
 
 
-def run_section(record: RunRecord, label: str, anchor: str, limit: int, *, folded: bool) -> Section:
-    """`limit`: most points of a line."""
+def run_sections(record: RunRecord, label: str, anchor: str, limit: int) -> list[Section]:
+    """A page of one run. `limit`: most points of a line."""
+    found = [
+        Section(label, anchor, _run_blocks(record, limit)),
+        Section("Samples", "samples", sample_blocks(record)),
+        Section("Memory, layer by layer", "memory", memory_charts(record, limit), folded=True),
+        Section("Series in numbers", "series", [_series(record)] if len(record.rows) else [], folded=True),
+    ]
+    return [section for section in found if section.blocks]
+
+
+def folded_section(record: RunRecord, label: str, anchor: str, limit: int) -> Section:
+    """One of several runs."""
+    blocks = [*_run_blocks(record, limit), *sample_blocks(record), *memory_charts(record, limit)]
+    return Section(label, anchor, [*blocks, *([_series(record)] if len(record.rows) else [])], folded=True)
+
+
+def _run_blocks(record: RunRecord, limit: int) -> list[Block]:
     blocks: list[Block] = [*(Text(problem, tone="bad") for problem in record.problems)]
     reason = str(record.summary.get("reason") or "")
     if reason:
         blocks.append(Text(f"{record.status}: {reason}", tone=TONES.get(record.status, "")))
-    blocks.append(_facts(record))
-    if len(record.rows):
-        blocks += [*run_charts(record, limit), _series(record)]
-    else:
-        blocks.append(Text("No step was recorded yet."))
-    blocks += [*_events(record), probe_history(record), *needle_blocks(record)]
-    return Section(label, anchor, blocks, folded)
+    blocks += [*_warnings(record), _facts(record)]
+    blocks += run_charts(record, limit) if len(record.rows) else [Text("No step was recorded yet.")]
+    return [*blocks, *_events(record), probe_history(record), *needle_blocks(record)]
 
 
-def settings_section(record: RunRecord) -> Section:
-    """The whole configuration."""
-    rows = [[Cell(key), Cell(value_text(value))] for key, value in sorted(record.config.items())]
-    return Section("Settings", "settings", [Table("Configuration", ("key", "value"), rows, sortable=True)], folded=True)
+def _warnings(record: RunRecord) -> list[Block]:
+    """What the run warned of, each message once; the table of events has the steps."""
+    said = list(dict.fromkeys(f"{event['kind']}: {_event_text(event)}" for event in record.kind("watch", "warning")))
+    rest = len(said) - MOST_WARNINGS
+    more = [Text(f"{count(rest, 'more warning')} in the table of events", tone="busy")] if rest > 0 else []
+    return [*(Text(text, tone="busy") for text in said[:MOST_WARNINGS]), *more]
 
 
 def _facts(record: RunRecord) -> Facts:
@@ -58,8 +77,12 @@ def _facts(record: RunRecord) -> Facts:
     validation = record.result("validation_loss", "validation/loss")
     perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
     segment = int(record.rows.segment.max()) if len(record.rows) else 0
+    options = ", ".join(
+        f"{group}={option}" for group, option in options_of(record.config).items() if group in MADE_WITH
+    )
     facts = [
         ("status", status_cell(record.status_in_words)),
+        *([("options", Cell(options))] if options else []),
         ("steps", Cell(steps)),
         ("tokens", Cell(number(record.result("tokens", "tokens"), ",.0f"))),
         ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {segment}")),
@@ -126,7 +149,7 @@ def _events(record: RunRecord) -> list[Block]:
     rows = [
         [
             number_cell(event["step"], ",.0f"),
-            Cell(event["kind"], tone="bad" if event["kind"] in ("error", "spike", "rollback") else ""),
+            Cell(event["kind"], tone=EVENT_TONES.get(event["kind"], "")),
             Cell(_event_text(event)),
         ]
         for event in shown
@@ -138,7 +161,7 @@ def _event_text(event: Row) -> str:
     if event["kind"] == "rollback":
         back = f"back from step {event.get('from_step', MISSING)} to {event['step']}: {event.get('reason', '')}"
         return f"{back}; {event.get('change', '')}; segment {event.get('segment', MISSING)}"
-    parts: Sequence[object] = (event.get("status"), event.get("message"), event.get("reason"))
+    parts: Sequence[object] = (event.get("watch"), event.get("status"), event.get("message"), event.get("reason"))
     return ": ".join(str(part) for part in parts if part)
 
 

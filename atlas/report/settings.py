@@ -12,6 +12,7 @@ from atlas.config.files import read_yaml
 from atlas.config.keys import lies_in, override_name
 from atlas.report.document import MISSING
 from atlas.report.folders import SWEEP_FILE
+from atlas.report.options import defaults, keys_of
 from atlas.report.wording import value_text
 
 # Where something is written, not what was computed.
@@ -30,25 +31,51 @@ class Difference:
     along: Sequence[str] = ()
 
 
-def differences(configs: Sequence[Mapping[str, Any]], swept: Sequence[str] = ()) -> list[Difference]:
+def differences(
+    configs: Sequence[Mapping[str, Any]],
+    swept: Sequence[str] = (),
+    options: Mapping[str, Sequence[str | None]] | None = None,
+) -> list[Difference]:
     """The settings that are not the same in all of `configs`. An empty one, which could not be read, does not count.
 
-    Settings that change together share one entry, named by the one that was `swept` (a key or its group).
+    Settings that change together share one entry, named by the one that was `swept` (a key or its group); where none
+    was, only those of one group do. `options`: group -> the option of each run; the settings that it determines share
+    its entry.
     """
     known = [config for config in configs if config]
     every = dict.fromkeys(key for config in known for key in config)
     keys = [key for key in every if not lies_in(key, IGNORED) or (lies_in(key, swept) and not lies_in(key, NEVER))]
-    patterns: dict[tuple[int, ...], list[str]] = {}
-    for key in keys:
-        texts = [value_text(config[key]) if key in config else ABSENT for config in known]
-        if len(set(texts)) > 1:
-            patterns.setdefault(tuple(texts.index(text) for text in texts), []).append(key)
+    usual = {key: defaults().get(key, ABSENT) for key in keys}  # an older run lacks what came later
+    patterns = {key: _pattern([config.get(key, usual[key]) for config in known]) for key in keys}
+    patterns = {key: pattern for key, pattern in patterns.items() if any(pattern)}
     found = []
-    for together in patterns.values():
-        key = min(together, key=lambda name: (not lies_in(name, swept), name.count("."), len(name)))
-        values = [config.get(key, ABSENT) if config else MISSING for config in configs]
-        found.append(Difference(key, _short(key, keys), values, tuple(other for other in together if other != key)))
+    for group, texts in (options or {}).items():
+        own = _pattern([text for text, config in zip(texts, configs, strict=True) if config])
+        along = [key for key, pattern in patterns.items() if key not in swept and _determines(own, pattern)]
+        along = along if group in swept else [key for key in along if key in keys_of(group)]
+        patterns = {key: pattern for key, pattern in patterns.items() if key not in along}
+        values = [MISSING if text is None else text for text in texts]
+        found.append(Difference(group, group, values, tuple(along)))
+    together: dict[tuple[object, ...], list[str]] = {}
+    chosen = {patterns[key] for key in patterns if lies_in(key, swept)}
+    for key, pattern in patterns.items():
+        together.setdefault((pattern, "" if pattern in chosen else key.partition(".")[0]), []).append(key)
+    for names in together.values():
+        key = min(names, key=lambda name: (not lies_in(name, swept), name.count("."), len(name)))
+        values = [config.get(key, usual[key]) if config else MISSING for config in configs]
+        found.append(Difference(key, _short(key, keys), values, tuple(other for other in names if other != key)))
     return found
+
+
+def _pattern(values: Sequence[Any]) -> tuple[int, ...]:
+    """Which of the values are equal: for each the place of the first like it."""
+    texts = [value_text(value) for value in values]
+    return tuple(texts.index(text) for text in texts)
+
+
+def _determines(own: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether equal values of the one come with equal values of the other."""
+    return len(set(zip(own, other, strict=True))) == len(set(own))
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
 from atlas.config.console import log
 from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
-from atlas.report.document import Block, Document, Picture, Section, Text
+from atlas.report.document import Block, Cell, Document, Picture, Section, Table, Text
 from atlas.report.folders import Selection, names_of, select_runs
 from atlas.report.markdown import to_markdown
+from atlas.report.options import chosen_options, swept_values
 from atlas.report.page import SCRIPT, to_page
 from atlas.report.run_record import RunRecord, read_run
-from atlas.report.run_section import run_section, settings_section
+from atlas.report.run_section import folded_section, run_sections
 from atlas.report.settings import differences, swept_names
-from atlas.report.wording import count, utc_time
+from atlas.report.wording import count, utc_time, value_text
 
 POINTS = 1000  # most points of a line on the page of few runs
 POINTS_OF_MANY = 300  # and of many
@@ -29,13 +31,18 @@ MANY = 8  # runs
 
 
 def write_report(
-    folders: Sequence[Path], target: Path | None = None, *, one_file: bool = False, refresh_seconds: int = 0
+    folders: Sequence[Path],
+    target: Path | None = None,
+    *,
+    one_file: bool = False,
+    refresh_seconds: int = 0,
+    tell: Callable[[Document], object] | None = None,
 ) -> Path:
     """Report the runs and sweeps in `folders`; returns the folder with index.html and report.md.
 
     By default that is `report/` in the one folder given, or outputs/reports/<time> for several. `one_file`: the page
-    holds the script of its charts. `refresh_seconds`: the page loads itself anew so often while a run goes on. Raises
-    `ConfigError` for folders that hold no run and for a target that cannot be written.
+    holds the script of its charts. `refresh_seconds`: the page loads itself anew so often while a run goes on. `tell`
+    gets what is written. Raises `ConfigError` for folders that hold no run and for a target that cannot be written.
     """
     selection = select_runs(folders)
     target = _target(selection, target)
@@ -58,13 +65,17 @@ def write_report(
         write_atomically(target / "index.html", page)
     except OSError as error:
         raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error
+    if tell is not None:
+        tell(document)
     return target
 
 
 def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Document:
     limit = POINTS if len(records) <= MANY else POINTS_OF_MANY
     swept = [name for sweep in selection.sweeps for name in swept_names(sweep)]
-    differing = differences([record.config for record in records], swept)
+    given = _given(selection)
+    configs = [record.config for record in records]
+    differing = differences(configs, swept, chosen_options(configs, given))
     labels = [label(record.name, index, differing) for index, record in enumerate(records)]
     anchors = [f"run-{index}" for index in range(len(records))]
     several = len(records) > 1
@@ -73,12 +84,29 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
         sections.append(comparison_section(records, differing, labels, anchors, limit))
     for record, name, anchor in zip(records, labels, anchors, strict=True):
         log.info("describes %s", name)
-        sections.append(run_section(record, name if several else "Run", anchor, limit, folded=several))
-    if not several and records[0].config:
-        sections.append(settings_section(records[0]))
+        one = [folded_section(record, name, anchor, limit)] if several else []
+        sections += one or run_sections(record, "Run", anchor, limit)
+    sections += _settings(configs)
     newest = max((record.last_time for record in records if record.last_time is not None), default=None)
     lead = f"{count(len(records), 'run')}: {counts(records)}. Newest row: {utc_time(newest)}."
     return Document(selection.title, lead, sections, [_thinned(records, limit)])
+
+
+def _settings(configs: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The configuration; of several runs what all of them share."""
+    known = [config for config in configs if config]
+    if not known:
+        return []
+    shared = {key: value for key, value in known[0].items() if all(config.get(key, ...) == value for config in known)}
+    rows = [[Cell(key), Cell(value_text(value))] for key, value in sorted(shared.items())]
+    title = "Configuration" if len(configs) == 1 else "Configuration that all runs share"
+    return [Section("Settings", "settings", [Table(title, ("key", "value"), rows, sortable=True)], folded=True)]
+
+
+def _given(selection: Selection) -> list[dict[str, str]]:
+    """What the sweep of each run gave it; {} for a single run."""
+    values = {sweep / folder: own for sweep in selection.sweeps for folder, own in swept_values(sweep).items()}
+    return [values.get(run, {}) for run in selection.runs]
 
 
 def _thinned(records: Sequence[RunRecord], limit: int) -> str:

@@ -14,7 +14,7 @@ from atlas.report import write_report
 from experiments.browser import BrowserMissingError, open_file, opened_browser
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator, Page
 
 HOSTILE = "<script>document.title='taken'</script>"
 
@@ -133,3 +133,45 @@ def test_a_missing_script_is_told_and_the_tables_stay(page: Path, browser: Brows
         assert tab.locator("#comparison tbody tr").count() == 4
     finally:
         script.with_suffix(".away").rename(script)
+
+
+def chart(tab: Page, title: str) -> Locator:
+    """The drawn chart of that title."""
+    figure = tab.locator(f"figure:has(h3:text-is('{title}'))").first
+    figure.scroll_into_view_if_needed()
+    figure.locator(".main-svg").first.wait_for()
+    return figure
+
+
+@pytest.mark.slow
+def test_runs_are_chosen_smoothed_and_shown_on_a_logarithmic_axis(page: Path, browser: Browser) -> None:
+    tab = browser.new_page()
+    open_file(tab, page)
+    figure = chart(tab, "Training loss of all runs")
+    lines = figure.locator(".scatterlayer .js-line")
+    assert lines.count() == 3
+    tab.locator(".runs input").first.uncheck()
+    assert lines.count() == 2
+    tab.locator("#smoothing").fill("0.5")
+    assert lines.count() == 4  # each faintly as it is, and its mean
+    figure.locator("button:text-is('log')").click()
+    axis = "plot => [plot.layout.yaxis.type, plot.data[1].y[1]]"
+    kind, mean = figure.locator(".plot").evaluate(axis)
+    assert (kind, mean) == ("log", pytest.approx((0.5 * 0.5 * 2.9 + 0.5 * 2.8) / 0.75))
+    tab.reload()  # as a page does that follows a run
+    figure = chart(tab, "Training loss of all runs")
+    assert figure.locator(".plot").evaluate(axis)[0] == "log"
+    assert (lines.count(), tab.locator(".runs input").first.is_checked()) == (4, False)
+
+
+@pytest.mark.slow
+def test_the_numbers_of_a_chart_are_saved(page: Path, browser: Browser) -> None:
+    tab = browser.new_page()
+    open_file(tab, page)
+    with tab.expect_download() as download:
+        chart(tab, "Training loss of all runs").locator("button:text-is('CSV')").click()
+    assert download.value.suggested_filename == "Training_loss_of_all_runs.csv"
+    lines = download.value.path().read_text().splitlines()
+    assert lines[:2] == ["series,step,value", lines[1]]
+    assert "1 lr=0.1 data=text,5,2.5" in lines
+    assert f"2 lr=0.2 data={HOSTILE[:31]}…,1,2.9" in lines

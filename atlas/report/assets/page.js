@@ -39,7 +39,7 @@
 
   function layoutOf(figure, colours) {
     const layout = coloured(figure.layout, colours);
-    const axis = { gridcolor: colours.grid, linecolor: colours.axis, zerolinecolor: colours.grid, automargin: true };
+    const axis = { gridcolor: colours.grid, linecolor: colours.axis, zerolinecolor: colours.grid, automargin: true, hoverformat: ".4~g" };
     for (const name of ["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d/.test(key))]) {
       const own = layout[name] ?? {};
       const title = { standoff: 8, font: { size: 12 }, ...own.title };
@@ -55,23 +55,174 @@
     };
   }
 
+  // What was chosen on this page, kept while it loads itself anew.
+  const kept = (() => {
+    try { return JSON.parse(sessionStorage.getItem("atlas " + location.pathname)) ?? {}; } catch { return {}; }
+  })();
+  const chosen = { smoothing: 0, hidden: [], log: {}, range: {}, open: [], ...kept };
+
+  function keep() {
+    chosen.open = [...document.querySelectorAll("details[open]")].map(nameOf);
+    try { sessionStorage.setItem("atlas " + location.pathname, JSON.stringify(chosen)); } catch { /* a page without storage */ }
+  }
+
+  const nameOf = element =>
+    (element.closest("section")?.id ?? "") + "/" + (element.closest("figure")?.querySelector("h3").textContent ?? element.className);
+
+  // The mean over the values before, the newest counting most, as TensorBoard smooths.
+  function smoothed(values, weight) {
+    let sum = 0, total = 0;
+    return values.map(value => {
+      if (value === null) return null;
+      sum = weight * sum + (1 - weight) * value;
+      total = weight * total + (1 - weight);
+      return sum / total;
+    });
+  }
+
+  function tracesOf(figure) {
+    const weight = chosen.smoothing;
+    const shown = figure.data.filter(trace => !chosen.hidden.includes(trace.legendgroup));
+    if (!weight || !figure.steps) return shown;
+    return shown.filter(trace => trace.meta !== "mean").flatMap(trace => {
+      if (trace.meta === "undone" || trace.meta === "level" || !trace.mode?.includes("lines") || trace.y.length < 3) return [trace];
+      const faint = { ...trace, opacity: 0.25, showlegend: false, hoverinfo: "skip", hovertemplate: undefined };
+      const line = { ...trace.line, width: Math.max(trace.line.width, 1.8) };
+      return [faint, { ...trace, y: smoothed(trace.y, weight), mode: "lines", line, opacity: 1 }];
+    });
+  }
+
   function draw(plot) {
-    const figure = drawn.get(plot) ?? JSON.parse(plot.nextElementSibling.textContent);
-    drawn.set(plot, figure);
-    const colours = palette();
+    const figure = figureOf(plot);
+    const colours = palette(), name = nameOf(plot), layout = layoutOf(figure, colours);
+    if (name in chosen.log) {
+      layout.yaxis = { ...layout.yaxis, type: chosen.log[name] ? "log" : "linear", range: undefined, autorange: true };
+    }
+    for (const [axis, range] of Object.entries(chosen.range[name] ?? {})) {
+      layout[axis] = { ...layout[axis], range: range ?? undefined, autorange: range === null };
+    }
     const options = { responsive: true, displaylogo: false, displayModeBar: !touch, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
-    Plotly.react(plot, coloured(figure.data, colours), layoutOf(figure, colours), options);
+    Plotly.react(plot, coloured(tracesOf(figure), colours), layout, options);
+  }
+
+  function figureOf(plot) {
+    if (!drawn.has(plot)) {
+      const figure = JSON.parse(plot.nextElementSibling.textContent);
+      figure.steps = figure.layout.xaxis?.title?.text === "step";
+      drawn.set(plot, figure);
+    }
+    return drawn.get(plot);
   }
 
   function drawOnce(plot) {
-    if (!drawn.has(plot)) draw(plot);
+    if (!drawn.has(plot)) {
+      draw(plot);
+      plot.on("plotly_relayout", change => remember(plot, change));
+    }
     // For whoever measures: the charts drawn so far, and when the last of them was, in ms since the page was opened.
     Object.assign(document.documentElement.dataset, { drawn: drawn.size, shown: Math.round(performance.now()) });
+  }
+
+  // A part of a chart that was chosen with the pointer.
+  function remember(plot, change) {
+    const name = nameOf(plot);
+    for (const axis of ["xaxis", "yaxis"]) {
+      if (change[`${axis}.range[0]`] !== undefined) {
+        (chosen.range[name] ??= {})[axis] = [change[`${axis}.range[0]`], change[`${axis}.range[1]`]];
+      } else if (change[`${axis}.autorange`] || change[`${axis}.range`]) {
+        delete chosen.range[name]?.[axis];
+      }
+    }
   }
 
   function drawAll() {
     document.querySelectorAll("details").forEach(details => { details.open = true; });
     plots.forEach(drawOnce);
+  }
+
+  const redraw = () => drawn.forEach((_, plot) => draw(plot));
+
+  // The buttons of a chart.
+  function addButtons(plot) {
+    const row = document.createElement("div");
+    const name = nameOf(plot), figure = JSON.parse(plot.nextElementSibling.textContent);
+    row.className = "act";
+    const button = (text, title, action) => {
+      const made = Object.assign(document.createElement("button"), { type: "button", textContent: text, title });
+      made.addEventListener("click", () => action(made));
+      row.append(made);
+      return made;
+    };
+    const lines = figure.data.filter(trace => trace.type === "scatter" && trace.meta !== "level");
+    const positive = lines.length && lines.every(trace => trace.y.every(value => value === null || value > 0));
+    if (positive && figure.layout.yaxis?.showticklabels !== false) {
+      const isLog = () => chosen.log[name] ?? figure.layout.yaxis?.type === "log";
+      const made = button("log", "logarithmic axis", () => {
+        chosen.log[name] = !isLog();
+        delete chosen.range[name]?.yaxis;
+        made.setAttribute("aria-pressed", isLog());
+        drawOnce(plot);
+        draw(plot);
+      });
+      made.setAttribute("aria-pressed", isLog());
+    }
+    const [low, high] = figure.layout.yaxis?.range ?? [-Infinity, Infinity];
+    if (figure.layout.yaxis?.showticklabels !== false && lines.some(trace => trace.y.some(value => value < low || value > high))) {
+      button("all", "the whole range of values, or the usual one again", () => {
+        const range = chosen.range[name] ??= {};
+        if (range.yaxis === null) delete range.yaxis; else range.yaxis = null;
+        drawOnce(plot);
+        draw(plot);
+      });
+    }
+    button("CSV", "the numbers of this chart", () => save(plot, figureOf(plot)));
+    plot.parentElement.querySelector("figcaption h3").after(row);
+  }
+
+  // The numbers of a chart: a line for each point.
+  function save(plot, figure) {
+    const quoted = value => /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value;
+    const plain = html => new DOMParser().parseFromString(String(html), "text/html").body.textContent; // runs nothing
+    const shown = figure.data.filter(trace => !chosen.hidden.includes(trace.legendgroup));
+    const rows = shown.flatMap(trace => trace.z
+      ? trace.z.flatMap((line, y) => line.map((value, x) => [plain(trace.y[y]), trace.x[x], value]))
+      : trace.y.map((value, at) => trace.customdata
+        ? [plain(trace.name), ...trace.customdata[at].map(plain)]
+        : [plain(trace.name), plain(trace.x[at]), value]));
+    const text = [["series", figure.layout.xaxis?.title?.text || "x", "value"], ...rows]
+      .map(row => row.map(value => quoted(value ?? "")).join(",")).join("\n") + "\n";
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    link.download = plot.parentElement.querySelector("h3").textContent.trim().replace(/[^\w.=-]+/g, "_") + ".csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  function addTools() {
+    const tools = document.querySelector(".tools"), slider = document.getElementById("smoothing");
+    const say = () => { slider.nextElementSibling.textContent = chosen.smoothing || "off"; };
+    tools.hidden = false;
+    slider.value = chosen.smoothing;
+    say();
+    slider.addEventListener("input", () => { chosen.smoothing = Number(slider.value); say(); redraw(); });
+    for (const runs of document.querySelectorAll(".runs")) {
+      const boxes = [...runs.querySelectorAll("input")];
+      const take = () => { chosen.hidden = boxes.filter(box => !box.checked).map(box => box.value); redraw(); };
+      for (const box of boxes) {
+        box.checked = !chosen.hidden.includes(box.value);
+        box.addEventListener("change", take);
+      }
+      for (const [text, on] of [["all", true], ["none", false]]) {
+        const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+        made.addEventListener("click", () => { for (const box of boxes) box.checked = on; take(); });
+        runs.append(made);
+      }
+    }
+    paint();
+  }
+
+  function paint() {
+    for (const dot of document.querySelectorAll(".runs i")) dot.style.background = coloured(dot.dataset.colour, palette());
   }
 
   function sort(header) {
@@ -111,8 +262,12 @@
     const watcher = new IntersectionObserver(entries => {
       entries.filter(entry => entry.isIntersecting).forEach(entry => { watcher.unobserve(entry.target); drawOnce(entry.target); });
     }, { rootMargin: "200px" });
+    for (const details of document.querySelectorAll("details")) details.open ||= chosen.open.includes(nameOf(details));
+    plots.forEach(addButtons);
+    addTools();
     plots.forEach(plot => watcher.observe(plot));
-    dark.addEventListener("change", () => drawn.forEach((_, plot) => draw(plot)));
+    dark.addEventListener("change", () => { redraw(); paint(); });
+    window.addEventListener("pagehide", keep);
     unfold();
     if (location.search.includes("all")) drawAll();
   });

@@ -74,7 +74,7 @@ def rolled_back(make_run: MakeRun) -> Path:
     }
     events = [
         event("start", 0, parameters=45000),
-        event("spike", 8, message="perplexity is 50.0% above its moving average (limit 5.0%)"),
+        event("spike", 8, message="perplexity is 50.0% above its moving average (limit 16.6%)"),
         event("rollback", 5, from_step=8, segment=1, reason="perplexity is too high", change="4 batches left out"),
         event(
             "probe",

@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 
 from atlas.report.document import Chart
-from atlas.report.marks import common_range
+from atlas.report.marks import common_range, range_of_runs
+from atlas.report.memory_charts import memory_charts
 from atlas.report.run_charts import run_charts
 from atlas.report.run_record import read_run
+from tests.unit.report.conftest import MakeRun, event, row
 
 
 @pytest.fixture
 def charts(rolled_back: Path) -> dict[str, Chart]:
-    return {chart.title: chart for chart in run_charts(read_run(rolled_back, "0"), limit=100)}
+    record = read_run(rolled_back, "0")
+    return {chart.title: chart for chart in [*run_charts(record, limit=100), *memory_charts(record, limit=100)]}
 
 
 def test_what_was_recorded_has_a_chart(charts: dict[str, Chart]) -> None:
@@ -38,12 +41,15 @@ def test_validation_and_baseline_stand_beside_the_training_loss(charts: dict[str
 
 def test_the_delta_is_shown_around_its_threshold(charts: dict[str, Chart]) -> None:
     chart = charts["Perplexity delta of the watched sequences"]
-    assert chart.traces[-1]["name"] == "threshold 5.0%"
-    assert chart.traces[-1]["y"] == [0.05, 0.05]
+    assert chart.traces[-1]["name"] == "limit of a spike"
+    assert [(trace["name"], trace["y"]) for trace in chart.traces[-2:]] == [
+        ("least limit 5.0%", [0.05, 0.05]),
+        ("limit of a spike", [0.166]),
+    ]
     low, high = chart.layout["yaxis"]["range"]
-    assert low == pytest.approx(-0.01 - 0.05 * 0.16)
-    assert high == pytest.approx(0.15 + 0.05 * 0.16)
-    assert chart.note == "Readings go from -1.0% to 50.0%; a double click shows all of them."
+    assert low == pytest.approx(-0.01 - 0.05 * 0.2092)
+    assert high == pytest.approx(0.1992 + 0.05 * 0.2092)
+    assert chart.note == "Readings go from -1.0% to 50.0%."
 
 
 def test_memories_share_a_chart_for_each_quantity(charts: dict[str, Chart]) -> None:
@@ -56,4 +62,26 @@ def test_a_range_leaves_out_the_rare_extreme_and_says_so() -> None:
     assert common_range([{"x": steps, "y": values}]) == (None, "")
     limits, note = common_range([{"x": steps, "y": [*values[:-1], 90.0]}])
     assert limits == pytest.approx([1.001 - 0.06 * 0.998, 1.999 + 0.06 * 0.998], abs=1e-3)
-    assert note == "Not all values fit: 90 at step 1,000 lies outside. A double click shows everything."
+    assert note == "Not all values fit: 90 at step 1,000 lies outside."
+
+
+def test_memories_over_layers_and_steps_are_a_heat_map_without_undone_rows(make_run: MakeRun) -> None:
+    places = [f"memory/layer{layer}/{which}/write_ratio" for layer in range(4) for which in ("global", "local0")]
+    rows = [row(step, **{key: step + 10.0 * at for at, key in enumerate(places)}) for step in range(1, 5)]
+    rows[1] |= {places[0]: None}
+    rows += [row(3, 1, **dict.fromkeys(places, 7.0))]
+    run = make_run("run", rows, [event("rollback", 2, from_step=4, segment=1)])
+    (chart,) = memory_charts(read_run(run, "run"), limit=100)  # eight places are too many for lines
+    assert chart.title == "Memory over layers: write ratio"
+    (heat,) = chart.traces
+    assert heat["x"] == [1, 2, 3]
+    assert heat["y"][:2] == ["layer0 global", "layer0 local0"]
+    assert heat["z"][:2] == [[1.0, None, 7.0], [11.0, 12.0, 7.0]]
+
+
+def test_a_diverged_run_does_not_stretch_the_axis_of_the_others() -> None:
+    falling = [{"name": name, "x": [1, 2, 3], "y": [5.0, 3.0, top]} for name, top in (("a", 2.0), ("b", 2.5))]
+    assert range_of_runs(falling) == (None, "")
+    limits, note = range_of_runs([*falling, {"name": "c", "x": [1, 2, 3], "y": [5.0, 900.0, 80_000.0]}])
+    assert limits == pytest.approx([2.0 - 0.06 * 3, 5.0 + 0.06 * 3])
+    assert note == "Out of range, up to 7.842e+04: c."

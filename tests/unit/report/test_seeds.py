@@ -8,11 +8,12 @@ from statistics import mean, stdev
 
 import pytest
 
-from atlas.report.against import against_charts
+from atlas.report.against import LOSS, against_charts
 from atlas.report.document import Facts, Table
+from atlas.report.marks import outliers
 from atlas.report.metric_columns import to_columns
 from atlas.report.run_record import RunRecord
-from atlas.report.run_section import run_section
+from atlas.report.run_section import run_sections
 from atlas.report.seeds import seed_table
 from atlas.report.settings import Difference
 
@@ -26,6 +27,7 @@ def record(index: int, status: str = "completed") -> RunRecord:
 
 RECORDS = [record(0), record(1), record(2), record(3), record(4, "failed"), record(5)]
 RATES = Difference("optim.lr", "lr", [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2])
+RUNS = [(letter, "@blue") for letter in "abcdef"]
 SEEDS = Difference("seed", "seed", [0, 1, 0, 1, 0, 1])
 
 
@@ -49,19 +51,40 @@ def test_runs_that_differ_in_more_have_no_such_table() -> None:
 
 
 def test_a_wide_setting_has_a_logarithmic_axis_and_a_line_through_its_means() -> None:
-    (chart,) = against_charts([RATES, SEEDS], LOSSES, list("abcdef"))
-    means, dots = chart.traces
+    (chart,) = against_charts([RATES, SEEDS], {LOSS: ("nats", LOSSES)}, RUNS)
+    means, *dots = chart.traces
     assert chart.layout["xaxis"]["type"] == "log"
-    assert (dots["x"], dots["y"]) == ([1e-4, 1e-4, 1e-3, 1e-3, 1e-2], [2.0, 2.2, 3.0, 3.4, 1.0])
+    assert [(dot["x"], dot["y"]) for dot in dots] == [
+        ([1e-4], [2.0]), ([1e-4], [2.2]), ([1e-3], [3.0]), ([1e-3], [3.4]), ([1e-2], [1.0]),
+    ]  # fmt: skip
+    assert [(dot["name"], dot["legendgroup"]) for dot in dots][-1] == ("f", "5")  # e has no loss
     assert (means["x"], means["y"]) == ([1e-4, 1e-3, 1e-2], pytest.approx([2.1, 3.2, 1.0]))
     near = Difference("model.width", "width", [32, 64, 96, 32, 64, 96])
-    assert against_charts([near], LOSSES, list("abcdef"))[0].layout["xaxis"]["type"] == "linear"
-    assert against_charts([Difference("a", "a", ["x", "y", "z", "x", "y", "z"])], LOSSES, list("abcdef")) == []
+    assert against_charts([near], {LOSS: ("nats", LOSSES)}, RUNS)[0].layout["xaxis"]["type"] == "linear"
+
+
+def test_a_setting_in_words_has_its_values_in_their_order() -> None:
+    words = Difference("rule", "rule", ["muon", "gd", "muon", "gd", "muon", "gd"])
+    (chart,) = against_charts([words], {"NIAH recall": ("share", LOSSES)}, RUNS)
+    assert (chart.title, chart.layout["xaxis"]["type"]) == ("NIAH recall against rule", "category")
+    assert (chart.traces[0]["x"], chart.traces[0]["y"]) == (["muon", "gd"], pytest.approx([2.5, 2.2]))
+    two = Difference("rule", "rule", ["muon", "gd"])
+    assert against_charts([two], {LOSS: ("nats", [1.0, 2.0])}, RUNS) == []  # a run for each value: a table
+
+
+def test_a_diverged_run_stays_out_of_the_means_and_of_the_range() -> None:
+    losses = [2.0, 2.2, 3.0, 3.4, 2.8, 80_000.0]
+    (chart,) = against_charts([RATES], {LOSS: ("nats", losses)}, RUNS)
+    assert chart.traces[0]["y"] == pytest.approx([2.1, 3.2, 2.8])
+    assert chart.layout["yaxis"]["range"] == pytest.approx([2.0 - 0.06 * 1.4, 3.4 + 0.06 * 1.4])
+    assert chart.note.endswith(" 1 run above: 8e+04 at most.")
+    assert outliers([1.3, 1.4, 2.6]) == (2.8, [])
 
 
 def test_a_probe_level_of_one_s_own_is_among_the_facts() -> None:
     probes = {"recall": {"verdict": "PASSED"}, "mine_level.echo": {"verdict": "FAILED: 1 %"}}
     own = replace(RECORDS[0], summary={"status": "completed", "niah": probes})
-    facts = next(block for block in run_section(own, "", "", 10, folded=False).blocks if isinstance(block, Facts))
+    (section,) = run_sections(own, "", "", 10)
+    facts = next(block for block in section.blocks if isinstance(block, Facts))
     texts = {name: cell.text for name, cell in facts.pairs}
     assert (texts["NIAH recall"], texts["NIAH mine_level.echo"]) == ("PASSED", "FAILED: 1 %")

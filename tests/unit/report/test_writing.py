@@ -9,6 +9,8 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.report.__main__ import USAGE, main
+from atlas.report.document import Document
+from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
 from tests.unit.report.conftest import MakeRun, row
 
@@ -104,15 +106,30 @@ def test_the_command_line(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(sweep / "0"), str(sweep / "1"), f"target={tmp_path / 'out'}"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        str(tmp_path / "out" / name) for name in ("index.html", "report.md")
-    ]
+    head, first, second, *rest = capsys.readouterr().out.splitlines()
+    assert " ".join(head.split()) == (
+        "run status lr validation loss training loss NIAH recall tokens/s peak memory rollbacks steps"
+    )
+    assert " ".join(first.split()) == "0 (best) completed 0.002 2.1000 2.0000 25.0% 1,234 1.00 GiB 1 10"
+    assert " ".join(second.split()) == "1 aborted 0.01 - 2.5000 - - - 0 2"
+    assert rest == ["", *(str(tmp_path / "out" / name) for name in ("index.html", "report.md"))]
     monkeypatch.chdir(tmp_path)
     assert main(["sweep/0", "sweep/1"]) == 0
     (reports,) = (tmp_path / "outputs" / "reports").iterdir()
     assert (reports / "index.html").is_file()
     assert main(["-h"]) == 0
     assert "python -m atlas.report DIR... [target=PATH]" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_gets_the_settings_and_the_losses(sweep: Path) -> None:
+    told: list[Document] = []
+    write_report([sweep / "0", sweep / "1"], tell=told.append)
+    assert comparison_lines(told[0], width=45) == [
+        "run       status        lr  validation loss",
+        "0 (best)  completed  0.002           2.1000",
+        "1         aborted     0.01                -",
+    ]
+    assert comparison_lines(told[0], width=10)[0] == "run       status     validation loss"
 
 
 def test_one_file_needs_no_other(rolled_back: Path, tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The comparison of runs as lines of a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atlas.report.document import Document, Table
+
+RUNS = "Runs"  # title of the table that is shown
+KEPT = ("run", "status", "validation loss")
+GAP = "  "
+
+
+def comparison_lines(document: Document, width: int | None = None) -> list[str]:
+    """A row for each run; [] for a report of one. With a `width` the columns that do not fit are left out from the
+    right: results first, then settings, never the validation loss."""
+    blocks = [block for section in document.sections for block in section.blocks]
+    table = next((block for block in blocks if isinstance(block, Table) and block.title == RUNS), None)
+    if table is None:
+        return []
+    columns = [[head, *(row[at].text for row in table.rows)] for at, head in enumerate(table.head)]
+    numeric = [any(row[at].numeric for row in table.rows) for at in range(len(columns))]
+    shown = [_aligned(column, right=right) for column, right in zip(columns, numeric, strict=True)]
+    places = list(range(len(columns)))
+    for at in [at for at in reversed(places) if table.head[at] not in KEPT]:
+        if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:
+            places.remove(at)
+    return [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]
+
+
+def _aligned(column: Sequence[str], *, right: bool) -> list[str]:
+    width = max(map(len, column))
+    return [f"{text:>{width}}" if right else f"{text:<{width}}" for text in column]
