@@ -28,7 +28,7 @@ from atlas.telemetry.run_files import RunFiles
 PROCESSES = 2
 STEPS_A_KILL = 20
 LIFE_SECONDS = 2.0  # after its start event a run lives for a random time up to this
-START_SECONDS = 120.0  # patience with a start
+START_SECONDS = 600.0  # patience with a start, on a busy machine
 
 
 def command(settings: list[str], folder: Path, restarts: int) -> list[str]:
