@@ -33,7 +33,7 @@ def options_of(config: Mapping[str, Any]) -> dict[str, str]:
 def _option(group: str, config: Mapping[str, Any]) -> str | None:
     known = {option: _settings(group, option) for option in options(group)}
     usual = {key: value for key, value in defaults().items() if key in keys_of(group)}
-    fitting = [option for option, settings in known.items() if _fits(usual | settings, config)]
+    fitting = [option for option, settings in known.items() if _fits({**usual, **settings}, config)]
     if not fitting:  # single settings were changed too
         fitting = [option for option, settings in known.items() if settings and _fits(settings, config)]
         most = max((len(known[option]) for option in fitting), default=0)
