@@ -36,7 +36,7 @@ SETTINGS = {
 }
 STEPS_BETWEEN = 10  # at most, and at least one
 STEP_SECONDS = 0.05  # a signal strikes anywhere within some steps
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 900.0  # a machine can be busy
 
 
 def stop_again_and_again(config: RunConfig, folder: Path, numbers: list[signal.Signals], draw: random.Random) -> Any:
@@ -72,7 +72,9 @@ def _rows(folder: Path) -> int:
 
 def _wait_for_rows(folder: Path, count: int, process: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while _rows(folder) < count and time.monotonic() < deadline:
+    while _rows(folder) < count:
+        if time.monotonic() > deadline:
+            sys.exit(f"a start had {_rows(folder)} rows of {count} after {PATIENCE_SECONDS:.0f} s")
         if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             sys.exit(f"a start ended by itself after {_rows(folder)} rows")
         time.sleep(0.005)

@@ -18,7 +18,10 @@ class MixSizes(NamedTuple):
 
 def _sizes(query: Tensor, mix: Tensor) -> MixSizes:
     rows, tokens, width = query.shape
-    return MixSizes(rows, tokens, width, mix.shape[0])
+    heads = mix.shape[0]
+    if not heads or rows % heads:
+        raise ValueError(f"mixed_queries: {rows} rows, must be a multiple of the {heads} values of mix, at least one")
+    return MixSizes(rows, tokens, width, heads)
 
 
 def _tokens(s: MixSizes, *names: str) -> Shapes:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import atlas
 from atlas.kernels.call import takes
+from atlas.ops.mixed_queries import cpp as mixed
 from atlas.ops.rms_norm import cpp as norm
 from atlas.ops.rms_norm.cpp import FORWARD, NormSizes
 from atlas.ops.swiglu import cpp as gated
@@ -67,6 +68,9 @@ def test_an_operator_refuses_what_it_cannot_take_and_does_not_read_past_it() -> 
         gated.forward(torch.ones(2, 17))
     with pytest.raises(ValueError, match=r"widths must be multiples of 8$"):
         gated.forward(torch.ones(2, 20))
+    for heads in (0, 2):
+        with pytest.raises(ValueError, match=f"3 rows, must be a multiple of the {heads} values of mix"):
+            mixed.forward(torch.ones(3, 4, 8), torch.ones(3, 4, 8), torch.ones(heads))
 
 
 def test_only_plain_float32_on_a_cpu_is_taken(kernel: Any) -> None:
