@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atlas.checkpoint.lock import LockedError, RunLock
+from atlas.config.lock import LockedError, RunLock
 from atlas.checkpoint.manifest import (
     MANIFEST_FILE,
     STATE_FILE,

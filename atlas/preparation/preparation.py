@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from atlas.checkpoint.lock import LockedError, RunLock
+from atlas.config.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
 from atlas.config.atomic import write_atomically
 from atlas.config.console import log as progress_log

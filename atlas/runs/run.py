@@ -39,10 +39,11 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
-from atlas.runs.resume import CHECKPOINTS, as_text
+from atlas.runs.resume import as_text
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.run_files import CHECKPOINTS
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
 from atlas.training.early_stop import EarlyStop

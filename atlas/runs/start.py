@@ -19,8 +19,8 @@ from atlas.data.sampler import BATCHES
 from atlas.pretrained.folder import is_pretrained, read_weights
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
-from atlas.runs.resume import CHECKPOINTS, refuse_other_settings
-from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
+from atlas.runs.resume import refuse_other_settings
+from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.state import TrainState
 from atlas.training.watch.journal import JournalEntry, read_journal
 

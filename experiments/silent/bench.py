@@ -19,7 +19,7 @@ from atlas.telemetry.run_files import RunFiles
 from atlas.train import main as train_main
 
 LITTLE_TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # 80 kB: a start takes less than a second
-STEPS = 200
+STEPS = 240
 # One layer of width 32 on sequences of 64 bytes; watch, rollback, gate and optimiser as by default.
 SMALL = (
     "model.width=32",
@@ -44,6 +44,16 @@ SMALL = (
     "device.threads=1",
 )
 TEXT = ("data=text", f'data.paths=["{LITTLE_TEXT}"]')
+# Half of the rows are recall: few pairs, each asked for beyond the reach of attention, which is 7 tokens.
+MIXED = (
+    "data=mixed",
+    f'data.paths=["{LITTLE_TEXT}"]',
+    "data.recall.pairs=6",
+    "data.recall.queries=6",
+    "data.recall.sparse_pairs=2",
+    "data.recall.sparse_queries=4",
+    "data.recall.distance_min=16",
+)
 PATIENCE_SECONDS = 120.0
 
 Main = Callable[[list[str]], int]

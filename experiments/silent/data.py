@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.silent.bench import LITTLE_TEXT, Bench
+from experiments.silent.bench import LITTLE_TEXT, MIXED, Bench
 from experiments.silent.failure import Facts, Failure, Procedure, facts, trained, with_data
 
 MIDDLE = 120
@@ -78,7 +78,6 @@ def documents_cut(bench: Bench, broken: bool) -> Facts:
     return facts(bench.run("data=tokens", f"data.path={place}", f"data.documents={documents}"))
 
 
-MIXED = ("data=mixed", f'data.paths=["{LITTLE_TEXT}"]')
 FAILURES = (
     _failure("labels_shifted", "the target is the token after the next", with_data("Shifted")),
     _failure(
@@ -116,7 +115,6 @@ FAILURES = (
         trained(
             "ablation=no_global",
             "chunk_size.shard=8",
-            "data.recall.distance_min=24",
             calm=("ablation=no_global",),
             shared=MIXED,
         ),
