@@ -96,10 +96,10 @@ def operations(model: ModelConfig) -> Iterator[Operation]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(*shape, generator=generator)
+        return scale * torch.randn(shape, generator=generator)
 
     def uniform(*shape: int, most: float = 1.0) -> Tensor:
-        return most * torch.rand(*shape, generator=generator)
+        return most * torch.rand(shape, generator=generator)
 
     d = model.width // model.heads
     width = H * d
