@@ -86,7 +86,9 @@ class TokenData(CorpusData):
 
     def describe(self) -> dict[str, str | int | float]:
         cut = cut_share(self.store.train.ends, self.sequence, packed=self.documents == "packed")
-        shares = {"documents_cut": cut} if self.documents == "packed" else {"documents_cut": cut, "padding": self.padding}
+        shares = (
+            {"documents_cut": cut} if self.documents == "packed" else {"documents_cut": cut, "padding": self.padding}
+        )
         return super().describe() | {name: round(share, 4) for name, share in shares.items()}
 
     @property

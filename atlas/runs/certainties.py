@@ -1,4 +1,4 @@
-"""What settings and data make certain before step 1: a task that cannot be solved, or that says nothing of the memory."""
+"""What settings and data make certain before step 1, such as a task that cannot be solved."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def _of_memories(config: RunConfig) -> list[str]:
         return found
     if shard >= sequence:
         later = f"a text of more than {shard} tokens resets them, which training never shows the model"
-        found.append(f"local memories are never reset within train.sequence={sequence} (chunk_size.shard={shard}): {later}")
+        found.append(
+            f"local memories are never reset within train.sequence={sequence} (chunk_size.shard={shard}): {later}"
+        )
     if whole >= sequence and not config.train.carry_memory:
         found.append(
             f"the global memory is written at the end of a sequence alone and never read"
@@ -53,8 +55,10 @@ def _of_recall(config: RunConfig, task: RecallTask) -> list[str]:
     if model.memory.enabled:
         reach = model.layers * (model.window - 1) if model.window else inf
         if task.distance_min < reach:
-            seen = f"attention reaches {reach:g} tokens back (model.layers * (model.window - 1))" if model.window else (
-                "attention sees the whole sequence (model.window=0)"
+            seen = (
+                f"attention reaches {reach:g} tokens back (model.layers * (model.window - 1))"
+                if model.window
+                else ("attention sees the whole sequence (model.window=0)")
             )
             found.append(
                 f"{seen}, and questions are asked from data.recall.distance_min={task.distance_min} tokens on:"
@@ -63,8 +67,8 @@ def _of_recall(config: RunConfig, task: RecallTask) -> list[str]:
         lasting = model.memory.use_global and sizes.global_size < sequence
         if not lasting and sizes.shard <= task.distance_min:
             found.append(
-                f"recall cannot be solved: local memories are reset every {sizes.shard} tokens, questions are asked from"
-                f" data.recall.distance_min={task.distance_min} tokens on, and no global memory is read in between"
+                f"recall cannot be solved: local memories are reset every {sizes.shard} tokens, questions are asked"
+                f" from data.recall.distance_min={task.distance_min} tokens on, and no global memory is read in between"
             )
     asked, wanted = _questions(task, sequence)
     if asked < FEWEST_QUESTIONS * wanted:
@@ -79,12 +83,13 @@ def _questions(task: RecallTask, sequence: int) -> tuple[float, float]:
     """Questions that a sequence has at full distances, and those that the task names: means over both kinds."""
     rng = np.random.default_rng(0)
     asked = wanted = 0.0
-    kinds = (1 - task.sparse_share, task.pairs, task.queries), (task.sparse_share, task.sparse_pairs, task.sparse_queries)
+    kinds = (
+        (1 - task.sparse_share, task.pairs, task.queries),
+        (task.sparse_share, task.sparse_pairs, task.sparse_queries),
+    )
     for share, pairs, queries in kinds:
         sizes = {"slot": task.format.slot, "pairs": pairs, "queries": queries}
-        _, shown = random_layout(
-            rng, SAMPLE, sequence, **sizes, distance_min=task.distance_min, distance_max=sequence
-        )
+        _, shown = random_layout(rng, SAMPLE, sequence, **sizes, distance_min=task.distance_min, distance_max=sequence)
         needles = np.array([len(np.unique(row[row >= 0])) for row in shown])
         asked += share * float(((shown >= 0).sum(axis=1) - needles).mean())
         wanted += share * queries

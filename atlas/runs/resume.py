@@ -18,7 +18,7 @@ from atlas.config.composition import load_config, to_run_config
 from atlas.config.continuing import Effect, change_rule, changeable
 from atlas.config.keys import flat, lies_in, override_name
 from atlas.config.path_overrides import expanded
-from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE
+from atlas.telemetry.run_files import CONFIG_FILE
 
 
 def run_folder(resume: str) -> Path:

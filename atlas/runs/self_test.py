@@ -8,7 +8,7 @@ Legend: B sequences, T tokens, H heads, d head width, h hidden width, p feature 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,18 +50,18 @@ def require_agreement(config: RunConfig, device: torch.device, precision: torch.
     key = f"{config.model} {device.type} {precision} {kernels} {gpu.wanted()}"
     if key in _agreed:
         return
-    found = disagreement(config.model, device, precision)
+    found = disagreement(operations(config.model), device, precision)
     if found:
         raise ConfigError(f"device.kernels={config.device.kernels}: {kernels} are wrong here: {found}")
     _agreed.add(key)
 
 
-def disagreement(model: ModelConfig, device: torch.device, precision: torch.dtype) -> str:
+def disagreement(operations: Iterable[Operation], device: torch.device, precision: torch.dtype) -> str:
     """Which operation differs most from its reference, by how much and in what; "" where all are within bounds."""
     rounded = device.type == "cuda" or precision is not torch.float32
     allowed = ROUNDED if rounded else EXACT
     worst, told = allowed, ""
-    for operation in operations(model):
+    for operation in operations:
         wanted = values(operation, torch.device("cpu"), torch.float64)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             found = values(operation, device, torch.float32)
@@ -123,7 +123,11 @@ def operations(model: ModelConfig) -> Iterator[Operation]:
     rule = learning_rule(memory)
     h, p = memory.hidden, min(sum(feature_counts(memory.feature_width or d, memory.degree)), MOST_FEATURES)
     fields = [F.normalize(normal(rows, T, part), dim=-1) for part in (d, d, d, p, p)]
-    controls = torch.stack([uniform(rows, T, most=control.maximum) for control in rule.controls], -1) if rule.controls else normal(rows, T, 0)
+    controls = (
+        torch.stack([uniform(rows, T, most=control.maximum) for control in rule.controls], -1)
+        if rule.controls
+        else normal(rows, T, 0)
+    )
     weights = [normal(rows, d, h, scale=0.1), normal(rows, 2 * h, p, scale=h**-0.25)]
     for name, at_start in (("the local memories' chunks", False), ("the global memory's chunks", True)):
         scan = Scan(rule, CHUNK, memory.weight_norm_max, at_start, recompute=False)

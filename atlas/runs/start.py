@@ -89,6 +89,9 @@ def _resume(
                 f"finishes the rollback to step {journal.step}, which was interrupted",
             ]
         state.restore(payload)
+        unlike = state.unlike(payload)
+        allowed = f"a checkpoint that the run takes up as it was saved; {unlike} is another one after loading"
+        require(not unlike, "resume", manifest.path, f"{allowed} (init_from=RUN takes the weights alone)")
     except ConfigError:
         raise
     except Exception as error:  # plain data of another shape fails in many ways
@@ -148,7 +151,16 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     root = path / CHECKPOINTS if chosen is None else chosen.parent
     checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
-    return payload, manifest, passed_over(checkpoints)
+    return payload, manifest, [*passed_over(checkpoints), *_unhealthy(manifest, checkpoints)]
+
+
+def _unhealthy(manifest: Manifest, checkpoints: CheckpointManager) -> list[str]:
+    """A line where the run was not healthy when it saved this checkpoint."""
+    if manifest.healthy:
+        return []
+    healthy = [one.path.name for one in checkpoints.list() if one.healthy and one.step < manifest.step]
+    before = f"; {healthy[-1]} is the newest one that is" if healthy else ""
+    return [f"{manifest.path.name} is not healthy: the run had a bad reading or a suspicious loss at that step{before}"]
 
 
 def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:

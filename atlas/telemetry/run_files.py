@@ -67,7 +67,7 @@ class RunFiles:
 
     @property
     def status(self) -> str:
-        """The status in summary.json; `killed` for a run that was `running` when its process went, `unknown` without."""
+        """That of summary.json; `killed`: it was `running` and its process is gone; `unknown`: there is no summary."""
         found = str(self.summary.get("status") or "unknown")
         return "killed" if found == "running" and is_abandoned(self.folder / CHECKPOINTS) else found
 

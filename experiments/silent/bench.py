@@ -119,12 +119,14 @@ class Bench:
         main: Main = train,
         environment: Mapping[str, str] | None = None,
         executed: bool = False,
+        bare: bool = False,
     ) -> Running:
         """Start a training run in `folder`, or another command. `executed`: in a fresh Python, for an environment that
-        counts when it is loaded."""
+        counts when it is loaded. `bare`: with the settings given, and not those of the small model."""
         place = self.scratch / folder
         if main is train:
-            settings = (*SMALL, f"seed={self.seed}", f"hydra.run.dir={place}", *settings)
+            small = () if bare else SMALL
+            settings = (*small, f"seed={self.seed}", f"hydra.run.dir={place}", *settings)
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.started += 1
         printed = self.scratch / f"printed-{self.started}.txt"
@@ -135,8 +137,8 @@ class Bench:
             _become(main, list(settings), printed, dict(os.environ) | dict(environment or {}), self.scratch, executed)
         return Running(process, printed, place)
 
-    def run(self, *settings: str, folder: str = "run", main: Main = train) -> Ended:
-        return self.start(*settings, folder=folder, main=main).wait()
+    def run(self, *settings: str, folder: str = "run", main: Main = train, bare: bool = False) -> Ended:
+        return self.start(*settings, folder=folder, main=main, bare=bare).wait()
 
 
 def _become(
