@@ -124,8 +124,7 @@ def _missing(selection: Selection) -> list[Section]:
     blocks: list[Block] = []
     for sweep in selection.sweeps:
         if jobs := missing_jobs(sweep):
-            gone = f"{count(len(jobs), 'job')} of {sweep.name} left nothing and are missing below: {', '.join(jobs)}"
-            blocks.append(Text(gone, tone="bad"))
+            blocks.append(Text(f"Jobs of {sweep.name} that left nothing: {', '.join(jobs)}", tone="bad"))
     return [Section("Missing jobs", "missing", blocks)] if blocks else []
 
 

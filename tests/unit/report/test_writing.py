@@ -190,7 +190,7 @@ def test_jobs_that_left_nothing_are_named(sweep: Path) -> None:
     jobs = [{"folder": str(number), "overrides": ["train.steps=10", f"seed={number}"]} for number in range(6)]
     (sweep / "sweep.json").write_text(json.dumps({**record, "jobs": jobs}))
     text = (write_report([sweep]) / "report.md").read_text()
-    assert "2 jobs of sweep left nothing and are missing below: 4 (seed=4), 5 (seed=5)" in text
+    assert "Jobs of sweep that left nothing: 3 (seed=3), 4 (seed=4), 5 (seed=5)" in text
 
 
 def test_a_run_that_was_killed_is_called_so(make_run: MakeRun) -> None:
