@@ -34,12 +34,12 @@ from atlas.runs.build import (
     refuse_a_larger_model,
     with_vocabulary,
 )
-from atlas.runs.certainties import certainties
 from atlas.runs.changes import Changes, former_hashes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.recall_task import recall_warnings
 from atlas.runs.resume import as_text
 from atlas.runs.self_test import require_agreement
 from atlas.runs.signals import listening
@@ -116,7 +116,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ranks.from_first(lambda: changes.record(folder, state, telemetry))
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
-            for warning in [*(corpus.warnings if corpus else ()), *certainties(config, data)]:
+            for warning in [*(corpus.warnings if corpus else ()), *recall_warnings(config, data)]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
             trainer.run()

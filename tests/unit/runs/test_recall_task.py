@@ -7,12 +7,12 @@ import pytest
 import atlas
 from atlas.config.composition import options
 from atlas.runs.build import build_data
-from atlas.runs.certainties import certainties
+from atlas.runs.recall_task import recall_warnings
 
 
 def told(*overrides: str) -> list[str]:
     config = atlas.compose(overrides)
-    return certainties(config, build_data(config))
+    return recall_warnings(config, build_data(config))
 
 
 @pytest.mark.parametrize("group", ["model", "chunk_size", "ablation"])
@@ -45,20 +45,6 @@ def test_no_option_of_the_package_is_a_mistake(group: str) -> None:
             ["data=recall", "data.recall.distance_min=490"],
             "a recall sequence has 0.0 questions instead of 30.0: with data.recall.distance_min=490 the others find no"
             " room in train.sequence=512",
-        ),
-        (
-            ["data=stdlib", "chunk_size.shard=512"],
-            "local memories are never reset within train.sequence=512 (chunk_size.shard=512): a text of more than 512"
-            " tokens resets them, which training never shows the model",
-        ),
-        (
-            ["data=stdlib", "chunk_size.shard=16"],
-            "local memories are reset after every chunk (chunk_size.shard=16): they carry nothing on",
-        ),
-        (
-            ["data=stdlib", "chunk_size.global_size=512"],
-            "the global memory is written at the end of a sequence alone and never read (chunk_size.global_size=512,"
-            " train.sequence=512)",
         ),
     ],
 )

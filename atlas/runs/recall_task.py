@@ -1,4 +1,4 @@
-"""What settings and data make certain before step 1, such as a task that cannot be solved."""
+"""A recall task that cannot be solved, or that says nothing of the memory, is told before step 1."""
 
 from __future__ import annotations
 
@@ -11,46 +11,19 @@ from atlas.data.layout import random_layout
 from atlas.data.mixed import RecallAndText
 from atlas.data.recall import RecallData, RecallTask
 from atlas.data.source import DataSource
-from atlas.data.tokens import TokenData
 
-MOST_PADDING = 0.5  # of the tokens of a batch
 FEWEST_QUESTIONS = 0.5  # share of those that are asked for
 SAMPLE = 64  # sequences
 
 
-def certainties(config: RunConfig, data: DataSource) -> list[str]:
-    """What a user should know before training with these settings on these data, a sentence each."""
-    found = _of_memories(config) if config.model.memory.enabled else []
-    asks = isinstance(data, RecallData) or (isinstance(data, RecallAndText) and max(data.share.start, data.share.end))
-    if asks and isinstance(data, RecallData | RecallAndText):
-        found += _of_recall(config, data.task)
-    if isinstance(data, TokenData) and data.documents == "separate" and data.padding > MOST_PADDING:
-        short = "documents are short beside train.sequence, and data.documents=separate gives each a row of its own"
-        found.append(f"{data.padding:.0%} of the tokens of a batch are padding: {short}")
-    return found
+def recall_warnings(config: RunConfig, data: DataSource) -> list[str]:
+    """What a user should know of the recall task before training, a sentence each; [] for data without one."""
+    if isinstance(data, RecallAndText) and not max(data.share.start, data.share.end):
+        return []
+    return _of_task(config, data.task) if isinstance(data, RecallData | RecallAndText) else []
 
 
-def _of_memories(config: RunConfig) -> list[str]:
-    sizes, sequence, found = config.chunk_size, config.train.sequence, list[str]()
-    shard, whole = sizes.shard, sizes.global_size
-    if min(sizes.local) >= shard:
-        found.append(f"local memories are reset after every chunk (chunk_size.shard={shard}): they carry nothing on")
-    if not config.model.memory.use_global:
-        return found
-    if shard >= sequence:
-        later = f"a text of more than {shard} tokens resets them, which training never shows the model"
-        found.append(
-            f"local memories are never reset within train.sequence={sequence} (chunk_size.shard={shard}): {later}"
-        )
-    if whole >= sequence and not config.train.carry_memory:
-        found.append(
-            f"the global memory is written at the end of a sequence alone and never read"
-            f" (chunk_size.global_size={whole}, train.sequence={sequence})"
-        )
-    return found
-
-
-def _of_recall(config: RunConfig, task: RecallTask) -> list[str]:
+def _of_task(config: RunConfig, task: RecallTask) -> list[str]:
     model, sizes, sequence, found = config.model, config.chunk_size, config.train.sequence, list[str]()
     if model.memory.enabled:
         reach = model.layers * (model.window - 1) if model.window else inf
