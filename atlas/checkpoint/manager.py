@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.checkpoint.manifest import (
     MANIFEST_FILE,
     STATE_FILE,
@@ -35,6 +34,7 @@ from atlas.checkpoint.manifest import (
 )
 from atlas.checkpoint.snapshot import SnapshotError, snapshot
 from atlas.checkpoint.state_file import read_state, sync_file, sync_folder, write_state
+from atlas.config.lock import LockedError, RunLock
 from atlas.config.untrusted import printable
 
 Skipped = tuple[tuple[Path, str], ...]  # checkpoints passed over, each with the reason

@@ -85,9 +85,16 @@ class TokenData(CorpusData):
         return self._of_documents(rng, self.batch_size, self.store.validation)
 
     def describe(self) -> dict[str, str | int | float]:
-        if self.documents == "packed":
-            return super().describe()
-        return super().describe() | {"padding": round(padding(self.store.train.ends, self.sequence), 4)}
+        cut = cut_share(self.store.train.ends, self.sequence, packed=self.documents == "packed")
+        shares = (
+            {"documents_cut": cut} if self.documents == "packed" else {"documents_cut": cut, "padding": self.padding}
+        )
+        return super().describe() | {name: round(share, 4) for name, share in shares.items()}
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in the rows of separate documents."""
+        return padding(self.store.train.ends, self.sequence)
 
     def _of_documents(self, rng: Random, count: int, split: StoreSplit) -> Batch:
         places = rng.integers(0, len(split.tokens), (count,), dtype=np.int64)
@@ -103,6 +110,16 @@ class TokenData(CorpusData):
             weights[row, : len(part) - 1] = 1.0
         flags = np.ones(count, dtype=np.bool_)
         return Batch.from_tokens(tokens, weights, ~flags, flags)
+
+
+def cut_share(ends: NDArray[np.int64], sequence: int, *, packed: bool) -> float:
+    """The share of tokens whose document is not whole in their row, from the ends of the first `SAMPLE_DOCUMENTS`.
+
+    A packed row begins anywhere: of the rows that hold a given token of a document of n <= T tokens, n - 1 of T cut it.
+    """
+    lengths = np.diff(np.asarray(ends[:SAMPLE_DOCUMENTS]), prepend=0).astype(np.float64)
+    cut = np.where(lengths > sequence, 1.0, (lengths - 1) / sequence if packed else 0.0)
+    return float((lengths * cut).sum() / lengths.sum())
 
 
 def padding(ends: NDArray[np.int64], sequence: int) -> float:

@@ -17,10 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
 from atlas.config.atomic import write_atomically
 from atlas.config.console import log as progress_log
+from atlas.config.lock import LockedError, RunLock
 from atlas.config.path_overrides import expanded
 from atlas.data.store import sha256_of
 from atlas.data.store_format import (

@@ -80,9 +80,9 @@ def _print_comparison(document: Document) -> None:
 
 
 def _going_on(folders: Sequence[Path]) -> bool:
-    """Whether a run has the status `running`; a killed one has it too."""
+    """Whether a run has the status `running`; one that was killed on another machine has it too."""
     runs = select_runs(folders).runs
-    return any(RunFiles(run, strict=False).summary.get("status") == "running" for run in runs)
+    return any(RunFiles(run, strict=False).status == "running" for run in runs)
 
 
 def parse(arguments: Sequence[str]) -> Request:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.config import require
+from atlas.config.untrusted import read_json
 from atlas.telemetry.run_files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
 RUN_FILES = (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)
 SWEEP_FILE = "multirun.yaml"
+JOBS_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ def select_runs(folders: Sequence[Path]) -> Selection:
         sweeps.append(folder)
         runs += jobs
     return Selection(given, sweeps, list(dict.fromkeys(runs)))
+
+
+def missing_jobs(sweep: Path) -> list[str]:
+    """The jobs that the sweep's record names and that have left nothing: folder and the settings that are their own."""
+    try:
+        jobs = {str(job["folder"]): list(map(str, job["overrides"])) for job in read_json(sweep / JOBS_FILE)["jobs"]}
+    except (OSError, ValueError, TypeError, KeyError):  # a folder of runs, or one of a stranger
+        return []
+    gone = {folder: given for folder, given in jobs.items() if not is_run(sweep / folder)}
+    common = set.intersection(*map(set, jobs.values())) if jobs else set()
+    own = {folder: " ".join(text for text in given if text not in common) for folder, given in gone.items()}
+    return [f"{folder} ({settings})" if settings else folder for folder, settings in own.items()]
 
 
 def _runs_below(folder: Path, deep: bool) -> Iterator[Path]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas.config.lock import is_held
 from atlas.report.metric_columns import MetricColumns, to_columns
 from atlas.report.wording import finite, utc_time
-from atlas.telemetry.run_files import Row, RunFiles
+from atlas.telemetry.run_files import CHECKPOINTS, Row, RunFiles
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RunRecord:
     niah: Mapping[str, Any]
     last_time: float | None  # of the newest row or event, seconds since 1970
     problems: Sequence[str]
+    held: bool = False  # a process writes it now
 
     @property
     def status(self) -> str:
@@ -35,15 +37,16 @@ class RunRecord:
         """The newest known step."""
         steps = [int(self.rows.step[-1])] if len(self.rows) else []
         found = finite(self.summary.get("step"))
-        if self.status != "running" and found is not None:
+        if self.status not in ("running", "killed") and found is not None:
             return int(found)
         return steps[0] if steps else None
 
     @property
     def status_in_words(self) -> str:
-        """The status in words. A killed run cannot change its status: it stays `running`."""
-        if self.status == "running":
-            return f"running or killed (last row at {utc_time(self.last_time)})"
+        """The status in words; of a run that has not ended, with the time of its last row."""
+        if self.status in ("running", "killed"):
+            word = "running or killed" if self.status == "running" and not self.held else self.status
+            return f"{word} (last row at {utc_time(self.last_time)})"
         if self.status == "unknown":
             return "unknown (no summary.json)"
         return self.status
@@ -91,12 +94,13 @@ def read_run(folder: Path, name: str) -> RunRecord:
         folder=folder,
         name=name,
         config=files.settings,
-        summary=summary,
+        summary={**summary, "status": files.status} if summary else {},
         rows=to_columns(rows, rollbacks),
         events=sound,
         niah=files.niah,
         last_time=max(times, default=None),
         problems=files.problems,
+        held=is_held(folder / CHECKPOINTS),
     )
 
 

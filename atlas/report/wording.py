@@ -9,7 +9,7 @@ from typing import Any
 from atlas.report.document import MISSING, Cell
 
 LAST_SECOND = 253_402_300_800  # the year 10000, past which there is no date
-TONES = {"completed": "good", "passed": "good", "failed": "bad", "aborted": "bad", "running": "busy"}
+TONES = {"completed": "good", "passed": "good", "failed": "bad", "aborted": "bad", "killed": "bad", "running": "busy"}
 
 
 def finite(value: Any) -> float | None:

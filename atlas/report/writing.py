@@ -16,7 +16,7 @@ from atlas.config.console import log
 from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
 from atlas.report.document import Block, Cell, Document, Picture, Section, Table, Text
-from atlas.report.folders import Selection, names_of, select_runs
+from atlas.report.folders import Selection, missing_jobs, names_of, select_runs
 from atlas.report.markdown import to_markdown
 from atlas.report.options import chosen_options, swept_values
 from atlas.report.page import SCRIPT, to_page
@@ -79,7 +79,7 @@ def compose_document(selection: Selection, records: Sequence[RunRecord]) -> Docu
     labels = [label(record.name, index, differing) for index, record in enumerate(records)]
     anchors = [f"run-{index}" for index in range(len(records))]
     several = len(records) > 1
-    sections = _decisions(selection)
+    sections = [*_missing(selection), *_decisions(selection)]
     if several:
         sections.append(comparison_section(records, differing, labels, anchors, limit))
     for record, name, anchor in zip(records, labels, anchors, strict=True):
@@ -117,6 +117,15 @@ def _thinned(records: Sequence[RunRecord], limit: int) -> str:
         f"Charts show about {limit:,} points of a line's up to {longest:,} rows: the lowest and the highest value of "
         "each stretch, and every spike and rollback, are kept. All rows are in metrics.jsonl of each run."
     )
+
+
+def _missing(selection: Selection) -> list[Section]:
+    """The jobs of which nothing is there: they were not started, or their folders were removed."""
+    blocks: list[Block] = []
+    for sweep in selection.sweeps:
+        if jobs := missing_jobs(sweep):
+            blocks.append(Text(f"Jobs of {sweep.name} that left nothing: {', '.join(jobs)}", tone="bad"))
+    return [Section("Missing jobs", "missing", blocks)] if blocks else []
 
 
 def _decisions(selection: Selection) -> list[Section]:

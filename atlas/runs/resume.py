@@ -20,8 +20,6 @@ from atlas.config.keys import flat, lies_in, override_name
 from atlas.config.path_overrides import expanded
 from atlas.telemetry.run_files import CONFIG_FILE
 
-CHECKPOINTS = "checkpoints"
-
 
 def run_folder(resume: str) -> Path:
     """The run folder that `resume=PATH` names: PATH itself or, of a checkpoint, the folder above `checkpoints`.

@@ -39,10 +39,13 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
-from atlas.runs.resume import CHECKPOINTS, as_text
+from atlas.runs.recall_task import recall_warnings
+from atlas.runs.resume import as_text
+from atlas.runs.self_test import require_agreement
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.run_files import CHECKPOINTS
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
 from atlas.training.early_stop import EarlyStop
@@ -113,7 +116,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ranks.from_first(lambda: changes.record(folder, state, telemetry))
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
-            for warning in corpus.warnings if corpus else ():
+            for warning in [*(corpus.warnings if corpus else ()), *recall_warnings(config, data)]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
             trainer.run()
@@ -136,6 +139,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     fits = config.train.batch_size % micro_batches == 0
     require(fits, "train.batch_size", config.train.batch_size, f"{allowed} {ranks.world} processes)")
     device, precision = prepare_device(config.device, ranks)
+    require_agreement(config, device, precision)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
     model = build_model(config).to(device)

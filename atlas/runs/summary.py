@@ -34,7 +34,7 @@ SHOWN = (
 class RunSummary:
     """`status`: completed, failed (an error) or aborted (stopped by the user or by a safeguard), with the `reason`.
 
-    A run that was killed leaves the status `running`.
+    A run that was killed leaves the status `running`; `read_summary` calls it killed where that is sure.
     """
 
     folder: str
@@ -110,9 +110,12 @@ class RunSummary:
 def read_summary(folder: Path) -> RunSummary | None:
     """The summary in a run folder, wherever that lies now; None if there is none that can be read."""
     try:
-        summary = RunSummary(**{**RunFiles(folder).summary, "folder": str(folder)})
+        files = RunFiles(folder)
+        summary = RunSummary(**{**files.summary, "folder": str(folder)})
     except (OSError, ValueError, TypeError):
         return None
+    if files.status == "killed":
+        summary.status = "killed"
     return summary if all(_fits(getattr(summary, key), kind) for key, kind in _KINDS.items()) else None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas.checkpoint.lock import is_held
-from atlas.runs.resume import CHECKPOINTS
+from atlas.config.lock import is_held
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.sweeps.sweep_record import Job, SweepRecord
+from atlas.telemetry.run_files import CHECKPOINTS
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from atlas.checkpoint.lock import LockedError, RunLock
 from atlas.config import ConfigError, require
 from atlas.config.keys import override_name
+from atlas.config.lock import LockedError, RunLock
 from atlas.config.path_overrides import quoted
 from atlas.config.sweep import MOST_SEEDS
 from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, require_folder, say

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-from atlas.checkpoint.lock import LockedError, RunLock, holder, is_held
+from atlas.config.lock import LockedError, RunLock, holder, is_held
 from atlas.runs.folder import say
 from atlas.runs.signals import SIGNALS, claim, handled_by, interrupt
 from atlas.sweeps.stop import INTERRUPTED, StopSign

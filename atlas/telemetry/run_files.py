@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from atlas.config import ConfigError
 from atlas.config.files import read_yaml, require_values
 from atlas.config.keys import flat
+from atlas.config.lock import is_abandoned
 from atlas.config.untrusted import open_regular, read_json
 from atlas.telemetry.jsonl import JsonlError, parse_row, read_jsonl
 
@@ -22,6 +23,7 @@ SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 NIAH_FILE = "niah.json"
+CHECKPOINTS = "checkpoints"
 
 Row = dict[str, Any]
 
@@ -62,6 +64,12 @@ class RunFiles:
     def summary(self) -> Mapping[str, Any]:
         """summary.json."""
         return self._json(SUMMARY_FILE)
+
+    @property
+    def status(self) -> str:
+        """That of summary.json; `killed`: it was `running` and its process is gone; `unknown`: there is no summary."""
+        found = str(self.summary.get("status") or "unknown")
+        return "killed" if found == "running" and is_abandoned(self.folder / CHECKPOINTS) else found
 
     @cached_property
     def niah(self) -> Mapping[str, Any]:

@@ -66,6 +66,23 @@ class Saver:
                 raise AbortError(f"{error} ({self.failed} failed in a row)") from error
             self._warn(step, error)
 
+    def rehearse(self) -> str:
+        """Load the checkpoint of the step reached and continue from it; returns what goes wrong, "" if nothing does.
+
+        A hash says that the bytes are those that were written, not that a run can go on from them.
+        """
+        name = f"step-{self.state.step:08d}"
+        try:
+            payload, manifest = self.checkpoints.load()
+            if manifest.step != self.state.step:
+                skipped = self.checkpoints.skipped
+                return "; ".join(f"{folder.name} was saved and is passed over: {why}" for folder, why in skipped)
+            self.state.restore(payload)
+        except Exception as error:  # of a part that somebody else wrote, such as an optimiser of the user's
+            return f"{name} was saved and cannot be loaded: {type(error).__name__}: {error}"
+        unlike = self.state.unlike(payload)
+        return f"{name} was saved, and loading it does not bring back {unlike}" if unlike else ""
+
     def collect(self, *, wait: bool = False) -> None:
         """Report a save in the background that has ended since; `wait` for it."""
         try:

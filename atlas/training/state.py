@@ -96,6 +96,12 @@ class TrainState:
         self.unfinished = payload.get("unfinished")
         restore_rng(payload["rng"])
 
+    def unlike(self, payload: dict[str, Any]) -> str:
+        """Where weights or the optimiser's tensors are not those of the payload that was restored; "" where all are."""
+        return _unlike("model", payload["model"], self.model.state_dict()) or _unlike(
+            "optimizer", payload["optimizer"], self.optimizer.state_dict()
+        )
+
     def take_over(self) -> None:
         """Take over the state that rank 0 has restored: the others need not see its disk."""
         if self.ranks.world > 1:
@@ -120,6 +126,25 @@ class TrainState:
         on_device = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         state: ModelState = pytree.tree_unflatten(on_device, structure)
         return state
+
+
+def _unlike(place: str, saved: Any, now: Any) -> str:
+    """The first place where a tensor of `saved` is missing in `now`, or is another one. Other values may differ."""
+    if isinstance(saved, Tensor):
+        if not isinstance(now, Tensor) or saved.shape != now.shape:
+            return place
+        found = now.detach().to(saved.device, saved.dtype)
+        same = (found == saved) | (found.isnan() & saved.isnan()) if saved.is_floating_point() else found == saved
+        return "" if bool(same.all()) else place
+    items = saved.items() if isinstance(saved, dict) else enumerate(saved) if isinstance(saved, list | tuple) else ()
+    for key, value in items:
+        try:
+            there = now[key]
+        except (LookupError, TypeError):
+            there = None
+        if found_at := _unlike(f"{place}.{key}", value, there):
+            return found_at
+    return ""
 
 
 POSITION = ("step", "tokens", "segment", "rollbacks", "skipped")

@@ -97,6 +97,8 @@ class Trainer:
                 if self.config.calibration.enabled:
                     self._calibrate()
                 self._save()  # a rollback may be needed before the first regular checkpoint
+                if problem := self._rehearse():
+                    raise AbortError(problem)
             if state.unfinished is not None:
                 self._finish_step(state.unfinished)
             while state.step < self.config.train.steps and not state.stop_reason:
@@ -113,6 +115,8 @@ class Trainer:
                 self._end_early()
             if self.config.calibration.measure:
                 self._measure_reset()
+            if self.ranks.world == 1 and (problem := self._rehearse()):  # other ranks hold other rows of the state
+                self.telemetry.event("warning", state.step, message=f"{problem}: a resumed run would be another one")
         except StopRequested:
             self._save_stopped()
             raise
@@ -278,6 +282,10 @@ class Trainer:
         }
         with self.clocks.measure("checkpoint"):
             self.saver.save(health)
+
+    def _rehearse(self) -> str:
+        with self.clocks.measure("checkpoint"):
+            return self.ranks.from_first(self.saver.rehearse)
 
     def _save_stopped(self) -> None:
         """Save the step reached, so that the next start continues as if this one had not been stopped."""

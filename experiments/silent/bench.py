@@ -19,7 +19,7 @@ from atlas.telemetry.run_files import RunFiles
 from atlas.train import main as train_main
 
 LITTLE_TEXT = Path(atlas.__file__).parent / "training" / "[!_]*.py"  # 80 kB: a start takes less than a second
-STEPS = 200
+STEPS = 240
 # One layer of width 32 on sequences of 64 bytes; watch, rollback, gate and optimiser as by default.
 SMALL = (
     "model.width=32",
@@ -44,6 +44,16 @@ SMALL = (
     "device.threads=1",
 )
 TEXT = ("data=text", f'data.paths=["{LITTLE_TEXT}"]')
+# Half of the rows are recall: few pairs, each asked for beyond the reach of attention, which is 7 tokens.
+MIXED = (
+    "data=mixed",
+    f'data.paths=["{LITTLE_TEXT}"]',
+    "data.recall.pairs=6",
+    "data.recall.queries=6",
+    "data.recall.sparse_pairs=2",
+    "data.recall.sparse_queries=4",
+    "data.recall.distance_min=16",
+)
 PATIENCE_SECONDS = 120.0
 
 Main = Callable[[list[str]], int]
@@ -109,12 +119,14 @@ class Bench:
         main: Main = train,
         environment: Mapping[str, str] | None = None,
         executed: bool = False,
+        bare: bool = False,
     ) -> Running:
         """Start a training run in `folder`, or another command. `executed`: in a fresh Python, for an environment that
-        counts when it is loaded."""
+        counts when it is loaded. `bare`: with the settings given, and not those of the small model."""
         place = self.scratch / folder
         if main is train:
-            settings = (*SMALL, f"seed={self.seed}", f"hydra.run.dir={place}", *settings)
+            small = () if bare else SMALL
+            settings = (*small, f"seed={self.seed}", f"hydra.run.dir={place}", *settings)
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.started += 1
         printed = self.scratch / f"printed-{self.started}.txt"
@@ -125,8 +137,8 @@ class Bench:
             _become(main, list(settings), printed, dict(os.environ) | dict(environment or {}), self.scratch, executed)
         return Running(process, printed, place)
 
-    def run(self, *settings: str, folder: str = "run", main: Main = train) -> Ended:
-        return self.start(*settings, folder=folder, main=main).wait()
+    def run(self, *settings: str, folder: str = "run", main: Main = train, bare: bool = False) -> Ended:
+        return self.start(*settings, folder=folder, main=main, bare=bare).wait()
 
 
 def _become(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.silent.bench import LITTLE_TEXT, Bench
+from experiments.silent.bench import LITTLE_TEXT, MIXED, Bench
 from experiments.silent.failure import Facts, Failure, Procedure, facts, trained, with_data
 
 MIDDLE = 120
@@ -30,7 +30,7 @@ def written(content: str | bytes, *settings: str) -> Procedure:
     return run
 
 
-def _little_text() -> str:
+def little_text() -> str:
     return "".join(path.read_text(encoding="utf-8") for path in sorted(LITTLE_TEXT.parent.glob(LITTLE_TEXT.name)))
 
 
@@ -38,10 +38,10 @@ def changed_between_two_starts(bench: Bench, broken: bool) -> Facts:
     """The corpus is edited after the first start; the run is resumed for longer."""
     bench.scratch.mkdir(parents=True, exist_ok=True)
     corpus = bench.scratch / "corpus.txt"
-    corpus.write_text(_little_text(), encoding="utf-8")
+    corpus.write_text(little_text(), encoding="utf-8")
     bench.run("data=text", f'data.paths=["{corpus}"]', "train.steps=50")
     if broken:
-        corpus.write_text(_little_text().replace("state", "State"), encoding="utf-8")
+        corpus.write_text(little_text().replace("state", "State"), encoding="utf-8")
     return facts(bench.run("data=text", f'data.paths=["{corpus}"]', "resume=auto", "train.steps=100"), 50)
 
 
@@ -61,7 +61,7 @@ def store(bench: Bench, documents: list[str], name: str) -> Path:
 
 
 def _pieces(size: int) -> list[str]:
-    text = _little_text()
+    text = little_text()
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
@@ -78,7 +78,6 @@ def documents_cut(bench: Bench, broken: bool) -> Facts:
     return facts(bench.run("data=tokens", f"data.path={place}", f"data.documents={documents}"))
 
 
-MIXED = ("data=mixed", f'data.paths=["{LITTLE_TEXT}"]')
 FAILURES = (
     _failure("labels_shifted", "the target is the token after the next", with_data("Shifted")),
     _failure(
@@ -116,7 +115,6 @@ FAILURES = (
         trained(
             "ablation=no_global",
             "chunk_size.shard=8",
-            "data.recall.distance_min=24",
             calm=("ablation=no_global",),
             shared=MIXED,
         ),

@@ -69,5 +69,5 @@ FAILURES = (
         with_optimizer("corrupting", "+optim.share=0.2", at=MIDDLE),
     ),
     _failure("answers_leak", "the target is the token that is read", with_data("Leaking")),
-    _failure("validation_not_a_number", "no validation target has a weight", with_data("Unmeasured")),
+    _failure("validation_not_a_number", "the weight of one validation target is not a number", with_data("Unmeasured")),
 )

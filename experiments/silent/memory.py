@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.silent.bench import LITTLE_TEXT
+from experiments.silent.bench import MIXED
 from experiments.silent.failure import Failure, Procedure, trained, with_optimizer
 
-MIXED = ("data=mixed", f'data.paths=["{LITTLE_TEXT}"]')
 RECALL = ("niah=default", "niah.levels=[recall]", "niah.samples=16")
 
 

@@ -135,7 +135,7 @@ FAILURES = (
         "process",
         "the folder of a sweep's job is gone",
         job_vanished,
-        says="missing|gone|not there|vanished",
+        says="left nothing",
     ),
     Failure("sweep_job_killed", "process", "a sweep's job is killed", job_killed, says="killed"),
     Failure(

@@ -15,6 +15,7 @@ from experiments.silent.failure import Facts, Failure, outcome
 
 HERE = Path(__file__).parent
 NOT_NOTICED = "NOT NOTICED"
+QUIET = ("told", "table", "start line", "notice")  # of a calm run: no alarms
 LONGEST = 160  # characters of a message in the table
 
 
@@ -38,8 +39,8 @@ class Caused:
 
     @property
     def false_alarms(self) -> list[str]:
-        """What the calm run told; lines of reports and verdicts of probes on a model of no time are no alarms."""
-        return [f"{f.kind}: {f.message}" for f in self.calm.findings if f.kind not in ("told", "table")]
+        """What the calm run told, without the kinds that are no alarm: reports, notices, probes of so small a model."""
+        return [f"{f.kind}: {f.message}" for f in self.calm.findings if f.kind not in QUIET]
 
 
 def text_of(found: Sequence[Caused]) -> str:

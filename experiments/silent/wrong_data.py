@@ -74,11 +74,13 @@ class Slow(Sound):
 
 
 class Unmeasured(Sound):
-    """A validation set whose targets all have no weight."""
+    """One target of the validation set has a weight that is not a number."""
 
     def validation(self, index: int) -> Batch:
         found = super().validation(index)
-        return replace(found, weights=torch.zeros_like(found.weights))
+        weights = found.weights.clone()
+        weights[0, 0] = float("nan")
+        return replace(found, weights=weights)
 
 
 class Random(Sound):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.checkpoint.lock import RunLock
+from atlas.config.lock import RunLock
 from atlas.sweeps.workers import worker_processes
 from atlas.telemetry.jsonl import read_jsonl
 from tests.integration.sweep_commands import (

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,21 @@ def test_bad_arguments_are_one_line_and_status_2(
     told = capsys.readouterr().err
     assert (told.count("\n"), told.startswith("atlas: ")) == (1, True)
     assert told.endswith(f"{message}\n")
+
+
+def test_jobs_that_left_nothing_are_named(sweep: Path) -> None:
+    record = json.loads((sweep / "sweep.json").read_text()) if (sweep / "sweep.json").exists() else {}
+    jobs = [{"folder": str(number), "overrides": ["train.steps=10", f"seed={number}"]} for number in range(6)]
+    (sweep / "sweep.json").write_text(json.dumps({**record, "jobs": jobs}))
+    text = (write_report([sweep]) / "report.md").read_text()
+    assert "Jobs of sweep that left nothing: 3 (seed=3), 4 (seed=4), 5 (seed=5)" in text
+
+
+def test_a_run_that_was_killed_is_called_so(make_run: MakeRun) -> None:
+    run = make_run("run", [row(1, loss=3.0)], summary={"status": "running", "steps": 10})
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / ".lock").write_text(f"process 1 on {socket.gethostname()}")
+    text = (write_report([run]) / "report.md").read_text()
+    assert text.startswith("# run run\n\n1 run: 1 killed.")
+    assert "killed (last row at 2027-01-15 08:00:01 UTC)" in text
+    assert "1 of 10" in text

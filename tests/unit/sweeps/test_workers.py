@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.checkpoint.lock import RunLock
+from atlas.config.lock import RunLock
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.workers import passing_interrupts_on, use_own_device, worker_processes
 

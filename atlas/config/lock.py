@@ -66,6 +66,20 @@ def is_held(folder: Path, name: str = ".lock") -> bool:
     return False
 
 
+def is_abandoned(folder: Path, name: str = ".lock") -> bool:
+    """Whether the process that locked the folder last is surely gone: it ran on this host, and the lock is free."""
+    path = folder / name
+    if not path.is_file() or not holder(path).endswith(f" on {socket.gethostname()}"):
+        return False
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):  # held; or a file system without locks, where nothing is known
+        return False
+    lock.release()
+    return True
+
+
 def holder(path: Path) -> str:
     """The process that holds the lock, as it wrote into the file."""
     with suppress(OSError):

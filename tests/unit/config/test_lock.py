@@ -1,0 +1,52 @@
+"""Whether the process that wrote a folder is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from atlas.config.lock import RunLock, is_abandoned
+from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.run_files import RunFiles
+
+
+def locked_by_another(folder: Path) -> int:
+    """A process that holds the lock until it is killed."""
+    process = os.fork()
+    if process == 0:
+        RunLock(folder)
+        (folder / "locked").touch()
+        time.sleep(60)
+        os._exit(0)
+    while not (folder / "locked").exists():
+        time.sleep(0.001)
+    return process
+
+
+def test_a_killed_run_is_called_killed_and_one_that_goes_on_running(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    RunSummary(str(tmp_path)).write()
+    statuses = [RunFiles(tmp_path).status]
+    process = locked_by_another(folder)
+    statuses.append(RunFiles(tmp_path).status)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    statuses.append(RunFiles(tmp_path).status)
+    assert statuses == ["running", "running", "killed"]  # without a lock nothing is known
+    summary = read_summary(tmp_path)
+    assert summary is not None
+    assert summary.status == "killed"
+    summary.status = "completed"
+    summary.write()
+    assert RunFiles(tmp_path).status == "completed"
+
+
+@pytest.mark.parametrize(("text", "abandoned"), [("process 1 on elsewhere", False), ("", False)])
+def test_a_process_of_another_machine_may_live(tmp_path: Path, text: str, abandoned: bool) -> None:
+    (tmp_path / ".lock").write_text(text)
+    assert is_abandoned(tmp_path) is abandoned
