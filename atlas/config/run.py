@@ -60,7 +60,7 @@ class DeviceConfig(Choices, prefix="device."):
 
 @dataclass
 class TelemetryConfig:
-    every: int = 100  # steps between rows of metrics.jsonl
+    every: int = 100  # steps between rows of metrics.jsonl; the first 100 steps have ten
     metrics: list[str] = field(default_factory=list)  # dotted names of functions of your own: columns `own/...`
 
     def __post_init__(self) -> None:
