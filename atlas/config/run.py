@@ -61,7 +61,7 @@ class DeviceConfig(Choices, prefix="device."):
 
 @dataclass
 class TelemetryConfig:
-    every: int = 100  # steps between rows of metrics.jsonl
+    every: int = 100  # steps between rows of metrics.jsonl; the first 100 steps have ten
     metrics: list[str] = field(default_factory=list)  # dotted names of functions of your own: columns `own/...`
     samples: int = 0  # validation texts that the model continues after each validation: events of kind `sample`
     sample_tokens: int = 64  # of a continuation, and at most of its prompt

@@ -19,21 +19,33 @@ QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table says how th
 STYLES = {"spike": "yellow", "warning": "yellow", "rollback": "bold yellow", "error": "bold red"}
 REDRAW_SECONDS = 0.2
 SHOWN_OF_PROMPT = 24  # characters of the text that a sample continues
+LARGEST = 1e6  # from which on a number has an exponent: a perplexity has none that says more
+ESTIMATE_SECONDS = 2.0  # of steps after the first, from which the time of the whole run is told
+WORTH_TELLING_SECONDS = 120.0  # of a run
+SHORTEST_BAR = 4  # characters
 
 
 def _number(values: Mapping[str, Any], key: str, form: str) -> str:
     value = values.get(key)
-    return "-" if value is None else format(value, form)
+    if value is None:
+        return "-"
+    return format(value, form if abs(value) < LARGEST else ".3g")
 
 
-def describe_values(values: Mapping[str, Any]) -> str:
-    """Loss, perplexity (and ppl_delta), gate and speed on one line; "-" for what was not measured."""
-    return (
-        f"loss {_number(values, 'loss', '.3f')}  ppl {_number(values, 'perplexity', '.2f')}"
-        f" ({_number(values, 'ppl_delta', '+.1%')})"
-        f"  gate {_number(values, 'gate/mean', '.2f')} std {_number(values, 'gate/std', '.2f')}"
-        f"  {_number(values, 'tokens_per_second', ',.0f')} tok/s"
-    )
+def describe_values(values: Mapping[str, Any], room: int | None = None) -> str:
+    """Loss and perplexity of the step, ppl_delta of the watched rows, gate and speed on one line; "-" for what was not
+    measured. With `room`, in characters, what matters least is left out until the rest fits; the loss stays."""
+    parts = {
+        "loss": f"loss {_number(values, 'loss', '.3f')}",
+        "perplexity": f"ppl {_number(values, 'perplexity', '.2f')}",
+        "delta": f"watched {_number(values, 'ppl_delta', '+.1%')}",
+        "gate": f"gate {_number(values, 'gate/mean', '.2f')} std {_number(values, 'gate/std', '.2f')}",
+        "speed": f"{_number(values, 'tokens_per_second', ',.0f')} tok/s",
+    }
+    for name in ("gate", "delta", "perplexity", "speed"):
+        if room is not None and len("  ".join(parts.values())) > room:
+            del parts[name]
+    return "  ".join(parts.values())
 
 
 def describe_event(event: Mapping[str, Any]) -> str:
@@ -69,6 +81,8 @@ class ConsoleSink(Sink):
         self._info: RunInfo | None = None
         self._bar: _Bar | None = None
         self._clock = 0.0  # when the first step of this start began, seconds
+        self._first: tuple[int, float] | None = None  # the first step that was seen, and when it ended
+        self._estimated = False
 
     def open(self, info: RunInfo) -> str | None:
         self._info = info
@@ -80,6 +94,7 @@ class ConsoleSink(Sink):
         return None
 
     def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        self._estimate(step)
         if self._bar is not None:
             self._bar.update(step, values, self._time_left(step))
 
@@ -109,6 +124,21 @@ class ConsoleSink(Sink):
             return "--:--"
         seconds_per_step = (time.perf_counter() - self._clock) / (step - self._info.start_step)
         return describe_duration(seconds_per_step * (self._info.steps - step))
+
+    def _estimate(self, step: int) -> None:
+        """Tell early, and once, how long a long run takes; the first step does more than the others."""
+        now = time.perf_counter()
+        if self._info is None or self._estimated:
+            return
+        if self._first is None:
+            self._first = step, now
+        first, began = self._first
+        if step > first and now - began >= ESTIMATE_SECONDS:
+            self._estimated = True
+            each, steps = (now - began) / (step - first), self._info.steps - self._info.start_step
+            if each * steps >= WORTH_TELLING_SECONDS:
+                whole = describe_duration(each * steps)
+                self._print(f"step {step}  estimate: {whole} for {steps:,} steps, {each:.3g} s each, probes apart")
 
     def _output(self) -> TextIO:
         stream = sys.stdout if self._stream is None else self._stream
@@ -144,18 +174,19 @@ class _Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
+        counter = f"{info.steps}/{info.steps}"
         # Drawn in this thread and not in rich's own: an error of the terminal is then raised where it is handled.
         self._progress: Progress = Progress(
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{info.steps}/{info.steps}"))),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(counter))),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[values]}  {task.fields[left]} left", table_column=Column(no_wrap=True)),
             console=Console(file=stream),
             auto_refresh=False,
             expand=True,
         )
-        self._task: TaskID = self._progress.add_task(
-            "", total=info.steps, completed=info.start_step, values=describe_values({}), left="--:--"
-        )
+        self._beside = len(counter) + SHORTEST_BAR + 3  # characters that the values do not have
+        self._task: TaskID = self._progress.add_task("", total=info.steps, completed=info.start_step)
+        self._show({}, "--:--")
         self._seen: dict[str, Any] = {}  # the last known value of each metric
         self._drawn = 0.0
         self._guard(self._progress.start)
@@ -163,11 +194,16 @@ class _Bar:
     def update(self, step: int, values: Mapping[str, Any], left: str) -> None:
         """Show the values of `step`; drawn at most every `REDRAW_SECONDS`."""
         self._seen.update({key: value for key, value in values.items() if value is not None})
-        self._progress.update(self._task, completed=step, values=describe_values(self._seen), left=left)
+        self._progress.update(self._task, completed=step)
+        self._show(self._seen, left)
         now = time.perf_counter()
         if now - self._drawn >= REDRAW_SECONDS:
             self._drawn = now
             self._guard(self._progress.refresh)
+
+    def _show(self, values: Mapping[str, Any], left: str) -> None:
+        room = self._progress.console.width - self._beside - len(f"  {left} left")
+        self._progress.update(self._task, values=describe_values(values, room), left=left)
 
     def print(self, line: str, style: str | None) -> None:
         """A line above the bar."""

@@ -13,20 +13,26 @@ from atlas.telemetry.events import make_event
 from atlas.telemetry.rows import make_row
 from atlas.telemetry.sinks import RunInfo, Sink
 
+EARLY = 10  # rows within the first `every` steps, where a run changes most and a short one ends
+LEAST_APART = 5  # steps between them
+
 
 class TelemetryLogger:
     """Passes telemetry to the sinks in their order; put the essential one first.
 
-    A row is written every `every` steps, for the last step, and at once with any event. Values logged for one step are
-    collected into one row. Values that come after their row was written cause a second, complete row of that step.
+    A row is written every `every` steps, ten times before the first of them unless they are few, for the last step, for
+    values that are kept, and at once with any event. Values logged for one step are collected into one row. Values that
+    come after their row was written cause a second, complete row of that step.
     A mirror that fails is dropped: one warning, on the console and in events.jsonl, and the run goes on.
     """
 
     def __init__(self, sinks: Sequence[Sink], *, every: int) -> None:
         self._sinks = list(sinks)
         self._every = every
+        self._early = every // EARLY if every >= EARLY * LEAST_APART else every
         self._last_step = 0
         self._step = 0
+        self._kept: int | None = None  # a step whose row is written whatever the cadence
         self._values: dict[str, Any] = {}
         self._unwritten = False
         self._closed = False
@@ -42,13 +48,15 @@ class TelemetryLogger:
 
     def due(self, step: int) -> bool:
         """Whether the row of `step` is written, even if no event asks for it."""
-        return step % self._every == 0 or step == self._last_step
+        early = step < self._every and step % self._early == 0
+        return early or step % self._every == 0 or step in (self._last_step, self._kept)
 
-    def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Add values of `step`. The row of the step before, if it is due, is written now."""
+    def log_step(self, step: int, metrics: Mapping[str, Any], *, keep: bool = False) -> None:
+        """Add values of `step`, whose row is due with `keep`. The row of the step before, if due, is written now."""
         if step != self._step:
             self.flush()
             self._step, self._values = step, {}
+        self._kept = step if keep else self._kept
         self._values.update(metrics)
         self._unwritten = True
         self._each(lambda sink: sink.progress(step, self._values))

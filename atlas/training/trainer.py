@@ -199,7 +199,7 @@ class Trainer:
             with self.clocks.measure("validation"), self.stop.checked_by(state.model):
                 losses = self._validate()
             self.validation = state.step, losses["validation/loss"]
-            self.telemetry.log_step(state.step, losses)
+            self.telemetry.log_step(state.step, losses, keep=True)
             if state.early_stop is not None and state.step < settings.steps:
                 state.early_stop.see(*self.validation)
         if self.probe is not None and self.probe.due(state.step):

@@ -33,8 +33,8 @@ def read_all(terminal: int) -> str:
 
 
 def test_values_and_gaps_are_shown() -> None:
-    assert describe_values(VALUES) == "loss 2.346  ppl 10.44 (+1.2%)  gate 0.50 std 0.12  12,346 tok/s"
-    assert describe_values({"loss": 1, "gate/mean": None}) == "loss 1.000  ppl - (-)  gate - std -  - tok/s"
+    assert describe_values(VALUES) == "loss 2.346  ppl 10.44  watched +1.2%  gate 0.50 std 0.12  12,346 tok/s"
+    assert describe_values({"loss": 1, "gate/mean": None}) == "loss 1.000  ppl -  watched -  gate - std -  - tok/s"
 
 
 def test_an_event_shows_its_message_or_its_fields() -> None:
@@ -73,7 +73,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     sink.close("completed", {}, TABLE)
     assert stream.getvalue().splitlines() == [
         f"files: {tmp_path}/",
-        "step 1000/1000  loss 2.346  ppl 10.44 (+1.2%)  gate 0.50 std 0.12  12,346 tok/s  00:00 left",
+        "step 1000/1000  loss 2.346  ppl 10.44  watched +1.2%  gate 0.50 std 0.12  12,346 tok/s  00:00 left",
         "step 100  warning: the gate is flat",
         "  status           completed",
         "  loss             2.346",
@@ -89,9 +89,44 @@ def test_a_stream_that_takes_ascii_only_gets_question_marks(tmp_path: Path) -> N
     assert raw.getvalue() == b"step 1  warning: Gr??e\n"
 
 
-@pytest.mark.parametrize("columns", ["80", "120"])
+def test_what_matters_least_is_left_out_where_there_is_no_room() -> None:
+    assert describe_values(VALUES, 70) == describe_values(VALUES)
+    assert describe_values(VALUES, 69) == "loss 2.346  ppl 10.44  watched +1.2%  12,346 tok/s"
+    assert describe_values(VALUES, 36) == "loss 2.346  ppl 10.44  12,346 tok/s"
+    assert describe_values(VALUES, 30) == "loss 2.346  12,346 tok/s"
+    assert describe_values(VALUES, 0) == "loss 2.346"
+
+
+def test_a_diverged_loss_does_not_fill_the_line() -> None:
+    assert describe_values({"loss": 37203.83, "perplexity": 5.54e34}).startswith(
+        "loss 37203.830  ppl 5.54e+34  watched"
+    )
+
+
+def test_a_long_run_tells_its_time_after_a_few_steps_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("atlas.telemetry.console.time.perf_counter", lambda: now[0])
+    stream = io.StringIO()
+    sink = ConsoleSink(stream)
+    sink.open(RunInfo(folder=tmp_path, steps=2000))
+    for step, seconds in enumerate((30.0, 10.5, 10.5, 10.5), start=1):  # the first step does more
+        now[0] += seconds
+        sink.progress(step, VALUES)
+    assert stream.getvalue().splitlines()[1:] == [
+        "step 2  estimate: 5:50:00 for 2,000 steps, 10.5 s each, probes apart"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("40", "loss 2.346"),
+        ("80", "loss 2.346  ppl 10.44  watched +1.2%  12,346 tok/s"),
+        ("120", "loss 2.346  ppl 10.44  watched +1.2%  gate 0.50 std 0.12  12,346 tok/s"),
+    ],
+)
 def test_a_terminal_gets_a_bar_with_lines_above_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str, values: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("TERM", "xterm")
@@ -107,7 +142,8 @@ def test_a_terminal_gets_a_bar_with_lines_above_it(
     shown = read_all(master)
     assert "4/4" in shown
     assert "00:00 left" in shown
-    assert "loss 2.346  ppl 10.44 (+1.2%)  gate 0.50 std 0.12  12,346 tok/s" in shown
+    assert f" {values}  00:00 left" in shown
+    assert "…" not in shown
     assert "step 4  rollback: [back] to 2" in shown
     assert "  validation loss  2.5" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is given back

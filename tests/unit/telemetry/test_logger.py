@@ -66,6 +66,25 @@ def test_rows_at_the_cadence_and_for_the_last_step(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_shorter_than_the_cadence_has_rows_too(tmp_path: Path) -> None:
+    logger = started(tmp_path, every=100, steps=150)
+    for step in range(1, 151):
+        logger.log_step(step, {"loss": 1.0})
+    logger.close("completed")
+    assert steps_in(tmp_path) == [*range(10, 101, 10), 150]
+
+
+def test_values_that_are_kept_have_a_row_between_the_others(tmp_path: Path) -> None:
+    logger = started(tmp_path)
+    for step in range(1, 12):
+        logger.log_step(step, {"loss": 1.0})
+        if step % 7 == 0:
+            logger.log_step(step, {"validation/loss": 2.0}, keep=True)
+    logger.close("completed")
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row.get("validation/loss")) for row in rows] == [(7, 2.0), (10, None), (11, None)]
+
+
 def test_values_of_one_step_make_one_row(tmp_path: Path) -> None:
     logger = started(tmp_path)
     logger.log_step(10, {"loss": 1.0})
