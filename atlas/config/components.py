@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pkgutil import resolve_name
@@ -97,9 +96,11 @@ def check_component(key: str, settings: Mapping[str, Any], handed_over: frozense
 
 def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a class's constructor or of a function; {} where they cannot be evaluated."""
-    plain_class = inspect.isclass(target) and not is_dataclass(target)
+    if inspect.isclass(target):
+        owner = next(one for one in inspect.getmro(target) if "__init__" in vars(one))
+        target = target if "__dataclass_params__" in vars(owner) else vars(owner)["__init__"]
     try:
-        return get_type_hints(target.__init__ if plain_class else target, include_extras=True)
+        return get_type_hints(target, include_extras=True)
     except (NameError, TypeError):  # of a component of the user's: a name that only type checkers import
         return {}
 

@@ -52,29 +52,22 @@ class BlendCorpus(Corpus):
         }
 
 
+@dataclass(kw_only=True, eq=False)
 class BlendData(CorpusData):
     """Each row is a stretch of one store, which is drawn by its weight; see `CorpusData` for the rest."""
 
-    def __init__(
-        self,
-        *,
-        paths: Sequence[str],
-        weights: Sequence[float],
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        require(len(paths) > 0, "data.paths", list(paths), "at least one folder of a token store")
+    paths: Sequence[str]
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        paths, weights = list(self.paths), list(self.weights)
+        require(len(paths) > 0, "data.paths", paths, "at least one folder of a token store")
         usable = all(isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
         allowed = f"{len(paths)} numbers >= 0, one for each of data.paths, not all 0"
-        require(usable and len(weights) == len(paths), "data.weights", list(weights), allowed)
-        require(not carry_memory, "train.carry_memory", carry_memory, "false with data=blend: a row changes its store")
-        self.paths, self.shares = tuple(paths), tuple(weight / sum(weights) for weight in weights)
-        super().__init__(
-            load=self._blend, sequence=sequence, batch_size=batch_size, seed=seed, carry_memory=carry_memory
-        )
+        require(usable and len(weights) == len(paths), "data.weights", weights, allowed)
+        allowed = "false with data=blend: a row changes its store"
+        require(not self.carry_memory, "train.carry_memory", self.carry_memory, allowed)
+        self.shares = tuple(weight / sum(weights) for weight in weights)
 
     @property
     def vocabulary(self) -> int:
@@ -108,7 +101,7 @@ class BlendData(CorpusData):
                 tokens[mine] = self._stretches(of_rows(rng, mine), int(mine.sum()), getattr(store, part))
         return tokens
 
-    def _blend(self) -> BlendCorpus:
+    def load(self) -> BlendCorpus:
         stores = tuple(load_store(path, "data.paths") for path in self.paths)
         for path, store in zip(self.paths, stores, strict=True):
             same = store.store.record.tokenizer_sha256 == stores[0].store.record.tokenizer_sha256
@@ -119,7 +112,7 @@ class BlendData(CorpusData):
         contents = {f"{path}/{name}": sha256 for path, one in pairs for name, sha256 in one.contents.items()}
         return BlendCorpus(
             source=", ".join(f"{share:.3g} of {path}" for path, share in zip(self.paths, self.shares, strict=True)),
-            paths=self.paths,
+            paths=tuple(self.paths),
             files=len(contents),
             train=largest.train,
             validation=largest.validation,

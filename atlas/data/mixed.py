@@ -6,17 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from atlas.config import require
 from atlas.config.values import Share
 from atlas.data.batch import Batch, rows_of_batch
-from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
+from atlas.data.corpus import Corpus, Encoding, Part
 from atlas.data.needles import NeedleFormat
 from atlas.data.recall import RecallTask
-from atlas.data.text import CorpusData
+from atlas.data.source import HandedOver
+from atlas.data.text import CorpusData, FileData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,32 @@ class RecallShare:
         return self.start + (self.end - self.start) * blended
 
 
-class RecallAndText:
+@dataclass(kw_only=True, eq=False)
+class RecallAndText(HandedOver):
     """Recall rows first, text rows after them; the number of recall rows is `round(share * B)`.
 
     Recall rows are always fresh. A text row is fresh where text is (see `CorpusData`), and where the row was a recall
     row in the step before.
     """
 
-    def __init__(self, text: CorpusData, recall: RecallTask, share: RecallShare, *, steps: int) -> None:
-        recall.require_fit(text.sequence)
-        self.text, self.share, self.steps = text, share, steps
-        self.sequence, self.batch_size, self.seed = text.sequence, text.batch_size, text.seed
-        self._recall = recall
+    recall: RecallTask
+    recall_share_start: Share
+    recall_share_end: Share
+    recall_hold: Share
+    recall_blend_end: Share
+
+    def __post_init__(self) -> None:
+        self.share = RecallShare(
+            start=self.recall_share_start,
+            end=self.recall_share_end,
+            hold=self.recall_hold,
+            blend_end=self.recall_blend_end,
+        )
+        self.text = self.make_text()
+        self.recall.require_fit(self.sequence)
+
+    def make_text(self) -> CorpusData:
+        raise NotImplementedError
 
     @property
     def vocabulary(self) -> int:
@@ -68,7 +82,7 @@ class RecallAndText:
 
     @property
     def task(self) -> RecallTask:
-        return self._recall
+        return self.recall
 
     @property
     def corpus(self) -> Corpus:
@@ -109,34 +123,18 @@ class RecallAndText:
         return self.text.describe() | shares
 
 
+@dataclass(kw_only=True, eq=False)
 class MixedData(RecallAndText):
     """Text files with a share of recall. `paths` = [] reads the standard library."""
 
-    def __init__(
-        self,
-        *,
-        recall: RecallTask,
-        recall_share_start: Share,
-        recall_share_end: Share,
-        recall_hold: Share,
-        recall_blend_end: Share,
-        paths: Sequence[str],
-        encoding: Encoding,
-        validation_share: Part,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        share = RecallShare(
-            start=recall_share_start, end=recall_share_end, hold=recall_hold, blend_end=recall_blend_end
+    paths: Sequence[str]
+    encoding: Encoding
+    validation_share: Part
+
+    def make_text(self) -> CorpusData:
+        return FileData(
+            paths=self.paths,
+            encoding=self.encoding,
+            validation_share=self.validation_share,
+            **self.handed_over(),
         )
-        text = CorpusData(
-            load=partial(load_corpus, paths, encoding, validation_share),
-            sequence=sequence,
-            batch_size=batch_size,
-            seed=seed,
-            carry_memory=carry_memory,
-        )
-        super().__init__(text, recall, share, steps=steps)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from math import inf, log
 
 import numpy as np
@@ -20,6 +20,7 @@ from atlas.data.haystack import HAYSTACKS, build_haystacks
 from atlas.data.layout import Layout, random_layout
 from atlas.data.needles import NeedleFormat, RecallSequences, Tokens, write_needles
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator, of_rows
+from atlas.data.source import HandedOver
 from atlas.data.symbols import BYTE_SYMBOLS, KEY_ALPHABET, VALUE_ALPHABET, Symbols
 
 KEY_BYTES_MAX = 4
@@ -173,64 +174,53 @@ def _is_weight(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < inf
 
 
-class RecallData:
+@dataclass(kw_only=True, eq=False)
+class RecallData(HandedOver):
     """Batches of needle sequences only. `paths`, `encoding` and `validation_share` are used by text haystacks only."""
 
     vocabulary = VOCABULARY
 
-    def __init__(
-        self,
-        *,
-        recall: RecallTask,
-        paths: Sequence[str],
-        encoding: Encoding,
-        validation_share: Part,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        recall.require_fit(sequence)
-        self.task = recall
-        self._load = partial(load_corpus, paths, encoding, validation_share)
-        self.sequence = sequence
-        self.batch_size = batch_size
-        self.seed = seed
+    recall: RecallTask
+    paths: Sequence[str]
+    encoding: Encoding
+    validation_share: Part
+
+    def __post_init__(self) -> None:
+        self.recall.require_fit(self.sequence)
 
     @cached_property
     def corpus(self) -> Corpus | None:
-        if not self.task.needs_text:
+        if not self.recall.needs_text:
             return None
-        corpus = self._load()
+        corpus = load_corpus(self.paths, self.encoding, self.validation_share)
         corpus.require_length(self.sequence)
         return corpus
 
     @property
     def needles(self) -> NeedleFormat:
-        return self.task.format
+        return self.recall.format
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         text = None if self.corpus is None else self.corpus.train
         rows = rows_of_batch(rows, self.batch_size)
-        sequences = self.task.training_rows(self.seed, step, rows, self.sequence, text)
-        return self._to_batch(sequences, self.task.weights(sequences))
+        sequences = self.recall.training_rows(self.seed, step, rows, self.sequence, text)
+        return self._to_batch(sequences, self.recall.weights(sequences))
 
     def validation(self, index: int) -> Batch:
         """Full distances, a text haystack from the validation part; answers only have weight."""
         rng = generator(VALIDATION_SEED, Stream.validation, index)
         text = None if self.corpus is None else self.corpus.validation
-        sparse = self.task.sparse_rows(rng.random(), range(self.batch_size))
-        sequences = self.task.generate(rng, sparse, self.sequence, text=text)
+        sparse = self.recall.sparse_rows(rng.random(), range(self.batch_size))
+        sequences = self.recall.generate(rng, sparse, self.sequence, text=text)
         return self._to_batch(sequences, sequences.answers.astype(np.float32))
 
     def baseline(self, batches: int) -> float:
         """Chance: only answer bytes count, and without the needle they are uniform over the value alphabet."""
-        return log(self.task.value_alphabet)
+        return log(self.recall.value_alphabet)
 
     def describe(self) -> dict[str, str | int | float]:
         corpus = {} if self.corpus is None else self.corpus.describe()
-        return corpus | {"source": "needle sequences", "pairs": self.task.pairs, "queries": self.task.queries}
+        return corpus | {"source": "needle sequences", "pairs": self.recall.pairs, "queries": self.recall.queries}
 
     def _to_batch(self, sequences: RecallSequences, weights: NDArray[np.float32]) -> Batch:
         rows = np.ones(len(weights), dtype=np.bool_)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 from atlas.data.batch import Batch
 from atlas.data.corpus import Corpus
@@ -47,3 +48,18 @@ class DataSource(Protocol):
     def describe(self) -> dict[str, str | int | float]:
         """For the start line: the source of the data and its size."""
         ...
+
+
+@dataclass(kw_only=True, eq=False)
+class HandedOver:
+    """What a run hands over to its data source; the base of the sources here, whose fields are the keys in YAML."""
+
+    sequence: int  # tokens
+    batch_size: int  # rows
+    seed: int
+    steps: int  # of the run
+    carry_memory: bool
+
+    def handed_over(self) -> dict[str, Any]:
+        """The same for a source that this one is made of."""
+        return {field.name: getattr(self, field.name) for field in fields(HandedOver)}

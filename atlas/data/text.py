@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,11 @@ from atlas.data.bigram import Bigram, SparseBigram
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus, stdlib_corpus
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
+from atlas.data.source import HandedOver
 
 
-class CorpusData:
+@dataclass(kw_only=True, eq=False)
+class CorpusData(HandedOver):
     """Sequences of T tokens of the corpus that `load` reads. Every target counts the same.
 
     Without `carry_memory` every row starts at a random place. With it, row r reads one segment after the other: the
@@ -28,14 +31,8 @@ class CorpusData:
 
     needles = None
 
-    def __init__(
-        self, *, load: Callable[[], Corpus], sequence: int, batch_size: int, seed: int, carry_memory: bool
-    ) -> None:
-        self._load = load
-        self.sequence = sequence
-        self.batch_size = batch_size
-        self.seed = seed
-        self.carry_memory = carry_memory
+    def load(self) -> Corpus:
+        raise NotImplementedError
 
     @property
     def vocabulary(self) -> int:
@@ -43,7 +40,7 @@ class CorpusData:
 
     @cached_property
     def corpus(self) -> Corpus:
-        corpus = self._load()
+        corpus = self.load()
         corpus.require_length(self.sequence)
         return corpus
 
@@ -92,48 +89,32 @@ class CorpusData:
         return Batch.from_tokens(tokens, weights, np.zeros(len(tokens), dtype=np.bool_), fresh)
 
 
+@dataclass(kw_only=True, eq=False)
 class StdlibData(CorpusData):
     """The source text of the running Python's standard library: real text on every machine, no download."""
 
-    def __init__(
-        self,
-        *,
-        validation_share: Part,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        super().__init__(
-            load=partial(stdlib_corpus, validation_share),
-            sequence=sequence,
-            batch_size=batch_size,
-            seed=seed,
-            carry_memory=carry_memory,
-        )
+    validation_share: Part
+
+    def load(self) -> Corpus:
+        return stdlib_corpus(self.validation_share)
 
 
-class TextData(CorpusData):
-    """The user's files. `paths` are glob patterns, `**` crosses folders; `encoding` is bytes or utf8 (checked)."""
+@dataclass(kw_only=True, eq=False)
+class FileData(CorpusData):
+    """Text files; `paths` = [] reads the standard library. `encoding` is bytes or utf8 (checked)."""
 
-    def __init__(
-        self,
-        *,
-        paths: Sequence[str],
-        encoding: Encoding,
-        validation_share: Part,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        require(len(paths) > 0, "data.paths", list(paths), "at least one file or pattern, as in data.paths=[**/*.md]")
-        super().__init__(
-            load=partial(load_corpus, paths, encoding, validation_share),
-            sequence=sequence,
-            batch_size=batch_size,
-            seed=seed,
-            carry_memory=carry_memory,
-        )
+    paths: Sequence[str]  # glob patterns, `**` crosses folders
+    encoding: Encoding
+    validation_share: Part
+
+    def load(self) -> Corpus:
+        return load_corpus(self.paths, self.encoding, self.validation_share)
+
+
+@dataclass(kw_only=True, eq=False)
+class TextData(FileData):
+    """The user's files."""
+
+    def __post_init__(self) -> None:
+        allowed = "at least one file or pattern, as in data.paths=[**/*.md]"
+        require(len(self.paths) > 0, "data.paths", list(self.paths), allowed)

@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas.config import require
-from atlas.config.values import Share
 from atlas.data.batch import Batch, rows_of_batch
-from atlas.data.mixed import RecallAndText, RecallShare
+from atlas.data.mixed import RecallAndText
 from atlas.data.needles import Tokens
 from atlas.data.recall import RecallTask
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
@@ -25,6 +24,7 @@ Documents = Literal["packed", "separate"]
 SAMPLE_DOCUMENTS = 1 << 20
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenData(CorpusData):
     """Sequences of the store at `path`. Only the pages that a batch touches are read.
 
@@ -33,28 +33,17 @@ class TokenData(CorpusData):
     does not count. The k-th row of a document begins at its token k T; a row is drawn by the number of its tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        documents: Documents,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        require(bool(path), "data.path", path, "the folder of a token store, made by python -m atlas.prepare")
+    path: str
+    documents: Documents
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "data.path", self.path, "the folder of a token store, made by python -m atlas.prepare")
+        fits = self.documents == "packed" or not self.carry_memory
         allowed = "false with data.documents=separate: each row begins anew"
-        require(documents == "packed" or not carry_memory, "train.carry_memory", carry_memory, allowed)
-        self.documents = documents
-        super().__init__(
-            load=partial(load_store, path, "data.path"),
-            sequence=sequence,
-            batch_size=batch_size,
-            seed=seed,
-            carry_memory=carry_memory,
-        )
+        require(fits, "train.carry_memory", self.carry_memory, allowed)
+
+    def load(self) -> StoreCorpus:
+        return load_store(self.path, "data.path")
 
     @property
     def vocabulary(self) -> int:
@@ -130,38 +119,15 @@ def padding(ends: NDArray[np.int64], sequence: int) -> float:
     return 1 - filled / (sequence * float(lengths.sum()))
 
 
+@dataclass(kw_only=True, eq=False)
 class MixedTokenData(RecallAndText):
     """A store with a share of recall sequences, whose needles and haystacks are made of the store's own ids."""
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        recall: RecallTask,
-        recall_share_start: Share,
-        recall_share_end: Share,
-        recall_hold: Share,
-        recall_blend_end: Share,
-        sequence: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        carry_memory: bool,
-    ) -> None:
-        share = RecallShare(
-            start=recall_share_start, end=recall_share_end, hold=recall_hold, blend_end=recall_blend_end
-        )
-        text = TokenData(
-            path=path,
-            documents="packed",
-            sequence=sequence,
-            batch_size=batch_size,
-            seed=seed,
-            steps=steps,
-            carry_memory=carry_memory,
-        )
-        super().__init__(text, recall, share, steps=steps)
+    path: str
+
+    def make_text(self) -> CorpusData:
+        return TokenData(path=self.path, documents="packed", **self.handed_over())
 
     @property
     def task(self) -> RecallTask:
-        return self._recall.in_symbols(self.corpus.symbols)
+        return self.recall.in_symbols(self.corpus.symbols)

@@ -61,7 +61,8 @@ def test_loss_is_the_weighted_mean_over_all_batches() -> None:
 def test_baseline_reads_the_validation_batches() -> None:
     rng = np.random.default_rng(0)
     corpus = Corpus("made up", (), 1, rng.integers(0, 9, 3000, dtype=np.uint8), rng.integers(0, 9, 300, dtype=np.uint8))
-    source = CorpusData(load=lambda: corpus, sequence=32, batch_size=4, seed=0, carry_memory=False)
+    source = CorpusData(sequence=32, batch_size=4, seed=0, steps=1, carry_memory=False)
+    source.corpus = corpus
     expected = Bigram(corpus.train).loss([source.validation(0), source.validation(1)])
     assert source.baseline(2) == expected
     assert source.baseline(1) != expected

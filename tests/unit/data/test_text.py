@@ -17,7 +17,9 @@ CORPUS = Corpus("made up", ("a",), 1, TRAIN, VALIDATION)
 def data(
     *, corpus: Corpus = CORPUS, sequence: int = 16, rows: int = 4, seed: int = 0, carry: bool = False
 ) -> CorpusData:
-    return CorpusData(load=lambda: corpus, sequence=sequence, batch_size=rows, seed=seed, carry_memory=carry)
+    source = CorpusData(sequence=sequence, batch_size=rows, seed=seed, steps=1, carry_memory=carry)
+    source.corpus = corpus
+    return source
 
 
 def row_bytes(source: CorpusData, step: int, row: int) -> bytes:

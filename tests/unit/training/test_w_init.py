@@ -46,7 +46,9 @@ def make_data(validation: int = 2000, sequence: int = SEQUENCE) -> CorpusData:
     draw = np.random.default_rng(0)
     train, held_out = (draw.integers(97, 110, size, dtype=np.uint8) for size in (4000, validation))
     corpus = Corpus("letters", (), 1, train, held_out)
-    return CorpusData(load=lambda: corpus, sequence=sequence, batch_size=2, seed=0, carry_memory=False)
+    source = CorpusData(sequence=sequence, batch_size=2, seed=0, steps=1, carry_memory=False)
+    source.corpus = corpus
+    return source
 
 
 def textless() -> DataSource:
