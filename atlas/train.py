@@ -32,7 +32,7 @@ from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
 from atlas.config.refusals import flags_first, is_multirun, refuse, refuse_flags
-from atlas.parallel.launch import current, launched, refuse_launch
+from atlas.parallel.launch import current, launched, refuse_launch, start_timeout_of
 from atlas.parallel.ranks import log_name
 from atlas.runs.folder import make_folder, reason, record_failure, remove_if_empty, require_folder, say
 from atlas.runs.resume import resumed_config, run_folder
@@ -53,7 +53,7 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
     that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
     are not handled here. In processes that torchrun has started, each calls it with the same configuration.
     """
-    with launched() as ranks, ranks.starting():
+    with launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
         chosen = _chosen_folder(config, folder)
         from atlas.runs.run import run  # imports torch
 
@@ -79,7 +79,7 @@ def main() -> int:
     try:
         with handled_by(interrupt), ExitStack() as ranks:
             try:
-                ranks.enter_context(launched())
+                ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
                 refuse_flags(sys.argv[1:], CONF_DIR)
                 arguments = full_command(flags_first(readable(sys.argv[1:])))
                 refuse_launch(arguments, is_multirun(arguments))

@@ -1,6 +1,7 @@
 """`CheckpointManager`: writes, verifies, keeps, finds and retires the checkpoints of one run.
 
     root/step-00001000/{state.pt, manifest.json}    a checkpoint, complete from the moment it has this name
+    root/step-00001000/tensors/                     of layout `sharded`: what each rank has written (`tensor_files.py`)
     root/retired-000-step-00001000/                 undone by a rollback, never chosen again
     root/damaged-000-step-00001000/                 found unsound when the run wrote this step again
     root/.tmp-*                                     being written or deleted; can go once the lock is free
@@ -153,6 +154,31 @@ class CheckpointManager:
         ended, self._background = self._background, None
         return ended.result()
 
+    def begin(self, step: int) -> Path:
+        """The folder that becomes the checkpoint of `step`, for layout `sharded` (`together.py`)."""
+        self.lock()
+        self._settle()
+        try:
+            return self._begin(step)
+        except OSError as error:
+            raise self.not_saved(step, str(error.strerror)) from error
+
+    def end(
+        self,
+        temporary: Path,
+        step: int,
+        plain: dict[str, Any],
+        health: Mapping[str, float | bool | None],
+        files: dict[str, list[Any]],
+    ) -> SavedCheckpoint:
+        """Make it a checkpoint. `plain`: for state.pt; `files`: those that are there, with size and SHA-256."""
+        try:
+            manifest = self._seal(temporary, step, snapshot(plain), health, files)
+        except (OSError, SnapshotError, UnsoundError) as error:
+            raise self.not_saved(step, str(error)) from error
+        self._prune()
+        return SavedCheckpoint(manifest.path, step, manifest.bytes + sum(size for size, _ in files.values()), 0.0)
+
     def _settle(self) -> None:
         """Wait for a save in the background; `collect` still tells how it went."""
         if self._background is not None:
@@ -164,19 +190,19 @@ class CheckpointManager:
         try:
             return snapshot(payload)
         except SnapshotError as error:
-            raise self._not_saved(step, str(error)) from error
+            raise self.not_saved(step, str(error)) from error
 
     def _written(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> SavedCheckpoint:
         try:
             manifest = self._write(step, state, health)
         except OSError as error:
-            raise self._not_saved(step, str(error.strerror)) from error
+            raise self.not_saved(step, str(error.strerror)) from error
         except UnsoundError as error:
-            raise self._not_saved(step, str(error)) from error
+            raise self.not_saved(step, str(error)) from error
         self._prune()
         return SavedCheckpoint(manifest.path, step, manifest.bytes, 0.0)
 
-    def _not_saved(self, step: int, reason: str) -> CheckpointError:
+    def not_saved(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(f"step {step} could not be saved in {self.root}: {reason}")
 
     def load(self, path: Path | None = None) -> tuple[dict[str, Any], Manifest]:
@@ -230,12 +256,29 @@ class CheckpointManager:
         return tuple(self._set_aside(folder, "retired") for folder in newer)
 
     def _write(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> Manifest:
+        temporary = self._begin(step)
+        return self._seal(temporary, step, state, health, {})
+
+    def _begin(self, step: int) -> Path:
+        """The folder that becomes the checkpoint of `step`."""
         final = self.root / f"step-{step:08d}"
         if final.exists():
             self._make_room(final)
         temporary = self.root / f".tmp-{final.name}"
+        temporary.mkdir()
+        return temporary
+
+    def _seal(
+        self,
+        temporary: Path,
+        step: int,
+        state: dict[str, Any],
+        health: Mapping[str, float | bool | None],
+        files: dict[str, list[Any]],
+    ) -> Manifest:
+        """Write what is missing, verify all of it and give the checkpoint its name. On failure nothing is left."""
+        final = self.root / f"step-{step:08d}"
         try:
-            temporary.mkdir()
             size, sha256 = write_state(temporary / STATE_FILE, state)
             manifest = Manifest(
                 path=final,
@@ -246,6 +289,7 @@ class CheckpointManager:
                 healthy=is_healthy(health),
                 config_hash=self.config_hash,
                 versions=self.versions,
+                files=files,
             )
             with (temporary / MANIFEST_FILE).open("wb") as file:
                 file.write(encode(manifest))

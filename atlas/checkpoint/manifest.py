@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from atlas.config.untrusted import open_regular, read_json
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+TENSORS = "tensors"  # the folder of a checkpoint of layout `sharded`
+FORMAT, SHARDED_FORMAT = 1, 2
 MOST_BYTES = 2**18  # of a manifest; one of ours has about 1 kB
 
 
@@ -36,6 +38,7 @@ class Manifest:
     healthy: bool  # every health number was finite, and health["healthy"], if given, was true
     config_hash: str
     versions: dict[str, str]
+    files: dict[str, list[Any]] = field(default_factory=dict)  # name in tensors/ -> size and SHA-256; layout `sharded`
 
     @property
     def stopped(self) -> bool:
@@ -69,8 +72,10 @@ def finite_health(health: Mapping[str, float | bool | None]) -> dict[str, float 
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest file: JSON, with a digest of its own content under `digest`."""
-    content = {"format": FORMAT, **asdict(manifest)}
+    content = {"format": SHARDED_FORMAT if manifest.files else FORMAT, **asdict(manifest)}
     del content["path"]
+    if not manifest.files:
+        del content["files"]
     return json.dumps({**content, "digest": _digest(content)}, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -93,21 +98,22 @@ def read_manifest(folder: Path) -> Manifest:
         raise UnsoundError(f"{MANIFEST_FILE} is damaged") from error
     if not sound:
         raise UnsoundError(f"{MANIFEST_FILE} is damaged: its content does not match its digest")
-    if version != FORMAT:
-        raise UnsoundError(f"{MANIFEST_FILE} has format {version!r:.20}, this version reads {FORMAT}")
-    _check_content(content)
+    if version not in (FORMAT, SHARDED_FORMAT):
+        allowed = f"{FORMAT} and {SHARDED_FORMAT}"
+        raise UnsoundError(f"{MANIFEST_FILE} has format {version!r:.20}, this version reads {allowed}")
+    _check_content(content, _VALUES if version == FORMAT else {**_VALUES, "files": _are_files})
     if folder.name.startswith("step-") and folder.name != f"step-{content['step']:08d}":
         raise UnsoundError(f"{MANIFEST_FILE} is of step {content['step']}")
     return Manifest(path=folder, **content)
 
 
-def _check_content(content: Mapping[str, Any]) -> None:
+def _check_content(content: Mapping[str, Any], values: Mapping[str, Callable[[Any], bool]]) -> None:
     """Raise `UnsoundError` unless the keys are those of a manifest and the values of their types: anyone can write
     a matching digest."""
-    unknown = sorted(content.keys() ^ _VALUES.keys())
+    unknown = sorted(content.keys() ^ values.keys())
     if unknown:
         raise UnsoundError(f"{MANIFEST_FILE} is damaged: {unknown[0]!r:.40} is missing or not a key of it")
-    for key, holds in _VALUES.items():
+    for key, holds in values.items():
         if not holds(content[key]):
             raise UnsoundError(f"{MANIFEST_FILE} is damaged: {key} is {content[key]!r:.40}")
 
@@ -127,6 +133,14 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _are_files(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    pairs = [one for one in value.values() if isinstance(one, list) and len(one) == 2]
+    sound = len(pairs) == len(value) and all(_is_count(size) and _is_text(sha256) for size, sha256 in pairs)
+    return sound and all(re.fullmatch(r"__\d+_\d+\.distcp|\.metadata", name) for name in value)
+
+
 _VALUES: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "bytes": _is_count,
@@ -139,17 +153,22 @@ _VALUES: dict[str, Callable[[Any], bool]] = {
 
 
 def verify(manifest: Manifest) -> None:
-    """Raise `UnsoundError` unless state.pt is, byte for byte, what was written."""
-    file = manifest.path / STATE_FILE
+    """Raise `UnsoundError` unless each file is, byte for byte, what was written."""
+    _verify(manifest.path, STATE_FILE, manifest.bytes, manifest.sha256)
+    for name, (size, sha256) in manifest.files.items():
+        _verify(manifest.path, f"{TENSORS}/{name}", size, sha256)
+
+
+def _verify(folder: Path, name: str, wanted: int, digest: str) -> None:
     try:
-        with open_regular(file) as stream:
+        with open_regular(folder / name) as stream:
             size = os.fstat(stream.fileno()).st_size
-            if size != manifest.bytes:
-                raise UnsoundError(f"{STATE_FILE} has {size} bytes instead of {manifest.bytes}")
+            if size != wanted:
+                raise UnsoundError(f"{name} has {size} bytes instead of {wanted}")
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        raise UnsoundError(f"{STATE_FILE} is missing") from None
+        raise UnsoundError(f"{name} is missing") from None
     except OSError as error:
-        raise UnsoundError(f"{STATE_FILE} cannot be read: {error.strerror}") from error
-    if sha256 != manifest.sha256:
-        raise UnsoundError(f"{STATE_FILE} is damaged: its SHA-256 differs from the manifest's")
+        raise UnsoundError(f"{name} cannot be read: {error.strerror}") from error
+    if sha256 != digest:
+        raise UnsoundError(f"{name} is damaged: its SHA-256 differs from the manifest's")

@@ -11,7 +11,8 @@ from typing import IO, Any, cast
 import torch
 
 from atlas.checkpoint.contents import check_payload, check_sizes
-from atlas.checkpoint.manifest import STATE_FILE, Manifest, UnsoundError, verify
+from atlas.checkpoint.manifest import STATE_FILE, TENSORS, Manifest, UnsoundError, verify
+from atlas.checkpoint.tensor_files import put_together, read_tensors
 
 
 def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
@@ -42,7 +43,13 @@ def read_state(manifest: Manifest, parts: tuple[str, ...] = ()) -> dict[str, Any
     except Exception as error:  # the bytes are verified, so they hold something else than plain data
         reason = type(error).__name__  # torch's own message shows how to load the file anyway, which would execute it
         raise UnsoundError(f"{STATE_FILE} is refused: it does not hold plain data only ({reason})") from error
-    return check_payload(payload, manifest.bytes, parts)
+    size = manifest.bytes
+    if manifest.files:
+        if not isinstance(payload, dict):
+            raise UnsoundError(f"{STATE_FILE} holds a {type(payload).__name__} instead of a dict")
+        payload = put_together(payload, read_tensors(manifest.path / TENSORS, manifest.files))
+        size += sum(bytes for bytes, _ in manifest.files.values())
+    return check_payload(payload, size, parts)
 
 
 def sync_file(file: IO[bytes]) -> None:

@@ -26,7 +26,7 @@ from atlas.config.model import (
     QKProjectionConfig,
 )
 from atlas.config.niah import JUDGED_TASK, NIAH_TASKS, NIAHConfig
-from atlas.config.parallel import ParallelConfig
+from atlas.config.parallel import ParallelConfig, ParallelKind
 from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
@@ -43,6 +43,7 @@ from atlas.config.sweep import SweepConfig
 from atlas.config.training import (
     TRIGGERS,
     CheckpointConfig,
+    CheckpointLayout,
     GateAction,
     GateConfig,
     RollbackAction,
@@ -67,6 +68,7 @@ __all__ = [
     "AtlasRuleConfig",
     "CalibrationConfig",
     "CheckpointConfig",
+    "CheckpointLayout",
     "ChunkSizeConfig",
     "ConfigError",
     "DebugConfig",
@@ -86,6 +88,7 @@ __all__ = [
     "Normalisation",
     "OmegaRuleConfig",
     "ParallelConfig",
+    "ParallelKind",
     "Precision",
     "ProjectionRange",
     "QKProjectionConfig",

@@ -48,6 +48,7 @@ GROUPS = {
     "checkpoint": "how often the run is saved",
     "calibration": "what the local memories are reset to, and what a reset costs",
     "device": "where it runs",
+    "parallel": "how several processes train one run",
     "logger": "where metrics go besides the run folder",
     "experiment": "several choices under one name",
 }

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from atlas.config.choices import Choices
 from atlas.config.errors import require
 
 
+class ParallelKind(StrEnum):
+    auto = "auto"  # ddp
+    ddp = "ddp"  # every process holds all weights
+    fsdp = "fsdp"  # every process holds a slice of all weights, gradients and moments
+
+
 @dataclass
-class ParallelConfig:
+class ParallelConfig(Choices, prefix="parallel."):
+    kind: ParallelKind = ParallelKind.auto
+    context: int = 1  # processes that share a sequence
+    start_timeout_s: float = 600.0  # a process that has not come until then keeps the run from starting
     step_timeout_s: float = 300.0  # a process that is later than this for a step ends the run
 
     def __post_init__(self) -> None:
-        require(self.step_timeout_s > 0, "parallel.step_timeout_s", self.step_timeout_s, "> 0")
+        allowed = "1: a sequence cannot be cut over several processes in this version"
+        require(self.context == 1, "parallel.context", self.context, allowed)
+        for key in ("start_timeout_s", "step_timeout_s"):
+            require(getattr(self, key) > 0, f"parallel.{key}", getattr(self, key), "> 0")

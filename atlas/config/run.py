@@ -15,13 +15,14 @@ from atlas.config.errors import require
 from atlas.config.levels import RECALL
 from atlas.config.model import ChunkSizeConfig, ModelConfig
 from atlas.config.niah import NIAHConfig
-from atlas.config.parallel import ParallelConfig
+from atlas.config.parallel import ParallelConfig, ParallelKind
 from atlas.config.rules import Rule
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 
 MOST_THREADS = 1024  # more threads than a machine can start would end the process
 MOST_SAMPLES = 100  # validation texts that are continued
+MOST_PROCESSES = 64  # of one machine
 
 
 class DeviceKind(StrEnum):
@@ -53,10 +54,18 @@ class DeviceConfig(Choices, prefix="device."):
     precision: Precision = Precision.auto
     threads: int = 0  # CPU threads; 0 = torch's own choice
     kernels: Kernels = Kernels.auto  # compiled C++ (CPU), Triton (GPU, the memory's chunks), or PyTorch's operations
+    processes: int = 1  # that train the run together, each on a GPU of its own or on its share of the cores
 
     def __post_init__(self) -> None:
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
         require(0 <= self.threads <= MOST_THREADS, "device.threads", self.threads, allowed)
+        fits = 1 <= self.processes <= MOST_PROCESSES
+        require(
+            fits,
+            "device.processes",
+            self.processes,
+            f"in [1, {MOST_PROCESSES}] (torchrun starts those of several machines)",
+        )
 
 
 @dataclass
@@ -105,6 +114,10 @@ class RunConfig(Choices):
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        self.train.require_parts(self.device.processes)
+        sliced, carried = self.parallel.kind is ParallelKind.fsdp, self.train.carry_memory
+        allowed = "false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
+        require(not (sliced and carried), "train.carry_memory", carried, allowed)
         if self.model.memory.enabled:
             self._check_chunks()
             if self.device.kernels is Kernels.triton:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import lcm
 
 from atlas.config.choices import Choices
 from atlas.config.errors import require
@@ -71,6 +72,12 @@ class TrainConfig:
             f"a divisor of train.batch_size={self.batch_size}",
         )
 
+    def require_parts(self, processes: int) -> None:
+        """Raise `ConfigError` where the batch cannot be cut into equal micro-batches for so many processes."""
+        parts = lcm(self.accumulate, processes)
+        least = f"least common multiple of train.accumulate={self.accumulate} and {processes} processes"
+        require(self.batch_size % parts == 0, "train.batch_size", self.batch_size, f"a multiple of {parts} ({least})")
+
 
 class RollbackAction(StrEnum):
     skip = "skip"  # leave out the batches between the checkpoint and the spike
@@ -115,11 +122,17 @@ class RollbackConfig(Choices, prefix="rollback."):
         require(self.limit >= 0, "rollback.limit", self.limit, ">= 0")
 
 
+class CheckpointLayout(StrEnum):
+    whole = "whole"  # one file, written by one process
+    sharded = "sharded"  # every process writes its part, into a folder that all of them see
+
+
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Choices, prefix="checkpoint."):
     every: int = 250  # steps; the last step is always saved
     keep: int = 3  # newest checkpoints kept, besides the best one
     on_stop: bool = True  # Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the step that the run has reached
+    layout: CheckpointLayout = CheckpointLayout.whole
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, ">= 1")

@@ -63,12 +63,14 @@ class AtlasMAGBlock(nn.Module):
         return BlockState(attention, self.memory.initial_state(batch, self.persistent, plan))
 
     def forward(
-        self, x: Tensor, state: BlockState, rotary: Rotary, plan: ChunkPlan, mode: MemoryMode
+        self, x: Tensor, state: BlockState | None, rotary: Rotary, plan: ChunkPlan, mode: MemoryMode
     ) -> tuple[Tensor, BlockState, Tensor | None]:
         """x [B, T, D] at the positions of `rotary` -> x [B, T, D], the state after it, and the gates [B, T, D].
 
-        The gates are None without a memory.
+        Without a state it makes the initial one here, where its weights are whole (`parallel/slices.py`). The gates are
+        None without a memory.
         """
+        state = state or self.initial_state(x.shape[0], plan)
         inputs = self.norm(x)
         branch, attention = self.attention(inputs, state.attention, rotary, self.persistent)
         memory, gate = state.memory, None

@@ -41,7 +41,7 @@ class Gate(nn.Module):
         """a and m [B, T, D] -> their fusion [B, T, D], and g [B, T, D] with a gradient to the sharpness alone."""
         # Without the bias: finite where an infinite bias closes the gate.
         linear = F.linear(recalled, self.linear.weight)
-        sharpness = self.log_sharpness.exp()
+        sharpness = self.log_sharpness.view(()).exp()  # in slices it has one element
         match self.fusion:
             case Fusion.additive:
                 logits = linear + self.linear.bias

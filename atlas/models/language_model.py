@@ -122,14 +122,14 @@ class AtlasModel(nn.Module):
         """
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         self._check(tokens, state, plan)
-        state = state or self.initial_state(tokens.shape[0], plan)
+        first, states = (state.position, state.blocks) if state else (0, [None] * len(self.blocks))
         x = self._embed(tokens)
-        blocks, gates, rotary = [], [], Rotary(state.position)
-        for block, before in zip(self._blocks(), state.blocks, strict=True):
+        blocks, gates, rotary = [], [], Rotary(first)
+        for block, before in zip(self._blocks(), states, strict=True):
             x, block_state, gate = block(x, before, rotary, plan, mode)
             blocks.append(block_state)
             gates += [] if gate is None else [gate]
-        after = ModelState(state.position + tokens.shape[1], tuple(blocks))
+        after = ModelState(first + tokens.shape[1], tuple(blocks))
         after = after if torch.is_grad_enabled() else after.detach()
         hidden = self.norm(x)
         if not with_logits:

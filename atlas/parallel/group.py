@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,12 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from atlas.config import ConfigError
-from atlas.parallel.ranks import RankError, Ranks, log_name
+from atlas.parallel.ranks import RankError, Ranks, log_name, portable
+
+if TYPE_CHECKING:
+    from atlas.parallel.slices import Model, Slices
 
 T = TypeVar("T")
-START_TIMEOUT = timedelta(seconds=600)  # until every rank has come
 NO_LIMIT = timedelta(days=365)  # for the work of rank 0 that the others wait for
 REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to say that they are
 
@@ -30,15 +32,15 @@ REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to sa
 class Group(Ranks):
     """`store`: what the ranks have found each other by; it outlives any of them where torchrun keeps it."""
 
-    def __init__(self, store: Store, rank: int, world: int, local_rank: int) -> None:
+    def __init__(self, store: Store, rank: int, world: int, local_rank: int, timeout: timedelta) -> None:
         self.rank, self.world, self.local_rank = rank, world, local_rank
         self._store = PrefixStore("atlas", store)
         self._store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
-        dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=START_TIMEOUT)
+        dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=timeout)
         dist.barrier()
         self._waiting, self._steps = _gloo(NO_LIMIT), cast(ProcessGroup, dist.group.WORLD)
-        self._limit = f"{START_TIMEOUT.total_seconds():g} s"
-        self._settled = self._parted = self._deciding = False
+        self._limit = f"parallel.start_timeout_s={timeout.total_seconds():g}"
+        self._settled = self._parted = self._deciding = self._sliced = False
         self._heard: BaseException | None = None  # the last error of another rank
 
     def told_by_first(self, name: str, value: str) -> str:
@@ -73,7 +75,7 @@ class Group(Ranks):
             value = make()
         except (Exception, KeyboardInterrupt) as error:
             if type(error) is not KeyboardInterrupt:  # that of a second signal: this rank leaves at once
-                self._send(None, _portable(error))
+                self._send(None, portable(error))
             raise
         finally:
             self._deciding = False
@@ -103,7 +105,7 @@ class Group(Ranks):
         if self._settled:
             return error
         self._settled = True
-        found = self.gather(None if error is None else _portable(error))
+        found = self.gather(None if error is None else portable(error))
         rank, first = next(((rank, one) for rank, one in enumerate(found) if one is not None), (self.rank, None))
         if first is None or rank == self.rank or str(first) == str(error):
             return error
@@ -185,7 +187,9 @@ class Group(Ranks):
             return True
 
     def replicate(self, module: nn.Module, device: torch.device, *, some_unused: bool) -> nn.Module:
-        group = cast(ProcessGroup, dist.new_group(backend="nccl")) if device.type == "cuda" else self._steps
+        if self._sliced:
+            return module
+        group = self._of_gradients(device)
         replica = DistributedDataParallel(
             module,
             process_group=group,
@@ -196,13 +200,69 @@ class Group(Ranks):
         replica.register_comm_hook(group, lambda state, bucket: _sum(bucket.buffer(), state))  # DDP wants these names
         return replica
 
+    @property
+    def reorders(self) -> bool:
+        return self.world > 2 and not self._sliced
+
+    def _of_gradients(self, device: torch.device) -> ProcessGroup:
+        return cast(ProcessGroup, dist.new_group(backend="nccl")) if device.type == "cuda" else self._steps
+
+    def slices(self, model: Model, units: Sequence[nn.Module], device: torch.device) -> Slices[Model]:
+        from torch.distributed.device_mesh import DeviceMesh  # imported late: they take a second
+
+        from atlas.parallel.slices import Slices
+
+        # A state that the model returns is a view of a tensor, and nothing changes it in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        self._sliced = True
+        return Slices(model, units, DeviceMesh.from_group(self._of_gradients(device), device.type))
+
+    def write_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> str:
+        from atlas.parallel.tensor_writer import write
+
+        with self.losing():
+            return write(folder, tensors, self._waiting)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        if not self._sliced:
+            return tensor
+        from atlas.parallel.slices import whole
+
+        with self.losing():
+            return whole(tensor)
+
+    def sum_of_slices(self, sums: Tensor) -> Tensor:
+        return self.gather_rows(sums).unflatten(0, (self.world, -1)).sum(0).to(sums.dtype) if self._sliced else sums
+
+    def own(self, tensor: Tensor) -> Tensor:
+        if not self._sliced:
+            return tensor
+        from atlas.parallel.slices import own
+
+        return own(tensor)
+
     def apart(self, module: nn.Module) -> AbstractContextManager[None]:
+        if self._sliced:
+            from atlas.parallel.slices import unsummed
+
+            return unsummed(module)
         return cast(DistributedDataParallel, module).no_sync()
 
     def leave(self) -> None:
         """End the group, at the end of the process."""
         with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+@contextmanager
+def meeting(timeout_s: float) -> Iterator[timedelta]:
+    """Where the ranks do not find each other in this context, a `ConfigError` says so."""
+    try:
+        yield timedelta(seconds=timeout_s)
+    except (dist.DistError, RuntimeError) as error:
+        allowed = f"started together: they did not find each other within parallel.start_timeout_s={timeout_s:g}"
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: must be {allowed} at {where}") from error
 
 
 def _sum(gradients: Tensor, group: ProcessGroup) -> torch.futures.Future[Tensor]:
@@ -213,16 +273,6 @@ def _sum(gradients: Tensor, group: ProcessGroup) -> torch.futures.Future[Tensor]
 
 def _gloo(timeout: timedelta) -> ProcessGroup:
     return cast(ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-
-
-def _portable(error: BaseException) -> BaseException:
-    """The error, or a RuntimeError that tells the same, where another process could not take it over."""
-    try:
-        if str(pickle.loads(pickle.dumps(error))) == str(error):
-            return error
-    except Exception:  # an error of a library may fail in any way here
-        pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _named(ranks: list[int]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 
-from atlas.config import ConfigError, require
+from atlas.config import ConfigError, ParallelConfig, require
 from atlas.parallel.ranks import ALONE, Ranks
 
 RUN_DIR = "ATLAS_RUN_DIR"
@@ -22,11 +22,21 @@ def current() -> Ranks:
     return _current[-1] if _current else ALONE
 
 
+def start_timeout_of(arguments: Sequence[str]) -> float:
+    """What a command line gives, or the default: ranks find each other before the configuration is composed."""
+    given = [text.partition("=")[2] for text in arguments if text.startswith("parallel.start_timeout_s=")]
+    with suppress(ValueError):  # which the configuration refuses
+        if given and 0 < float(given[-1]) < float("inf"):
+            return float(given[-1])
+    return ParallelConfig.start_timeout_s
+
+
 @contextmanager
-def launched() -> Iterator[Ranks]:
+def launched(start_timeout_s: float = ParallelConfig.start_timeout_s) -> Iterator[Ranks]:
     """The ranks of this process; `$ATLAS_RUN_DIR` then names one run folder for all of them.
 
-    Raises `ConfigError` for an environment that does not tell which rank this process is.
+    Raises `ConfigError` for an environment that does not tell which rank this process is, and where the ranks do not
+    find each other within the time-out.
     """
     if _current or _number("WORLD_SIZE", 1) == 1:
         yield current()
@@ -37,12 +47,13 @@ def launched() -> Iterator[Ranks]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    from atlas.parallel.group import START_TIMEOUT, Group
+    from atlas.parallel.group import Group, meeting
 
-    store, rank, processes = next(rendezvous("env://", timeout=START_TIMEOUT))
     # torchrun keeps the store over its restarts: what the killed processes wrote would be taken for that of these.
     name = f"{_number('TORCHELASTIC_RESTART_COUNT', 0)}.{next(_groups)}"
-    group = Group(PrefixStore(name, store), rank, processes, _number("LOCAL_RANK", 0))
+    with meeting(start_timeout_s) as timeout:
+        store, rank, processes = next(rendezvous("env://", timeout=timeout))
+        group = Group(PrefixStore(name, store), rank, processes, _number("LOCAL_RANK", 0), timeout)
     folder, stamp = os.environ.get(RUN_DIR), f"{datetime.now():%Y%m%d-%H%M%S-%f}"
     os.environ[RUN_DIR] = folder or f"outputs/runs/{group.told_by_first('stamp', stamp)}"
     _current.append(group)

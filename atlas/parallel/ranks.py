@@ -5,13 +5,17 @@ An instance of `Ranks` itself is one process alone: what the others would say is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from atlas.parallel.slices import Model, Slices
 
 T = TypeVar("T")
 
@@ -23,6 +27,16 @@ class RankError(Exception):
 def log_name(rank: int) -> str:
     """Of the log of a rank in the run folder."""
     return f"train.rank{rank}.log" if rank else "train.log"
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error, or a RuntimeError that tells the same, where another process could not take it over."""
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    except Exception:  # an error of a library may fail in any way here
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class Ranks:
@@ -101,6 +115,33 @@ class Ranks:
     def apart(self, module: nn.Module) -> AbstractContextManager[None]:
         """Backward passes in this context add to the rank's own gradients: the next one outside of it sums them."""
         return nullcontext()
+
+    @property
+    def reorders(self) -> bool:
+        """Whether the first backward pass changes the order in which gradients are summed afterwards."""
+        return False
+
+    def slices(self, model: Model, units: Sequence[nn.Module], device: torch.device) -> Slices[Model]:
+        """Cut the weights of the model, in place, into a slice for each rank (FSDP2). `units`: whole one at a time."""
+        raise NotImplementedError("one process has nothing to slice")
+
+    def write_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> str:
+        """Write slices, and a share of plain tensors, into a folder that all ranks see; returns why not, or ""."""
+        from atlas.parallel.tensor_writer import write
+
+        return write(folder, tensors, None)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The tensor of all slices; a plain one as it is."""
+        return tensor
+
+    def sum_of_slices(self, sums: Tensor) -> Tensor:
+        """Sums [n, k] over slices, over those of all ranks; without slices as they are."""
+        return sums
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """This rank's slice; a plain tensor as it is. By one rank."""
+        return tensor
 
 
 ALONE = Ranks()

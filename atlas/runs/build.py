@@ -197,7 +197,8 @@ def refuse_a_larger_model(config: RunConfig, checkpoints: Path) -> None:
 
     The settings of another person's run may ask for more memory than there is. A damaged checkpoint is told later.
     """
-    most = max((file.stat().st_size for file in checkpoints.glob(f"step-*/{STATE_FILE}")), default=None)
+    folders = [file.parent for file in checkpoints.glob(f"step-*/{STATE_FILE}")]
+    most = max((sum(file.stat().st_size for file in one.rglob("*")) for one in folders), default=None)
     if most is None:
         return
     allowed = f"settings whose model fits into the checkpoints of {checkpoints.parent} ({most} bytes)"

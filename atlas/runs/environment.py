@@ -39,7 +39,7 @@ def config_hash(config: RunConfig) -> str:
     settings = asdict(config)
     for key in CHANGEABLE:
         group, _, name = key.partition(".")
-        del (settings[group] if name else settings)[name or group]
+        (settings.get(group, {}) if name else settings).pop(name or group, None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from inspect import signature
-from math import lcm
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import ConfigError, RunConfig, require
+from atlas.config import CheckpointLayout, ConfigError, RunConfig, require
 from atlas.config.keys import flat
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
@@ -39,10 +38,12 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.processes import run_in_processes
 from atlas.runs.recall_task import recall_warnings
 from atlas.runs.resume import as_text
 from atlas.runs.self_test import require_agreement
 from atlas.runs.signals import listening
+from atlas.runs.slicing import in_slices, slice_state
 from atlas.runs.start import starting_point
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CHECKPOINTS
@@ -71,6 +72,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
     signal (`signals.py`) as KeyboardInterrupt after one of status `aborted`. If a safeguard stops the run, the returned
     summary has status `aborted`. A run that is complete already is not changed.
     """
+    if ranks.world == 1 < config.device.processes:
+        return run_in_processes(config, folder, job)
     with ExitStack() as closing:
         with ranks.starting():
             make_folder(folder, "folder")
@@ -84,6 +87,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             trainer = _build(config, data, folder, ranks)
         state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
         _agree(config, folder, trainer)
+        if config.checkpoint.layout is CheckpointLayout.sharded:
+            require_shared(folder, ranks)
         closing.callback(trainer.checkpoints.close)
         notices = _missing_kernels(trainer.step.device)
         before = ranks.from_first(lambda: frozen_config(folder, config.trust))
@@ -98,6 +103,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ranks.from_first(lambda: print(f"the run in {folder} is complete: nothing is left to do"))
             return finished
         changes.apply(state, trainer.data)
+        if in_slices(config, ranks):
+            slice_state(config, state, trainer.step.device)
 
         peak = PeakMemory(trainer.step.device)
         summary = _new_summary(config, folder, state, trainer.step.device)
@@ -134,15 +141,16 @@ def _missing_kernels(device: torch.device) -> list[str]:
 
 def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> Trainer:
     """The trainer at step 0; every rank makes its own."""
-    micro_batches = lcm(config.train.accumulate, ranks.world)
-    allowed = f"a multiple of {micro_batches} (least common multiple of train.accumulate={config.train.accumulate} and"
-    fits = config.train.batch_size % micro_batches == 0
-    require(fits, "train.batch_size", config.train.batch_size, f"{allowed} {ranks.world} processes)")
+    processes, world = config.device.processes, ranks.world
+    require(processes in (1, world), "device.processes", processes, f"1 or {world}, the processes of the launcher")
+    config.train.require_parts(world)
     device, precision = prepare_device(config.device, ranks)
     require_agreement(config, device, precision)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
-    model = build_model(config).to(device)
+    model = build_model(config)
+    if not in_slices(config, ranks):  # a device may have no room for all of it
+        model = model.to(device)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
         config.checkpoint.every,
@@ -179,6 +187,17 @@ def _agree(config: RunConfig, folder: Path, trainer: Trainer) -> None:
         raise ConfigError(str(error)) from error
 
 
+def require_shared(folder: Path, ranks: Ranks) -> None:
+    """Raise `ConfigError` on every rank where one does not see the folder of rank 0, into which all are to write."""
+    sign = folder / ".rank0"
+    ranks.from_first(sign.touch)
+    seen = ranks.gather(sign.exists())
+    ranks.from_first(sign.unlink)
+    other = next((rank for rank, sees in enumerate(seen) if not sees), 0)
+    allowed = f"whole: rank {other} does not see rank 0's folder {folder} (sharded needs a disk that all ranks share)"
+    require(all(seen), "checkpoint.layout", "sharded", allowed)
+
+
 @contextmanager
 def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterator[None]:
     """Record in summary.json and in the telemetry how the run inside ends, whatever ends it."""
@@ -190,9 +209,8 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
         summary.status, summary.reason = "aborted", str(error)
     except TelemetryError as error:
         ranks.part(str(error))
-        if ranks.world == 1:  # a last try: the checkpoints may be on another disk
-            with suppress(AbortError, TelemetryError):
-                trainer.saver.save({"healthy": trainer.state.history.healthy})
+        with suppress(AbortError, TelemetryError):  # a last try: the checkpoints may be on another disk
+            trainer.saver.save_alone({"healthy": trainer.state.history.healthy})
         summary.status, summary.reason = "aborted", str(error)
     except KeyboardInterrupt as error:
         if not isinstance(error, StopRequested):

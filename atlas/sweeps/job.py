@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +13,10 @@ from omegaconf import DictConfig
 
 from atlas.config import RunConfig, require
 from atlas.config.composition import to_run_config
+from atlas.parallel.launch import launched
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import resumed_config
-from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name
+from atlas.sweeps.launchers import JOBLIB, SERIAL, SUBMITIT, export_tasks, launcher_name
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.sweep_record import read_record
 from atlas.sweeps.workers import Worker, in_own_process, use_own_device
@@ -31,12 +33,14 @@ def run_job(composed: DictConfig) -> None:
     sweep, folder = Path(hydra.sweep.dir).resolve(), Path(hydra.runtime.output_dir)
     record = read_record(sweep, "hydra.sweep.dir")
     job, stop = record.job_in(str(hydra.sweep.subdir)), StopSign(sweep)
-    if stop.reason is not None:
+    info = SweepJob(sweep.name, launcher_name(hydra), record.swept(job))
+    work = partial(_work, composed, sweep, job.number, info)
+    several = info.launcher in SUBMITIT and export_tasks()
+    if stop.reason is not None and not several:  # several tasks of a job decide together, in `_work`
         remove_if_empty(folder)
         return
-    info = SweepJob(sweep.name, launcher_name(hydra), record.swept(job))
-    say(f"job {job.number}: {info.name}")
-    work = partial(_work, composed, sweep, job.number, info)
+    if not several or os.environ["RANK"] == "0":
+        say(f"job {job.number}: {info.name}")
     if info.launcher != JOBLIB:
         work()
     elif killed_by := in_own_process(work):
@@ -49,13 +53,20 @@ def _work(composed: DictConfig, sweep: Path, number: int, info: SweepJob) -> Non
     hydra = HydraConfig.get()
     folder, stop = Path(hydra.runtime.output_dir), StopSign(sweep)
     try:
-        with _worker(sweep, info.launcher):
-            if stop.reason is not None:  # put up while this process started
-                remove_if_empty(folder)
+        with _worker(sweep, info.launcher), launched(composed.parallel.start_timeout_s) as ranks:
+            if ranks.from_first(lambda: stop.reason) is not None:  # put up while this process started
+                ranks.at_end(lambda: remove_if_empty(folder))
                 return
             from atlas.runs.run import run  # imports torch, which must come after the choice of a device
 
-            status = run(_settings(composed, list(hydra.overrides.task), folder), folder, info).status
+            try:
+                with ranks.starting():
+                    config = _settings(composed, list(hydra.overrides.task), folder)
+                    status = run(config, folder, info, ranks).status
+            except Exception as error:
+                if not ranks.tells(error):
+                    return  # another task of the job reports it
+                raise
     except KeyboardInterrupt:
         if info.launcher in (SERIAL, JOBLIB):  # a cluster signals a single job; the others go on
             stop.put_up(INTERRUPTED)

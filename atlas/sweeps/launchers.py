@@ -14,6 +14,7 @@ from atlas.config.keys import override_name
 
 SERIAL = "basic"
 JOBLIB = "joblib"
+SUBMITIT = ("submitit_local", "submitit_slurm")
 MOST_JOBS = 8  # jobs at a time by default: each needs memory of its own
 _NAMES = {
     "BasicLauncher": SERIAL,
@@ -44,6 +45,21 @@ def launcher_name(hydra: DictConfig | HydraConf) -> str:
     """basic, joblib, submitit_local, submitit_slurm or the class of another launcher, whatever its option is called."""
     kind = str(hydra.launcher._target_).rpartition(".")[2]
     return _NAMES.get(kind, kind)
+
+
+def export_tasks() -> bool:
+    """Make the tasks of a submitit job the ranks of its run, by the variables that torchrun would set; False for one.
+
+    submitit starts the same job in each of its tasks, on every node.
+    """
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks == 1:
+        return False
+    if "RANK" not in os.environ:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # a rank takes the GPU of its number
+    return True
 
 
 def prepare_launcher(hydra: DictConfig) -> None:

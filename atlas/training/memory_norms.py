@@ -54,10 +54,12 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
     catch = Catch()
     memories = [block.memory for block in _blocks(model) if block.memory is not None]
 
-    def take_state(_: nn.Module, arguments: tuple[Any, ...], output: ModelOutput | Reading) -> None:
+    def take_start(memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
+        if len(catch.starts) < len(memories):  # here its weights are whole, see parallel/slices.py
+            catch.starts.append(_start(memory, arguments[1]))
+
+    def take_state(_: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
         if catch.after is None:
-            given = arguments[1] if len(arguments) > 1 else None
-            catch.starts = _starts(model, given)
             catch.after = output.state.detach()
             catch.gates = [gate.detach() for gate in output.gates]
 
@@ -69,6 +71,7 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
                 catch.rates.append(module.rates(arguments[0]).mean((1, 2)))
 
     handles = [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
+    handles += [memory.register_forward_pre_hook(take_start) for memory in memories]
     handles.append(model.register_forward_hook(take_state))
     try:
         yield catch
@@ -115,16 +118,11 @@ def _blocks(model: AtlasModel) -> list[AtlasMAGBlock]:
 
 
 @torch.no_grad()
-def _starts(model: AtlasModel, given: ModelState | None) -> list[Starts]:
-    state = model.initial_state(1) if given is None else given
-    return [
-        Starts(
-            [_copy(written(block.memory.global_rule, scan)) for scan in before.memory.global_memory],
-            [_copy(init(1, block.memory.heads).start) for init in block.memory.local],
-        )
-        for block, before in zip(_blocks(model), state.blocks, strict=True)
-        if block.memory is not None and before.memory is not None
-    ]
+def _start(memory: AtlasMemory, before: MemoryState) -> Starts:
+    return Starts(
+        [_copy(written(memory.global_rule, scan)) for scan in before.global_memory],
+        [_copy(init(1, memory.heads).start) for init in memory.local],
+    )
 
 
 def _copy(weights: FastWeights) -> FastWeights:

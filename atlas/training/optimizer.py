@@ -58,12 +58,18 @@ def muon(
     """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
     matrices, rest = parameter_groups(model)
     optimizers = [
-        (BatchedMuon if _on_gpu(model) else torch.optim.Muon)(
-            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        _muon_of(model)(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0, fused=_on_gpu(model) or None),
     ]
     return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio, schedule, decay)
+
+
+def _muon_of(model: nn.Module) -> type[torch.optim.Muon]:
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+        from atlas.training.whole_muon import WholeMuon  # imported late: what it needs takes a second
+
+        return WholeMuon
+    return BatchedMuon if _on_gpu(model) else torch.optim.Muon
 
 
 def _on_gpu(model: nn.Module) -> bool:

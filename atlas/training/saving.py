@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager, SavedCheckpoint
-from atlas.parallel.agreement import require_same_weights
+from atlas.checkpoint.together import save_together
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.room import when_there_is_room
 from atlas.training.errors import AbortError
@@ -33,24 +33,46 @@ class Saver:
         telemetry: TelemetryLogger,
         last_step: int,
         background_bytes: int = BACKGROUND_BYTES,
+        sharded: bool = False,
     ) -> None:
         self.state, self.checkpoints, self.telemetry, self.last_step = state, checkpoints, telemetry, last_step
         weights = sum(parameter.nbytes for parameter in state.model.parameters())
         self.in_background = weights >= background_bytes
+        self.sharded = sharded  # every rank writes its part, see checkpoint/tensor_files.py
         self.failed = 0  # saves in a row
 
     def save(self, health: Mapping[str, float | bool | None]) -> None:
         """Save the state. Raises `AbortError`."""
-        payload, ranks = self.state.payload(), self.state.ranks
-        require_same_weights(ranks, self.state.model, f"at step {self.state.step}")  # unlike machines may drift apart
-        ranks.from_first(lambda: self._save(payload, health))
+        ranks = self.state.ranks
+        payload = self.state.payload(whole=not self.sharded)
+        self.state.require_same_weights(f"at step {self.state.step}")  # unlike machines may drift apart
+        if self.sharded:
+            self._save_together(payload, health)
+        else:
+            ranks.from_first(lambda: self._save(payload, health))
+
+    def save_alone(self, health: Mapping[str, float | bool | None]) -> None:
+        """Save what this rank has without the others, if that is the whole state. Raises `AbortError`. By one rank."""
+        if (payload := self.state.payload_alone()) is not None:
+            self._save(payload, health)
+
+    def _save_together(self, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> None:
+        """Every rank writes its part, and all of them see whether each could."""
+        state, ranks = self.state, self.state.ranks
+        ranks.from_first(self._protect_rollback_target)
+        must_succeed = ranks.from_first(lambda: self._must_succeed(state.step))
+        try:
+            saved = save_together(self.checkpoints, state.step, payload, health, ranks)
+        except CheckpointError as error:
+            self._failed(error, must_succeed)
+        else:
+            self._report(saved)
 
     def _save(self, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> None:
         self.collect(wait=True)
         step = self.state.step
         self._protect_rollback_target()
-        last_try = self.failed + 1 == FAILED_SAVES
-        must_succeed = step == self.last_step or last_try or not self.checkpoints.list()
+        must_succeed = self._must_succeed(step)
         arguments = step, payload, health
         save = partial(self.checkpoints.save, *arguments)
         try:
@@ -61,10 +83,17 @@ class Saver:
             else:
                 self._report(save())
         except CheckpointError as error:
-            self.failed += 1
-            if must_succeed:
-                raise AbortError(f"{error} ({self.failed} failed in a row)") from error
-            self._warn(step, error)
+            self._failed(error, must_succeed)
+
+    def _must_succeed(self, step: int) -> bool:
+        last_try = self.failed + 1 == FAILED_SAVES
+        return step == self.last_step or last_try or not self.checkpoints.list()
+
+    def _failed(self, error: CheckpointError, must_succeed: bool) -> None:
+        self.failed += 1
+        if must_succeed:
+            raise AbortError(f"{error} ({self.failed} failed in a row)") from error
+        self._warn(self.state.step, error)
 
     def rehearse(self) -> str:
         """Load the checkpoint of the step reached and continue from it; returns what goes wrong, "" if nothing does.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import operator
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 from atlas.training.weight_average import AVERAGE, WeightAverage
+
+if TYPE_CHECKING:
+    from atlas.parallel.slices import Slices
 
 
 @dataclass
@@ -46,6 +51,7 @@ class TrainState:
     early_stop: EarlyStop | None = None  # with `train.patience`
     unfinished: dict[str, Any] | None = None  # of a step that a signal interrupted: its row, and whether it is measured
     ranks: Ranks = ALONE
+    slices: Slices[AtlasModel] | None = None  # of the weights, with parallel.kind=fsdp
 
     PARTS: ClassVar[tuple[str, ...]] = ("model", "optimizer", "monitor", "history", "position", "carried", "rng")
 
@@ -54,10 +60,53 @@ class TrainState:
         """Why the run is over before its last step; "" where it is not."""
         return self.early_stop.reason if self.early_stop else ""
 
-    def payload(self) -> dict[str, Any]:
-        """The state as plain containers and tensors, the same for any number of ranks. All ranks call it together."""
+    @contextmanager
+    def whole_model(self) -> Iterator[AtlasModel]:
+        """The model; where it is in slices a copy with whole weights, to be read. All ranks call it together."""
+        if self.slices is None:
+            yield self.model
+        else:
+            with self.ranks.losing(), self.slices.whole_model() as copy:
+                yield copy
+
+    def require_same_weights(self, when: str) -> None:
+        """Raise `RankError` where ranks have other weights than rank 0. In slices no two ranks have the same ones."""
+        if self.slices is None:
+            require_same_weights(self.ranks, self.model, when)
+
+    def payload(self, *, whole: bool = True) -> dict[str, Any]:
+        """The state as plain containers and tensors, the same for any number of ranks. All ranks call it together.
+
+        `whole`: weights in slices too, otherwise they stay in slices.
+        """
         carried = self.ranks.gather([pytree.tree_leaves(state) for state in self.carried])
-        return self._payload([leaves for of_rank in carried for leaves in of_rank])
+        payload = self._payload([leaves for of_rank in carried for leaves in of_rank])
+        if self.slices is None:
+            return payload
+        slices = self.slices
+        with self.ranks.losing():
+            payload["model"] = slices.saved_weights(whole=whole)
+            moments = [slices.saved_moments(optimizer, whole=whole) for optimizer in self.optimizer.optimizers]
+            payload["optimizer"] = {**payload["optimizer"], "optimizers": moments}
+            if self.average is not None:
+                payload[AVERAGE] = slices.saved_weights(self.average.weights, whole=whole)
+        return payload
+
+    def payload_alone(self) -> dict[str, Any] | None:
+        """The payload without the other ranks; None where they hold a part of the state."""
+        if self.ranks.world > 1 and (self.carried or self.slices is not None):
+            return None
+        return self._payload([pytree.tree_leaves(state) for state in self.carried])
+
+    def _sliced(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """A whole payload as this rank loads it."""
+        if self.slices is None:
+            return payload
+        slices, saved = self.slices, payload["optimizer"]
+        pairs = zip(self.optimizer.optimizers, saved["optimizers"], strict=True)
+        moments = [slices.of_moments(optimizer, state) for optimizer, state in pairs]
+        found = {**payload, "model": slices.of_weights(payload["model"]), "optimizer": {**saved, "optimizers": moments}}
+        return found | ({AVERAGE: slices.of_weights(payload[AVERAGE])} if AVERAGE in payload else {})
 
     def _payload(self, carried: list[list[Any]]) -> dict[str, Any]:
         payload = {
@@ -80,6 +129,7 @@ class TrainState:
     def restore(self, payload: dict[str, Any]) -> None:
         """Load a payload; training then continues bitwise. Raises `RuntimeError` for weights of another model, and any
         error for a part of another shape."""
+        payload = self._sliced(payload)
         self.model.load_state_dict(payload["model"])
         self.optimizer.load_state_dict(payload["optimizer"])
         self.monitor.load_state_dict(payload["monitor"])
@@ -110,7 +160,7 @@ class TrainState:
             if not self.ranks.first:
                 self.restore(payload)
             self.keep_own_rows()
-            require_same_weights(self.ranks, self.model, f"before step {self.step + 1}")
+            self.require_same_weights(f"before step {self.step + 1}")
 
     def keep_own_rows(self) -> None:
         """Of the carried rows that a payload holds, keep those that this rank trains on."""

@@ -174,7 +174,7 @@ class TrainStep:
             some_unused = self.config.carry_memory or self.config.gate.polarisation_peak == 0
             forward = self.ranks.replicate(MicroStep(model, self.autocast()), self.device, some_unused=some_unused)
             self._replica = model, forward
-            if self.ranks.world > 2:
+            if self.ranks.reorders:
                 # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:
                 # without this pass, a run that goes on would not be bitwise the run that never stopped.
                 forward(*micro).total.backward()
@@ -186,8 +186,11 @@ class TrainStep:
 
     def _gradient_norm(self, model: nn.Module) -> Tensor:
         """Global norm before clipping; clips in place."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = self.ranks.whole(torch.nn.utils.get_total_norm(gradients))
         limit = self.config.gradient_clip or float("inf")
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+        return norm
 
 
 def read(*numbers: Tensor) -> list[float]:

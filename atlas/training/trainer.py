@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import GateAction, RunConfig
+from atlas.config import CheckpointLayout, GateAction, RunConfig
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
 from atlas.models.language_model import AtlasModel
@@ -74,7 +74,8 @@ class Trainer:
         self.telemetry, self.checkpoints, self.probe = telemetry, checkpoints, probe
         self.faults, self.clocks = faults, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
-        self.saver = Saver(state, checkpoints, telemetry, config.train.steps)
+        sharded = config.checkpoint.layout is CheckpointLayout.sharded
+        self.saver = Saver(state, checkpoints, telemetry, config.train.steps, sharded=sharded)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
         self.batches = BatchAhead(data, step.device, step.rows)
         samples, sample_tokens = config.telemetry.samples, config.telemetry.sample_tokens
@@ -128,9 +129,10 @@ class Trainer:
         state = self.state
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
-        logged = self.ranks.first and self.telemetry.due(state.step + 1)
+        due = self.telemetry.due(state.step + 1)
+        logged = due and self.ranks.first
         with self.clocks.measure("norms"):
-            before = copied(state.model) if logged else {}
+            before = copied(state.model, self.ranks) if logged or (due and state.slices) else {}
         with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
             began = time.perf_counter()
             batch = self.batches.take(state.step + 1 + state.skipped)
@@ -141,9 +143,11 @@ class Trainer:
         if lost := gpu.news():
             self.telemetry.event("warning", state.step, message=f"{lost}; PyTorch's operations do its work")
         with self.clocks.measure("norms"):
-            own = self.config.telemetry.metrics if logged else []
             self.norms = memory_norms(state.model, catch) if catch else {}
-            self.norms |= update_ratios(before, state.model) | own_metrics(own, state.model, state.step)
+            self.norms |= update_ratios(before, state.model, self.ranks)
+            if due and (own := self.config.telemetry.metrics):
+                with state.whole_model() as model:
+                    self.norms |= own_metrics(own if logged else [], model, state.step)
         with self.clocks.measure("gates"):
             self.gates = over_ranks(result.gates, self.ranks)
         if state.average is not None and result.finite:
@@ -161,7 +165,8 @@ class Trainer:
             return
         with self.clocks.measure("watch"):
             if history.needs_reading(state.step, result.loss):
-                history.add_perplexity(state.step, self.evaluator.watched_perplexity(state.model))
+                with state.whole_model() as model:
+                    history.add_perplexity(state.step, self.evaluator.watched_perplexity(model))
 
     def _log(self, result: StepResult) -> None:
         with self.clocks.measure("telemetry"):
@@ -196,7 +201,7 @@ class Trainer:
         self.measured = False
         validates = state.step % settings.validation_every == 0 or state.step == settings.steps
         if validates:
-            with self.clocks.measure("validation"), self.stop.checked_by(state.model):
+            with self.clocks.measure("validation"):
                 losses = self._validate()
             self.validation = state.step, losses["validation/loss"]
             self.telemetry.log_step(state.step, losses, keep=True)
@@ -212,10 +217,11 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Of the weights, and with `train.ema` of their average."""
-        model, average = self.state.model, self.state.average
-        losses = {"validation/loss": self.evaluator.validation_loss(model)}
+        state, average = self.state, self.state.average
+        with state.whole_model() as model, self.stop.checked_by(model):
+            losses = {"validation/loss": self.evaluator.validation_loss(model)}
         if average is not None:
-            with average.applied(model):
+            with average.applied(state.model), state.whole_model() as model, self.stop.checked_by(model):
                 losses["validation/loss_ema"] = self.evaluator.validation_loss(model)
         return losses
 
@@ -230,8 +236,8 @@ class Trainer:
 
     def _run_probe(self, probe: Probe) -> None:
         state = self.state
-        with self.clocks.measure("probe"), self.stop.checked_by(state.model):
-            self.probe_results = self.ranks.from_first(lambda: list(probe.run(state.model, state.step)))
+        with self.clocks.measure("probe"), state.whole_model() as model, self.stop.checked_by(model):
+            self.probe_results = self.ranks.from_first(lambda: list(probe.run(model, state.step)))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
         for result in self.probe_results:  # after all metrics: an event writes the row
@@ -243,26 +249,28 @@ class Trainer:
     def _sample(self, sampler: Sampler) -> None:
         """After the probe, whose numbers are in the same row: an event writes it."""
         state = self.state
-        with self.clocks.measure("samples"), self.stop.checked_by(state.model):
-            samples = self.ranks.from_first(lambda: sampler.samples(state.model))
+        with self.clocks.measure("samples"), state.whole_model() as model, self.stop.checked_by(model):
+            samples = self.ranks.from_first(lambda: sampler.samples(model))
         for sample in samples:
             self.telemetry.event("sample", state.step, **sample._asdict())
 
     def _calibrate(self) -> None:
         """Set W_init of the local memories to their mean carried state."""
-        model = self.state.model
-        with self.clocks.measure("calibration"), self.stop.checked_by(model):
+        state = self.state
+        with self.clocks.measure("calibration"), state.whole_model() as model, self.stop.checked_by(model):
             found = self.ranks.from_first(lambda: self.calibrator.calibrate(model, self.config.train.sequence))
             weights = self.ranks.from_first(model.state_dict)
-            if not self.ranks.first:
+            if state.slices is not None:
+                state.slices.load(weights)
+            elif not self.ranks.first:
                 model.load_state_dict(weights)
         self._report_reset(
             "calibration", found, f"W_init calibrated on {found['tokens']} tokens (attempt {found['attempts']}): "
         )
 
     def _measure_reset(self) -> None:
-        with self.clocks.measure("calibration"), self.stop.checked_by(self.state.model):
-            found = self.ranks.from_first(lambda: self.calibrator.measure(self.state.model))
+        with self.clocks.measure("calibration"), self.state.whole_model() as model, self.stop.checked_by(model):
+            found = self.ranks.from_first(lambda: self.calibrator.measure(model))
         self._report_reset("reset_shock", found, "")
 
     def _report_reset(self, kind: str, found: dict[str, Any], prefix: str) -> None:

@@ -16,32 +16,44 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_leaves
 
 import atlas
-from atlas.config import ConfigError
+from atlas.checkpoint.manager import CheckpointManager
+from atlas.config import ConfigError, ParallelConfig, ParallelKind, RunConfig
 from atlas.data.batch import Batch
 from atlas.data.text import TextData
-from atlas.parallel.agreement import require_same_weights
 from atlas.parallel.launch import launched
+from atlas.parallel.ranks import ALONE, Ranks
+from atlas.parallel.slices import slice_of
 from atlas.runs.build import build_data, build_model, build_optimizer
+from atlas.runs.run import require_shared
+from atlas.runs.slicing import slice_state
+from atlas.telemetry import jsonl
+from atlas.telemetry.sinks import Sink
 from atlas.train import main as main_of_train
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
+from atlas.training.trainer import Trainer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 
 LIMIT_SECONDS = 60.0  # for all jobs together; then ranks that hang are killed
+NAME = "tests.integration.rank_group"  # run as a program, it is __main__
 
 
 class Troubled(TextData):
     """Text, and a trouble when a rank asks for the batch of a step: `trouble` is WHAT@STEP on rank `on`, once.
 
-    WHAT: a signal's name; sleep; full (nothing larger than 20 kB can be written), room (it can again).
+    WHAT: a signal's name (with `^` for the process that has started this one); sleep; full (nothing larger than 20 kB
+    can be written), room (it can again).
     """
 
     def __init__(self, *, trouble: str, on: int, **rest: Any) -> None:
@@ -59,12 +71,53 @@ class Troubled(TextData):
                 limit = 20_000 if what == "full" else resource.RLIM_INFINITY
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             case name:
-                os.kill(os.getpid(), signal.Signals[name])
+                process = os.getppid() if name.startswith("^") else os.getpid()
+                os.kill(process, signal.Signals[name.removeprefix("^")])
         return super().batch(step, rows)
 
 
 def train(job: dict[str, Any], overrides: list[str]) -> str:
     return atlas.train(atlas.compose(overrides), job["folder"]).status
+
+
+class Muting(Sink):
+    """A logger from whose step on metrics.jsonl cannot be written."""
+
+    def __init__(self, *, folder: str, at: int) -> None:
+        self.path, self.at = Path(folder) / "metrics.jsonl", at
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if step == self.at and not self.path.is_symlink():
+            self.path.unlink()
+            self.path.symlink_to("/dev/full")
+
+
+def mute(job: dict[str, Any], overrides: list[str]) -> str:
+    logger = {"_target_": f"{NAME}.Muting", "folder": job["folder"], "at": 6}
+    before, jsonl.MOST_WAITING_BYTES = jsonl.MOST_WAITING_BYTES, 1
+    try:
+        return atlas.train(replace(atlas.compose(overrides), logger=logger, trust=[NAME]), job["folder"]).status
+    finally:
+        jsonl.MOST_WAITING_BYTES = before
+
+
+def stop_at_end(job: dict[str, Any], overrides: list[str]) -> str:
+    """The process of rank 1 is halted between its last step and its end, for longer than a step may take."""
+    run, halted = Trainer.run, os.environ["RANK"] == "1"
+
+    def halting(trainer: Trainer) -> None:
+        run(trainer)
+        if os.fork() == 0:
+            time.sleep(3)
+            os.kill(os.getppid(), signal.SIGCONT)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    Trainer.run = halting if halted else run  # type: ignore[method-assign]
+    try:
+        return train(job, overrides)
+    finally:
+        Trainer.run = run  # type: ignore[method-assign]
 
 
 def train_other_memory(job: dict[str, Any], overrides: list[str]) -> str:
@@ -89,22 +142,77 @@ def command(job: dict[str, Any], overrides: list[str]) -> str:
         return f"status {error.code}"
 
 
+def state_of(config: RunConfig, ranks: Ranks) -> TrainState:
+    """Before step 1; in slices where the configuration asks for them."""
+    model = build_model(config)
+    monitor, history = GateMonitor(config.train.gate), History(config.rollback)
+    state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
+    if config.parallel.kind is ParallelKind.fsdp and ranks.world > 1:
+        slice_state(config, state, torch.device("cpu"))
+    return state
+
+
 def gradients(job: dict[str, Any], overrides: list[str]) -> str:
-    """Two training steps; the gradients of the second are written into the folder. Returns their loss and norm."""
+    """Two training steps; the gradients of the second are written into the folder, with their loss and norm."""
     config = atlas.compose(overrides)
     with launched() as ranks:
-        model = build_model(config)
-        optimizer = build_optimizer(config, model)
-        monitor, history = GateMonitor(config.train.gate), History(config.rollback)
-        state = TrainState(model, optimizer, monitor, history, ranks=ranks)
+        state = state_of(config, ranks)
         step, data = TrainStep(config.train, torch.device("cpu"), torch.float32, ranks), build_data(config)
         for number in (1, 2):
             result = step(state, data.batch(number, step.rows))
-        require_same_weights(ranks, model, "after step 2")
+        state.require_same_weights("after step 2")
+        own = {name: parameter.grad for name, parameter in state.model.named_parameters()}
+        found = {name: None if gradient is None else ranks.whole(gradient) for name, gradient in own.items()}
         if ranks.first:
-            found = {name: parameter.grad for name, parameter in model.named_parameters()}
             torch.save({"loss": result.loss, "norm": result.gradient_norm, "gradients": found}, job["folder"])
     return "done"
+
+
+def update(job: dict[str, Any], overrides: list[str]) -> str:
+    """Three updates by gradients that are drawn, in slices and whole; says whether all bits are the same."""
+    config = atlas.compose(overrides)
+    with launched() as ranks:
+        sliced, whole = state_of(config, ranks), state_of(config, ALONE)
+        generator = torch.Generator().manual_seed(0)
+        for number in (1, 2, 3):
+            for name, parameter in whole.model.named_parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                other = sliced.model.get_parameter(name)
+                other.grad = slice_of(parameter.grad, other)
+            for state in (sliced, whole):
+                state.optimizer.step(number)
+        leaves = [
+            [leaf for part in ("model", "optimizer") for leaf in tree_leaves(payload[part])]
+            for payload in (sliced.payload(), whole.payload())
+        ]
+        same = all(
+            torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+            for one, other in zip(*leaves, strict=True)
+        )
+    return "same bits" if same else "other bits"
+
+
+def reload(job: dict[str, Any], overrides: list[str]) -> str:
+    """The newest checkpoint of the run `of`, loaded into slices, and written whole into the folder."""
+    config = atlas.compose(overrides)
+    with launched() as ranks:
+        payload, _ = CheckpointManager(Path(job["of"]) / "checkpoints", every=1, keep=2).load()
+        state = state_of(replace(config, parallel=ParallelConfig()), ranks)
+        state.restore(payload)
+        slice_state(config, state, torch.device("cpu"))
+        found = state.payload()
+        if ranks.first:
+            torch.save(found, job["folder"])
+    return "done"
+
+
+def unshared(job: dict[str, Any], overrides: list[str]) -> str:
+    """Each rank has a folder of its own."""
+    with launched() as ranks:
+        folder = Path(f"{job['folder']}-{ranks.rank}")
+        folder.mkdir()
+        require_shared(folder, ranks)
+    return "shared"
 
 
 def work(jobs: list[dict[str, Any]], out: Path) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from atlas.config import VOCABULARY, ConfigError, require
@@ -21,7 +23,7 @@ KINDS = {
     "lr_burst": "the learning rate is SIZE times as high for 5 steps (default 100)",
     "weights": "noise of SIZE times their own standard deviation is added to the weights (default 1)",
     "nan_loss": "the loss weights of the batch become NaN",
-    "nan_gradient": "the gradient of one parameter becomes NaN",
+    "nan_gradient": "a gradient of the backward pass becomes NaN",
     "nan_memory": "the initial state of a memory, W_init, becomes NaN",
 }
 DEFAULT_SIZES = {"bad_batch": 20.0, "lr_burst": 100.0, "weights": 1.0}
@@ -84,7 +86,7 @@ class FaultInjector:
         elif kind == "bad_batch":
             return _mislabelled(batch, state.step, first_row)
         elif kind == "nan_gradient":
-            self._hook = state.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+            self._hook = state.model.norm.register_forward_hook(_damage_gradient)
         elif kind == "nan_loss":
             return replace(batch, weights=batch.weights * float("nan"))
         else:
@@ -104,9 +106,16 @@ def _mislabelled(batch: Batch, step: int, first_row: int) -> Batch:
     return replace(batch, targets=up_to_these[first_row:])
 
 
+def _damage_gradient(_: nn.Module, __: Any, output: Tensor) -> None:
+    """Of what the module has made; a hook on a weight in slices is not called."""
+    if output.requires_grad:
+        output.register_hook(lambda gradient: gradient * float("nan"))
+
+
 @torch.no_grad()
 def _damage(state: TrainState, kind: str, size: float) -> None:
-    parameters = dict(state.model.named_parameters())
+    slices = state.slices
+    parameters: dict[str, Tensor] = slices.whole_weights() if slices else dict(state.model.named_parameters())
     if kind == "weights":
         generator = torch.Generator().manual_seed(state.step)
         for parameter in parameters.values():
@@ -115,3 +124,5 @@ def _damage(state: TrainState, kind: str, size: float) -> None:
                 parameter.add_(noise * parameter.std() * size)
     else:
         next(p for name, p in parameters.items() if name.endswith("local.0.up")).fill_(float("nan"))
+    if slices:
+        slices.load(parameters)

@@ -7,7 +7,6 @@ from typing import Any
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import Manifest
 from atlas.config import RollbackAction, RollbackConfig
-from atlas.parallel.agreement import require_same_weights
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.errors import AbortError
 from atlas.training.state import TrainState
@@ -47,7 +46,7 @@ class Recovery:
         payload, manifest = state.ranks.from_first(lambda: self._load(decision))
         state.restore(payload)
         state.keep_own_rows()
-        require_same_weights(state.ranks, state.model, f"after the rollback to step {state.step}")
+        state.require_same_weights(f"after the rollback to step {state.step}")
         state.segment, state.rollbacks, state.skipped = segment + 1, rollbacks + 1, skipped
         state.optimizer.scale = scale
         change = self._change_training(reached)

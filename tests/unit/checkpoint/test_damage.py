@@ -146,10 +146,10 @@ def _forge(folder: Path) -> None:
 
 
 def test_a_later_format_is_named(manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.checkpoint.manifest.FORMAT", 2)
+    monkeypatch.setattr("atlas.checkpoint.manifest.FORMAT", 3)
     save(manager, 10)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"manifest\.json has format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json has format 3, this version reads 1 and 2"):
         manager.load()
 
 

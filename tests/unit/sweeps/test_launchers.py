@@ -1,3 +1,4 @@
+import os
 import sys
 
 import pytest
@@ -5,7 +6,7 @@ from omegaconf import OmegaConf
 
 from atlas.config import ConfigError
 from atlas.sweeps import launchers
-from atlas.sweeps.launchers import launcher_name, prepare_launcher, require_installed
+from atlas.sweeps.launchers import export_tasks, launcher_name, prepare_launcher, require_installed
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,20 @@ def test_a_launcher_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyP
         require_installed(["-m", "hydra/launcher=slurm"])
     message = "hydra/launcher=slurm: must be installed: pip install hydra-submitit-launcher==1.2.0"
     assert str(refusal.value) == message
+
+
+def test_the_tasks_of_a_slurm_job_become_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task 9 of 16, on the second of two nodes."""
+    given = {"SLURM_JOB_ID": "71", "SLURM_NTASKS": "16", "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": "9"}
+    given |= {"SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "gpu[03-04]"}
+    for name, value in (given | {"SUBMITIT_EXECUTOR": "slurm"}).items():
+        monkeypatch.setenv(name, value)
+    ranks = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu03"}
+    for name in (*ranks, "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that it is removed in the end
+        monkeypatch.delenv(name)
+    assert export_tasks()
+    assert {name: os.environ[name] for name in ranks} == ranks
+    assert 20000 <= int(os.environ["MASTER_PORT"]) <= 60000
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert not export_tasks()
