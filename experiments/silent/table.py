@@ -110,8 +110,8 @@ def write_results(found: Sequence[Caused], catalogue: int) -> None:
         "# Silent failures: results",
         "",
         f"Written by `python -m experiments.silent`, revision {content['git'] or 'unknown'}; do not edit.",
-        f"{ran} of the {catalogue} failures of the catalogue ran, each with {seeds} seeds. The message is that of the first"
-        " seed which has one.",
+        f"{ran} of the {catalogue} failures of the catalogue ran, each with {seeds} seeds.",
+        "The message is that of the first seed which has one.",
         "",
         text_of(found),
         "",
