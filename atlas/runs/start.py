@@ -148,16 +148,7 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     root = path / CHECKPOINTS if chosen is None else chosen.parent
     checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
-    return payload, manifest, [*passed_over(checkpoints), *_unhealthy(manifest, checkpoints)]
-
-
-def _unhealthy(manifest: Manifest, checkpoints: CheckpointManager) -> list[str]:
-    """A line where the run was not healthy when it saved this checkpoint."""
-    if manifest.healthy:
-        return []
-    healthy = [one.path.name for one in checkpoints.list() if one.healthy and one.step < manifest.step]
-    before = f"; {healthy[-1]} is the newest one that is" if healthy else ""
-    return [f"{manifest.path.name} is not healthy: the run had a bad reading or a suspicious loss at that step{before}"]
+    return payload, manifest, passed_over(checkpoints)
 
 
 def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:

@@ -54,8 +54,8 @@ def chosen(only: str) -> list[Failure]:
     return [failure for failure in CATALOGUE if not wanted or {failure.name, failure.kind} & set(wanted)]
 
 
-def cause(failures: Sequence[Failure], seeds: int, place: Path, keep: bool) -> list[Caused]:
-    """Run them all; twins that are the same run are made once."""
+def cause(failures: Sequence[Failure], seeds: int, place: Path, *, keep: bool, record: bool) -> list[Caused]:
+    """Run them all; twins that are the same run are made once. `record`: the results so far are written."""
     twins: dict[tuple[str, int], Facts] = {}
     found: list[Caused] = []
     for failure in failures:
@@ -75,6 +75,8 @@ def cause(failures: Sequence[Failure], seeds: int, place: Path, keep: bool) -> l
             one = Caused(failure, seed, runs[0], runs[1], round(time.monotonic() - began, 1))
             print(f"{failure.name} seed {seed}: {one.outcome[0]} ({one.seconds} s) {one.outcome[2][:150]}", flush=True)
             found.append(one)
+        if record:
+            write_results(found, len(CATALOGUE))
     return found
 
 
@@ -83,10 +85,9 @@ def main(arguments: list[str]) -> int:
     failures = chosen(options.only)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        found = cause(failures, options.seeds, Path(options.folder or scratch).resolve(), bool(options.folder))
+        place, whole = Path(options.folder or scratch), len(failures) == len(CATALOGUE) and options.seeds == FULL_SEEDS
+        found = cause(failures, options.seeds, place.resolve(), keep=bool(options.folder), record=whole)
     print(f"\n{text_of(found)}")
-    if len(failures) == len(CATALOGUE) and options.seeds == FULL_SEEDS:
-        print(f"written to {write_results(found)}")
     return int(any(not one.noticed for one in found))
 
 

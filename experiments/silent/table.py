@@ -101,19 +101,19 @@ def _record(one: Caused) -> dict[str, Any]:
     return named | {"did": did, "delay_steps": delay, "message": message, **facts}
 
 
-def write_results(found: Sequence[Caused]) -> Path:
+def write_results(found: Sequence[Caused], catalogue: int) -> None:
+    """`catalogue`: the number of failures in it; those that have not run yet are missing."""
     content = {"git": git_revision(), "versions": versions(), "runs": [_record(one) for one in found]}
     (HERE / "silent.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    seeds = len({one.seed for one in found})
+    seeds, ran = len({one.seed for one in found}), len({one.failure.name for one in found})
     parts = [
         "# Silent failures: results",
         "",
         f"Written by `python -m experiments.silent`, revision {content['git'] or 'unknown'}; do not edit.",
-        f"Each failure with {seeds} seeds; the message is that of the first seed which has one.",
+        f"{ran} of the {catalogue} failures of the catalogue ran, each with {seeds} seeds.",
+        "The message is that of the first seed which has one.",
         "",
         text_of(found),
         "",
     ]
-    target = HERE / "RESULTS.md"
-    target.write_text("\n".join(parts), encoding="utf-8")
-    return target
+    (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")

@@ -6,8 +6,7 @@ Each is a source of the package; the mistake is the one thing that differs, in t
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,12 +15,11 @@ from atlas.data.mixed import MixedData
 from atlas.data.text import TextData
 
 
+@dataclass(kw_only=True, eq=False)
 class Sound(TextData):
     """The calm twin of the others."""
 
-    def __init__(self, *, at: int = 0, **rest: Any) -> None:
-        super().__init__(**rest)
-        self.at = at
+    at: int = 0  # steps
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         found = super().batch(step, rows)
@@ -95,19 +93,15 @@ class Random(Sound):
 class KeyBlind(MixedData):
     """A recall task with one value for all keys of a sequence: the key need not be read."""
 
-    def __init__(self, **rest: Any) -> None:
-        super().__init__(**rest)
-        self.first_answer = self.task.format.slot - self.task.value_bytes
-
     def batch(self, step: int, rows: range | None = None) -> Batch:
         return self._same_values(super().batch(step, rows))
 
     def _same_values(self, batch: Batch) -> Batch:
         tokens = torch.cat((batch.inputs, batch.targets[:, -1:]), dim=1)
-        marker = int(self.task.symbols.marker)
+        marker, first = int(self.task.symbols.marker), self.task.format.slot - self.task.value_bytes
         for row in torch.nonzero(batch.recall).flatten().tolist():
             starts = torch.nonzero(tokens[row] == marker).flatten()
-            starts = starts[starts + self.first_answer < tokens.shape[1]]
+            starts = starts[starts + first < tokens.shape[1]]
             if len(starts):
-                tokens[row, starts + self.first_answer] = tokens[row, starts[0] + self.first_answer].clone()
+                tokens[row, starts + first] = tokens[row, starts[0] + first].clone()
         return replace(batch, inputs=tokens[:, :-1].contiguous(), targets=tokens[:, 1:].contiguous())

@@ -1,8 +1,7 @@
-"""A checkpoint that cannot be continued is told by the run that writes it; one that is not healthy when it is read."""
+"""A checkpoint that cannot be continued is told by the run that writes it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 
 import atlas
-from atlas.checkpoint.manager import CheckpointManager
-from atlas.checkpoint.manifest import encode
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 
 
@@ -30,12 +27,3 @@ def test_an_optimiser_that_cannot_load_what_it_saves_ends_the_run_before_step_1(
     summary = atlas.train(config, tmp_path / "run")
     reason = "step-00000000 was saved and cannot be loaded: KeyError: 'optimizers'"
     assert (summary.status, summary.step, summary.reason) == ("aborted", 0, reason)
-
-
-def test_a_checkpoint_that_is_not_healthy_is_loaded_with_a_warning(untrained: Path) -> None:
-    checkpoints = CheckpointManager(untrained / "checkpoints", 1, 2)
-    newest = checkpoints.list()[-1]
-    (newest.path / "manifest.json").write_bytes(encode(replace(newest, healthy=False)))
-    told = "step-00000007 is not healthy: the run had a bad reading or a suspicious loss at that step"
-    with pytest.warns(UserWarning, match=f"^{told}$"):
-        atlas.load(untrained)
