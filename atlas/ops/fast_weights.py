@@ -86,7 +86,7 @@ def norm_limits(weights: FastWeights, limit: float) -> tuple[float, float]:
     """Largest Frobenius norms: `limit * sqrt(h)` for `down`, `limit * sqrt(h * p / d)` for `up`."""
     width, hidden = weights.down.shape[-2:]
     down = limit * hidden**0.5
-    return down, down * (weights.up.shape[-1] / width) ** 0.5
+    return down, down * (weights.up.shape[-1] / max(width, 1)) ** 0.5  # a width of 0 has empty matrices
 
 
 def _bounded(matrix: Tensor, bound: float) -> Tensor:

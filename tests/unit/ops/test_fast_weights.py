@@ -52,3 +52,9 @@ def test_only_matrices_beyond_the_bound_are_scaled_back_to_it() -> None:
     torch.testing.assert_close(bounded.down[0] / down, weights.down[0] / weights.down[0].norm())
     torch.testing.assert_close(bounded.down[1], weights.down[1])
     torch.testing.assert_close(bounded.up[0], weights.up[0])
+
+
+def test_a_memory_without_width_is_empty_and_stays_so() -> None:
+    empty = FastWeights(torch.zeros(2, 0, 8), torch.zeros(2, 8, 0))
+    bounded = bound_norm(empty, 1.0)
+    assert (bounded.down.shape, bounded.up.shape) == ((2, 0, 8), (2, 8, 0))
