@@ -1,8 +1,8 @@
 """How many operations a training step needs, counted from the configuration (docs/memory.md section 5).
 
-Counted are the matrix products of the model; a multiplication with its addition is two operations. A backward pass takes
-twice its forward pass. Products under a causal mask count whole, as is usual. What is done by element, computed again,
-or done by the optimiser does not count.
+Counted are the matrix products of the model; a multiplication with its addition is two operations. A backward pass
+takes twice its forward pass. Products under a causal mask count whole, as is usual. What is done by element, computed
+again, or done by the optimiser does not count.
 
 Legend: D model width, H heads, d head width, w window, P persistent keys, h hidden width, p features, C chunk, c window
 of a rule, J = C + c - 1 written tokens, I iterations of Newton-Schulz.
@@ -45,7 +45,7 @@ def forward_products(model: ModelConfig, chunks: ChunkSizeConfig, sequence: int)
 
 
 def _memory(model: ModelConfig, chunks: ChunkSizeConfig, sequence: int) -> float:
-    """Of one layer: q, k, v, rates and gates of the rule, then per head the Q-K projection, the features and the rule."""
+    """Of one layer: q, k, v, rates and gates of the rule; per head the Q-K projection, the features and the rule."""
     config, width, head = model.memory, model.width, model.width // model.heads  # D, d
     learnt = sum(not control.fixed for control in learning_rule(config).controls)
     periods = _periods(config, chunks)
