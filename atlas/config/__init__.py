@@ -49,6 +49,7 @@ from atlas.config.training import (
     RollbackConfig,
     TrainConfig,
 )
+from atlas.config.watch import WATCHERS, WatchAction, WatchConfig
 
 __all__ = [
     "CHANGEABLE",
@@ -64,6 +65,7 @@ __all__ = [
     "TRIGGERS",
     "TRITON_WIDTHS",
     "VOCABULARY",
+    "WATCHERS",
     "AtlasRuleConfig",
     "CalibrationConfig",
     "CheckpointConfig",
@@ -97,6 +99,8 @@ __all__ = [
     "TelemetryConfig",
     "TrainConfig",
     "Unit",
+    "WatchAction",
+    "WatchConfig",
     "level_of",
     "require",
 ]

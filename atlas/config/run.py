@@ -19,6 +19,7 @@ from atlas.config.parallel import ParallelConfig
 from atlas.config.rules import Rule
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
+from atlas.config.watch import WatchConfig
 
 MOST_THREADS = 1024  # more threads than a machine can start would end the process
 MOST_SAMPLES = 100  # validation texts that are continued
@@ -91,6 +92,7 @@ class RunConfig(Choices):
     train: TrainConfig = field(default_factory=TrainConfig)
     niah: NIAHConfig = field(default_factory=NIAHConfig)
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -105,6 +107,7 @@ class RunConfig(Choices):
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        self.watch.check_rollbacks()
         if self.model.memory.enabled:
             self._check_chunks()
             if self.device.kernels is Kernels.triton:
