@@ -76,7 +76,7 @@ class Watchers:
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
-        self.places = self.telemetry.places()
+        self.places = [place for place in self.telemetry.places() if place.exists()]
         if self.on and facts.first_step:
             self._restored_moments = share_with_moments(self.state.optimizer)
 
@@ -111,21 +111,24 @@ class Watchers:
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""
-        self.state.record.watched.append((step, loss))
+        self.state.record.watched = [*_before(self.state.record.watched, step), (step, loss)]
 
     def see_validation(self, step: int, loss: float) -> None:
-        self.state.record.validations.append((step, loss))
+        self.state.record.validations = [*_before(self.state.record.validations, step), (step, loss)]
 
     def see_probes(self, step: int, outcomes: Sequence[dict[str, object]]) -> None:
         """`outcomes`: what probes say of themselves (`NIAHResult.describe`)."""
+        record = self.state.record
+        record.probed = [probe for probe in record.probed if probe.step < step]
         for one in outcomes:
             level, passed, accuracy, blind, chance = (
                 one.get(key) for key in ("level", "passed", "accuracy", "key_blind", "chance")
             )
-            self.state.record.probed.append(Probed(step, level, passed, accuracy, blind, chance or 0.0))  # type: ignore[arg-type]
+            record.probed.append(Probed(step, level, passed, accuracy, blind, chance or 0.0))  # type: ignore[arg-type]
 
     def see_memory_use(self, use: MemoryUse) -> None:
-        self.state.record.memory_use.append(use)
+        record = self.state.record
+        record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
 
     def see_files(self) -> None:
         """Before a row may be written: a removed file is then written anew."""
@@ -158,6 +161,11 @@ class Watchers:
                 self.telemetry.event("watch", self.state.step, **found.record(), action=action.value)
                 new.append((found, action))
         return new
+
+
+def _before(series: Sequence[tuple[int, float]], step: int) -> list[tuple[int, float]]:
+    """Without what an interrupted start has measured at this step already."""
+    return [one for one in series if one[0] < step]
 
 
 def as_reading(found: Finding) -> Reading:

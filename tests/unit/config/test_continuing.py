@@ -41,6 +41,7 @@ def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
         "device.threads",
         "device.kernels",
         "parallel",
+        "watch",
         "debug",
         "trust",
         "resume",
