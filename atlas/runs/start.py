@@ -137,9 +137,9 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
 
 
 def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
-    """The checkpoint at `path`, or the newest sound and healthy one of the run there, and a line for each one skipped.
+    """The checkpoint at `path`, or the newest sound one of the run at `path`, and a line for each one skipped.
 
-    Of a run without a healthy one it is the newest; a line says so. Raises `ConfigError` naming `key`.
+    Raises `ConfigError` naming `key`.
     """
     path = expanded(path)
     chosen = _checkpoint_folder(path)
