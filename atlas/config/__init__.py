@@ -50,6 +50,7 @@ from atlas.config.training import (
     RollbackConfig,
     TrainConfig,
 )
+from atlas.config.watch import WATCHERS, WatchAction, WatchConfig
 
 __all__ = [
     "CHANGEABLE",
@@ -65,6 +66,7 @@ __all__ = [
     "TRIGGERS",
     "TRITON_WIDTHS",
     "VOCABULARY",
+    "WATCHERS",
     "AtlasRuleConfig",
     "CalibrationConfig",
     "CheckpointConfig",
@@ -100,6 +102,8 @@ __all__ = [
     "TelemetryConfig",
     "TrainConfig",
     "Unit",
+    "WatchAction",
+    "WatchConfig",
     "level_of",
     "require",
 ]

@@ -45,6 +45,7 @@ GROUPS = {
     "train": "length of the run, batch, validation, gate",
     "niah": "needle-in-a-haystack probes of the memory",
     "rollback": "what happens when the perplexity spikes",
+    "watch": "what is told of a run that fails quietly",
     "checkpoint": "how often the run is saved",
     "calibration": "what the local memories are reset to, and what a reset costs",
     "device": "where it runs",

@@ -36,6 +36,12 @@ CHANGE_RULES = (
     ChangeRule(("device.threads", "device.kernels", "device.processes"), Effect.differs, "by rounding", lasting=False),
     ChangeRule(("parallel.kind", "parallel.context"), Effect.differs, "by rounding", lasting=False),
     ChangeRule(("parallel",), Effect.exact, "how long the processes of a run wait for each other", lasting=False),
+    ChangeRule(
+        ("watch",),
+        Effect.exact,
+        "what is told; with `abort` or `rollback` a finding ends the run or goes back",
+        lasting=False,
+    ),
     ChangeRule(("debug",), Effect.differs, "a rehearsed fault", lasting=False),
     ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", lasting=False),
     ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", lasting=False),

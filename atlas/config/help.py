@@ -6,7 +6,9 @@ Hydra's own help does not explain the groups and takes seconds.
 from __future__ import annotations
 
 import re
+from textwrap import fill
 
+from atlas.config import WATCHERS
 from atlas.config.composition import GROUPS, options
 from atlas.config.files import CONF_DIR
 
@@ -30,6 +32,9 @@ resume=PATH continues the run in that folder, resume=auto the one in hydra.run.d
 init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
 {faults}.
 
+watch.NAME=warn|abort|rollback|off says what follows where a watcher finds something; NAME is one of
+{watchers}.
+
 A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it;
 sweep.seeds=N repeats every combination with N seeds; sweep.fail_fast=true starts no job after one that failed.
 hydra/launcher=joblib runs jobs at the same time (hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of
@@ -44,7 +49,9 @@ A run writes outputs/runs/<time>/, a sweep outputs/sweeps/<time>/<job>/; hydra.r
 
 def help_text() -> str:
     return _TEXT.format(
-        groups="\n".join(_describe(group, purpose) for group, purpose in GROUPS.items()), faults=", ".join(FAULTS)
+        groups="\n".join(_describe(group, purpose) for group, purpose in GROUPS.items()),
+        faults=", ".join(FAULTS),
+        watchers=fill(", ".join(WATCHERS), 118),
     )
 
 

@@ -19,6 +19,7 @@ from atlas.config.parallel import ParallelConfig, ParallelKind
 from atlas.config.rules import Rule
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
+from atlas.config.watch import WatchConfig
 
 MOST_THREADS = 1024  # more threads than a machine can start would end the process
 MOST_SAMPLES = 100  # validation texts that are continued
@@ -100,6 +101,7 @@ class RunConfig(Choices):
     train: TrainConfig = field(default_factory=TrainConfig)
     niah: NIAHConfig = field(default_factory=NIAHConfig)
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -118,6 +120,7 @@ class RunConfig(Choices):
         sliced, carried = self.parallel.kind is ParallelKind.fsdp, self.train.carry_memory
         allowed = "false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
         require(not (sliced and carried), "train.carry_memory", carried, allowed)
+        self.watch.check_rollbacks()
         if self.model.memory.enabled:
             self._check_chunks()
             if self.device.kernels is Kernels.triton:

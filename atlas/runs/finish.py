@@ -37,6 +37,7 @@ OVERHEADS = (
     "samples",
     "rollback",
     "calibration",
+    "watchers",
 )
 
 
@@ -54,6 +55,9 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     summary.niah = {result.level: result.describe() for result in trainer.probe_results}
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)
+    if trainer.memory_use is not None:
+        use = trainer.memory_use
+        summary.memory_use = {"step": use.step, "on": use.on, "off": use.off, "frozen": use.frozen}
     folder = Path(summary.folder)
     with suppress(OSError, ValueError, LookupError, TypeError):  # files that another program changed
         _take_record(summary, folder)
@@ -84,6 +88,11 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
         if event["kind"] in ("calibration", "reset_shock"):
             found = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
             summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
+    summary.watch = [
+        {key: value for key, value in event.items() if key not in ("kind", "time")}
+        for event in events
+        if event["kind"] == "watch"
+    ]
     summary.history = [
         {key: value for key, value in event.items() if key != "time"}
         for event in events
@@ -156,10 +165,12 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("bigram baseline", _nats(summary, summary.baseline_loss)),
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
+        ("memory", _memory_use(summary.memory_use)),
         ("reset shock", _reset_shock(summary.calibration)),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
         ("peak memory", f"{summary.peak_memory_bytes / 2**30:.2f} GiB" if summary.peak_memory_bytes else None),
         ("overhead", _overhead(summary.overhead)),
+        ("health", _health(summary)),
     ]
     return [(name, value) for name, value in rows if value is not None]
 
@@ -193,6 +204,24 @@ def _reset_shock(found: dict[str, Any]) -> str | None:
         return None
     change, tokens = found["reset_shock"], found["horizon_tokens"]
     return f"loss {change:+.2%} in the {tokens} tokens after a reset of the local memories"
+
+
+def _memory_use(found: dict[str, float]) -> str | None:
+    if not found:
+        return None
+    on, off, frozen = (found[mode] for mode in ("on", "off", "frozen"))
+    return f"loss of the watched rows {on:.4f} nats with it, {off:.4f} with it off, {frozen:.4f} if it writes nothing"
+
+
+def _health(summary: RunSummary) -> str:
+    """The last row: healthy, or what was seen."""
+    seen = [f"{found['watch']} at step {found['step']}" for found in summary.watch]
+    spikes = sum(event["kind"] == "spike" for event in summary.history)
+    seen += [f"{spikes} spike{'s' * (spikes > 1)}"] * (spikes > 0)
+    seen += [f"{len(summary.warnings)} warning{'s' * (len(summary.warnings) > 1)}"] * (len(summary.warnings) > 0)
+    if summary.status in ("failed", "aborted"):
+        seen.append(f"it has {summary.status}" if summary.status == "failed" else "it was aborted")
+    return f"seen: {', '.join(seen)}" if seen else "healthy"
 
 
 def _overhead(shares: dict[str, float]) -> str:

@@ -58,6 +58,7 @@ from atlas.training.trainer import Trainer
 from atlas.training.watch.faults import FaultInjector, parse_fault
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+from atlas.training.watchers.watchers import facts_of
 from atlas.training.weight_average import WeightAverage
 
 log = logging.getLogger("atlas")
@@ -126,6 +127,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             for warning in [*(corpus.warnings if corpus else ()), *recall_warnings(config, data)]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
+            trainer.watchers.begin(facts_of(config, summary.baseline_loss, state.step), folder)
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary
@@ -206,7 +208,7 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
         yield
         summary.status, summary.reason = "completed", trainer.state.stop_reason
     except AbortError as error:
-        summary.status, summary.reason = "aborted", str(error)
+        summary.status, summary.reason = error.status, str(error)
     except TelemetryError as error:
         ranks.part(str(error))
         with suppress(AbortError, TelemetryError):  # a last try: the checkpoints may be on another disk

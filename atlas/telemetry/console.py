@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table says how the run ended
-STYLES = {"spike": "yellow", "warning": "yellow", "rollback": "bold yellow", "error": "bold red"}
+STYLES = {"spike": "yellow", "warning": "yellow", "watch": "yellow", "rollback": "bold yellow", "error": "bold red"}
 REDRAW_SECONDS = 0.2
 SHOWN_OF_PROMPT = 24  # characters of the text that a sample continues
 LARGEST = 1e6  # from which on a number has an exponent: a perplexity has none that says more

@@ -19,6 +19,7 @@ KINDS = (
     "sample",
     "spike",
     "rollback",
+    "watch",
     "checkpoint",
     "warning",
     "error",

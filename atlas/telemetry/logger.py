@@ -80,6 +80,10 @@ class TelemetryLogger:
     def takes_pictures(self) -> bool:
         return any(sink.takes_pictures for sink in self._sinks)
 
+    def places(self) -> list[Path]:
+        """Files and folders of all sinks that must be there while the run goes on."""
+        return [place for sink in self._sinks for place in sink.places()]
+
     def picture(self, name: str, file: Path, step: int) -> None:
         """Send a PNG to the sinks that take pictures."""
         self._each(lambda sink: sink.picture(name, file, step))

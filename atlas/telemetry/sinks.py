@@ -72,6 +72,10 @@ class Sink:
         """What the user should know, each once."""
         return []
 
+    def places(self) -> list[Path]:
+        """Files and folders that must be there while the sink is open."""
+        return []
+
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         """The run ended as `status` (completed, failed or aborted); `table` holds the lines of the closing table."""
 
@@ -112,6 +116,9 @@ class JsonlSink(Sink):
 
     def notices(self) -> list[str]:
         return [text for file in (self._rows, self._events) if file is not None for text in file.notices()]
+
+    def places(self) -> list[Path]:
+        return [file.path for file in (self._rows, self._events) if file is not None]
 
     def close(self, status: str, summary: Mapping[str, Any], table: Sequence[tuple[str, str]]) -> None:
         self._release()

@@ -68,6 +68,9 @@ class TensorBoardSink(Sink):
             self._close()
             self._start(event["step"])
 
+    def places(self) -> list[Path]:
+        return [self._folder]
+
     def picture(self, name: str, file: Path, step: int) -> None:
         from matplotlib.image import imread
 

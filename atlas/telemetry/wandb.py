@@ -172,10 +172,15 @@ class WandbSink(Sink):
             html = wandb.Html(parts, inject=False)
             self._run.log({"train/step": event["step"], f"sample/{event['number']}": html})
         failed_probe = event["kind"] == "probe" and event.get("passed") is False
-        if event["kind"] == "rollback" or failed_probe:
+        if event["kind"] == "watch":
+            self._alert(f"watch.{event['watch']} at step {event['step']}", event["message"])
+        elif event["kind"] == "rollback" or failed_probe:
             title = "rollback" if event["kind"] == "rollback" else "probe failed"
             fields = {key: value for key, value in event.items() if key not in ("kind", "time")}
             self._alert(title, ", ".join(f"{key}={value}" for key, value in fields.items()))
+
+    def places(self) -> list[Path]:
+        return [] if self._run is None else [Path(self._run.settings.sync_dir)]
 
     def picture(self, name: str, file: Path, step: int) -> None:
         if self._run is not None:

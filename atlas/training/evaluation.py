@@ -12,8 +12,10 @@ from torch import nn
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
+from atlas.models.plan import MemoryMode
 from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
+from atlas.training.watchers.record import MemoryUse
 
 
 @contextmanager
@@ -49,7 +51,14 @@ class Evaluator:
     def watched_perplexity(self, model: AtlasModel) -> float:
         return self.step.ranks.from_first(lambda: perplexity(self._loss(model, self.watched)))
 
-    def _loss(self, model: AtlasModel, batch: Batch) -> float:
+    def memory_use(self, model: AtlasModel, step: int) -> MemoryUse:
+        """Of the watched rows."""
+        modes = MemoryMode.learn, MemoryMode.off, MemoryMode.frozen
+        return self.step.ranks.from_first(
+            lambda: MemoryUse(step, *(self._loss(model, self.watched, mode) for mode in modes))
+        )
+
+    def _loss(self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn) -> float:
         with evaluating(model), self.step.autocast():
-            losses = model.losses(model.read(batch.inputs).hidden, batch.targets)
+            losses = model.losses(model.read(batch.inputs, mode=mode).hidden, batch.targets)
             return mean_losses(losses, batch).total.item()

@@ -43,7 +43,8 @@ class Catch:
 
     starts: list[Starts] = field(default_factory=list)  # per layer with a memory
     queries: list[Tensor] = field(default_factory=list)  # [N, n, d] per layer with a memory, unit norm
-    rates: list[Tensor] = field(default_factory=list)  # [memories] per layer with a memory, means
+    keys: list[Tensor] = field(default_factory=list)  # [N, T, d] the same
+    rates: list[Tensor] = field(default_factory=list)  # [memories, N, T] per layer with a memory
     gates: list[Tensor] = field(default_factory=list)  # [B, T, D] per layer with a memory
     after: ModelState | None = None
 
@@ -52,7 +53,7 @@ class Catch:
 def catching(model: AtlasModel) -> Iterator[Catch]:
     """Catch the first forward pass inside the context, without its graph."""
     catch = Catch()
-    memories = [block.memory for block in _blocks(model) if block.memory is not None]
+    memories = [block.memory for block in blocks_of(model) if block.memory is not None]
 
     def take_start(memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
         if len(catch.starts) < len(memories):  # here its weights are whole, see parallel/slices.py
@@ -67,8 +68,9 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
         if len(catch.queries) < len(memories):
             assert isinstance(module, MemoryInputs)
             catch.queries.append(output[0].query[:, -QUERIES:].detach().float().clone())
+            catch.keys.append(output[0].key.detach())
             with torch.no_grad():
-                catch.rates.append(module.rates(arguments[0]).mean((1, 2)))
+                catch.rates.append(module.rates(arguments[0]))
 
     handles = [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
     handles += [memory.register_forward_pre_hook(take_start) for memory in memories]
@@ -100,7 +102,7 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         return {}
     found: dict[str, Tensor] = {}
     caught = iter(zip(catch.starts, catch.queries, catch.rates, catch.gates, strict=True))
-    for index, (block, after) in enumerate(zip(_blocks(model), catch.after.blocks, strict=True)):
+    for index, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
         start, query, rates, gates = next(caught)
@@ -113,7 +115,7 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
     return {name: number if isfinite(number) else None for name, number in zip(found, numbers, strict=True)}
 
 
-def _blocks(model: AtlasModel) -> list[AtlasMAGBlock]:
+def blocks_of(model: AtlasModel) -> list[AtlasMAGBlock]:
     return [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
 
 
@@ -130,10 +132,10 @@ def _copy(weights: FastWeights) -> FastWeights:
 
 
 def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
-    """`rates` [memories]: the global one last."""
+    """`rates` [memories, N, T]: the global one last."""
     names = [("global", memory.global_rule)] * len(after.global_memory)
     names += [(f"local{index}", memory.rule) for index in range(len(after.local))]
-    in_order = rates.roll(len(after.global_memory))
+    in_order = rates.mean((1, 2)).roll(len(after.global_memory))
     scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
     found: dict[str, Tensor] = {}
     for (name, rule), scan, start, rate in zip(names, scans, origins, in_order, strict=True):
@@ -160,23 +162,23 @@ def _norms(weights: FastWeights) -> Tensor:
 
 def _queries(memory: AtlasMemory, query: Tensor, after: MemoryState) -> dict[str, Tensor]:
     """Of queries [N, n, d], projected with the final sums: one q' for all local memories, or one each."""
-    found = {"query_cosine_raw": _cosine(query, query)}
+    found = {"query_cosine_raw": mean_cosine(query, query)}
     if not after.sums:
         return found
-    projected = [_project(sums, query, per_key=memory.projector.per_key) for sums in after.sums]
+    projected = [project_queries(sums, query, per_key=memory.projector.per_key) for sums in after.sums]
     for index in range(len(after.local)):
         found[f"local{index}/query_norm"] = projected[index % len(projected)].norm(dim=-1).mean()
-    found["query_cosine"] = torch.stack([_cosine(one, query) for one in projected]).mean()
+    found["query_cosine"] = torch.stack([mean_cosine(one, query) for one in projected]).mean()
     return found
 
 
-def _project(sums: Accumulator, query: Tensor, *, per_key: bool) -> Tensor:
+def project_queries(sums: Accumulator, query: Tensor, *, per_key: bool) -> Tensor:
     """q' = M q / norm, or M q."""
     projected = query @ sums.matrix.float()  # M is symmetric
     return projected if per_key else projected / sums.norm.float().clamp(min=EPSILON)[:, None, None]
 
 
-def _cosine(vectors: Tensor, queries: Tensor) -> Tensor:
+def mean_cosine(vectors: Tensor, queries: Tensor) -> Tensor:
     """Mean cosine between vectors [N, n, d] of a row whose queries differ; NaN if all queries are the same."""
     unit = F.normalize(vectors, dim=-1)
     different = queries @ queries.mT < SAME

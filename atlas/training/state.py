@@ -26,6 +26,7 @@ from atlas.training.early_stop import EarlyStop
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+from atlas.training.watchers.record import Facts, Record
 from atlas.training.weight_average import AVERAGE, WeightAverage
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class TrainState:
     average: WeightAverage | None = None  # with `train.ema`
     early_stop: EarlyStop | None = None  # with `train.patience`
     unfinished: dict[str, Any] | None = None  # of a step that a signal interrupted: its row, and whether it is measured
+    record: Record = field(default_factory=lambda: Record(Facts(steps=0)))  # what the watchers judge
     ranks: Ranks = ALONE
     slices: Slices[AtlasModel] | None = None  # of the weights, with parallel.kind=fsdp
 
@@ -119,6 +121,7 @@ class TrainState:
             "rng": rng_state(),
             "data": self.data,
             "batches": BATCHES,
+            "watch": self.record.state_dict(),
         }
         if self.average is not None:
             payload[AVERAGE] = self.average.weights
@@ -143,6 +146,8 @@ class TrainState:
             self.average.start(self.model)
         if self.early_stop is not None and "early_stop" in payload:
             self.early_stop.load_state_dict(payload["early_stop"])
+        if "watch" in payload:  # older checkpoints have none
+            self.record.load_state_dict(payload["watch"])
         self.unfinished = payload.get("unfinished")
         restore_rng(payload["rng"])
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from math import log
 from typing import Any, Protocol
 
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import CheckpointLayout, GateAction, RunConfig
+from atlas.config import CheckpointLayout, GateAction, RunConfig, WatchAction
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.batch_ahead import BatchAhead
 from atlas.training.clocks import Clocks
-from atlas.training.errors import AbortError, StopRequested
+from atlas.training.errors import AbortError, StopRequested, WatchError
 from atlas.training.evaluation import Evaluator
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.own_metrics import own_metrics
@@ -31,6 +32,9 @@ from atlas.training.watch.gate_monitor import GateStatistics, over_ranks
 from atlas.training.watch.history import Reading
 from atlas.training.watch.recovery import Recovery
 from atlas.training.watch.rollback import decide
+from atlas.training.watchers import watchers
+from atlas.training.watchers.record import MemoryUse
+from atlas.training.watchers.watchers import Watchers, as_reading
 
 
 class Probe(Protocol):
@@ -74,6 +78,7 @@ class Trainer:
         self.telemetry, self.checkpoints, self.probe = telemetry, checkpoints, probe
         self.faults, self.clocks = faults, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
+        self.watchers = Watchers(config, state, telemetry)
         sharded = config.checkpoint.layout is CheckpointLayout.sharded
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps, sharded=sharded)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
@@ -87,6 +92,7 @@ class Trainer:
         self.norms: dict[str, float | None] = {}  # of the last step, if it is logged
         self.validation: tuple[int, float] | None = None  # step and loss of the last validation
         self.probe_results: list[ProbeResult] = []
+        self.memory_use: MemoryUse | None = None  # of the last measurement
         self.speed = 0.0  # of the last step, tokens/s
         self.trained_tokens = 0  # by this process, those of rolled-back steps included
 
@@ -100,6 +106,7 @@ class Trainer:
                 self._save()  # a rollback may be needed before the first regular checkpoint
                 if problem := self._rehearse():
                     raise AbortError(problem)
+            self._heed()
             if state.unfinished is not None:
                 self._finish_step(state.unfinished)
             while state.step < self.config.train.steps and not state.stop_reason:
@@ -110,6 +117,8 @@ class Trainer:
                 self._watch(result)
                 self._log(result)
                 self._check_gates(result)
+                if state.step % watchers.EVERY == 0:
+                    self._heed()
                 if not self._rolled_back(finite=result.finite):
                     self._measure_and_save()
             if state.stop_reason:
@@ -131,23 +140,30 @@ class Trainer:
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
         due = self.telemetry.due(state.step + 1)
         logged = due and self.ranks.first
+        measured = self.watchers.measures(state.step + 1) and not state.slices  # of slices no rank sees the whole
+        self.watchers.see_files()
         with self.clocks.measure("norms"):
-            before = copied(state.model, self.ranks) if logged or (due and state.slices) else {}
-        with self.clocks.measure("train"), catching(state.model) if logged else nullcontext() as catch:
+            before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
+        with self.clocks.measure("train"), catching(state.model) if logged or measured else nullcontext() as catch:
             began = time.perf_counter()
             batch = self.batches.take(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0))
             tokens = batch.inputs.numel() * self.ranks.world
-            self.speed = tokens / (time.perf_counter() - began - result.gate_seconds)
+            seconds = time.perf_counter() - began - result.gate_seconds
+            self.speed = tokens / seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
         if lost := gpu.news():
             self.telemetry.event("warning", state.step, message=f"{lost}; PyTorch's operations do its work")
         with self.clocks.measure("norms"):
-            self.norms = memory_norms(state.model, catch) if catch else {}
-            self.norms |= update_ratios(before, state.model, self.ranks)
+            norms = memory_norms(state.model, catch) if catch else {}
+            self.norms = norms | update_ratios(before, state.model, self.ranks) if due else {}
             if due and (own := self.config.telemetry.metrics):
                 with state.whole_model() as model:
                     self.norms |= own_metrics(own if logged else [], model, state.step)
+        with self.clocks.measure("watchers"):
+            self.watchers.see_step(result, batch, seconds)
+            if measured and catch and result.finite:
+                self.watchers.see_model(state.model, catch, before, norms)
         with self.clocks.measure("gates"):
             self.gates = over_ranks(result.gates, self.ranks)
         if state.average is not None and result.finite:
@@ -164,9 +180,12 @@ class Trainer:
             history.add(Reading("non_finite", state.step + 1, True, reason=reason))
             return
         with self.clocks.measure("watch"):
-            if history.needs_reading(state.step, result.loss):
+            last = state.step == self.config.train.steps  # damage of this step shows in no later loss
+            if history.needs_reading(state.step, result.loss) or last:
                 with state.whole_model() as model:
-                    history.add_perplexity(state.step, self.evaluator.watched_perplexity(model))
+                    reading = history.add_perplexity(state.step, self.evaluator.watched_perplexity(model))
+                if state.step % self.config.rollback.watch_every == 0:
+                    self.watchers.see_reading(state.step, log(reading.value))
 
     def _log(self, result: StepResult) -> None:
         with self.clocks.measure("telemetry"):
@@ -185,6 +204,20 @@ class Trainer:
             raise AbortError(complaint)
         else:
             self.telemetry.event("warning", state.step, message=complaint)
+
+    def _heed(self) -> None:
+        """Let the watchers look, and do what their settings say about what is new."""
+        state = self.state
+        with self.clocks.measure("watchers"):
+            found = self.watchers.judge()
+        for finding, action in found:
+            if action is WatchAction.rollback:
+                state.history.add(as_reading(finding))
+        for finding, action in found:
+            if action is WatchAction.abort:
+                if state.step not in self.ranks.from_first(lambda: [one.step for one in self.checkpoints.list()]):
+                    self._save()
+                raise WatchError(finding.message)
 
     def _rolled_back(self, *, finite: bool) -> bool:
         """Decide by the history. True: the state is that of an earlier step."""
@@ -205,15 +238,42 @@ class Trainer:
                 losses = self._validate()
             self.validation = state.step, losses["validation/loss"]
             self.telemetry.log_step(state.step, losses, keep=True)
+            self.watchers.see_validation(*self.validation)
             if state.early_stop is not None and state.step < settings.steps:
                 state.early_stop.see(*self.validation)
         if self.probe is not None and self.probe.due(state.step):
             self._run_probe(self.probe)
         if validates and self.sampler is not None:
             self._sample(self.sampler)
+        last = state.step == settings.steps
+        if last or state.step % self.config.niah.every == 0:
+            self._measure_memory_use()
+        if last:
+            self._settle()
+        if last or state.step % settings.validation_every == 0:
+            self._heed()
         self.measured = True
         if not self._rolled_back(finite=True) and self.checkpoints.due(state.step):  # a probe may have failed
             self._save()
+
+    def _measure_memory_use(self) -> None:
+        """The loss of the watched rows with the memory on, off and frozen."""
+        if self.config.model.memory.enabled:
+            state = self.state
+            with self.clocks.measure("watch"), state.whole_model() as model, self.stop.checked_by(model):
+                self.memory_use = self.evaluator.memory_use(model, state.step)
+            self.telemetry.log_step(self.state.step, self.memory_use.metrics)
+            self.watchers.see_memory_use(self.memory_use)
+
+    def _settle(self) -> None:
+        """At the last step: a bad reading that the validation loss confirms is damage, and any other one is chance."""
+        history = self.state.history
+        suspicion = history.open_suspicion
+        if suspicion and self.watchers.validation_has_risen:
+            self.watchers.see_end(suspicion)
+        else:
+            history.clear()
+            self.watchers.see_end("")
 
     def _validate(self) -> dict[str, float]:
         """Of the weights, and with `train.ema` of their average."""
@@ -231,6 +291,9 @@ class Trainer:
         self.telemetry.event("notice", state.step, message=state.stop_reason)
         if self.probe is not None and not self.probe.due(state.step):
             self._run_probe(self.probe)
+        self._measure_memory_use()
+        self._settle()
+        self._heed()
         if not self.checkpoints.due(state.step):
             self._save()
 
@@ -240,6 +303,7 @@ class Trainer:
             self.probe_results = self.ranks.from_first(lambda: list(probe.run(model, state.step)))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
+        self.watchers.see_probes(state.step, [result.describe() for result in self.probe_results])
         for result in self.probe_results:  # after all metrics: an event writes the row
             outcome = result.describe()
             self.telemetry.event("probe", state.step, **outcome)

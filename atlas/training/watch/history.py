@@ -15,7 +15,7 @@ READINGS = 1000  # kept: far more than any decision needs
 
 @dataclass(frozen=True)
 class Reading:
-    """One reading of the run's health. `kind`: perplexity, non_finite, gate or niah; `bad`: it is out of line."""
+    """One reading of the run's health. `kind`: perplexity, non_finite, gate, niah, watch; `bad`: out of line."""
 
     kind: str
     step: int
@@ -24,7 +24,7 @@ class Reading:
     delta: float = 0.0  # of a perplexity: ratio above its moving average
     reason: str = ""
     suspicious: bool = False  # the step's training loss is out of line: no evidence of health
-    passed_step: int | None = None  # step at which a collapsed NIAH level last passed
+    passed_step: int | None = None  # step at which a collapsed NIAH level last passed, or a watcher saw nothing yet
 
 
 class Suspicion:
@@ -136,6 +136,17 @@ class History:
         """Take the level of the last reading as normal, for a spike that is not rolled back."""
         self.tracker.accept()
         self.readings = [replace(reading, bad=False) for reading in self.readings]
+
+    @property
+    def open_suspicion(self) -> str:
+        """What the newest perplexity reading says against the run; "" where it is good."""
+        newest = self._newest_perplexity()
+        return newest.reason if newest is not None and newest.bad else ""
+
+    def clear(self) -> None:
+        """Drop what was suspected: other readings have shown that it was chance."""
+        self.accept()
+        self.suspicious = False
 
     def needs_reading(self, step: int, loss: float) -> bool:
         """Whether to read the watched perplexity at this step. To be called at every step with its training loss."""

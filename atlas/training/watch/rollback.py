@@ -36,7 +36,7 @@ def decide(history: Sequence[Reading], rollbacks: int, settings: RollbackConfig)
     if newest.kind == "perplexity" and isfinite(newest.value) and bad_streak(history) < settings.patience:
         return None
     verdict = Verdict.abort if rollbacks >= settings.limit else Verdict.restore
-    if not settings.enabled or settings.observe or newest.kind not in settings.triggers:
+    if not settings.enabled or settings.observe or newest.kind not in (*settings.triggers, "watch"):
         verdict = Verdict.record
     good = last_good_step(history) if newest.passed_step is None else newest.passed_step
     return Decision(verdict, newest.kind, newest.reason, good + 1)

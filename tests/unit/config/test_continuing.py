@@ -44,6 +44,7 @@ def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
         "parallel.kind",
         "parallel.context",
         "parallel",
+        "watch",
         "debug",
         "trust",
         "resume",

@@ -1,0 +1,87 @@
+"""What a run notices by itself: the registry of watchers, and what each does about a finding.
+
+The judges are in `atlas/training/watchers/`.
+"""
+
+# ruff: noqa: RUF009 (`_watcher` returns a field: its texts stand beside the setting)
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from atlas.config.choices import Choices
+from atlas.config.errors import require
+
+
+class WatchAction(StrEnum):
+    warn = "warn"  # told once
+    abort = "abort"  # told, saved, and the run ends with status failed
+    rollback = "rollback"  # told, and the run goes back as after a spike
+    off = "off"
+
+
+@dataclass(frozen=True)
+class WatcherEntry:
+    name: str
+    default: WatchAction
+    sees: str  # in one line
+    undone: bool  # a rollback can undo it
+
+
+def _watcher(sees: str, *, undone: bool = False, default: WatchAction = WatchAction.warn) -> Any:
+    return field(default=default, metadata={"sees": sees, "undone": undone})
+
+
+@dataclass
+class WatchConfig(Choices, prefix="watch."):
+    """`watch.<name>`: what follows when the watcher of this name finds something."""
+
+    plateau: WatchAction = _watcher("the loss never falls, or stays above a uniform guess or the bigram's")
+    divergence: WatchAction = _watcher(
+        "the watched perplexity rises over hundreds of steps, without a spike", undone=True
+    )
+    frozen_weights: WatchAction = _watcher("weights that no step moves: no gradient, or updates lost to rounding")
+    clipping: WatchAction = _watcher("every gradient is clipped to a small part of itself")
+    optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
+    loss_too_low: WatchAction = _watcher("a loss that is far too low too early: answers leak")
+    labels: WatchAction = _watcher("targets that are not the next token")
+    validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
+    last_steps: WatchAction = _watcher("damage in the last steps, too late for a rollback to be decided")
+    memory_unused: WatchAction = _watcher("the loss is the same with the memory switched off")
+    rates_low: WatchAction = _watcher("a memory whose inner rates are near 0 writes nothing", undone=True)
+    rates_high: WatchAction = _watcher("inner rates near the range where float32 gradients are wrong", undone=True)
+    gates: WatchAction = _watcher(
+        "gates of a layer that are all open, all shut, or the same for every token", undone=True
+    )
+    norm_bound: WatchAction = _watcher("a memory whose weights are always at their norm bound", undone=True)
+    queries: WatchAction = _watcher("different queries that have become one", undone=True)
+    resets: WatchAction = _watcher("local memories that are never reset, or at every chunk")
+    global_memory: WatchAction = _watcher("a global memory that is never written, or never read after a write")
+    key_blind: WatchAction = _watcher("recall that is no better than a reader who ignores the key")
+    repeated_batch: WatchAction = _watcher("one batch again and again")
+    one_symbol: WatchAction = _watcher("text that is one repeated symbol")
+    padding: WatchAction = _watcher("most targets of text rows are padding")
+    slowdown: WatchAction = _watcher("steps that take four times as long as at the start")
+    clock: WatchAction = _watcher("a wall clock that jumps")
+    files: WatchAction = _watcher("files of the run that somebody deleted")
+
+    def check_rollbacks(self) -> None:
+        for entry in WATCHERS.values():
+            action = getattr(self, entry.name)
+            sensible = entry.undone or action is not WatchAction.rollback
+            require(sensible, f"watch.{entry.name}", action, "warn, abort or off: a rollback cannot undo it")
+
+
+WATCHERS = {
+    one.name: WatcherEntry(one.name, one.default, one.metadata["sees"], one.metadata["undone"])
+    for one in fields(WatchConfig)
+    if one.default is not MISSING
+}
+
+
+def watcher_table() -> list[str]:
+    """The registry as the README's table."""
+    lines = ["| `watch.` | what it notices | default |", "|---|---|---|"]
+    return [*lines, *(f"| `{one.name}` | {one.sees} | {one.default} |" for one in WATCHERS.values())]

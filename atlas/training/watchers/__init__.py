@@ -1,0 +1,41 @@
+"""Watchers: pure functions of the numbers that a run records. Each returns what it found, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from atlas.training.watchers import data, learning, machine, memory, weights
+from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.record import Record
+
+Judge = Callable[[Record], Finding | None]
+
+JUDGES: dict[str, Judge] = {  # by the names of `WATCHERS`, the registry in `atlas/config/watch.py`
+    judge.__name__: judge
+    for judge in (
+        learning.plateau,
+        learning.divergence,
+        weights.frozen_weights,
+        learning.clipping,
+        weights.optimizer_state,
+        learning.loss_too_low,
+        data.labels,
+        learning.validation_loss,
+        learning.last_steps,
+        memory.memory_unused,
+        memory.rates_low,
+        memory.rates_high,
+        memory.gates,
+        memory.norm_bound,
+        memory.queries,
+        memory.resets,
+        memory.global_memory,
+        memory.key_blind,
+        data.repeated_batch,
+        data.one_symbol,
+        data.padding,
+        machine.slowdown,
+        machine.clock,
+        machine.files,
+    )
+}

@@ -1,0 +1,93 @@
+"""Watchers of what the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.record import BATCHES, BatchFacts, Record
+
+DIFFERENT = 2  # batches among BATCHES; a text of a few segments that is read again and again has more
+COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
+BASELINE = 0.05  # nats of a bigram: real text, source code and logs have 1 and more
+PADDED = 0.5  # of the targets of text rows: more than half of the work is for nothing
+WRONG = 0.5  # share of targets that are not the next token; a contract of every source, so any value would do
+COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
+
+
+def repeated_batch(record: Record) -> Finding | None:
+    """Few different batches among the newest ones."""
+    batches = _full(record)
+    different = len({batch.digest for batch in batches})
+    if not batches or different > DIFFERENT:
+        return None
+    return Finding(
+        "repeated_batch",
+        record.step,
+        different,
+        f"the last {len(batches)} batches are only {different} different ones",
+        "the model learns them by heart",
+        "a longer text, or a source whose batch(step) depends on the step",
+    )
+
+
+def one_symbol(record: Record) -> Finding | None:
+    """The text has nothing to learn: one symbol, or each symbol follows from the one before."""
+    batches = _full(record)
+    share = min((batch.commonest for batch in batches), default=0.0)
+    baseline = record.facts.baseline
+    if share > COMMONEST:
+        seen = f"{share:.1%} of the targets are the same symbol"
+    elif baseline is not None and baseline < BASELINE:
+        share, seen = baseline, f"a bigram has a loss of {baseline:.3g} nats on the text"
+    else:
+        return None
+    return Finding(
+        "one_symbol",
+        record.step,
+        share,
+        seen,
+        "there is nothing to learn from it, and a low loss says nothing",
+        "to look into the files that data.paths names",
+    )
+
+
+def padding(record: Record) -> Finding | None:
+    batches = _full(record)
+    share = _mean([batch.padding for batch in batches])
+    if share <= PADDED:
+        return None
+    return Finding(
+        "padding",
+        record.step,
+        share,
+        f"{share:.0%} of the targets of text rows count nothing",
+        "so much of the time goes into padding",
+        "a shorter train.sequence or data.documents=packed",
+    )
+
+
+def labels(record: Record) -> Finding | None:
+    """Targets that are not the tokens after the inputs."""
+    batches = _full(record)
+    right = max((batch.next_tokens for batch in batches), default=1.0)
+    copies = min((batch.copies for batch in batches), default=0.0)
+    if right >= 1 - WRONG or not batches:
+        return None
+    kind = "the input itself, which the model sees" if copies > COPIED else "other tokens"
+    return Finding(
+        "labels",
+        record.step,
+        right,
+        f"only {right:.1%} of the targets are the next token; they are {kind}",
+        "the model learns another task than the one it is used for",
+        "targets[:, t] = tokens[:, t + 1] in the data source",
+    )
+
+
+def _full(record: Record) -> list[BatchFacts]:
+    return list(record.batches) if len(record.batches) == BATCHES else []
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,155 @@
+"""Watchers of the loss: whether the model learns, and whether it learns too well."""
+
+from __future__ import annotations
+
+from math import isfinite
+from statistics import fmean, median
+
+from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.record import BLOCK, RECENT, Record
+
+# The default run is below a uniform guess after 20 steps and below the bigram after 100.
+PLATEAU_STEPS = 200  # at full learning rate before a loss above a uniform guess counts
+FALL = 0.005  # of the loss, from one quarter of the run to the next; a loss that follows a power law falls by 3 %
+QUARTERS_FROM = 400  # steps of training before quarters of it are compared
+SHORT_FALL = 0.02  # of the loss, from the first quarter of a short run to its last
+SHORT_FROM = 100  # steps
+READINGS = 5  # of the watched perplexity in a mean: its readings vary by 10 % within 10 steps early in training
+RISE = 0.1  # nats above the lowest such mean, in two means in a row; also 5 % of it
+RISE_SHARE = 0.05
+CLIPPED = 10.0  # times the limit: the default run, clipped at nearly every step, has 1 to 4
+CLIPPED_FROM = 200  # steps at full learning rate: gradients are large before
+LOW_SHARE = 0.25  # of the bigram's loss; the default run reaches 0.54 after 1000 steps
+LOW_UNTIL = 500  # steps; a longer run may have learned a repetitive text
+BY_HEART_SHARE = 0.1  # the same of the training loss alone,
+BY_HEART_UNTIL = 200  # and so early that no text of more than a few batches is known by heart
+
+
+def plateau(record: Record) -> Finding | None:
+    facts, blocks, steps = record.facts, record.losses, len(record.losses) * BLOCK
+    if not blocks:
+        return None
+    newest = fmean(blocks[-10:])
+    if record.settled >= PLATEAU_STEPS and steps >= PLATEAU_STEPS and newest > facts.uniform:
+        seen = f"the loss is {newest:.3f} nats after {record.step} steps, above a uniform guess ({facts.uniform:.3f})"
+        return _plateau(record, newest, seen)
+    if facts.baseline is None or newest <= facts.baseline:
+        return None
+    quarter = len(blocks) // 4
+    above = f"and above the bigram's ({facts.baseline:.3f})"
+    if steps >= QUARTERS_FROM and record.settled >= QUARTERS_FROM:
+        before, now = fmean(blocks[-2 * quarter : -quarter]), fmean(blocks[-quarter:])
+        if now > before * (1 - FALL):
+            seen = f"the loss has not fallen for {2 * quarter * BLOCK} steps: {before:.3f}, now {now:.3f} nats, {above}"
+            return _plateau(record, now, seen)
+    elif record.ended and steps >= SHORT_FROM:
+        first, last = fmean(blocks[:quarter]), fmean(blocks[-quarter:])
+        if last > first * (1 - SHORT_FALL):
+            seen = f"the loss has not fallen in {record.step} steps: {first:.3f}, now {last:.3f} nats, {above}"
+            return _plateau(record, last, seen)
+    return None
+
+
+def _plateau(record: Record, value: float, seen: str) -> Finding:
+    return Finding(
+        "plateau",
+        record.step,
+        value,
+        seen,
+        "the model has learned next to nothing",
+        "another optim.lr, ten times as high and ten times as low",
+    )
+
+
+def divergence(record: Record) -> Finding | None:
+    """Fixed rows, so the rise is not one of the text."""
+    readings = record.watched
+    if len(readings) < 3 * READINGS or not all(isfinite(loss) for _, loss in readings[-2 * READINGS :]):
+        return None
+    means = [fmean(loss for _, loss in readings[i : i + READINGS]) for i in range(len(readings) - 2 * READINGS + 1)]
+    lowest = min(means[:-1])
+    last_good = readings[means.index(lowest) + READINGS - 1][0]
+    newest = [fmean(loss for _, loss in readings[-2 * READINGS : -READINGS])]
+    newest.append(fmean(loss for _, loss in readings[-READINGS:]))
+    if min(newest) < lowest + max(RISE, RISE_SHARE * lowest):
+        return None
+    return Finding(
+        "divergence",
+        record.step,
+        newest[-1] - lowest,
+        f"the loss of the watched validation rows has risen from {lowest:.3f} nats at step {last_good} to "
+        f"{newest[-1]:.3f}",
+        "the run diverges slowly, or learns its text by heart",
+        "a lower optim.lr, a longer text, or train.patience; watch.divergence=rollback goes back",
+        {"lowest": lowest, "newest": newest[-1]},
+        since=last_good,
+    )
+
+
+def clipping(record: Record) -> Finding | None:
+    limit, norms = record.facts.clip, record.norms
+    if not limit or record.settled < CLIPPED_FROM or len(norms) < RECENT or min(norms) <= limit:
+        return None
+    usual = median(norms)
+    if usual < CLIPPED * limit:
+        return None
+    return Finding(
+        "clipping",
+        record.step,
+        usual / limit,
+        f"each of the last {RECENT} gradients was clipped; their norm is {usual:.3g}, {usual / limit:.0f} times "
+        f"train.gradient_clip={limit:g}",
+        "the limit, not the gradient, decides how far a step goes",
+        "a higher train.gradient_clip, or a lower optim.lr if the norms grow",
+    )
+
+
+def loss_too_low(record: Record) -> Finding | None:
+    """Low on the validation rows as well; or so early in training that nothing can be known by heart."""
+    baseline, blocks = record.facts.baseline, record.losses
+    if baseline is None or len(blocks) < 2 or not record.watched:
+        return None
+    newest, (read_at, watched) = fmean(blocks[-2:]), record.watched[-1]
+    both = max(newest, watched) < LOW_SHARE * baseline and record.step <= LOW_UNTIL
+    by_heart = newest < BY_HEART_SHARE * baseline and record.step <= BY_HEART_UNTIL
+    if not (both or by_heart):
+        return None
+    return Finding(
+        "loss_too_low",
+        record.step,
+        newest,
+        f"the training loss is {newest:.3f} nats after {record.step} steps, the bigram's {baseline:.3f} "
+        f"(watched rows: {watched:.3f} at step {read_at})",
+        "so fast no text is learned: the inputs may hold the answers, or one batch comes again and again",
+        "to look at a batch of the data source, and at the causality of a model of your own",
+        {"watched": watched, "baseline": baseline},
+    )
+
+
+def validation_loss(record: Record) -> Finding | None:
+    if not record.validations or isfinite(record.validations[-1][1]):
+        return None
+    step, loss = record.validations[-1]
+    good = [at for at, value in record.validations if isfinite(value)]
+    return Finding(
+        "validation_loss",
+        step,
+        None,
+        f"the validation loss at step {step} is {loss}",
+        "the model, or the validation text, gives no number although the training loss does",
+        "watch.validation_loss=rollback, or to look at the validation batches",
+        since=max(good, default=0),
+    )
+
+
+def last_steps(record: Record) -> Finding | None:
+    if not (record.ended and record.open_suspicion):
+        return None
+    return Finding(
+        "last_steps",
+        record.step,
+        None,
+        f"at the last step {record.open_suspicion}",
+        "the run ended before a rollback could be decided, so the last checkpoint is marked unhealthy",
+        "the newest healthy checkpoint (atlas.load takes it), or resume=RUN train.steps=N",
+    )

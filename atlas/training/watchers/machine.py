@@ -1,0 +1,57 @@
+"""Watchers of the machine: time, and the files of the run."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.record import STEPS, Record
+
+SLOWER = 4.0  # times: a busy machine doubles the time of a step
+SHORTEST = 0.005  # seconds; the time of a shorter step is that of the interpreter, and any process disturbs it
+JUMP = 60.0  # seconds: a clock that is set by the network moves by less
+
+
+def slowdown(record: Record) -> Finding | None:
+    """The median of the newest steps against that of the first ones of this start."""
+    if record.steps_here < 3 * STEPS or len(record.first_seconds) < STEPS:
+        return None
+    before, now = median(record.first_seconds), median(record.seconds)
+    if now < SLOWER * before or now < SHORTEST:
+        return None
+    return Finding(
+        "slowdown",
+        record.step,
+        now / before,
+        f"a step takes {now:.3g} s, {now / before:.1f} times as long as at the start ({before:.3g} s)",
+        "the run ends later than planned, and its timings are no evidence",
+        "to look for other processes, heat or swapping; resume=RUN starts anew",
+        {"seconds": now, "seconds_at_start": before},
+    )
+
+
+def clock(record: Record) -> Finding | None:
+    jump = record.clock_jump
+    if abs(jump) < JUMP:
+        return None
+    return Finding(
+        "clock",
+        record.step,
+        jump,
+        f"the wall clock jumped by {jump:+.0f} s between two steps",
+        "times in metrics.jsonl and events.jsonl are not in order; the machine may have slept",
+        "to set the clock by the network; training does not depend on it",
+    )
+
+
+def files(record: Record) -> Finding | None:
+    if not record.missing:
+        return None
+    return Finding(
+        "files",
+        record.step,
+        len(record.missing),
+        f"{', '.join(record.missing)} was removed while the run went on",
+        "what was in it is lost, where the run cannot write it again",
+        "to leave the run folder alone until the run has ended",
+    )

@@ -1,0 +1,155 @@
+"""What watchers need from model, optimiser and batch.
+
+The model is measured at a few steps, from what hooks keep of the step's own forward pass (`Catch`).
+
+Legend: B sequences, T tokens, H heads, N = B * H rows, d head width, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from atlas.data.batch import Batch
+from atlas.models.language_model import AtlasModel
+from atlas.models.memory import AtlasMemory, MemoryState
+from atlas.ops.chunk_scan import written
+from atlas.ops.fast_weights import norm_limits
+from atlas.ops.unit_rows import unit_rows
+from atlas.training.memory_norms import SAME, Catch, blocks_of, mean_cosine, project_queries
+from atlas.training.optimizer import ScheduledOptimizer
+from atlas.training.watchers.record import BatchFacts, Measured
+
+EVERY = 100  # steps between two measurements
+FIRST = (10, 50)  # and these: a short run has some as well
+ROWS, TOKENS = 16, 2048  # of a batch whose keys are compared with each other
+CROWD = 4.0  # sum of the rates of equal keys in a chunk; from 4 to 8 on float32 gradients are wrong (docs/memory.md 4)
+AT_BOUND = 0.99  # of the norm bound
+
+
+def due(step: int) -> bool:
+    return step % EVERY == 0 or step in FIRST
+
+
+@torch.no_grad()
+def measure(
+    step: int, model: AtlasModel, catch: Catch, before: Mapping[str, Tensor], norms: Mapping[str, float | None]
+) -> Measured:
+    """After a step whose first forward pass was caught.
+
+    `before`: the weights before it. `norms`: what `memory_norms` gave; the norms of updates are taken over.
+    """
+    found = _of_memories(model, catch)
+    moved = {name: (parameter != before[name]).sum() for name, parameter in model.named_parameters()}
+    numbers = torch.stack([one.double() for one in (*found.values(), *moved.values())]).tolist()  # one wait
+    values = dict(zip(found, numbers[: len(found)], strict=True))
+    counts = dict(zip(moved, numbers[len(found) :], strict=True))
+    for key, norm in norms.items():
+        if key.endswith("/update_norm") and norm is not None:
+            values[key.removeprefix("memory/")] = norm
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    return Measured(
+        step, values, [name for name, count in counts.items() if count == 0], 1 - sum(counts.values()) / elements
+    )
+
+
+def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
+    """Per memory: rate_max, crowded, at_bound. Per layer: gate_mean, gate_varies, read_cosine, read_cosine_raw."""
+    found: dict[str, Tensor] = {}
+    if catch.after is None:
+        return found
+    caught = iter(zip(catch.queries, catch.keys, catch.rates, catch.gates, strict=True))
+    for layer, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
+        if block.memory is None or after.memory is None:
+            continue
+        query, key, rates, gate = next(caught)
+        values = _of_writes(block.memory, after.memory, key, rates, model.plan.local)
+        values |= _of_reads(block.memory, after.memory, query)
+        channels = gate.float().flatten(0, 1)  # [B * T, D]
+        values |= {"gate_mean": channels.mean(), "gate_varies": channels.std(dim=0).mean()}
+        found |= {f"layer{layer}/{name}": value for name, value in values.items()}
+    return found
+
+
+def _of_writes(
+    memory: AtlasMemory, after: MemoryState, key: Tensor, rates: Tensor, chunks: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """key [N, T, d], rates [memories, N, T]: the locals first, the global one last."""
+    found: dict[str, Tensor] = {}
+    names = [*((f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local))]
+    names += [("global", memory.global_rule, scan) for scan in after.global_memory]
+    for index, (name, rule, scan) in enumerate(names):
+        found[f"{name}/rate_max"] = rates[index].max()
+        weights = written(rule, scan)
+        full = [
+            matrix.float().norm(dim=(-2, -1)) >= AT_BOUND * limit
+            for matrix, limit in zip(weights, norm_limits(weights, memory.config.weight_norm_max), strict=True)
+        ]
+        found[f"{name}/at_bound"] = torch.stack(full).any(dim=0).float().mean()
+    for index, chunk in enumerate(chunks):
+        if key.shape[1] >= chunk:
+            found[f"local{index}/crowded"] = _crowded(key, rates[index], chunk)
+    return found
+
+
+def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:
+    """Share of chunks with a key whose equals in the chunk have rates that add up to more than CROWD."""
+    tokens = min(key.shape[1], TOKENS) // chunk * chunk
+    keys = key[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C, d]
+    eta = rates[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C]
+    equal = keys @ keys.mT > SAME
+    sums = (equal * eta[..., None, :]).sum(-1)
+    return (sums.amax(-1) > CROWD).float().mean()
+
+
+def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor) -> dict[str, Tensor]:
+    """Of the queries with which the local memories read, as means over what the sums make of them; query [N, n, d]."""
+    found = {"read_cosine_raw": mean_cosine(query, query)}
+    reads = []
+    for sums in after.sums:
+        projected = unit_rows(project_queries(sums, query, per_key=memory.projector.per_key))
+        if memory.mix is not None:
+            mix = memory.mix.detach().repeat(query.shape[0] // memory.heads)[:, None, None]
+            projected = query + mix * projected
+        reads.append(mean_cosine(projected, query))
+    return found | ({"read_cosine": torch.stack(reads).mean()} if reads else {})
+
+
+def share_with_moments(optimizer: ScheduledOptimizer) -> float:
+    """Share of the parameters of which the optimiser keeps a tensor, of more than one element, that is not all 0."""
+    kept = [
+        any(
+            isinstance(part, Tensor) and part.numel() > 1 and bool(part.any()) for part in one.state[parameter].values()
+        )
+        if parameter in one.state
+        else False
+        for one in optimizer.optimizers
+        for group in one.param_groups
+        for parameter in group["params"]
+        if parameter.numel() > 1
+    ]
+    return sum(kept) / max(len(kept), 1)
+
+
+def batch_facts(batch: Batch) -> BatchFacts:
+    """Of a batch on the CPU, as the data source gave it."""
+    counted = batch.weights > 0
+    text = ~batch.recall[:, None].expand_as(counted)
+    symbols = batch.targets[counted & text]
+    inner = counted[:, :-1]  # the target of the last input is in no input
+    same = batch.targets[:, :-1] == batch.inputs[:, 1:]
+    return BatchFacts(
+        digest=crc32(batch.inputs.numpy().tobytes(), crc32(batch.targets.numpy().tobytes())),
+        commonest=symbols.bincount().max().item() / symbols.numel() if symbols.numel() else 0.0,
+        padding=1 - symbols.numel() / max(int(text.sum()), 1) if bool(text.any()) else 0.0,
+        next_tokens=_share(same, inner),
+        copies=_share(batch.targets == batch.inputs, counted),
+    )
+
+
+def _share(holds: Tensor, among: Tensor) -> float:
+    count = int(among.sum())
+    return int((holds & among).sum()) / count if count else 1.0

@@ -1,0 +1,163 @@
+"""The numbers that watchers judge: what is known before step 1, and what was recorded since. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any
+
+BLOCK = 10  # steps whose losses are one mean
+BLOCKS = 4000  # kept
+RECENT = 100  # gradient norms kept, one a step
+STEPS = 50  # times of steps kept, of the start and of the newest
+FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
+BATCHES = 20  # digests kept
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Losses in nats per token; lengths in tokens."""
+
+    steps: int
+    warmup: int = 0  # steps of the learning rate's warm-up
+    uniform: float = 0.0  # loss of a uniform guess
+    baseline: float | None = None  # loss of the bigram model on the validation text
+    clip: float = 0.0  # train.gradient_clip; 0 = off
+    memory: bool = False
+    has_global: bool = False
+    gated: bool = False  # the fusion has a gate
+    carries: bool = False  # train.carry_memory
+    sequence: int = 0
+    shard: int = 0
+    global_size: int = 0
+    largest_local: int = 0  # chunk
+    rate_init: float = 0.0
+    first_step: int = 0  # of this start: the steps done before it
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Taken from the model at some steps. Keys of `values`: layer<i>/<memory>/<quantity>, layer<i>/<quantity>."""
+
+    step: int
+    values: dict[str, float] = field(default_factory=dict)
+    unmoved: list[str] = field(default_factory=list)  # parameters of which the step has moved no element
+    unmoved_share: float = 0.0  # of all elements
+
+    def of(self, quantity: str) -> dict[str, float]:
+        """Of every layer and memory, by its name: `layer0/global`."""
+        ending = f"/{quantity}"
+        return {key.removesuffix(ending): value for key, value in self.values.items() if key.endswith(ending)}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A NIAH level at one step."""
+
+    step: int
+    level: str
+    passed: bool | None
+    accuracy: float | None
+    key_blind: float | None
+    chance: float
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Loss of the watched rows, nats per token, by what the memory does."""
+
+    step: int
+    on: float
+    off: float
+    frozen: float  # it reads its initial weights and writes nothing
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {f"memory_use/{mode}": getattr(self, mode) for mode in ("on", "off", "frozen")}
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """Of the rows that rank 0 has made."""
+
+    digest: int
+    commonest: float  # share of the most frequent symbol among weighted targets of text rows; 0 without any
+    padding: float  # share of targets without weight in text rows; 0 without text rows
+    next_tokens: float  # share of weighted targets that are the next input
+    copies: float  # share of weighted targets that are the input itself
+
+
+@dataclass
+class Record:
+    facts: Facts
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # means over BLOCK steps: of text, else of recall
+    open_losses: list[float] = field(default_factory=list)  # of the block that is not full yet
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # gradient norms before clipping
+    watched: list[tuple[int, float]] = field(default_factory=list)  # regular readings: step, loss of the watched rows
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)  # the newest two
+    probed: list[Probed] = field(default_factory=list)
+    memory_use: list[MemoryUse] = field(default_factory=list)
+    # Of this start alone:
+    batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=BATCHES))
+    first_seconds: list[float] = field(default_factory=list)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS))
+    steps_here: int = 0
+    clock_jump: float = 0.0  # seconds by which the wall clock left the steady one between two steps, the largest
+    missing: list[str] = field(default_factory=list)  # files that were there
+    kept_moments: tuple[float, float] | None = None  # share of parameters with moments: restored, after one step
+    ended: bool = False
+    open_suspicion: str = ""  # at the last step: what is out of line
+
+    def add_step(self, step: int, loss: float, norm: float, seconds: float) -> None:
+        """`loss`: of text, else of recall. A step that is not finite is left to the rollback."""
+        self.step = step
+        if not (isfinite(loss) and isfinite(norm)):
+            return
+        self.open_losses.append(loss)
+        if len(self.open_losses) == BLOCK:
+            self.losses = [*self.losses[-(BLOCKS - 1) :], sum(self.open_losses) / BLOCK]
+            self.open_losses = []
+        self.norms.append(norm)
+        self.steps_here += 1
+        if self.steps_here > FIRST_STEPS:
+            self.seconds.append(seconds)
+            if len(self.first_seconds) < STEPS:
+                self.first_seconds.append(seconds)
+
+    def add_measured(self, measured: Measured) -> None:
+        self.measured = [*self.measured[-1:], measured]
+
+    @property
+    def twice(self) -> list[Measured]:
+        """The newest two measurements, or none: one alone may be chance."""
+        return self.measured if len(self.measured) == 2 else []
+
+    @property
+    def settled(self) -> int:
+        """Steps since the learning rate has reached its height."""
+        return self.step - self.facts.warmup
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with, as plain containers."""
+        return {
+            "losses": list(self.losses),
+            "open_losses": list(self.open_losses),
+            "norms": list(self.norms),
+            "watched": [list(reading) for reading in self.watched],
+            "validations": [list(one) for one in self.validations],
+            "measured": [asdict(one) for one in self.measured],
+            "probed": [asdict(one) for one in self.probed],
+            "memory_use": [asdict(one) for one in self.memory_use],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.open_losses = list(state["losses"]), list(state["open_losses"])
+        self.norms = deque(state["norms"], maxlen=RECENT)
+        self.watched = [(step, loss) for step, loss in state["watched"]]
+        self.validations = [(step, loss) for step, loss in state["validations"]]
+        self.measured = [Measured(**one) for one in state["measured"]]
+        self.probed = [Probed(**one) for one in state["probed"]]
+        self.memory_use = [MemoryUse(**one) for one in state["memory_use"]]

@@ -1,0 +1,173 @@
+"""`Watchers`: records what the run sees, lets the judges look at it, and tells each finding once.
+
+Rank 0 records and judges; what follows from a finding is decided by all ranks together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from math import isfinite, log
+from pathlib import Path
+
+from torch import Tensor
+
+from atlas.config import Fusion, RunConfig, WatchAction
+from atlas.data.batch import Batch
+from atlas.models.language_model import AtlasModel
+from atlas.telemetry.jsonl import JsonlError
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.telemetry.run_files import RunFiles
+from atlas.training.memory_norms import Catch
+from atlas.training.state import TrainState
+from atlas.training.step import StepResult
+from atlas.training.watch.history import Reading
+from atlas.training.watchers import JUDGES
+from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.measuring import batch_facts, due, measure, share_with_moments
+from atlas.training.watchers.record import Facts, MemoryUse, Probed
+
+EVERY = 10  # steps between two looks at the record
+RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
+
+
+def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Facts:
+    """What is known before step 1."""
+    memory, chunks = config.model.memory, config.chunk_size
+    warmup = config.optim.get("warmup", 0)
+    return Facts(
+        steps=config.train.steps,
+        warmup=warmup if isinstance(warmup, int) else 0,
+        uniform=log(config.model.vocabulary),
+        baseline=baseline if baseline is not None and isfinite(baseline) else None,
+        clip=config.train.gradient_clip,
+        memory=memory.enabled,
+        has_global=memory.enabled and memory.use_global,
+        gated=memory.enabled and config.model.fusion is not Fusion.additive,
+        carries=config.train.carry_memory,
+        sequence=config.train.sequence,
+        shard=chunks.shard,
+        global_size=chunks.global_size,
+        largest_local=max(chunks.local),
+        rate_init=memory.rate_init,
+        first_step=first_step,
+    )
+
+
+class Watchers:
+    """`told`: names of the watchers that have told something, in this start or an earlier one."""
+
+    def __init__(self, config: RunConfig, state: TrainState, telemetry: TelemetryLogger) -> None:
+        self.settings, self.state, self.telemetry = config.watch, state, telemetry
+        self.told: set[str] = set()
+        self.places: list[Path] = []  # of files that must stay
+        self._actions = {name: getattr(config.watch, name) for name in JUDGES}
+        self._restored_moments: float | None = None
+        self._clock: float | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether this process records: rank 0, unless every watcher is off."""
+        return self.state.ranks.first and any(action is not WatchAction.off for action in self._actions.values())
+
+    def begin(self, facts: Facts, folder: Path) -> None:
+        """Before the first step of this start, in the run's folder."""
+        with suppress(OSError, JsonlError):
+            self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
+        self.state.record.facts, self.state.record.step = facts, facts.first_step
+        self.places = [place for place in self.telemetry.places() if place.exists()]
+        if self.on and facts.first_step:
+            self._restored_moments = share_with_moments(self.state.optimizer)
+
+    def measures(self, step: int) -> bool:
+        """Whether this process measures the model at this step."""
+        return self.on and (due(step) or step == self.state.record.facts.steps)
+
+    def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
+        """After a step; `batch` is what the data source gave, `seconds` what it took to make and train on it."""
+        if not self.on:
+            return
+        record = self.state.record
+        record.add_step(
+            self.state.step,
+            result.recall if result.text != result.text else result.text,
+            result.gradient_norm,
+            seconds,
+        )
+        record.batches.append(batch_facts(batch))
+        offset = time.time() - time.monotonic()
+        if self._clock is not None:
+            record.clock_jump = max(record.clock_jump, offset - self._clock, key=abs)
+        self._clock = offset
+        if self._restored_moments is not None and result.finite:
+            record.kept_moments = self._restored_moments, share_with_moments(self.state.optimizer)
+            self._restored_moments = None
+
+    def see_model(
+        self, model: AtlasModel, catch: Catch, before: dict[str, Tensor], norms: dict[str, float | None]
+    ) -> None:
+        self.state.record.add_measured(measure(self.state.step, model, catch, before, norms))
+
+    def see_reading(self, step: int, loss: float) -> None:
+        """A regular reading of the watched rows, in nats per token."""
+        self.state.record.watched = [*_before(self.state.record.watched, step), (step, loss)]
+
+    def see_validation(self, step: int, loss: float) -> None:
+        self.state.record.validations = [*_before(self.state.record.validations, step), (step, loss)]
+
+    def see_probes(self, step: int, outcomes: Sequence[dict[str, object]]) -> None:
+        """`outcomes`: what probes say of themselves (`NIAHResult.describe`)."""
+        record = self.state.record
+        record.probed = [probe for probe in record.probed if probe.step < step]
+        for one in outcomes:
+            level, passed, accuracy, blind, chance = (
+                one.get(key) for key in ("level", "passed", "accuracy", "key_blind", "chance")
+            )
+            record.probed.append(Probed(step, level, passed, accuracy, blind, chance or 0.0))  # type: ignore[arg-type]
+
+    def see_memory_use(self, use: MemoryUse) -> None:
+        record = self.state.record
+        record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
+
+    def see_files(self) -> None:
+        """Before a row may be written: a removed file is then written anew."""
+        if self.on:
+            self.state.record.missing += [place.name for place in self.places if not place.exists()]
+            self.places = [place for place in self.places if place.exists()]
+
+    @property
+    def validation_has_risen(self) -> bool:
+        """Whether the newest validation loss is above the lowest one before it, or there is none to compare with."""
+        *before, newest = (loss for _, loss in self.state.record.validations)
+        return not before or not newest <= min(before) * (1 + RISEN)
+
+    def see_end(self, open_suspicion: str) -> None:
+        self.state.record.ended, self.state.record.open_suspicion = True, open_suspicion
+
+    def judge(self) -> list[tuple[Finding, WatchAction]]:
+        """What is new, told by rank 0, and what is to follow: the same on all ranks."""
+        return self.state.ranks.from_first(self._judge)
+
+    def _judge(self) -> list[tuple[Finding, WatchAction]]:
+        new = []
+        for name, judge in JUDGES.items():
+            action = self._actions[name]
+            if action is WatchAction.off or name in self.told:
+                continue
+            found = judge(self.state.record)
+            if found is not None:
+                self.told.add(name)
+                self.telemetry.event("watch", self.state.step, **found.record(), action=action.value)
+                new.append((found, action))
+        return new
+
+
+def _before(series: Sequence[tuple[int, float]], step: int) -> list[tuple[int, float]]:
+    """Without what an interrupted start has measured at this step already."""
+    return [one for one in series if one[0] < step]
+
+
+def as_reading(found: Finding) -> Reading:
+    """For the rollback rule: it goes back to before the last step known to be good."""
+    return Reading("watch", found.step, True, reason=found.message, passed_step=found.since)

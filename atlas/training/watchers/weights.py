@@ -1,0 +1,50 @@
+"""Watchers of weights and optimiser: whether a step moves what it should."""
+
+from __future__ import annotations
+
+from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.record import Record
+
+UNMOVED = 0.5  # of all elements; the default run has below 0.01
+SHOWN = 3  # names
+LOST = 0.5  # of the parameters
+
+
+def frozen_weights(record: Record) -> Finding | None:
+    """In two measurements in a row: whole parameters that did not move, or the half of all elements."""
+    if not record.twice:
+        return None
+    before, now = record.twice
+    names = sorted(set(before.unmoved) & set(now.unmoved))
+    share = min(before.unmoved_share, now.unmoved_share)
+    if not names and share <= UNMOVED:
+        return None
+    seen = f"the step moved {1 - share:.1%} of all weights"
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        seen = f"no step moves {', '.join(names[:SHOWN])}{more}"
+    return Finding(
+        "frozen_weights",
+        record.step,
+        share,
+        seen,
+        "these weights have no gradient, or updates that rounding loses",
+        "a higher optim.lr, weights in float32, and requires_grad of these parameters",
+    )
+
+
+def optimizer_state(record: Record) -> Finding | None:
+    """An optimiser that has moments after a step of this start, and had none when the run was resumed."""
+    if record.kept_moments is None:
+        return None
+    restored, after = record.kept_moments
+    if restored >= LOST * after or after == 0:
+        return None
+    return Finding(
+        "optimizer_state",
+        record.step,
+        restored,
+        f"at step {record.facts.first_step} only {restored:.0%} of the parameters had moments in the optimiser",
+        "its state was lost: the next steps are as large as the first ones of a run, without a warm-up",
+        "another checkpoint, or init_from=RUN with a warm-up",
+    )

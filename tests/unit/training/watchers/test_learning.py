@@ -1,0 +1,147 @@
+"""Watchers of the loss, on made-up losses: what they find, and calm twins that they must not tell of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+import pytest
+
+from atlas.training.watchers import JUDGES
+from atlas.training.watchers.record import BLOCK, Facts, Record
+
+UNIFORM, BIGRAM = 5.545, 2.32
+
+
+def made(losses: Sequence[float], norms: Sequence[float] = (), **facts: float) -> Record:
+    """A record of these losses, one a step."""
+    record = Record(Facts(**{"steps": 10_000, "uniform": UNIFORM, "baseline": BIGRAM, "clip": 1.0, **facts}))  # type: ignore[arg-type]
+    for step, loss in enumerate(losses, start=1):
+        record.add_step(step, loss, norms[step - 1] if norms else 2.0, 0.1)
+    return record
+
+
+def learning(steps: int, final: float = 1.2) -> list[float]:
+    """A power law from 5.5 nats, as a calm run has."""
+    return [final + (5.5 - final) * (1 + step / 20) ** -0.7 for step in range(steps)]
+
+
+def told(name: str, record: Record) -> str | None:
+    found = JUDGES[name](record)
+    return None if found is None else found.seen
+
+
+def test_a_loss_above_a_uniform_guess_is_told_200_steps_after_the_warm_up() -> None:
+    seen = "the loss is 6.260 nats after 300 steps, above a uniform guess (5.545)"
+    assert told("plateau", made([6.26] * 300, warmup=100)) == seen
+    assert told("plateau", made([6.26] * 299, warmup=100)) is None
+    assert told("plateau", made(learning(300), warmup=100)) is None
+
+
+def test_a_loss_that_stays_above_the_bigram_is_told() -> None:
+    seen = "the loss has not fallen for 200 steps: 3.100, now 3.100 nats, and above the bigram's (2.320)"
+    assert told("plateau", made([3.1] * 400)) == seen
+    assert told("plateau", made([2.2] * 400)) is None  # learned what it can
+    assert told("plateau", made([4.0 * (1 + step) ** -0.06 for step in range(1000)], baseline=0.5)) is None
+
+
+def test_a_short_run_is_judged_at_its_end() -> None:
+    record = made([5.0, 5.02] * 60)
+    assert told("plateau", record) is None
+    record.ended = True
+    seen = "the loss has not fallen in 120 steps: 5.010, now 5.010 nats, and above the bigram's (2.320)"
+    assert told("plateau", record) == seen
+    for steps in (5, 90):
+        short = made([5.0] * steps)
+        short.ended = True
+        assert told("plateau", short) is None
+
+
+def test_a_rise_of_the_watched_rows_is_told_with_the_last_good_step() -> None:
+    record = made([])
+    losses = [2.0, 1.6, 1.5, 1.4, 1.4, *[1.4] * 5, *[1.55] * 10]
+    record.watched = [(20 * place, loss) for place, loss in enumerate(losses, start=1)]
+    found = JUDGES["divergence"](record)
+    assert found is not None
+    assert found.seen == "the loss of the watched validation rows has risen from 1.400 nats at step 160 to 1.550"
+    assert (found.value, found.since) == (pytest.approx(0.15), 160)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0, 1.6, 1.5, 1.4, 1.4, *[1.4] * 5, *[1.55] * 5],  # a spike that may fall back
+        [2.0, 1.6, 1.5, 1.4, 1.4, *[1.4] * 5, *[1.48] * 10],  # within the noise of a run that has learned
+        [5.0 * 0.95**place for place in range(50)],
+        [1.4] * 14,
+        [1.4] * 10 + [nan] * 10,  # the rollback's
+    ],
+)
+def test_no_divergence(losses: list[float]) -> None:
+    record = made([])
+    record.watched = [(20 * place, loss) for place, loss in enumerate(losses, start=1)]
+    assert told("divergence", record) is None
+
+
+def test_clipping_to_a_small_part_is_told() -> None:
+    steps = 310
+    seen = (
+        "each of the last 100 gradients was clipped; their norm is 12, 12 times train.gradient_clip=1"  # usual: 1 to 4
+    )
+    assert told("clipping", made(learning(steps), [12.0] * steps, warmup=100)) == seen
+    assert told("clipping", made(learning(steps), [4.0] * steps, warmup=100)) is None
+    assert told("clipping", made(learning(steps), [12.0] * (steps - 1) + [0.9], warmup=100)) is None
+    assert told("clipping", made(learning(290), [12.0] * 290, warmup=100)) is None
+    assert told("clipping", made(learning(steps), [12.0] * steps, warmup=100, clip=0.0)) is None
+
+
+def test_a_loss_that_falls_too_fast_is_told() -> None:
+    leaking = made([5.5 * 0.9**step for step in range(60)])
+    leaking.watched = [(20, 1.0), (60, 0.1)]
+    assert told("loss_too_low", leaking) == (
+        "the training loss is 0.036 nats after 60 steps, the bigram's 2.320 (watched rows: 0.100 at step 60)"
+    )
+    by_heart = made([5.5 * 0.9**step for step in range(60)])
+    by_heart.watched = [(60, 6.0)]
+    assert told("loss_too_low", by_heart) is not None
+    calm = made(learning(500, final=1.0))
+    calm.watched = [(500, 1.2)]
+    assert told("loss_too_low", calm) is None
+    known_text = made([0.1] * 600)  # a small text may be known by heart after so many steps
+    known_text.watched = [(600, 0.1)]
+    assert told("loss_too_low", known_text) is None
+
+
+def test_a_validation_loss_that_is_no_number_is_told_with_the_last_good_step() -> None:
+    record = made([])
+    record.validations = [(100, 2.0), (200, nan)]
+    found = JUDGES["validation_loss"](record)
+    assert found is not None
+    assert (found.seen, found.since) == ("the validation loss at step 200 is nan", 100)
+    record.validations.append((300, 1.9))
+    assert told("validation_loss", record) is None
+
+
+def test_an_open_suspicion_is_told_at_the_end_only() -> None:
+    record = made([])
+    record.open_suspicion = "perplexity 9 is 40% above its moving average 6"
+    assert told("last_steps", record) is None
+    record.ended = True
+    assert told("last_steps", record) == "at the last step perplexity 9 is 40% above its moving average 6"
+
+
+def test_a_step_that_is_not_finite_is_left_to_the_rollback() -> None:
+    record = made([2.0] * (BLOCK - 1) + [nan] * 5)
+    assert record.losses == []
+    record.add_step(BLOCK, 2.0, 1.0, 0.1)
+    assert record.losses == [2.0]
+
+
+def test_a_record_goes_on_as_it_was_saved() -> None:
+    record = made(learning(123))
+    record.watched, record.validations = [(20, 3.0)], [(100, 2.0)]
+    other = Record(record.facts)
+    other.load_state_dict(record.state_dict())
+    for one in (record, other):
+        one.add_step(124, 1.5, 3.0, 0.1)
+    assert other.state_dict() == record.state_dict()

@@ -1,0 +1,167 @@
+"""Watchers of the memories, on made-up measurements."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from atlas.training.watchers import JUDGES
+from atlas.training.watchers.record import Facts, Measured, MemoryUse, Probed, Record
+
+FACTS = {
+    "steps": 1000,
+    "baseline": 2.3,
+    "memory": True,
+    "has_global": True,
+    "gated": True,
+    "sequence": 512,
+    "shard": 128,
+    "global_size": 128,
+    "largest_local": 16,
+    "rate_init": 0.1,
+}
+CALM = {
+    "layer0/global/rate_max": 0.4,
+    "layer0/local0/rate_max": 0.4,
+    "layer0/local0/crowded": 0.05,
+    "layer0/global/at_bound": 0.0,
+    "layer0/local0/at_bound": 0.0,
+    "layer0/global/update_norm": 5.0,
+    "layer0/gate_mean": 0.46,
+    "layer0/gate_varies": 0.2,
+    "layer0/read_cosine": 0.3,
+    "layer0/read_cosine_raw": 0.15,
+}
+
+
+def made(first: dict[str, float], second: dict[str, float], **facts: object) -> Record:
+    record = Record(Facts(**FACTS | facts))  # type: ignore[arg-type]
+    for step, values in ((100, first), (200, second)):
+        record.step = step
+        record.add_measured(Measured(step, CALM | values))
+    return record
+
+
+OUT = {
+    "rates_low": (
+        {"layer0/global/rate_max": 0.002},
+        "the highest inner rate of layer0/global in a batch is 0.002",
+    ),
+    "rates_high": (
+        {"layer0/local0/crowded": 0.4},
+        "in 40% of the chunks of layer0/local0 the rates of equal keys add up to more than 4",
+    ),
+    "gates": ({"layer0/gate_mean": 0.001}, "the gates of layer0 have a mean of 0.001"),
+    "norm_bound": (
+        {"layer0/local0/at_bound": 1.0},
+        "100% of the rows of layer0/local0 end at the bound of their weights",
+    ),
+    "queries": (
+        {"layer0/read_cosine": 0.99},
+        "different queries of layer0 have a mean cosine of 0.990 when they read",
+    ),
+    "global_memory": ({"layer0/global/update_norm": 0.0}, "nothing was written into layer0/global"),
+}
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_what_two_measurements_show_is_told(name: str) -> None:
+    values, seen = OUT[name]
+    found = JUDGES[name](made(values, values))
+    assert found is not None
+    assert (found.watch, found.step, found.seen, found.since) == (name, 200, seen, 99)
+    for first, second in ((values, {}), ({}, values), ({}, {})):
+        assert JUDGES[name](made(first, second)) is None
+
+
+def test_gates_that_are_open_or_constant_are_told() -> None:
+    for values, seen in (
+        ({"layer0/gate_mean": 0.995}, "the gates of layer0 have a mean of 0.995"),
+        ({"layer0/gate_varies": 0.001}, "the gates of layer0 are the same for every token (deviation 0.001)"),
+    ):
+        found = JUDGES["gates"](made(values, values))
+        assert found is not None
+        assert found.seen == seen
+        assert JUDGES["gates"](made(values, values, gated=False)) is None
+
+
+def test_several_memories_are_one_finding() -> None:
+    values = {"layer0/global/rate_max": 0.002, "layer0/local0/rate_max": 0.001}
+    found = JUDGES["rates_low"](made(values, values))
+    assert found is not None
+    assert found.seen == "the highest inner rate of layer0/global and 1 more in a batch is 0.002"
+    assert found.numbers == {"layer0/global": 0.002, "layer0/local0": 0.001}
+
+
+def test_queries_that_are_alike_before_the_projection_are_no_collapse_of_it() -> None:
+    values = {"layer0/read_cosine": 0.99, "layer0/read_cosine_raw": 0.9}
+    assert JUDGES["queries"](made(values, values)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "seen"),
+    [
+        ("resets", {"shard": 16}, "the local memories are reset after every chunk (chunk_size.shard=16)"),
+        ("resets", {"shard": 512}, "no sequence of 512 tokens reaches a reset (chunk_size.shard=512)"),
+        ("resets", {"shard": 512, "has_global": False}, None),  # chunk_size=baseline
+        ("resets", {"shard": 512, "carries": True}, None),
+        ("resets", {"memory": False, "has_global": False, "shard": 16}, None),
+        (
+            "global_memory",
+            {"global_size": 512},
+            "its chunk of 512 tokens is not shorter than the 512 tokens that a row has",
+        ),
+        ("global_memory", {"global_size": 512, "carries": True}, None),
+        (
+            "global_memory",
+            {"global_size": 2048, "carries": True, "steps": 4},
+            "its chunk of 2048 tokens is not shorter than the 2048 tokens that a row has",
+        ),
+        ("global_memory", {"global_size": 512, "has_global": False}, None),
+    ],
+)
+def test_lengths_that_do_not_fit_are_told_before_step_1(name: str, facts: dict[str, object], seen: str | None) -> None:
+    found = JUDGES[name](Record(Facts(**FACTS | facts)))  # type: ignore[arg-type]
+    assert (found and found.seen) == seen
+
+
+def test_a_memory_without_use_is_told() -> None:
+    record = Record(Facts(**FACTS))  # type: ignore[arg-type]
+    assert JUDGES["memory_unused"](record) is None
+    record.memory_use = [MemoryUse(1000, on=1.5, off=1.5005, frozen=1.6)]
+    found = JUDGES["memory_unused"](record)
+    assert found is not None
+    assert found.seen == "the loss of the watched rows is 1.5000 nats, and 1.5005 with the memory off"
+    record.memory_use = [MemoryUse(1000, on=1.5, off=3.0, frozen=1.501)]
+    found = JUDGES["memory_unused"](record)
+    assert found is not None
+    assert found.seen == "the loss of the watched rows is 1.5000 nats, and 1.5010 with a memory that writes nothing"
+    for calm in (MemoryUse(1000, 1.5, 3.0, 1.56), MemoryUse(5, 5.0, 5.0, 5.0)):  # learns; too early to tell
+        record.memory_use = [calm]
+        assert JUDGES["memory_unused"](record) is None
+
+
+def test_a_memory_that_only_recalls_is_used() -> None:
+    record = Record(Facts(**FACTS))  # type: ignore[arg-type]
+    record.memory_use = [MemoryUse(1000, on=1.5, off=1.5, frozen=1.5)]
+    record.probed = [Probed(1000, "recall", True, 0.98, 0.32, 0.06)]
+    assert JUDGES["memory_unused"](record) is None
+
+
+def test_recall_that_ignores_the_key_is_told() -> None:
+    record = Record(Facts(**FACTS))  # type: ignore[arg-type]
+    blind = Probed(1000, "recall", False, 0.3, 0.32, 0.06)
+    record.probed = [blind]
+    found = JUDGES["key_blind"](record)
+    assert found is not None
+    assert found.seen == "recall finds 30.0% of the needles, the best reader that ignores the key 32.0%"
+    for calm in (
+        Probed(2000, "recall", True, 0.98, 0.32, 0.06),
+        Probed(2000, "recall", False, 0.08, 0.32, 0.06),  # finds nothing at all
+        Probed(2000, "recall", False, 0.6, 0.32, 0.06),  # finds some by the key
+        replace(blind, step=300),  # may learn it yet
+        Probed(2000, "recall", None, None, None, 0.06),
+    ):
+        record.probed = [blind, calm]
+        assert JUDGES["key_blind"](record) is None

@@ -1,0 +1,111 @@
+"""Watchers of weights, optimiser, time and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from atlas.training.optimizer import ScheduledOptimizer, adamw
+from atlas.training.watchers import JUDGES
+from atlas.training.watchers.measuring import share_with_moments
+from atlas.training.watchers.record import FIRST_STEPS, STEPS, Facts, Measured, Record
+
+
+def record_of(*measured: Measured) -> Record:
+    record = Record(Facts(steps=1000), step=200)
+    for one in measured:
+        record.add_measured(one)
+    return record
+
+
+def told(name: str, record: Record) -> str | None:
+    found = JUDGES[name](record)
+    return None if found is None else found.seen
+
+
+def test_parameters_that_no_step_moves_are_named() -> None:
+    names = ["a.weight", "b.weight", "c.weight", "d.weight"]
+    frozen = Measured(100, {}, names, 0.1)
+    assert told("frozen_weights", record_of(frozen, frozen)) == (
+        "no step moves a.weight, b.weight, c.weight and 1 more"
+    )
+    assert told("frozen_weights", record_of(frozen)) is None
+    assert told("frozen_weights", record_of(frozen, Measured(200, {}, ["e.weight"], 0.1))) is None
+
+
+def test_updates_lost_to_rounding_are_told() -> None:
+    rounded = Measured(100, {}, [], 0.7)
+    assert told("frozen_weights", record_of(rounded, rounded)) == "the step moved 30.0% of all weights"
+    assert told("frozen_weights", record_of(rounded, Measured(200, {}, [], 0.1))) is None
+
+
+def optimizer_of(model: nn.Module) -> ScheduledOptimizer:
+    settings = {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "warmup": 0, "lr_min_ratio": 0.1}
+    return adamw(model=model, steps=10, **settings)  # type: ignore[arg-type]
+
+
+def test_lost_moments_are_told_after_the_first_step() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    optimizer = optimizer_of(model)
+
+    def step() -> None:
+        model(torch.randn(2, 4)).square().sum().backward()
+        optimizer.step(1)
+
+    assert share_with_moments(optimizer) == 0.0
+    step()
+    assert share_with_moments(optimizer) == 1.0
+    fresh = optimizer_of(model)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert share_with_moments(fresh) == 1.0
+    for state in fresh.optimizers[0].state.values():
+        state["exp_avg"].zero_()
+        state["exp_avg_sq"].zero_()
+    assert share_with_moments(fresh) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kept", "seen"),
+    [
+        ((0.0, 1.0), "at step 50 only 0% of the parameters had moments in the optimiser"),
+        ((1.0, 1.0), None),
+        ((0.0, 0.0), None),  # an optimiser without moments
+        (None, None),
+    ],
+)
+def test_optimizer_state(kept: tuple[float, float] | None, seen: str | None) -> None:
+    record = Record(Facts(steps=100, first_step=50), kept_moments=kept)
+    assert told("optimizer_state", record) == seen
+
+
+def timed(seconds: Sequence[float]) -> Record:
+    record = Record(Facts(steps=1000))
+    for step, taken in enumerate(seconds, start=1):
+        record.add_step(step, 2.0, 1.0, taken)
+    return record
+
+
+def test_a_run_that_becomes_slow_is_told() -> None:
+    calm, slow = [0.1] * (FIRST_STEPS + 2 * STEPS), [0.5] * STEPS
+    assert told("slowdown", timed([*calm, *slow])) == ("a step takes 0.5 s, 5.0 times as long as at the start (0.1 s)")
+    assert told("slowdown", timed([*calm, *slow[: STEPS // 2 - 1]])) is None
+    assert told("slowdown", timed([*calm, *[0.3] * STEPS])) is None
+    assert told("slowdown", timed([0.0005] * 110 + [0.003] * STEPS)) is None  # the interpreter's time
+    assert told("slowdown", timed([2.0] * FIRST_STEPS + [0.1] * 150)) is None
+
+
+def test_a_clock_that_jumps_is_told() -> None:
+    record = Record(Facts(steps=10), clock_jump=-3600.0)
+    assert told("clock", record) == "the wall clock jumped by -3600 s between two steps"
+    record.clock_jump = 5.0
+    assert told("clock", record) is None
+
+
+def test_removed_files_are_named() -> None:
+    record = Record(Facts(steps=10), missing=["metrics.jsonl", "offline-run-1"])
+    assert told("files", record) == "metrics.jsonl, offline-run-1 was removed while the run went on"
+    assert told("files", Record(Facts(steps=10))) is None
