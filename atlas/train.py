@@ -1,5 +1,7 @@
 """Entry point of a training run: `python -m atlas.train`, `atlas-train`, `atlas.train(config)`.
 
+With `--plan` the command prints what the run would need, and starts nothing.
+
 Exit status: 0 completed; 1 failed or aborted, in a sweep any job; 2 refused configuration; 130 stopped by Ctrl-C,
 SIGTERM, SIGHUP or SIGUSR1.
 """
@@ -27,7 +29,7 @@ from omegaconf import DictConfig, open_dict
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import run_command
 from atlas.config.composition import register, to_run_config
-from atlas.config.console import drop_unwritten
+from atlas.config.console import drop_unwritten, print_result
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
@@ -42,6 +44,8 @@ from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
 from atlas.telemetry.run_files import CONFIG_FILE
+
+PLAN = "--plan"
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
@@ -90,12 +94,16 @@ def main() -> int:
 
 def _command() -> int:
     try:
-        refuse_flags(sys.argv[1:], CONF_DIR)
-        arguments = full_command(flags_first(readable(sys.argv[1:])))
-        refuse_launch(arguments, is_multirun(arguments))
+        given = [argument for argument in sys.argv[1:] if argument != PLAN]
+        planned = len(given) < len(sys.argv) - 1
+        refuse_flags(given, CONF_DIR)
+        arguments = full_command(flags_first(readable(given)))
+        sweeps = is_multirun(arguments)
+        require(not (planned and sweeps), PLAN, "-m", "given for one run, without -m")
+        refuse_launch(arguments, sweeps)
         require_installed(arguments)
         with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
-            _hydra_main()
+            (_hydra_plan if planned else _hydra_main)()
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -181,7 +189,23 @@ def run_composed(composed: DictConfig) -> None:
         sys.exit(1)
 
 
-_hydra_main = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)
+def plan_composed(composed: DictConfig) -> None:
+    """Print what the run would need. Hydra calls this."""
+    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    ranks = current()
+    try:
+        from atlas.runs.plan import plan  # imports torch
+
+        text = plan(to_run_config(composed), ranks)
+    except ConfigError as error:
+        _tell(error)
+        sys.exit(2)
+    if ranks.first:
+        print_result(text)
+
+
+_with_hydra = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
+_hydra_main, _hydra_plan = _with_hydra(run_composed), _with_hydra(plan_composed)
 
 
 def _resumed(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:

@@ -42,6 +42,7 @@ from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
 from atlas.runs.resume import CHECKPOINTS, as_text
 from atlas.runs.signals import listening
 from atlas.runs.start import starting_point
+from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
@@ -137,6 +138,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     device, precision = prepare_device(config.device, ranks)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
+    require_room(config, device, precision, ranks.world)
     model = build_model(config).to(device)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
