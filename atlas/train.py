@@ -1,5 +1,7 @@
 """Entry point of a training run: `python -m atlas.train`, `atlas-train`, `atlas.train(config)`.
 
+With `--plan` the command prints what the run would need, and starts nothing.
+
 Exit status: 0 completed; 1 failed or aborted, in a sweep any job; 2 refused configuration; 130 stopped by Ctrl-C,
 SIGTERM, SIGHUP or SIGUSR1.
 """
@@ -27,7 +29,7 @@ from omegaconf import DictConfig, open_dict
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import run_command
 from atlas.config.composition import register, to_run_config
-from atlas.config.console import drop_unwritten
+from atlas.config.console import drop_unwritten, print_result
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
@@ -42,6 +44,8 @@ from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
 from atlas.telemetry.run_files import CONFIG_FILE
+
+PLAN = "--plan"
 
 
 def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
@@ -80,12 +84,16 @@ def main() -> int:
         with handled_by(interrupt), ExitStack() as ranks:
             try:
                 ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
-                refuse_flags(sys.argv[1:], CONF_DIR)
-                arguments = full_command(flags_first(readable(sys.argv[1:])))
-                refuse_launch(arguments, is_multirun(arguments))
+                given = [argument for argument in sys.argv[1:] if argument != PLAN]
+                task = run_composed if given == sys.argv[1:] else plan_composed
+                refuse_flags(given, CONF_DIR)
+                arguments = full_command(flags_first(readable(given)))
+                sweeps = is_multirun(arguments)
+                require(task is run_composed or not sweeps, PLAN, "-m", "given for one run, without -m")
+                refuse_launch(arguments, sweeps)
                 require_installed(arguments)
                 with refuse(CONF_DIR, arguments), _hydra_sees(arguments):
-                    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(run_composed)()
+                    hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
             except ConfigError as error:  # inside of `launched`: the ranks agree on who tells it
                 if os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
@@ -171,6 +179,21 @@ def run_composed(composed: DictConfig) -> None:
         status = "failed"
     if status != "completed":
         sys.exit(1)
+
+
+def plan_composed(composed: DictConfig) -> None:
+    """Print what the run would need. Hydra calls this."""
+    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    ranks = current()
+    try:
+        from atlas.runs.plan import plan  # imports torch
+
+        text = plan(to_run_config(composed), ranks)
+    except ConfigError as error:
+        _tell(error)
+        sys.exit(2)
+    if ranks.first:
+        print_result(text)
 
 
 def _resumed(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:

@@ -43,6 +43,7 @@ jobs that ran beside others are no evidence.
 With a trained run: python -m atlas.generate continues a text, niah probes the memory, evaluate measures perplexity
 and bits per byte, export writes a folder for the library transformers, report makes a page; each has its own --help.
 
+--plan prints parameters, operations, memory and time of the run and starts nothing.
 --cfg job prints the configuration with every key, -m runs a sweep, --hydra-help shows Hydra's own flags.
 A run writes outputs/runs/<time>/, a sweep outputs/sweeps/<time>/<job>/; hydra.run.dir=PATH chooses the folder."""
 

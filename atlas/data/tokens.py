@@ -15,7 +15,8 @@ from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.mixed import RecallAndText
 from atlas.data.needles import Tokens
 from atlas.data.recall import RecallTask
-from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
+from atlas.data.sampler import VALIDATION_SEED, Stream, generator
+from atlas.data.separate import padding_share, separate_rows
 from atlas.data.store import StoreSplit, TokenStore
 from atlas.data.store_corpus import StoreCorpus, load_store
 from atlas.data.text import CorpusData
@@ -29,8 +30,8 @@ class TokenData(CorpusData):
     """Sequences of the store at `path`. Only the pages that a batch touches are read.
 
     `documents=packed`: as they come, an end-of-document id between them; rows are drawn as those of text are, see
-    `CorpusData`. `documents=separate`: a row holds T tokens of one document, or all of a shorter one and padding, which
-    does not count. The k-th row of a document begins at its token k T; a row is drawn by the number of its tokens.
+    `CorpusData`. `documents=separate`: a row holds one document or T tokens of it, and the rows of a batch are about
+    equally long, see `separate.py`. A batch of short ones has more rows, in all at most B T tokens.
     """
 
     path: str
@@ -61,44 +62,36 @@ class TokenData(CorpusData):
     def batch(self, step: int, rows: range | None = None) -> Batch:
         if self.documents == "packed":
             return super().batch(step, rows)
-        rows = rows_of_batch(rows, self.batch_size)
-        self.store.release()
-        return self._of_documents(
-            RowGenerators.of_step(self.seed, Stream.text, step, rows), len(rows), self.store.train
-        )
+        return self._of_documents(generator(self.seed, Stream.text, step), self.store.train, rows)
 
     def validation(self, index: int) -> Batch:
         if self.documents == "packed":
             return super().validation(index)
-        rng = generator(VALIDATION_SEED, Stream.validation, index)
-        return self._of_documents(rng, self.batch_size, self.store.validation)
+        return self._of_documents(generator(VALIDATION_SEED, Stream.validation, index), self.store.validation)
 
     def describe(self) -> dict[str, str | int | float]:
         cut = cut_share(self.store.train.ends, self.sequence, packed=self.documents == "packed")
-        shares = (
-            {"documents_cut": cut} if self.documents == "packed" else {"documents_cut": cut, "padding": self.padding}
-        )
+        shares = {"documents_cut": cut}
+        if self.documents == "separate":
+            shares["padding"] = padding_share(self.store.train, self.batch_size, self.sequence)
         return super().describe() | {name: round(share, 4) for name, share in shares.items()}
 
-    @property
-    def padding(self) -> float:
-        """The share of padding in the rows of separate documents."""
-        return padding(self.store.train.ends, self.sequence)
+    def _of_documents(self, rng: np.random.Generator, split: StoreSplit, rows: range | None = None) -> Batch:
+        """`rows`: of the batch, each stands for as many documents. What follows a document in a row does not count."""
+        self.store.release()  # what the batch before has read
+        whole = separate_rows(rng, split, self.batch_size, self.sequence)
+        several, own = len(whole.starts) // self.batch_size, rows_of_batch(rows, self.batch_size)
+        part = slice(several * own.start, several * own.stop)
+        starts, targets = whole.starts[part], whole.targets[part]
+        places = np.arange(whole.targets.max() + 1)
+        inside = places <= targets[:, None]
+        tokens = np.where(inside, split.tokens[np.minimum(starts[:, None] + places, len(split.tokens) - 1)], self._end)
+        flags = np.ones(len(starts), dtype=np.bool_)
+        return Batch.from_tokens(tokens, inside[:, 1:].astype(np.float32), ~flags, flags)
 
-    def _of_documents(self, rng: Random, count: int, split: StoreSplit) -> Batch:
-        places = rng.integers(0, len(split.tokens), (count,), dtype=np.int64)
-        end = self.store.record.end_of_document
-        tokens = np.full((count, self.sequence + 1), end, dtype=np.uint32)
-        weights = np.zeros((count, self.sequence), dtype=np.float32)
-        for row, place in enumerate(places):
-            number = int(np.searchsorted(split.ends, place, side="right"))
-            document = split.document(number)
-            inside = int(place) - (int(split.ends[number - 1]) if number else 0)
-            part = document[inside - inside % self.sequence :][: self.sequence + 1]
-            tokens[row, : len(part)] = part
-            weights[row, : len(part) - 1] = 1.0
-        flags = np.ones(count, dtype=np.bool_)
-        return Batch.from_tokens(tokens, weights, ~flags, flags)
+    @property
+    def _end(self) -> int:
+        return self.store.record.end_of_document
 
 
 def cut_share(ends: NDArray[np.int64], sequence: int, *, packed: bool) -> float:
@@ -109,14 +102,6 @@ def cut_share(ends: NDArray[np.int64], sequence: int, *, packed: bool) -> float:
     lengths = np.diff(np.asarray(ends[:SAMPLE_DOCUMENTS]), prepend=0).astype(np.float64)
     cut = np.where(lengths > sequence, 1.0, (lengths - 1) / sequence if packed else 0.0)
     return float((lengths * cut).sum() / lengths.sum())
-
-
-def padding(ends: NDArray[np.int64], sequence: int) -> float:
-    """The share of padding in rows of separate documents, from the ends of the first `SAMPLE_DOCUMENTS`."""
-    lengths = np.diff(np.asarray(ends[:SAMPLE_DOCUMENTS]), prepend=0)
-    full, rest = np.divmod(lengths, sequence)
-    filled = float((full * float(sequence) ** 2 + rest.astype(np.float64) ** 2).sum())
-    return 1 - filled / (sequence * float(lengths.sum()))
 
 
 @dataclass(kw_only=True, eq=False)

@@ -37,6 +37,7 @@ from atlas.preparation.duplicates import count_duplicates, validation_in_trainin
 from atlas.preparation.sample import dtype_of, require_room, train_tokenizer
 from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source, find_sources
+from atlas.preparation.split import validation_below
 from atlas.preparation.units import Place, Unit, unit_bytes, units
 from atlas.preparation.work import Work, open_work, remove_work, require_same
 from atlas.preparation.worker import DocumentError, Job, UnitRecord, Worker, load_tokenizer, start, write
@@ -82,7 +83,8 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
 def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> StoreRecord:
     require_same(root, asked)
     tokenizer = _tokenizer(settings, sources, root)
-    work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer))
+    bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES)
+    work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), bound)
     first = work.contiguous
     done = work.done[first - 1] if first else UnitRecord(-1, (0, 0), 0.0)
     total = sum(source.size for source in sources)
@@ -95,7 +97,7 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
         tokenizer=BYTES if tokenizer.name == BYTES else str(root / TOKENIZER_FILE),
         end_of_document=settings.end_of_document,
         dtype=work.dtype,
-        validation_share=settings.validation_share,
+        validation_below=bound,
         skip=settings.on_error is OnError.skip,
     )
     missing = units(sources, settings, work.unit_bytes, first, Place(*done.end))

@@ -1,6 +1,6 @@
 """The folder of unfinished work, DIR.partial: what was asked for, the finished units, and the store as far as it is.
 
-plan.json               settings, tokenizer, sources with size and time, and the size of a unit
+plan.json               settings, sources with size and time, the size of a unit, the bound of validation (`split.py`)
 tokenizer.json          the tokenizer in use
 units/00000.json        a finished unit, with 00000.hashes and, until the store has taken it, 00000.part
 store/                  what becomes DIR
@@ -113,10 +113,13 @@ def _append(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def open_work(root: Path, asked: Mapping[str, Any], sources: Sequence[Source], unit_bytes: int, dtype: str) -> Work:
+def open_work(
+    root: Path, asked: Mapping[str, Any], sources: Sequence[Source], unit_bytes: int, dtype: str, bound: float
+) -> Work:
     """The work in `root`, with what an earlier start has finished of it.
 
-    A source that changed, came or went makes the units from it on unfinished. Raises `ConfigError` where the folder
+    A source that changed, came or went makes the units from it on unfinished, and all of them where it changes the
+    `bound` between training and validation. Raises `ConfigError` where the folder
     holds work with other settings.
     """
     before = read_plan(root)
@@ -126,14 +129,20 @@ def open_work(root: Path, asked: Mapping[str, Any], sources: Sequence[Source], u
         folder.mkdir(parents=True, exist_ok=True)
     if before is not None:
         work.unit_bytes = before["unit_bytes"]
-        work.done = _finished(work, _equal_sources(before["sources"], listed))
+        same = before.get("validation_below") == bound
+        work.done = _finished(work, _equal_sources(before["sources"], listed)) if same else {}
         while work.taken in work.done and not work.part(work.taken).exists():
             work.taken += 1
     if not work.cut():
         work.done, work.taken = {}, 0
         work.cut()
     _remove_others(work)
-    plan = {"asked": dict(asked), "unit_bytes": work.unit_bytes, "sources": listed}
+    plan = {
+        "asked": dict(asked),
+        "unit_bytes": work.unit_bytes,
+        "validation_below": bound,
+        "sources": listed,
+    }
     write_atomically(root / PLAN_FILE, json.dumps(plan, indent=0), durable=True)
     return work
 

@@ -26,10 +26,10 @@ from atlas.data.store_format import DTYPES, ENDS, SPLITS
 from atlas.data.tokenizer import BYTES, ByteTokenizer, LibraryTokenizer, Tokenizer
 from atlas.preparation.documents import is_blank, place_of, text_of
 from atlas.preparation.sources import Kind
+from atlas.preparation.split import hash_of
 from atlas.preparation.units import Unit
 
 BATCH_BYTES = 1 << 20  # of text that is tokenised in one call
-HASH_BITS = 64
 SHOWN = 3  # documents left out that a unit names
 
 
@@ -44,7 +44,7 @@ class Job:
     tokenizer: str  # bytes, or the path of a tokenizer.json
     end_of_document: str
     dtype: str
-    validation_share: float
+    validation_below: float  # the hashes of documents for validation, see `split.py`
     skip: bool  # documents that cannot be read
 
 
@@ -101,9 +101,9 @@ class Worker:
         hashes = []
         for batch in _batches(self._texts(unit, record)):
             for text, tokens in zip(batch, self._encode(batch, unit), strict=True):
-                number = int.from_bytes(hashlib.sha256(text).digest()[: HASH_BITS // 8], "big")
+                number = hash_of(text)
                 hashes.append(number)
-                split = SPLITS[number < self.job.validation_share * 2.0**HASH_BITS]
+                split = SPLITS[number < self.job.validation_below]
                 ids[split].append(tokens)
                 sizes[split] += len(text)
         content = []

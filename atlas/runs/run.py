@@ -45,6 +45,7 @@ from atlas.runs.self_test import require_agreement
 from atlas.runs.signals import listening
 from atlas.runs.slicing import in_slices, slice_state
 from atlas.runs.start import starting_point
+from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CHECKPOINTS
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
@@ -150,6 +151,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     require_agreement(config, device, precision)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
+    require_room(config, device, precision, world)
     model = build_model(config)
     if not in_slices(config, ranks):  # a device may have no room for all of it
         model = model.to(device)

@@ -1,8 +1,9 @@
 """What token stores cost: the measures of the README's table, each in processes of its own.
 
-python -m experiments.corpus.table [parts=tokenise,batch,store,logits] [megabytes=24]
+python -m experiments.corpus.table [parts=tokenise,batch,separate,store,logits] [megabytes=24] [source=FILE.jsonl]
 
-`tokenise` and `batch` are timings: run them on a quiet machine. Writes to the console only.
+`tokenise`, `batch` and `separate` are timings: run them on a quiet machine. `source` is what is tokenised in the place
+of random words, such as a file of `python -m experiments.corpus.recipe`. Writes to the console only.
 """
 
 from __future__ import annotations
@@ -74,12 +75,35 @@ began = time.perf_counter()
 model.losses(model.read(batch.inputs).hidden, batch.targets).mean().backward()
 print(of_batch / (time.perf_counter() - began))
 """
+SEPARATED = """
+import sys, time, torch, atlas
+from atlas.runs.build import build_data, build_model
+ways, model, seconds, counted = {}, None, {}, {}
+for way in ("packed", "separate"):
+    settings = ["data=tokens", f"data.path={sys.argv[1]}", f"data.documents={way}", "model.vocabulary=257", "niah=off"]
+    config = atlas.compose(settings)
+    ways[way], model = build_data(config), model or build_model(config)
+    seconds[way] = counted[way] = 0.0
+for step in range(25):
+    for way, data in ways.items():
+        began = time.perf_counter()
+        batch = data.batch(step + 1)
+        losses = model.losses(model.read(batch.inputs).hidden, batch.targets)
+        ((losses * batch.weights).sum() / batch.weights.sum()).backward()
+        model.zero_grad()
+        if step:
+            seconds[way] += time.perf_counter() - began
+            counted[way] += batch.weights.sum().item()
+cost = {way: seconds[way] / counted[way] for way in ways}
+print(cost["separate"] / cost["packed"] - 1)
+"""
 
 
 @dataclass
 class TableSettings:
-    parts: str = "tokenise,batch,store,logits"
-    megabytes: int = 24  # of text that is tokenised
+    parts: str = "tokenise,batch,separate,store,logits"
+    megabytes: int = 24  # of random text that is tokenised
+    source: str = ""  # JSONL that is tokenised in its place
 
     def __post_init__(self) -> None:
         unknown = set(names(self.parts)) - set(PARTS)
@@ -93,23 +117,26 @@ def child(code: str, *arguments: object) -> float:
     return float(shown.splitlines()[-1])
 
 
-def write_store(folder: Path, size: int) -> None:
-    """A store of bytes with random text, without a preparation."""
+def write_store(folder: Path, size: int, *, uneven: bool = False) -> None:
+    """A store of bytes with random text, without a preparation; documents of `DOCUMENT` bytes, or of 300 on average."""
     folder.mkdir()
     tokenizer, rng = ByteTokenizer(), np.random.default_rng(0)
     splits = {}
     for split, share in zip(SPLITS, (size, size // 50), strict=True):
-        documents = max(share // DOCUMENT, 1)
+        lengths = np.full(max(share // DOCUMENT, 1), DOCUMENT)
+        if uneven:
+            lengths = 20 + rng.geometric(1 / 280, share // 300)
+        ends_at = np.cumsum(lengths + 1, dtype="<i8")
         tokens, ends = (folder / name for name in files_of(split))
         with tokens.open("wb") as file:
-            for first in range(0, documents, 10_000):
-                count = min(10_000, documents - first)
-                block = rng.integers(97, 123, (count, DOCUMENT + 1), dtype=np.uint16)
-                block[:, -1] = tokenizer.end_of_document
+            for first in range(0, len(lengths), 10_000):
+                inside = ends_at[first : first + 10_000] - (ends_at[first - 1] if first else 0)
+                block = rng.integers(97, 123, inside[-1], dtype=np.uint16)
+                block[inside - 1] = tokenizer.end_of_document
                 file.write(block.astype("<u2").tobytes())
-        (np.arange(1, documents + 1, dtype="<i8") * (DOCUMENT + 1)).tofile(ends)
+        ends_at.tofile(ends)
         hashes = (sha256_of(tokens), sha256_of(ends))
-        splits[split] = SplitRecord(documents * (DOCUMENT + 1), documents, documents * DOCUMENT, *hashes)
+        splits[split] = SplitRecord(int(ends_at[-1]), len(lengths), int(lengths.sum()), *hashes)
     record = StoreRecord(
         "uint16", tokenizer.vocabulary, tokenizer.end_of_document, "bytes", tokenizer.sha256,
         tokenizer.symbols().record(), splits, 0, 0.0, [], 0, 0, ["random"], {},
@@ -119,7 +146,10 @@ def write_store(folder: Path, size: int) -> None:
 
 def tokenise(folder: Path, settings: TableSettings) -> str:
     source, cores = folder / "text.jsonl", len(os.sched_getaffinity(0))
-    write_source(source, settings.megabytes)
+    if settings.source:
+        source = Path(settings.source).resolve()
+    else:
+        write_source(source, settings.megabytes)
     command = [sys.executable, "-m", "atlas.prepare", str(source), f"workers={cores}"]
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*command, f"out={folder}/trained", f"tokenizer=train:{VOCABULARY}"], **quiet)  # type: ignore[call-overload]
@@ -130,9 +160,11 @@ def tokenise(folder: Path, settings: TableSettings) -> str:
         began = time.perf_counter()
         subprocess.run([*command, f"out={folder}/turn{turn}", f"tokenizer={tokenizer}"], **quiet)  # type: ignore[call-overload]
         ours.append(time.perf_counter() - began)
-    speeds = [settings.megabytes / sorted(times)[1] for times in (ours, alone)]
+    size = sum(len(json.loads(line)["text"].encode()) for line in source.open("rb")) / 1e6
+    speeds = [size / sorted(times)[1] for times in (ours, alone)]
     both = f"{speeds[0]:.1f} of {speeds[1]:.1f} MB/s (medians of 3 turns, the whole command against encode_batch)"
-    return f"tokenise on {cores} cores, {VOCABULARY} ids: {speeds[0] / speeds[1]:.0%} of the library alone, {both}"
+    what = f"tokenise {size:.0f} MB on {cores} cores, {VOCABULARY} ids"
+    return f"{what}: {speeds[0] / speeds[1]:.0%} of the library alone, {both}"
 
 
 def store(folder: Path, settings: TableSettings) -> str:
@@ -151,13 +183,19 @@ def batch(folder: Path, settings: TableSettings) -> str:
     )
 
 
+def separate(folder: Path, settings: TableSettings) -> str:
+    write_store(folder / "uneven", SMALL_BYTES, uneven=True)
+    cost = child(SEPARATED, folder / "uneven")
+    return f"documents=separate over packed, time for each token of text, documents of 300 tokens: {cost:+.1%}"
+
+
 def logits(folder: Path, settings: TableSettings) -> str:
     few, many = (child(STEPPED + PEAK, vocabulary) for vocabulary in (256, 49_152))
     sizes = f"{many / 2**30:.2f} over {few / 2**30:.2f} GiB"
     return f"peak memory of a step of small, 8 x 2048 tokens, 49,152 ids over 256: {many / few:.2f} ({sizes})"
 
 
-PARTS = {"tokenise": tokenise, "batch": batch, "store": store, "logits": logits}
+PARTS = {"tokenise": tokenise, "batch": batch, "separate": separate, "store": store, "logits": logits}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -184,25 +184,57 @@ def test_a_sequence_longer_than_the_shortest_part_is_refused(folder: Path) -> No
     assert str(refusal.value) == f"train.sequence=100000: must be {allowed}"
 
 
-def test_separate_documents_fill_a_row_each_and_padding_does_not_count(folder: Path) -> None:
-    data = TokenData(path=str(folder / "bytes"), documents="separate", **{**RUN, "batch_size": 32})
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of bytes of 300 documents, most of them short; each is told by its number."""
+    made = tmp_path_factory.mktemp("uneven")
+    lengths = np.random.default_rng(1).geometric(0.02, 300)
+    lines = [f"{number:04d}" + "abcdefghij" * int(length // 4) for number, length in enumerate(lengths)]
+    (made / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    assert main([f"{made}/a.jsonl", f"out={made}/store", "workers=1", "validation_share=0.2"]) == 0
+    return made / "store"
+
+
+def test_separate_documents_fill_a_row_each_and_padding_does_not_count(uneven: Path) -> None:
+    data = TokenData(path=str(uneven), documents="separate", **{**RUN, "batch_size": 8})
     split = data.store.train
-    documents = {bytes_of(split.document(number)): number for number in range(len(split.ends))}
-    shown = set()
-    for batch in (data.batch(1), data.batch(2)):
-        for inputs, targets, weights in zip(batch.inputs.tolist(), batch.targets.tolist(), batch.weights, strict=True):
-            count = int(weights.sum())
-            assert weights.tolist() == [1.0] * count + [0.0] * (64 - count)
-            row = [inputs[0], *targets[:count]]
-            (number,) = (number for text, number in documents.items() if bytes_of(np.array(row)) in text)
-            whole = split.document(number).tolist()
-            start = next(k * 64 for k in range(len(whole)) if whole[k * 64 : k * 64 + len(row)] == row)
-            assert len(row) == min(65, len(whole) - start)
-            shown.add(number)
-    assert len(shown) > 30
-    lengths = np.diff(split.ends, prepend=0)
-    drawn = [length % 64 if place // 64 == length // 64 else 64 for length in lengths for place in range(length)]
-    assert data.describe()["padding"] == pytest.approx(1 - np.mean(drawn) / 64, abs=1e-4)
+    known = {
+        (bytes_of(document[start : start + 65]), min(len(document) - 1 - start, 64))
+        for document in map(split.document, range(len(split.ends)))
+        for start in range(0, len(document), 64)
+    }
+    positions = padded = 0
+    for step in range(1, 60):
+        batch = data.batch(step)
+        rows, longest = batch.inputs.shape
+        assert rows % 8 == 0
+        assert rows * longest <= 8 * 64
+        counts = batch.weights.sum(dim=1).long()
+        assert (batch.weights == (torch.arange(longest) < counts[:, None])).all()
+        assert counts.max() == longest
+        for inputs, targets, count in zip(batch.inputs, batch.targets, counts.tolist(), strict=True):
+            assert (bytes_of(torch.cat((inputs[:1], targets[:count])).numpy()), count) in known
+        positions, padded = positions + batch.weights.numel(), padded + int((batch.weights == 0).sum())
+        several = rows // 8
+        assert (data.batch(step, range(2, 5)).inputs == batch.inputs[2 * several : 5 * several]).all()
+    assert padded / positions < 0.1
+    assert data.describe()["padding"] == pytest.approx(padded / positions, abs=0.05)
+
+
+def test_every_token_of_separate_documents_is_about_equally_likely(uneven: Path) -> None:
+    """By length of their rows: the shares of tokens seen are those of the store."""
+    data = TokenData(path=str(uneven), documents="separate", **{**RUN, "batch_size": 4})
+    lengths = np.diff(data.store.train.ends, prepend=0) - 1
+    of_store = np.bincount(np.concatenate([np.append(np.full(n // 64, 64), n % 64) for n in lengths]), minlength=65)
+    seen = np.zeros(65)
+    for step in range(1, 400):
+        batch = data.batch(step)
+        share = np.bincount(batch.weights.sum(dim=1).long().numpy(), minlength=65) * np.arange(65)
+        seen += share / share.sum()  # a batch counts as one, however many tokens it has
+    wanted = of_store * np.arange(65)
+    groups = [slice(1, 16), slice(16, 32), slice(32, 48), slice(48, 64), slice(64, 65)]
+    found = [seen[group].sum() / seen.sum() for group in groups]
+    assert found == pytest.approx([wanted[group].sum() / wanted.sum() for group in groups], abs=0.05)
 
 
 def bytes_of(ids: np.ndarray[Any, Any]) -> bytes:

@@ -81,6 +81,34 @@ def test_the_store_holds_every_document_in_its_order_on_the_side_of_its_hash(
     assert made.train.tokens.tolist() == [one for text in train for one in (*text, 256)]
 
 
+@pytest.mark.parametrize(("share", "missing"), [(0.01, "validation"), (0.99, "train")])
+def test_of_a_few_files_one_is_for_the_part_that_would_get_none(tmp_path: Path, share: float, missing: str) -> None:
+    """The one whose hash is nearest to the bound, so that its copies follow it."""
+    given = [text.encode() for text in texts(9, seed=2)]
+    numbers = {text: int.from_bytes(hashlib.sha256(text).digest()[:8], "big") for text in given}
+    assert len({in_validation(text, share) for text in given}) == 1
+    nearest = (min if missing == "validation" else max)(given, key=numbers.__getitem__)
+    for number, text in enumerate([*given, nearest]):
+        (tmp_path / f"{number}.txt").write_bytes(text)
+    train, validation = held(store(tmp_path / "out", tmp_path / "*.txt", validation_share=share))
+    few, many = (validation, train) if missing == "validation" else (train, validation)
+    assert few == [nearest, nearest]
+    assert many == [text for text in given if text != nearest]
+
+
+def test_work_that_began_with_fewer_files_begins_anew_where_they_move_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 64)
+    given = sorted((text.encode() for text in texts(9, seed=2)), key=lambda text: hashlib.sha256(text).digest())
+    for number, text in enumerate(given[1:]):
+        (tmp_path / f"{number}.txt").write_bytes(text)
+    stopped(monkeypatch, 24, tmp_path / "out", tmp_path / "*.txt")
+    (tmp_path / "9.txt").write_bytes(given[0])
+    train, validation = held(store(tmp_path / "out", tmp_path / "*.txt"))
+    assert (train, validation) == (given[1:], [given[0]])
+
+
 def test_text_is_a_document_a_file_or_cut_at_a_separator(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\n\ntwo \xff\n\n\n\nthree")
     (tmp_path / "b.md").write_bytes(b"four")

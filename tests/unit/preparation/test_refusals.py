@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from atlas.data.store_format import STORE_FILE
+from atlas.data.store_format import STORE_FILE, read_record
 from atlas.prepare import main
 
 GOOD = b"".join(b'{"text": "document %d"}\n' % number for number in range(40))
@@ -97,6 +99,50 @@ def test_sources_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
         f"SOURCE={tmp_path}/b.json: must be given with format=jsonl (an object in each line) or format=text"
     )
     assert error(capsys, "hub:one", out) == "SOURCE=hub:one: must be hub:OWNER/NAME[:SUBSET]"
+
+
+def test_a_name_of_the_hub_needs_the_library(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
+    assert error(capsys, "hub:owner/name:part", f"out={tmp_path}/out", "workers=1") == (
+        "SOURCE=hub:owner/name:part: must be used with the package datasets installed:"
+        ' pip install -c constraints.txt -e ".[data]"'
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_hub_does_not_give_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach\nthe hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unreachable))
+    assert error(capsys, "hub:owner/name", f"out={tmp_path}/out", "workers=1") == (
+        "SOURCE=hub:owner/name: must be a data set that the hub gives; it needs a network"
+        " (ConnectionError: Couldn't reach the hub)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_the_hub_become_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def rows(*names: object, **settings: object) -> list[dict[str, str]]:
+        asked.append((names, settings))
+        return [{"content": f"document {number}"} for number in range(40)]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=rows))
+    given = ["hub:owner/name:part", f"out={tmp_path}/out", "workers=1", "validation_share=0.5", "split=test"]
+    wanted = "has no column 'text'; it has content (field=NAME)"
+    assert wanted in error(capsys, *given)
+    assert main([*given, "field=content"]) == 0
+    assert asked[-1] == (("owner/name", "part"), {"split": "test", "streaming": True})
+    counts = read_record(tmp_path / "out", "out").splits
+    assert counts["train"].documents + counts["validation"].documents == 40
 
 
 def test_an_empty_part_is_told_with_what_would_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

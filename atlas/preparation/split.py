@@ -1,0 +1,61 @@
+"""Which documents are for validation: those whose hash is below a bound, so that equal documents fall on one side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+from atlas.preparation.documents import is_blank, text_of
+from atlas.preparation.readers import SourceError, read_source
+from atlas.preparation.settings import PrepareSettings
+from atlas.preparation.sources import Kind, Source
+
+HASH_BITS = 64
+CERTAIN = 20  # documents that a part gets on average; one that gets none of so many is as good as impossible
+MOST_DOCUMENTS = 10_000  # that are looked at beforehand
+
+
+def hash_of(text: bytes) -> int:
+    """The first 64 bits of the SHA-256."""
+    return int.from_bytes(hashlib.sha256(text).digest()[: HASH_BITS // 8], "big")
+
+
+def validation_below(sources: Sequence[Source], settings: PrepareSettings, *, utf8: bool) -> float:
+    """The bound on the hashes of validation documents: `validation_share` of all hashes.
+
+    Where the sources have so few documents that a part would get none, it gets one.
+    """
+    bound = settings.validation_share * 2.0**HASH_BITS
+    rarer = min(settings.validation_share, 1 - settings.validation_share)
+    enough = min(round(CERTAIN / rarer), MOST_DOCUMENTS)
+    if any(source.kind is Kind.hub for source in sources):
+        return bound
+    hashes = set()
+    for number, text in enumerate(_texts(sources, settings, utf8=utf8), 1):
+        hashes.add(hash_of(text))
+        if number == enough:
+            return bound
+    if len(hashes) > 1 and min(hashes) >= bound:
+        return min(hashes) + 1
+    if len(hashes) > 1 and max(hashes) < bound:
+        return max(hashes)
+    return bound
+
+
+def _texts(sources: Sequence[Source], settings: PrepareSettings, *, utf8: bool) -> Iterator[bytes]:
+    """What cannot be read is left out: the workers tell it."""
+    for source in sources:
+        try:
+            with closing(read_source(source, settings)) as documents:
+                for raw, _ in documents:
+                    if is_blank(source.kind, raw):
+                        continue
+                    try:
+                        text = text_of(source.kind, raw, settings.field, utf8=utf8)
+                    except ValueError:
+                        continue
+                    if text:
+                        yield text
+        except SourceError:
+            continue

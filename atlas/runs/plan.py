@@ -1,0 +1,103 @@
+"""`python -m atlas.train --plan`: what a run will need, before anything starts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import torch
+
+from atlas.config import RunConfig, require
+from atlas.models.flops import flops_per_token
+from atlas.parallel.ranks import ALONE, Ranks
+from atlas.runs.build import build_data, build_model, prepare_device, with_vocabulary
+from atlas.runs.step_memory import GIB, counted_tokens, device_memory, micro_rows, require_room, step_memory
+
+PIECE_FLOPS = 2e10  # of the piece of a step that is timed
+PARTS = {"out": "attention", "persistent": "attention", "feedforward_norm": "norms", "norm": "norms"}
+
+
+def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
+    """Parameters, operations, memory and time of a run, as a table. Raises `ConfigError` for what cannot fit."""
+    require(config.resume is None, "resume", config.resume, "left out with --plan")
+    data = build_data(config)
+    config = with_vocabulary(config, data)
+    device, precision = prepare_device(config.device, ranks)
+    _ = data.corpus  # its text is part of what the process holds
+    require_room(config, device, precision, ranks.world)
+    train = config.train
+    tokens = train.batch_size * train.sequence
+    flops = flops_per_token(config.model, config.chunk_size, train.sequence)
+    speed = _speed(config, device, precision, ranks.world)
+    memory = step_memory(config, device, precision, ranks.world)  # after it: libraries have loaded what they need
+    seconds = flops.training * tokens / ranks.world / speed
+    counted = parameters(config)
+    lines = [
+        _row("parameters", f"{sum(counted.values()):,}", ""),
+        *(_row("", f"{count:,}", part) for part, count in counted.items()),
+        _row("operations", _engineering(flops.training * tokens), f"a step of {tokens:,} tokens, forward and backward"),
+        *(_row("", _engineering(3 * one * tokens), part) for part, one in flops._asdict().items() if one),
+        _row(
+            "peak memory",
+            _bytes(sum(memory.values())),
+            f"of {_bytes(device_memory(device))} on {device.type}, a process",
+        ),
+        *(_row("", _bytes(size), part) for part, size in memory.items()),
+        _row("a step", f"{seconds:.3g} s", f"at {_engineering(speed)}/s, measured in a piece of a step"),
+        _row("the run", duration(seconds * train.steps), f"{train.steps:,} steps; probes and validation not counted"),
+    ]
+    return "\n".join(lines)
+
+
+def parameters(config: RunConfig) -> dict[str, int]:
+    """By part, the largest first."""
+    with torch.device("meta"):
+        model = build_model(config)
+    found: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        _, block, part = f"{name}.".partition("blocks.")
+        part = part.split(".")[1] if block else name.split(".")[0]
+        found[PARTS.get(part, part)] += parameter.numel()
+    return dict(found.most_common())
+
+
+def _speed(config: RunConfig, device: torch.device, precision: torch.dtype, processes: int) -> float:
+    """Operations per second of a process in the forward and backward pass of a model of at most two layers."""
+    few = replace(config, model=replace(config.model, layers=min(config.model.layers, 2)))
+    tokens = counted_tokens(config)
+    of_row = flops_per_token(few.model, few.chunk_size, tokens).training * tokens
+    rows = min(max(round(PIECE_FLOPS / of_row), 1), micro_rows(config, processes))
+    model = build_model(few).to(device)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(few.model.vocabulary, (rows, tokens + 1), generator=generator).to(device)
+    half = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
+    began = 0.0
+    for _ in range(2):  # the first pass builds kernels and takes memory from the system
+        began = time.perf_counter()
+        with half:
+            loss = model.losses(model.read(drawn[:, :-1]).hidden, drawn[:, 1:]).mean()
+        loss.backward()
+        loss.item()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return rows * of_row / (time.perf_counter() - began)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _row(what: str, figure: str, meaning: str) -> str:
+    return f"{what:<12} {figure:>14}  {meaning}".rstrip()
+
+
+def _engineering(number: float) -> str:
+    power, unit = next((one for one in ((12, "TFLOP"), (9, "GFLOP")) if number >= 10 ** one[0]), (6, "MFLOP"))
+    return f"{number / 10**power:.3g} {unit}"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= 100 * GIB else f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,94 @@
+"""The memory of a training step before it starts: counted, in proportion, and refused where it cannot fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from atlas import compose
+from atlas.config import ConfigError
+from atlas.runs.build import build_model, build_optimizer
+from atlas.runs.plan import parameters, plan
+from atlas.runs.step_memory import _count, _kept, device_memory, fixed_memory, require_room, step_memory
+
+CPU, SINGLE = torch.device("cpu"), torch.float32
+SMALL = ["model.width=32", "model.feedforward=48", "chunk_size.shard=32", "chunk_size.global_size=32", "niah=off"]
+SMALL += ["train.sequence=96", "data.recall.pairs=4", "data.recall.queries=8", "data.recall.sparse_queries=4"]
+
+
+@pytest.mark.parametrize("settings", [[], ["ablation=no_memory", "model.window=0"]])
+def test_what_is_kept_is_in_proportion_to_layers_and_sequences(settings: list[str]) -> None:
+    config = compose([*SMALL, *settings, "train.sequence=32"])
+    of_row, layer_of_row, of_layer = _kept(config, CPU, SINGLE)
+    wanted = 3 * (of_row + 3 * layer_of_row) + 4 * of_layer
+    assert _count(config, CPU, SINGLE, layers=4, rows=3) == pytest.approx(wanted, rel=0.05)
+
+
+def test_fixed_memory_is_that_of_the_tensors() -> None:
+    config = compose(SMALL)
+    model = build_model(config)
+    optimizer = build_optimizer(config, model)
+    model.losses(
+        model.read(torch.zeros(1, 32, dtype=torch.int64)).hidden, torch.zeros(1, 32, dtype=torch.int64)
+    ).sum().backward()
+    optimizer.step(1)
+    held = [state for one in optimizer.optimizers for state in one.state.values()]
+    state = sum(value.nbytes for each in held for value in each.values() if value.numel() > 1)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    found = fixed_memory(config)
+    assert found["weights"] == found["gradients"] == weights
+    assert found["optimiser"] == pytest.approx(state, rel=0.01)
+
+
+def test_micro_batches_divide_what_is_kept() -> None:
+    whole = step_memory(compose([*SMALL, "train.batch_size=8"]), CPU, SINGLE)
+    parts = step_memory(compose([*SMALL, "train.batch_size=8", "train.accumulate=4"]), CPU, SINGLE)
+    assert parts["activations"] == pytest.approx(whole["activations"] / 4, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_fit_is_refused_with_the_setting_that_would() -> None:
+    most = device_memory(CPU)
+    config = compose([*SMALL, "train.batch_size=4"])
+    activations = step_memory(config, CPU, SINGLE)["activations"]
+    rows = 2 ** (4 * most // activations).bit_length()  # up to twice as much as there is
+    config = replace(config, train=replace(config.train, batch_size=rows))
+    with pytest.raises(ConfigError) as refused:
+        require_room(config, CPU, SINGLE)
+    start, _, end = str(refused.value).partition(" it needs about ")
+    memory = f"{most / 2**30:.3g} GiB"
+    assert start == f"train.batch_size={rows}: must be such that a training step fits into the {memory} of memory here;"
+    needed, _, fitting = end.partition("); ")
+    assert float(needed.partition(" GiB (")[0]) > most / 2**30
+    accumulate = int(fitting.removeprefix("train.accumulate=").removesuffix(" fits"))
+    require_room(replace(config, train=replace(config.train, accumulate=accumulate)), CPU, SINGLE)
+    with pytest.raises(ConfigError):
+        require_room(replace(config, train=replace(config.train, accumulate=accumulate // 2)), CPU, SINGLE)
+
+
+def test_a_model_that_cannot_fit_at_all_is_refused_without_being_built() -> None:
+    config = compose(["model.width=1048576", "model.heads=8", "niah=off"])
+    with pytest.raises(ConfigError) as refused:
+        require_room(config, CPU, SINGLE)
+    memory = f"{device_memory(CPU) / 2**30:.3g} GiB"
+    assert str(refused.value).startswith(
+        "model.width=1048576: must be, with model.layers, model.vocabulary and train.sequence, such that a training"
+        f" step fits into the {memory} of memory here; it needs more than "
+    )
+
+
+@pytest.mark.slow
+def test_a_plan_names_parameters_operations_memory_and_time() -> None:
+    config = compose([*SMALL, "model.vocabulary=300"])
+    text = plan(config)
+    total = sum(parameter.numel() for parameter in build_model(config).parameters())
+    assert text.splitlines()[0].split() == ["parameters", f"{total:,}"]
+    assert sum(parameters(config).values()) == total
+    assert parameters(config)["embedding"] == 300 * 32
+    titles = [line[:12].strip() for line in text.splitlines() if line[:12].strip()]
+    assert titles == ["parameters", "operations", "peak memory", "a step", "the run"]
+
+
+def test_a_plan_of_a_run_that_goes_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^resume=auto: must be left out with --plan$"):
+        plan(replace(compose(SMALL), resume="auto"))
