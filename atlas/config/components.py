@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from difflib import get_close_matches
 from functools import cache
 from pkgutil import resolve_name
@@ -28,28 +28,35 @@ _TARGET = re.compile(r"^ *_target_: (\S+)", re.MULTILINE)
 _HYDRA_KEYS = frozenset({"_target_", "_args_", "_convert_", "_recursive_", "_partial_"})
 
 
-def require_trusted(key: str, node: Any, trust: Sequence[str]) -> None:
-    """Raise `ConfigError` where `node`, at `key`, names a target that is neither in `conf/` nor in a trusted module.
+def untrusted(key: str, node: Any, trust: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Key and target for each target in `node`, at `key`, that is neither in `conf/` nor in a trusted module.
 
     Nothing is imported: a run folder or an option file of a stranger is not executed unasked.
     """
     if isinstance(node, Mapping):
         path = node.get("_target_")
         if "_target_" in node and path not in own_targets(key.partition(".")[0]):
-            require_trusted_name(f"{key}._target_", path, trust)
+            yield from untrusted_names(f"{key}._target_", [path], trust)
         for name, value in node.items():
-            require_trusted(f"{key}.{name}", value, trust)
+            yield from untrusted(f"{key}.{name}", value, trust)
     elif isinstance(node, list | tuple):
         for value in node:
-            require_trusted(key, value, trust)
+            yield from untrusted(key, value, trust)
 
 
-def require_trusted_name(key: str, path: object, trust: Sequence[str]) -> None:
-    """Raise `ConfigError` where the dotted name `path`, given at `key`, is not of a trusted module."""
-    if not (isinstance(path, str) and lies_in(path, trust)):
-        module = str(path).rpartition(".")[0] or path
-        allowed = f"a component of atlas, unless it is code that you trust to be executed: trust=[{module}]"
-        raise ConfigError(f"{key}={path}: must be {allowed}")
+def untrusted_names(key: str, paths: Sequence[object], trust: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The same of dotted names that are given at `key`."""
+    return ((key, str(path)) for path in paths if not (isinstance(path, str) and lies_in(path, trust)))
+
+
+def refuse_untrusted(found: Iterable[tuple[str, str]]) -> None:
+    """Raise one `ConfigError` that names all that `untrusted` found."""
+    names = list(dict.fromkeys(found))
+    if names:
+        given = ", ".join(f"{key}={path}" for key, path in names)
+        modules = ",".join(dict.fromkeys(path.rpartition(".")[0] or path for _, path in names))
+        what = "a component of atlas, unless it is" if len(names) == 1 else "components of atlas, unless they are"
+        raise ConfigError(f"{given}: must be {what} code that you trust to be executed: trust=[{modules}]")
 
 
 @cache

@@ -30,8 +30,9 @@ from atlas.config.components import (
     check_component,
     loggers,
     named_callable,
-    require_trusted,
-    require_trusted_name,
+    refuse_untrusted,
+    untrusted,
+    untrusted_names,
 )
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.refusals import refuse, unknown_key
@@ -105,8 +106,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
         _check_numbers(config, "")
-        for group in HANDED_OVER:
-            require_trusted(group, getattr(config, group), config.trust)
+        foreign = [pair for group in HANDED_OVER for pair in untrusted(group, getattr(config, group), config.trust)]
+        refuse_untrusted([*foreign, *_own_code(config)])
         for group, handed_over in HANDED_OVER.items():
             if group != "logger":
                 check_component(group, getattr(config, group), handed_over)
@@ -118,17 +119,27 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 def check_own_code(config: RunConfig) -> None:
     """Raise `ConfigError` for code outside of the groups of components that is not trusted, or not there."""
-    own_names = {
+    refuse_untrusted(_own_code(config))
+    for key, names in _own_names(config).items():
+        for name in names:
+            named_callable(key, name)
+    if rule := config.model.memory.own_rule:
+        check_component("model.memory.own_rule", rule)
+
+
+def _own_names(config: RunConfig) -> dict[str, list[str]]:
+    return {
         "niah.levels": [level for level in config.niah.levels if level not in LEVELS],
         "telemetry.metrics": config.telemetry.metrics,
     }
-    for key, names in own_names.items():
-        for name in names:
-            require_trusted_name(key, name, config.trust)
-            named_callable(key, name)
+
+
+def _own_code(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """What of it is not trusted."""
+    for key, names in _own_names(config).items():
+        yield from untrusted_names(key, names, config.trust)
     if rule := config.model.memory.own_rule:
-        require_trusted("model.memory.own_rule", rule, config.trust)
-        check_component("model.memory.own_rule", rule)
+        yield from untrusted("model.memory.own_rule", rule, config.trust)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -58,13 +58,13 @@ LEVELS = {  # the last says most about the trained model; a run measures all of 
             Unit.cosine,
             "atlas.probes.accumulator.probe_accumulator",
             compared=False,
-            meaning="the Q-K accumulator returns a stored pair after many other keys",
+            meaning="the Q-K accumulator returns a stored pair after many other keys; an untrained model passes",
         ),
         Level(
             "memory",
             Unit.cosine,
             "atlas.probes.memory_level.probe_memory",
-            meaning="the learning rule of the memory stores a pair and keeps it while more is written",
+            meaning="the memory's rule stores a pair and keeps it while more is written; an untrained model passes",
         ),
         Level(
             "recall",

@@ -69,6 +69,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _build(compiler: list[str], digest: str, kept: Path) -> None:
+    if sys.stderr is not None:
+        print("atlas: compiles the CPU kernels, once on this machine; some seconds", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix=PART, dir=kept.parent) as part:
         fresh = Path(part) / kept.name
         mark = Path(part) / "digest.cpp"

@@ -32,7 +32,8 @@ _selection = _Selection()
 def use(choice: Kernels) -> None:
     """Raises `ConfigError` for `triton` where the kernels cannot run."""
     if choice is Kernels.triton and (reason := missing()):
-        raise ConfigError(f"device.kernels=triton: must be auto or torch {reason}")
+        allowed = "auto or torch" if torch.cuda.is_available() else "auto, compiled or torch"
+        raise ConfigError(f"device.kernels=triton: must be {allowed} {reason}")
     _selection.choice = choice
 
 

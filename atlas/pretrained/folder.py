@@ -13,9 +13,12 @@ from torch import Tensor
 
 from atlas import __version__
 from atlas.config import ConfigError, RunConfig, require
+from atlas.config.keys import flat
+from atlas.config.untrusted import read_json
 from atlas.models.language_model import AtlasModel
 from atlas.pretrained.tokenizer import end_token, tokenizer_content, tokenizer_settings
 
+SETTINGS_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CODE_FILE = "modeling_atlas.py"
 PREFIX = "model."  # of the names of tensors: the attribute of `AtlasForCausalLM` that holds the model
@@ -52,7 +55,7 @@ def write_pretrained(
     weights = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
     save(weights, folder / WEIGHTS_FILE, {"format": "pt", **metadata})
     for name, content in (
-        ("config.json", _settings(config, vocabulary)),
+        (SETTINGS_FILE, _settings(config, vocabulary)),
         ("generation_config.json", generation | ({"eos_token_id": end[1]} if end else {})),
         ("tokenizer.json", symbols),
         ("tokenizer_config.json", tokenizer_settings(symbols)),
@@ -78,6 +81,13 @@ def _settings(config: RunConfig, vocabulary: int) -> dict[str, Any]:
 
 def is_pretrained(path: Path) -> bool:
     return (path / WEIGHTS_FILE).is_file()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the model in such a folder, by dotted keys. Raises OSError or ValueError."""
+    content = read_json(folder / SETTINGS_FILE)
+    found = {group: content.get(group) for group in ("model", "chunk_size")} if isinstance(content, dict) else {}
+    return flat({group: settings for group, settings in found.items() if isinstance(settings, dict)})
 
 
 def read_weights(key: str, folder: Path) -> dict[str, Tensor]:

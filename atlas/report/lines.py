@@ -51,7 +51,7 @@ class Lines:
         plain, mean = self.of(key, name, colour), self.mean(key, name, colour)
         if not mean:
             return plain
-        faint = plain[0] | {"opacity": 0.35, "line": {"color": colour, "width": 1}}
+        faint = plain[0] | {"opacity": 0.35, "line": {"color": colour, "width": 1}, "showlegend": False, "meta": "raw"}
         return [faint, *plain[1:], *(trace | {"meta": "mean"} for trace in mean)]
 
     def mean(self, key: str, name: str, colour: str, width: float = 2.2) -> list[Trace]:
@@ -64,8 +64,7 @@ class Lines:
             return []
         covered = int(live.sum()) // SMOOTHED
         mean = moving_mean(rows.values[key][live], covered)
-        line = self._line(rows.step[live][covered - 1 :], mean, f"{name}, mean of {covered} rows", colour, width=width)
-        return [line]
+        return [self._line(rows.step[live][covered - 1 :], mean, f"{name}, mean", colour, width=width)]
 
     def _line(
         self,

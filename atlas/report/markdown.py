@@ -13,8 +13,8 @@ from atlas.report.document import Block, Chooser, Document, Facts, Markdown, Pic
 def to_markdown(document: Document) -> str:
     parts = [f"# {_inline(document.title)}", _inline(document.lead), *map(_inline, document.notes)]
     for section in document.sections:
-        parts.append(f"## {_inline(section.title)}")
-        parts += [text for block in section.blocks for text in _block(block)]
+        said = [text for block in section.blocks for text in _block(block)]
+        parts += [f"## {_inline(section.title)}", *said] if said else []  # charts alone say nothing here
     return printable("\n\n".join(parts) + "\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas.config import LEVELS, Unit
+from atlas.config import LEVELS, RECALL, Unit
 from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, Text
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
 from atlas.report.run_record import RunRecord
@@ -153,4 +153,6 @@ def probe_history(record: RunRecord) -> Table | Text:
     of_unit = {unit: " and ".join(level.name for level in LEVELS.values() if level.unit is unit) for unit in Unit}
     note = f"Found: {', '.join(f'{unit.meaning} for {names}' for unit, names in of_unit.items())}."
     note += " Key-blind: the best reader that ignores the key."
+    untrained = [level.name for level in LEVELS.values() if level.unit is Unit.cosine]
+    note += f" An untrained model passes {' and '.join(untrained)}: only {RECALL.name} shows what was learned."
     return Table("NIAH during training", head, rows, note, sortable=True)

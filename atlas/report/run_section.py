@@ -42,7 +42,7 @@ def run_sections(record: RunRecord, label: str, anchor: str, limit: int) -> list
         Section(label, anchor, _run_blocks(record, limit)),
         Section("Samples", "samples", sample_blocks(record)),
         Section("Memory, layer by layer", "memory", memory_charts(record, limit), folded=True),
-        Section("Series in numbers", "series", [_series(record)] if len(record.rows) else [], folded=True),
+        Section("Numbers", "numbers", [_series(record)] if len(record.rows) else [], folded=True),
     ]
     return [section for section in found if section.blocks]
 

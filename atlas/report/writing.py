@@ -17,6 +17,8 @@ from atlas.config.untrusted import read_json
 from atlas.report.comparison import comparison_section, counts, decision_blocks, label
 from atlas.report.document import Block, Cell, Document, Picture, Section, Table, Text
 from atlas.report.folders import Selection, missing_jobs, names_of, select_runs
+from atlas.report.lines import MANY as SHORTEST
+from atlas.report.lines import SMOOTHED
 from atlas.report.markdown import to_markdown
 from atlas.report.options import chosen_options, swept_values
 from atlas.report.page import SCRIPT, to_page
@@ -111,11 +113,14 @@ def _given(selection: Selection) -> list[dict[str, str]]:
 
 def _thinned(records: Sequence[RunRecord], limit: int) -> str:
     longest = max(len(record.rows) for record in records)
+    means = (
+        f" A mean in a legend covers the {100 // SMOOTHED} % of a run's rows before it." if longest >= SHORTEST else ""
+    )
     if longest <= limit:
-        return f"Charts show every recorded row, {longest:,} at most."
+        return f"Charts show every recorded row, {longest:,} at most.{means}"
     return (
         f"Charts show about {limit:,} points of a line's up to {longest:,} rows: the lowest and the highest value of "
-        "each stretch, and every spike and rollback, are kept. All rows are in metrics.jsonl of each run."
+        "each stretch, and every spike and rollback, are kept. All rows are in metrics.jsonl of each run." + means
     )
 
 

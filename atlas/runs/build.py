@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from atlas.checkpoint.contents import MODEL
@@ -16,6 +17,7 @@ from atlas.checkpoint.manifest import STATE_FILE, Manifest
 from atlas.config import (
     RECALL,
     VOCABULARY,
+    ConfigError,
     DeviceConfig,
     DeviceKind,
     Kernels,
@@ -210,5 +212,14 @@ def refuse_a_larger_model(config: RunConfig, checkpoints: Path) -> None:
 
 
 def _component(settings: Mapping[str, Any], **handed_over: Any) -> Any:
-    """Instantiate a component from its keys in YAML and the run's arguments (`components.HANDED_OVER`)."""
-    return instantiate({**settings, "_partial_": True, "_convert_": "all"})(**handed_over)
+    """Instantiate a component from its keys in YAML and the run's arguments (`components.HANDED_OVER`).
+
+    Raises `ConfigError`, also of a part of it: Hydra makes the parts first, and wraps what they raise.
+    """
+    try:
+        made = instantiate({**settings, "_partial_": True, "_convert_": "all"})
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise
+    return made(**handed_over)

@@ -85,7 +85,8 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
     events = files.events
     summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
     for event in events:  # calibrated at the start, measured at the end: older runs call both calibration
-        if event["kind"] in ("calibration", "reset_shock"):
+        ended = event["kind"] == "reset_shock" and event["step"] == summary.step  # not where an earlier start ended
+        if event["kind"] == "calibration" or ended:
             found = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
             summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
     summary.watch = [
@@ -155,9 +156,10 @@ def _keep_config(trainer: Trainer, path: Path) -> None:
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
     """The rows (name, value) that the console shows at the end."""
     levels = dict.fromkeys([*LEVELS, *summary.niah]) if summary.niah else {}
+    rollbacks = f"{summary.rollbacks} rollback{'s' * (summary.rollbacks != 1)}"
     rows = [
         ("reason", summary.reason or None),
-        ("steps", f"{summary.step} of {summary.steps}, {summary.tokens:,} tokens, {summary.rollbacks} rollbacks"),
+        ("steps", f"{summary.step} of {summary.steps}, {summary.tokens:,} tokens, {rollbacks}"),
         ("loss", _nats(summary, summary.loss)),
         ("recall loss", _nats(summary, summary.recall_loss, "answer ")),
         ("validation loss", _nats(summary, summary.validation_loss)),

@@ -92,7 +92,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         if config.checkpoint.layout is CheckpointLayout.sharded:
             require_shared(folder, ranks)
         closing.callback(trainer.checkpoints.close)
-        notices = _missing_kernels(trainer.step.device)
+        notices = [*_missing_kernels(trainer.step.device), *_long_warmup(config)]
         before = ranks.from_first(lambda: frozen_config(folder, config.trust))
         trainer.checkpoints.former_hashes = former_hashes(folder, before)
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
@@ -114,8 +114,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         summary.processes = ranks.world
         ranks.from_first(summary.write)  # if the run is killed, its status stays `running`
         ranks.limit(config.parallel.step_timeout_s)
-        if not ranks.first:
-            log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
+        log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
         with ExitStack() as signals, _recorded(summary, trainer, peak):
             summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
@@ -140,6 +139,14 @@ def _missing_kernels(device: torch.device) -> list[str]:
         reason = gpu.missing().partition(": ")[2]
         return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
     return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
+
+
+def _long_warmup(config: RunConfig) -> list[str]:
+    """A line where the learning rate rises to the very end."""
+    warmup, steps = config.optim.get("warmup"), config.train.steps
+    if not isinstance(warmup, int) or warmup < steps:
+        return []
+    return [f"optim.warmup={warmup} leaves none of the {steps} steps: the learning rate rises to the last one"]
 
 
 def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> Trainer:
@@ -229,6 +236,7 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
         raise
     finally:
         ranks.at_end(lambda: _end(summary, trainer, peak))
+        log.info("%s at step %d%s", summary.status, trainer.state.step, f": {summary.reason}" if summary.reason else "")
 
 
 def _end(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:

@@ -16,7 +16,7 @@ from atlas.config.keys import flat
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.data.sampler import BATCHES
-from atlas.pretrained.folder import is_pretrained, read_weights
+from atlas.pretrained.folder import is_pretrained, read_settings, read_weights
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
 from atlas.runs.resume import refuse_other_settings
@@ -170,11 +170,11 @@ def _checkpoint_folder(path: Path) -> Path | None:
 
 def other_model(key: str, place: Path, error: Exception, config: RunConfig | None = None) -> ConfigError:
     """The error for weights at `place` that do not fit; it names the settings in which their run differs from `config`,
-    where it is a checkpoint of a run."""
+    where it is a checkpoint of a run or an exported folder."""
     reason = " ".join((str(error) if isinstance(error, RuntimeError) else repr(error)).split())[:200]
-    with suppress(OSError, ConfigError):
-        theirs = RunFiles(place.resolve().parent.parent).settings if config else {}
+    with suppress(OSError, ValueError, ConfigError):
         ours = flat(asdict(config)) if config else {}
+        theirs = read_settings(place) if is_pretrained(place) else RunFiles(place.resolve().parent.parent).settings
         shaped = [name for name in ours if name.startswith(("model.", "chunk_size.")) and name in theirs]
         different = [f"{name}={theirs[name]}, not {ours[name]}" for name in shaped if theirs[name] != ours[name]]
         reason = f"it has {'; '.join(different)}" if different else reason

@@ -84,6 +84,18 @@ def test_a_resumed_run_does_not_calibrate_again_and_still_tells(
     assert len(left(tmp_path / "cut").events("calibration", "reset_shock")) == 2
 
 
+def test_a_shock_that_an_earlier_start_measured_is_not_that_of_a_stopped_run(
+    tiny: Tiny, interrupting: Any, tmp_path: Path
+) -> None:
+    assert atlas.train(tiny(*SHORT), tmp_path / "run").calibration
+    longer = tiny(*SHORT, "train.steps=8", "resume=auto")
+    longer.logger, longer.trust = interrupting(at=6), ["interrupting"]
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train(longer, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["step"], summary["calibration"]) == ("aborted", 6, {})
+
+
 def test_switched_off_nothing_is_measured(tiny: Tiny, left: Any, tmp_path: Path) -> None:
     run = atlas.train(tiny(*SHORT, "calibration=off"), tmp_path / "run")
     assert (run.calibration, left(tmp_path / "run").events("calibration", "reset_shock")) == ({}, [])

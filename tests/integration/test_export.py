@@ -83,7 +83,9 @@ def test_a_run_starts_from_it(untrained: Path, exported: Path, tiny: Callable[..
         line for line in (tmp_path / "from export" / "events.jsonl").read_text().splitlines() if "notice" in line
     ]
     assert f"starts from the weights of {exported}" in notices[-1]
-    with pytest.raises(ConfigError, match=r"init_from=.*/out: must hold the weights of this model \(Error"):
+    with pytest.raises(
+        ConfigError, match=r"init_from=.*/out: must hold the weights of this model \(it has model.width=32, not 16\)"
+    ):
         atlas.train(tiny(*settings, f"init_from={exported}", "model.width=16"), tmp_path / "other")
     (exported / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ConfigError, match=r"init_from=.*/out: must hold a sound model.safetensors"):

@@ -144,6 +144,16 @@ def test_code_without_trust_is_refused_unread(
     assert module not in sys.modules
 
 
+def test_all_code_without_trust_is_named_at_once(job: Callable[..., list[str]]) -> None:
+    given = ["data=counting", "logger=lines", "telemetry.metrics=[mine_metric.norms]", "trust=[mine_logger]"]
+    with pytest.raises(ConfigError) as caught:
+        atlas.compose(job(*given))
+    assert str(caught.value) == (
+        "data._target_=mine_data.Counting, telemetry.metrics=mine_metric.norms: must be components of atlas, unless"
+        " they are code that you trust to be executed: trust=[mine_data,mine_metric]"
+    )
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -39,7 +39,7 @@
 
   function layoutOf(figure, colours) {
     const layout = coloured(figure.layout, colours);
-    const axis = { gridcolor: colours.grid, linecolor: colours.axis, zerolinecolor: colours.grid, automargin: true, hoverformat: ".4~g" };
+    const axis = { gridcolor: colours.grid, linecolor: colours.axis, zerolinecolor: colours.grid, automargin: true, hoverformat: ".5~g" };
     for (const name of ["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d/.test(key))]) {
       const own = layout[name] ?? {};
       const title = { standoff: 8, font: { size: 12 }, ...own.title };
@@ -88,7 +88,7 @@
       if (trace.meta === "undone" || trace.meta === "level" || !trace.mode?.includes("lines") || trace.y.length < 3) return [trace];
       const faint = { ...trace, opacity: 0.25, showlegend: false, hoverinfo: "skip", hovertemplate: undefined };
       const line = { ...trace.line, width: Math.max(trace.line.width, 1.8) };
-      return [faint, { ...trace, y: smoothed(trace.y, weight), mode: "lines", line, opacity: 1 }];
+      return [faint, { ...trace, y: smoothed(trace.y, weight), mode: "lines", line, opacity: 1, showlegend: trace.meta === "raw" ? true : trace.showlegend }];
     });
   }
 
@@ -102,6 +102,7 @@
       layout[axis] = { ...layout[axis], range: range ?? undefined, autorange: range === null };
     }
     const options = { responsive: true, displaylogo: false, displayModeBar: !touch, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
+    if (plot.clientWidth < 500) layout.legend.y = -0.3; // a narrow chart's axis title takes more of its height
     Plotly.react(plot, coloured(tracesOf(figure), colours), layout, options);
   }
 

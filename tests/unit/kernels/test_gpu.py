@@ -35,7 +35,7 @@ def refusal(kernels: Kernels = Kernels.triton) -> str:
 
 def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert refusal() == "device.kernels=triton: must be auto or torch here: no GPU was found"
+    assert refusal() == "device.kernels=triton: must be auto, compiled or torch here: no GPU was found"
     assert not gpu.takes(torch.empty(0))
     on_gpu(monkeypatch, installed=False)
     assert refusal() == (
@@ -52,7 +52,9 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
 def test_a_run_on_a_cpu_refuses_it() -> None:
-    with pytest.raises(ConfigError, match=r"^device.kernels=triton: must be auto or torch here: no GPU was found$"):
+    with pytest.raises(
+        ConfigError, match=r"^device.kernels=triton: must be auto, compiled or torch here: no GPU was found$"
+    ):
         prepare_device(DeviceConfig(kernels=Kernels.triton))
 
 

@@ -142,3 +142,9 @@ def test_a_model_is_laid_out_without_memory(rule: Rule) -> None:
     weights = build_model(config).state_dict()
     assert {name: part.shape for name, part in outline.items()} == {name: part.shape for name, part in weights.items()}
     assert all(part.is_meta for part in outline.values())
+
+
+def test_a_part_of_a_component_is_refused_like_the_component() -> None:
+    config = atlas.compose(["data=recall", "data.recall.queries=2"])
+    with pytest.raises(ConfigError, match=r"^data.recall.sparse_queries=12: must be <= 2$"):
+        build_data(config)
