@@ -25,7 +25,7 @@ def watch(frame, event, _):
     name = frame.f_code.co_qualname
     if event != "call" or name not in ("TrainStep.__call__", "Kernel.__call__") or name in found:
         return
-    if name == "TrainStep.__call__" or frame.f_locals["self"].name == "atlas_scan_forward":
+    if name == "TrainStep.__call__" or found and frame.f_locals["self"].name == "atlas_scan_forward":
         calls = []
         while frame is not None:
             if frame.f_code.co_filename.startswith(package):
