@@ -22,6 +22,7 @@ class Facts:
     steps: int
     warmup: int = 0  # steps of the learning rate's warm-up
     uniform: float = 0.0  # loss of a uniform guess
+    width: int = 0  # of the model
     baseline: float | None = None  # loss of the bigram model on the validation text
     clip: float = 0.0  # train.gradient_clip; 0 = off
     memory: bool = False
@@ -32,7 +33,6 @@ class Facts:
     shard: int = 0
     global_size: int = 0
     largest_local: int = 0  # chunk
-    rate_init: float = 0.0
     first_step: int = 0  # of this start: the steps done before it
 
 

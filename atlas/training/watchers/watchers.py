@@ -18,7 +18,7 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import RunFiles
+from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult
@@ -40,6 +40,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Fact
         steps=config.train.steps,
         warmup=warmup if isinstance(warmup, int) else 0,
         uniform=log(config.model.vocabulary),
+        width=config.model.width,
         baseline=baseline if baseline is not None and isfinite(baseline) else None,
         clip=config.train.gradient_clip,
         memory=memory.enabled,
@@ -50,7 +51,6 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Fact
         shard=chunks.shard,
         global_size=chunks.global_size,
         largest_local=max(chunks.local),
-        rate_init=memory.rate_init,
         first_step=first_step,
     )
 
@@ -76,7 +76,8 @@ class Watchers:
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
-        self.places = [place for place in self.telemetry.places() if place.exists()]
+        places = [*self.telemetry.places(), folder / CHECKPOINTS]
+        self.places = [place for place in places if place.exists()]
         if self.on and facts.first_step:
             self._restored_moments = share_with_moments(self.state.optimizer)
 
