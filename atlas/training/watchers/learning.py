@@ -26,8 +26,8 @@ BY_HEART_UNTIL = 200  # and so early that no text of more than a few batches is 
 
 
 def first_loss(record: Record) -> Finding | None:
-    """Of the first BLOCK steps. At a sound start embeddings have norm 1 and the stream the root of the width: no logit is
-    larger than that root, and no loss larger than twice that above a uniform guess."""
+    """Of the first BLOCK steps. At a sound start embeddings have norm 1 and the stream the root of the width: no logit
+    is larger than that root, and no loss larger than twice that above a uniform guess."""
     facts = record.facts
     if facts.first_step or not record.losses or record.step >= 2 * BLOCK:
         return None
