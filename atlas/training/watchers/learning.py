@@ -126,7 +126,7 @@ def clipping(record: Record) -> Finding | None:
 def loss_too_low(record: Record) -> Finding | None:
     """Low on the validation rows as well; or so early in training that nothing can be known by heart."""
     baseline, blocks = record.facts.baseline, record.losses
-    if baseline is None or len(blocks) < 2 or not record.watched:
+    if baseline is None or len(blocks) < 2 or not record.watched or not record.of_text:  # recall may be learned fast
         return None
     newest, (read_at, watched) = fmean(blocks[-2:]), record.watched[-1]
     both = max(newest, watched) < LOW_SHARE * baseline and record.step <= LOW_UNTIL

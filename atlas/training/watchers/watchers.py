@@ -26,7 +26,7 @@ from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.measuring import batch_facts, due, measure, share_with_moments
-from atlas.training.watchers.record import Facts, MemoryUse, Probed
+from atlas.training.watchers.record import READINGS, Facts, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
@@ -35,6 +35,11 @@ RISEN = 0.02  # of a validation loss: two of a run that has learned what it can 
 def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Facts:
     """What is known before step 1."""
     memory, chunks = config.model.memory, config.chunk_size
+    additive = config.model.fusion is Fusion.additive
+    unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
+        ".global_memory.": config.train.carry_memory,
+        ".log_sharpness": additive and config.train.gate.polarisation_peak == 0,
+    }
     warmup = config.optim.get("warmup", 0)
     return Facts(
         steps=config.train.steps,
@@ -45,13 +50,14 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Fact
         clip=config.train.gradient_clip,
         memory=memory.enabled,
         has_global=memory.enabled and memory.use_global,
-        gated=memory.enabled and config.model.fusion is not Fusion.additive,
+        gated=memory.enabled and not additive,
         carries=config.train.carry_memory,
         sequence=config.train.sequence,
         shard=chunks.shard,
         global_size=chunks.global_size,
         largest_local=max(chunks.local),
         first_step=first_step,
+        unused=tuple(part for part, holds in unused.items() if holds),
     )
 
 
@@ -89,12 +95,13 @@ class Watchers:
         """After a step; `batch` is what the data source gave, `seconds` what it took to make and train on it."""
         if not self.on:
             return
-        record = self.state.record
+        record, of_text = self.state.record, result.text == result.text
         record.add_step(
             self.state.step,
-            result.recall if result.text != result.text else result.text,
+            result.text if of_text else result.recall,
             result.gradient_norm,
             seconds,
+            of_text=of_text,
         )
         record.batches.append(batch_facts(batch))
         offset = time.time() - time.monotonic()
@@ -112,7 +119,7 @@ class Watchers:
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""
-        self.state.record.watched = [*_before(self.state.record.watched, step), (step, loss)]
+        self.state.record.watched = [*_before(self.state.record.watched, step)[-(READINGS - 1) :], (step, loss)]
 
     def see_validation(self, step: int, loss: float) -> None:
         self.state.record.validations = [*_before(self.state.record.validations, step), (step, loss)]

@@ -115,6 +115,8 @@ def test_a_loss_that_falls_too_fast_is_told() -> None:
     calm = made(learning(500, final=1.0))
     calm.watched = [(500, 1.2)]
     assert told("loss_too_low", calm) is None
+    leaking.of_text = False  # recall
+    assert told("loss_too_low", leaking) is None
     known_text = made([0.1] * 600)  # a small text may be known by heart after so many steps
     known_text.watched = [(600, 0.1)]
     assert told("loss_too_low", known_text) is None

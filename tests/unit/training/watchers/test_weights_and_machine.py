@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,10 @@ def test_parameters_that_no_step_moves_are_named() -> None:
         "no step moves a.weight, b.weight, c.weight and 1 more"
     )
     assert told("frozen_weights", record_of(frozen)) is None
+    carried = record_of(*[Measured(100, {}, ["blocks.0.memory.global_memory.0.up"], 0.1)] * 2)
+    assert told("frozen_weights", carried) is not None
+    carried.facts = replace(carried.facts, unused=(".global_memory.",))
+    assert told("frozen_weights", carried) is None
     assert told("frozen_weights", record_of(frozen, Measured(200, {}, ["e.weight"], 0.1))) is None
 
 
