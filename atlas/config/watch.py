@@ -38,6 +38,7 @@ def _watcher(sees: str, *, undone: bool = False, default: WatchAction = WatchAct
 class WatchConfig(Choices, prefix="watch."):
     """`watch.<name>`: what follows when the watcher of this name finds something."""
 
+    first_loss: WatchAction = _watcher("a first loss far above what a sound start can have: weights too large")
     plateau: WatchAction = _watcher("the loss never falls, or stays above a uniform guess or the bigram's")
     divergence: WatchAction = _watcher(
         "the watched perplexity rises over hundreds of steps, without a spike", undone=True

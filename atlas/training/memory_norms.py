@@ -162,13 +162,13 @@ def _norms(weights: FastWeights) -> Tensor:
 
 def _queries(memory: AtlasMemory, query: Tensor, after: MemoryState) -> dict[str, Tensor]:
     """Of queries [N, n, d], projected with the final sums: one q' for all local memories, or one each."""
-    found = {"query_cosine_raw": mean_cosine(query, query)}
+    found = {"query_cosine_raw": _cosine(query, query)}
     if not after.sums:
         return found
     projected = [project_queries(sums, query, per_key=memory.projector.per_key) for sums in after.sums]
     for index in range(len(after.local)):
         found[f"local{index}/query_norm"] = projected[index % len(projected)].norm(dim=-1).mean()
-    found["query_cosine"] = torch.stack([mean_cosine(one, query) for one in projected]).mean()
+    found["query_cosine"] = torch.stack([_cosine(one, query) for one in projected]).mean()
     return found
 
 
@@ -178,7 +178,7 @@ def project_queries(sums: Accumulator, query: Tensor, *, per_key: bool) -> Tenso
     return projected if per_key else projected / sums.norm.float().clamp(min=EPSILON)[:, None, None]
 
 
-def mean_cosine(vectors: Tensor, queries: Tensor) -> Tensor:
+def _cosine(vectors: Tensor, queries: Tensor) -> Tensor:
     """Mean cosine between vectors [N, n, d] of a row whose queries differ; NaN if all queries are the same."""
     unit = F.normalize(vectors, dim=-1)
     different = queries @ queries.mT < SAME

@@ -13,6 +13,7 @@ Judge = Callable[[Record], Finding | None]
 JUDGES: dict[str, Judge] = {  # by the names of `WATCHERS`, the registry in `atlas/config/watch.py`
     judge.__name__: judge
     for judge in (
+        learning.first_loss,
         learning.plateau,
         learning.divergence,
         weights.frozen_weights,

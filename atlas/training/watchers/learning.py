@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, sqrt
 from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
@@ -18,11 +18,30 @@ READINGS = 5  # of the watched perplexity in a mean: its readings vary by 10 % w
 RISE = 0.1  # nats above the lowest such mean, in two means in a row; also 5 % of it
 RISE_SHARE = 0.05
 CLIPPED = 10.0  # times the limit: the default run, clipped at nearly every step, has 1 to 4
-CLIPPED_FROM = 200  # steps at full learning rate: gradients are large before
+CLIPPED_FROM = 100  # steps at full learning rate: gradients are large before
 LOW_SHARE = 0.25  # of the bigram's loss; the default run reaches 0.54 after 1000 steps
 LOW_UNTIL = 500  # steps; a longer run may have learned a repetitive text
 BY_HEART_SHARE = 0.1  # the same of the training loss alone,
 BY_HEART_UNTIL = 200  # and so early that no text of more than a few batches is known by heart
+
+
+def first_loss(record: Record) -> Finding | None:
+    """Of the first BLOCK steps. At a sound start embeddings have norm 1 and the stream the root of the width: no logit
+    is larger than that root, and no loss larger than twice that above a uniform guess."""
+    facts = record.facts
+    if facts.first_step or not record.losses or record.step >= 2 * BLOCK:
+        return None
+    limit = facts.uniform + 2 * sqrt(facts.width)
+    if record.losses[0] <= limit:
+        return None
+    return Finding(
+        "first_loss",
+        record.step,
+        record.losses[0],
+        f"the loss of the first {BLOCK} steps is {record.losses[0]:.3g} nats, a sound start has at most {limit:.3g}",
+        "the first steps go into undoing the start, and may undo more",
+        "smaller initial weights, the embedding first, or the weights that init_from took",
+    )
 
 
 def plateau(record: Record) -> Finding | None:
@@ -107,7 +126,7 @@ def clipping(record: Record) -> Finding | None:
 def loss_too_low(record: Record) -> Finding | None:
     """Low on the validation rows as well; or so early in training that nothing can be known by heart."""
     baseline, blocks = record.facts.baseline, record.losses
-    if baseline is None or len(blocks) < 2 or not record.watched:
+    if baseline is None or len(blocks) < 2 or not record.watched or not record.of_text:  # recall may be learned fast
         return None
     newest, (read_at, watched) = fmean(blocks[-2:]), record.watched[-1]
     both = max(newest, watched) < LOW_SHARE * baseline and record.step <= LOW_UNTIL

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import STEPS, Record
+from atlas.training.watchers.record import FIRST_STEPS, STEPS, Record
 
 SLOWER = 4.0  # times: a busy machine doubles the time of a step
+LONGEST = 20.0  # times: one step that waited for hours says nothing about the others
 SHORTEST = 0.005  # seconds; the time of a shorter step is that of the interpreter, and any process disturbs it
 JUMP = 60.0  # seconds: a clock that is set by the network moves by less
 
 
 def slowdown(record: Record) -> Finding | None:
-    """The median of the newest steps against that of the first ones of this start."""
-    if record.steps_here < 3 * STEPS or len(record.first_seconds) < STEPS:
+    """The mean of the newest steps against the median of the first ones of this start."""
+    if record.steps_here < FIRST_STEPS + 2 * STEPS:
         return None
-    before, now = median(record.first_seconds), median(record.seconds)
+    before = median(record.first_seconds)
+    now = fmean(min(taken, LONGEST * before) for taken in record.seconds)
     if now < SLOWER * before or now < SHORTEST:
         return None
     return Finding(

@@ -19,7 +19,7 @@ from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import norm_limits
 from atlas.ops.unit_rows import unit_rows
-from atlas.training.memory_norms import SAME, Catch, blocks_of, mean_cosine, project_queries
+from atlas.training.memory_norms import SAME, Catch, blocks_of, project_queries
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watchers.record import BatchFacts, Measured
 
@@ -57,7 +57,7 @@ def measure(
 
 
 def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
-    """Per memory: rate_max, crowded, at_bound. Per layer: gate_mean, gate_varies, read_cosine, read_cosine_raw."""
+    """Per memory: rate_max, crowded, at_bound. Per layer: gate_mean, gate_varies, read_cosine."""
     found: dict[str, Tensor] = {}
     if catch.after is None:
         return found
@@ -106,16 +106,23 @@ def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:
 
 
 def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor) -> dict[str, Tensor]:
-    """Of the queries with which the local memories read, as means over what the sums make of them; query [N, n, d]."""
-    found = {"read_cosine_raw": mean_cosine(query, query)}
-    reads = []
+    """Of the queries with which the local memories read; query [N, n, d]."""
+    reads = [] if after.sums else [query]
     for sums in after.sums:
         projected = unit_rows(project_queries(sums, query, per_key=memory.projector.per_key))
         if memory.mix is not None:
             mix = memory.mix.detach().repeat(query.shape[0] // memory.heads)[:, None, None]
             projected = query + mix * projected
-        reads.append(mean_cosine(projected, query))
-    return found | ({"read_cosine": torch.stack(reads).mean()} if reads else {})
+        reads.append(projected)
+    return {"read_cosine": torch.stack([_cosine_of_all(read) for read in reads]).mean()}
+
+
+def _cosine_of_all(vectors: Tensor) -> Tensor:
+    """Mean over the pairs of vectors [N, n, d] of a row."""
+    unit = unit_rows(vectors)
+    pairs = unit @ unit.mT
+    n = vectors.shape[1]
+    return (pairs.sum((-2, -1)) - n).mean() / max(n * (n - 1), 1)
 
 
 def share_with_moments(optimizer: ScheduledOptimizer) -> float:

@@ -12,7 +12,8 @@ BLOCKS = 4000  # kept
 RECENT = 100  # gradient norms kept, one a step
 STEPS = 50  # times of steps kept, of the start and of the newest
 FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
-BATCHES = 20  # digests kept
+BATCHES = 20  # kept
+READINGS = 2000  # of the watched rows kept
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Facts:
     steps: int
     warmup: int = 0  # steps of the learning rate's warm-up
     uniform: float = 0.0  # loss of a uniform guess
+    width: int = 0  # of the model
     baseline: float | None = None  # loss of the bigram model on the validation text
     clip: float = 0.0  # train.gradient_clip; 0 = off
     memory: bool = False
@@ -32,8 +34,8 @@ class Facts:
     shard: int = 0
     global_size: int = 0
     largest_local: int = 0  # chunk
-    rate_init: float = 0.0
     first_step: int = 0  # of this start: the steps done before it
+    unused: tuple[str, ...] = ()  # parts of the names of parameters that most steps do not use
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Record:
     step: int = 0
     losses: list[float] = field(default_factory=list)  # means over BLOCK steps: of text, else of recall
     open_losses: list[float] = field(default_factory=list)  # of the block that is not full yet
+    of_text: bool = True  # the newest of them
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # gradient norms before clipping
     watched: list[tuple[int, float]] = field(default_factory=list)  # regular readings: step, loss of the watched rows
     validations: list[tuple[int, float]] = field(default_factory=list)
@@ -111,9 +114,9 @@ class Record:
     ended: bool = False
     open_suspicion: str = ""  # at the last step: what is out of line
 
-    def add_step(self, step: int, loss: float, norm: float, seconds: float) -> None:
+    def add_step(self, step: int, loss: float, norm: float, seconds: float, *, of_text: bool = True) -> None:
         """`loss`: of text, else of recall. A step that is not finite is left to the rollback."""
-        self.step = step
+        self.step, self.of_text = step, of_text
         if not (isfinite(loss) and isfinite(norm)):
             return
         self.open_losses.append(loss)

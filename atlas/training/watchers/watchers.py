@@ -18,7 +18,7 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import RunFiles
+from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult
@@ -26,7 +26,7 @@ from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.measuring import batch_facts, due, measure, share_with_moments
-from atlas.training.watchers.record import Facts, MemoryUse, Probed
+from atlas.training.watchers.record import READINGS, Facts, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
@@ -35,23 +35,29 @@ RISEN = 0.02  # of a validation loss: two of a run that has learned what it can 
 def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Facts:
     """What is known before step 1."""
     memory, chunks = config.model.memory, config.chunk_size
+    additive = config.model.fusion is Fusion.additive
+    unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
+        ".global_memory.": config.train.carry_memory,
+        ".log_sharpness": additive and config.train.gate.polarisation_peak == 0,
+    }
     warmup = config.optim.get("warmup", 0)
     return Facts(
         steps=config.train.steps,
         warmup=warmup if isinstance(warmup, int) else 0,
         uniform=log(config.model.vocabulary),
+        width=config.model.width,
         baseline=baseline if baseline is not None and isfinite(baseline) else None,
         clip=config.train.gradient_clip,
         memory=memory.enabled,
         has_global=memory.enabled and memory.use_global,
-        gated=memory.enabled and config.model.fusion is not Fusion.additive,
+        gated=memory.enabled and not additive,
         carries=config.train.carry_memory,
         sequence=config.train.sequence,
         shard=chunks.shard,
         global_size=chunks.global_size,
         largest_local=max(chunks.local),
-        rate_init=memory.rate_init,
         first_step=first_step,
+        unused=tuple(part for part, holds in unused.items() if holds),
     )
 
 
@@ -76,7 +82,8 @@ class Watchers:
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
-        self.places = [place for place in self.telemetry.places() if place.exists()]
+        places = [*self.telemetry.places(), folder / CHECKPOINTS]
+        self.places = [place for place in places if place.exists()]
         if self.on and facts.first_step:
             self._restored_moments = share_with_moments(self.state.optimizer)
 
@@ -88,12 +95,13 @@ class Watchers:
         """After a step; `batch` is what the data source gave, `seconds` what it took to make and train on it."""
         if not self.on:
             return
-        record = self.state.record
+        record, of_text = self.state.record, result.text == result.text
         record.add_step(
             self.state.step,
-            result.recall if result.text != result.text else result.text,
+            result.text if of_text else result.recall,
             result.gradient_norm,
             seconds,
+            of_text=of_text,
         )
         record.batches.append(batch_facts(batch))
         offset = time.time() - time.monotonic()
@@ -111,7 +119,7 @@ class Watchers:
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""
-        self.state.record.watched = [*_before(self.state.record.watched, step), (step, loss)]
+        self.state.record.watched = [*_before(self.state.record.watched, step)[-(READINGS - 1) :], (step, loss)]
 
     def see_validation(self, step: int, loss: float) -> None:
         self.state.record.validations = [*_before(self.state.record.validations, step), (step, loss)]

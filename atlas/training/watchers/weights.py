@@ -15,7 +15,8 @@ def frozen_weights(record: Record) -> Finding | None:
     if not record.twice:
         return None
     before, now = record.twice
-    names = sorted(set(before.unmoved) & set(now.unmoved))
+    unused = record.facts.unused
+    names = sorted(n for n in {*before.unmoved} & {*now.unmoved} if not any(part in n for part in unused))
     share = min(before.unmoved_share, now.unmoved_share)
     if not names and share <= UNMOVED:
         return None

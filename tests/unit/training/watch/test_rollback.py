@@ -76,6 +76,13 @@ TABLE: list[tuple[str, list[Reading], int, dict[str, Any], Decision | None]] = [
         Decision(Verdict.restore, "gate", "gate std 0", 31),
     ),
     (
+        "a watcher is one where its setting says so",
+        [*CALM, Reading("watch", 40, True, reason="loss up", passed_step=10)],
+        0,
+        {},
+        Decision(Verdict.restore, "watch", "loss up", 11),
+    ),
+    (
         "perplexity switched off",
         perplexities(False, True, True, True),
         0,

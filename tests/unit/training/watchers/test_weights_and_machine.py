@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,10 @@ def test_parameters_that_no_step_moves_are_named() -> None:
         "no step moves a.weight, b.weight, c.weight and 1 more"
     )
     assert told("frozen_weights", record_of(frozen)) is None
+    carried = record_of(*[Measured(100, {}, ["blocks.0.memory.global_memory.0.up"], 0.1)] * 2)
+    assert told("frozen_weights", carried) is not None
+    carried.facts = replace(carried.facts, unused=(".global_memory.",))
+    assert told("frozen_weights", carried) is None
     assert told("frozen_weights", record_of(frozen, Measured(200, {}, ["e.weight"], 0.1))) is None
 
 
@@ -92,7 +97,8 @@ def timed(seconds: Sequence[float]) -> Record:
 def test_a_run_that_becomes_slow_is_told() -> None:
     calm, slow = [0.1] * (FIRST_STEPS + 2 * STEPS), [0.5] * STEPS
     assert told("slowdown", timed([*calm, *slow])) == ("a step takes 0.5 s, 5.0 times as long as at the start (0.1 s)")
-    assert told("slowdown", timed([*calm, *slow[: STEPS // 2 - 1]])) is None
+    assert told("slowdown", timed([*calm, *slow[: STEPS // 2]])) is None
+    assert told("slowdown", timed([*calm, 3600.0])) is None  # the machine slept
     assert told("slowdown", timed([*calm, *[0.3] * STEPS])) is None
     assert told("slowdown", timed([0.0005] * 110 + [0.003] * STEPS)) is None  # the interpreter's time
     assert told("slowdown", timed([2.0] * FIRST_STEPS + [0.1] * 150)) is None

@@ -1,0 +1,99 @@
+"""Quiet failures, really caused: the run tells of each once, and calm twins tell of nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import atlas
+from atlas.runs.summary import RunSummary
+from atlas.telemetry.jsonl import read_jsonl
+from atlas.telemetry.sinks import RunInfo, Sink
+
+pytestmark = pytest.mark.slow
+
+
+def told(folder: Path) -> list[str]:
+    return [event["watch"] for event in read_jsonl(folder / "events.jsonl") if event["kind"] == "watch"]
+
+
+def test_a_calm_run_is_healthy(undisturbed: RunSummary) -> None:
+    folder = Path(undisturbed.folder)
+    assert (undisturbed.watch, told(folder)) == ([], [])
+    assert set(undisturbed.memory_use) == {"step", "on", "off", "frozen"}
+    assert undisturbed.memory_use["step"] == 30
+    assert read_jsonl(folder / "metrics.jsonl")[-1]["memory_use/on"] == undisturbed.memory_use["on"]
+
+
+def test_a_plateau_is_told_everywhere(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = atlas.train(tiny("optim.lr=1e-9", "train.steps=120", "checkpoint.every=60"), tmp_path / "run")
+    assert summary.status == "completed"
+    events = [event for event in read_jsonl(tmp_path / "run" / "events.jsonl") if event["kind"] == "watch"]
+    names = [event["watch"] for event in events]
+    assert "plateau" in names
+    plateau = events[names.index("plateau")]
+    assert (plateau["step"], plateau["action"]) == (120, "warn")
+    assert plateau["message"] == f"{plateau['seen']}: {plateau['why']}; try {plateau['hint']} (watch.plateau)"
+    assert [found["watch"] for found in summary.watch] == names
+    printed = capsys.readouterr().out
+    assert f"step 120  watch: {plateau['message']}" in printed
+    assert "  health" in printed
+    assert "plateau at step 120" in printed.splitlines()[-2]
+
+
+def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny: Any, tmp_path: Path) -> None:
+    settings = ("chunk_size.shard=64", "train.steps=12")
+    summary = atlas.train(tiny(*settings, "watch.resets=abort"), tmp_path / "run")
+    assert (summary.status, summary.step) == ("failed", 0)
+    assert summary.reason.startswith("no sequence of 64 tokens reaches a reset (chunk_size.shard=64): ")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000000").is_dir()
+    summary = atlas.train(tiny(*settings, "watch.resets=abort", "resume=auto"), tmp_path / "run")
+    assert (summary.status, told(tmp_path / "run")) == ("completed", ["resets"])
+    summary = atlas.train(tiny(*settings, "watch.resets=off"), tmp_path / "off")
+    assert (summary.status, summary.watch) == ("completed", [])
+
+
+@pytest.mark.parametrize(("fault", "found"), [("weights@58:3", ["last_steps"]), (None, [])])
+def test_damage_in_the_last_steps_marks_the_last_checkpoint(
+    fault: str | None, found: list[str], tiny: Any, tmp_path: Path
+) -> None:
+    inject = [f"debug.inject={fault}"] if fault else []
+    settings = ("train.steps=60", "checkpoint.every=20", "rollback.suspect_every=4", "rollback.watch_every=10")
+    atlas.train(tiny(*settings, *inject), tmp_path / "run")
+    assert told(tmp_path / "run") == found
+    if found:
+        with pytest.warns(UserWarning, match="step-00000060 is not healthy.*; step-00000040 is the newest one that is"):
+            atlas.load(tmp_path / "run")
+    else:
+        atlas.load(tmp_path / "run")
+
+
+class Remover(Sink):
+    """A logger that removes a file of the run at a step."""
+
+    def __init__(self, *, name: str, at: int) -> None:
+        self.name, self.at, self.folder = name, at, Path()
+
+    def open(self, info: RunInfo) -> None:
+        self.folder = info.folder
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        if step == self.at:
+            (self.folder / self.name).unlink(missing_ok=True)
+
+
+def test_a_removed_file_is_told(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("removing")
+    vars(module)["logger"] = Remover
+    monkeypatch.setitem(sys.modules, "removing", module)
+    logger = {"_target_": "removing.logger", "name": "metrics.jsonl", "at": 12}
+    config = replace(tiny("trust=[removing]", "telemetry.every=30"), logger=logger)
+    summary = atlas.train(config, tmp_path / "run")
+    assert [(one["watch"], one["step"]) for one in summary.watch] == [("files", 20)]
+    assert summary.watch[0]["seen"] == "metrics.jsonl was removed while the run went on"

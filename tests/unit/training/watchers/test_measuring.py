@@ -1,0 +1,89 @@
+"""What watchers measure on a model, against the definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
+from atlas.models.block import AtlasMAGBlock
+from atlas.models.language_model import AtlasModel
+from atlas.training.memory_norms import catching, memory_norms
+from atlas.training.update_ratio import copied
+from atlas.training.watchers.measuring import due, measure
+from atlas.training.watchers.record import Measured
+
+
+def made(rate: float = 0.5, bound: float = 8.0) -> AtlasModel:
+    torch.manual_seed(0)
+    memory = MemoryConfig(hidden=8, rate_init=rate, weight_norm_max=bound)
+    config = ModelConfig(width=16, layers=2, heads=2, window=5, feedforward=12, persistent_keys=6, memory=memory)
+    return AtlasModel(config, ChunkSizeConfig([4], 8, 8), 17)
+
+
+def measured(model: AtlasModel, tokens: torch.Tensor, still: tuple[str, ...] = ()) -> Measured:
+    """After a pass and an update of all parameters but `still`."""
+    before = copied(model)
+    with catching(model) as catch:
+        model(tokens).logits.sum().backward()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in still:
+                parameter.add_(1e-3)
+    return measure(100, model, catch, before, memory_norms(model, catch))
+
+
+def test_a_sound_model() -> None:
+    model = made()
+    found = measured(model, torch.randint(0, 17, (3, 16)))
+    assert (found.unmoved, found.unmoved_share) == ([], 0.0)
+    rates = found.of("rate_max")
+    assert set(rates) == {f"layer{layer}/{name}" for layer in (0, 1) for name in ("local0", "global")}
+    assert all(rate == pytest.approx(0.5, abs=0.01) for rate in rates.values())  # after an update of its bias
+    assert set(found.of("at_bound").values()) == {0.0}
+    assert set(found.of("update_norm")) == set(rates)
+    assert all(varies > 0.02 for varies in found.of("gate_varies").values())
+    assert all(-0.5 < cosine < 0.9 for cosine in found.of("read_cosine").values())
+
+
+def test_parameters_that_did_not_move_are_named() -> None:
+    names = ("embedding.weight", "norm.weight")
+    model = made()
+    found = measured(model, torch.randint(0, 17, (1, 16)), still=names)
+    assert found.unmoved == list(names)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert found.unmoved_share == pytest.approx(sum(sizes[name] for name in names) / sum(sizes.values()))
+
+
+def test_equal_keys_with_large_rates_crowd_a_chunk() -> None:
+    """One token again and again: after the convolution's first tokens all keys of the first layer are equal."""
+    model, same = made(rate=0.99), torch.zeros(2, 16, dtype=torch.int64)
+    assert measured(model, same).values["layer0/local0/crowded"] == 0.0  # 4 times 0.99 is below 4
+    model.plan = model.plan._replace(local=(8,))
+    assert measured(model, same).values["layer0/local0/crowded"] == 1.0
+    assert measured(made(rate=0.1), same).values["layer0/local0/crowded"] == 0.0
+    assert measured(model, same).values["layer0/read_cosine"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_memories_at_their_bound_and_gates_without_a_memory() -> None:
+    model = made(bound=0.01)
+    for block in model.blocks:
+        assert isinstance(block, AtlasMAGBlock)
+        assert block.gate is not None
+        torch.nn.init.zeros_(block.gate.linear.weight)
+        torch.nn.init.constant_(block.gate.linear.bias, 3.0)
+    found = measured(model, torch.randint(0, 17, (1, 16)))
+    assert set(found.of("at_bound").values()) == {1.0}
+    assert all(varies < 1e-6 for varies in found.of("gate_varies").values())
+    assert all(mean > 0.99 for mean in found.of("gate_mean").values())
+
+
+def test_a_model_without_a_memory_has_its_weights_alone() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, layers=1, heads=2, feedforward=12, memory=MemoryConfig(enabled=False))
+    model = AtlasModel(config, ChunkSizeConfig([4], 8, 8), 17)
+    assert measured(model, torch.randint(0, 17, (1, 16))).values == {}
+
+
+def test_when_a_model_is_measured() -> None:
+    assert [step for step in range(1, 301) if due(step)] == [10, 50, 100, 200, 300]
