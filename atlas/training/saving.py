@@ -106,6 +106,8 @@ class Saver:
             if manifest.step != self.state.step:
                 skipped = self.checkpoints.skipped
                 return "; ".join(f"{folder.name} was saved and is passed over: {why}" for folder, why in skipped)
+            if self.state.ranks.world > 1:  # other ranks hold other rows, or other slices, of the state
+                return ""
             self.state.restore(payload)
         except Exception as error:  # of a part that somebody else wrote, such as an optimiser of the user's
             return f"{name} was saved and cannot be loaded: {type(error).__name__}: {error}"
