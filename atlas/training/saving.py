@@ -98,16 +98,17 @@ class Saver:
     def rehearse(self) -> str:
         """Load the checkpoint of the step reached and continue from it; returns what goes wrong, "" if nothing does.
 
-        A hash says that the bytes are those that were written, not that a run can go on from them.
+        A hash says that the bytes are those that were written, not that a run can go on from them. Not tried with
+        several ranks: each holds rows or slices of its own.
         """
+        if self.state.ranks.world > 1:
+            return ""
         name = f"step-{self.state.step:08d}"
         try:
             payload, manifest = self.checkpoints.load()
             if manifest.step != self.state.step:
                 skipped = self.checkpoints.skipped
                 return "; ".join(f"{folder.name} was saved and is passed over: {why}" for folder, why in skipped)
-            if self.state.ranks.world > 1:  # other ranks hold other rows, or other slices, of the state
-                return ""
             self.state.restore(payload)
         except Exception as error:  # of a part that somebody else wrote, such as an optimiser of the user's
             return f"{name} was saved and cannot be loaded: {type(error).__name__}: {error}"

@@ -357,7 +357,7 @@ class Trainer:
 
     def _rehearse(self) -> str:
         with self.clocks.measure("checkpoint"):
-            return self.ranks.from_first(self.saver.rehearse)
+            return self.saver.rehearse()
 
     def _save_stopped(self) -> None:
         """Save the step reached, so that the next start continues as if this one had not been stopped."""
