@@ -125,7 +125,7 @@ class Trainer:
                 self._end_early()
             if self.config.calibration.measure:
                 self._measure_reset()
-            if self.ranks.world == 1 and (problem := self._rehearse()):  # other ranks hold other rows of the state
+            if problem := self._rehearse():
                 self.telemetry.event("warning", state.step, message=f"{problem}: a resumed run would be another one")
         except StopRequested:
             self._save_stopped()
@@ -357,7 +357,7 @@ class Trainer:
 
     def _rehearse(self) -> str:
         with self.clocks.measure("checkpoint"):
-            return self.ranks.from_first(self.saver.rehearse)
+            return self.saver.rehearse()
 
     def _save_stopped(self) -> None:
         """Save the step reached, so that the next start continues as if this one had not been stopped."""
