@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from atlas.models.flops import flops_per_token
 from torch import nn
 
 from atlas.config import ParallelKind, RunConfig
 from atlas.models.block import AtlasMAGBlock
+from atlas.models.flops import flops_per_token
 from atlas.runs.build import build_model
 from atlas.training.optimizer import parameter_groups
 
