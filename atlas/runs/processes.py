@@ -83,20 +83,17 @@ class _PassedOn(StopRequest):
         self.send(signal.SIGINT if by == "Ctrl-C" else signal.Signals[by])
 
     def send(self, number: signal.Signals) -> None:
-        self._asked.append(number)
+        if not self._processes:
+            self._asked.append(number)
         for process in self._processes:
-            self._signal(process, number)
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     def to(self, ranks: ProcessContext) -> None:
         self._processes = ranks.processes
         for number in self._asked:
-            for process in self._processes:
-                self._signal(process, number)
-
-    def _signal(self, process: BaseProcess, number: signal.Signals) -> None:
-        if process.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+            self.send(number)
 
 
 def _run(start: Start) -> dict[int, str]:
@@ -139,7 +136,8 @@ def _rank(rank: int, start: Start) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": HOST, "MASTER_PORT": str(start.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world))
     from atlas.runs.run import run
 
     end = End(None, False)
