@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -70,41 +71,51 @@ def run_in_processes(config: RunConfig, folder: Path, job: SweepJob | None) -> R
 
 
 class _PassedOn(StopRequest):
-    """The request to end this run, which the ranks carry out."""
+    """The request to end this run, which the ranks carry out; made before they are there, it waits for them."""
 
-    def __init__(self, ranks: ProcessContext) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._processes = ranks.processes
+        self._processes: list[BaseProcess] = []
+        self._asked: list[signal.Signals] = []
 
     def make(self, by: str) -> None:
         super().make(by)
         self.send(signal.SIGINT if by == "Ctrl-C" else signal.Signals[by])
 
     def send(self, number: signal.Signals) -> None:
+        if not self._processes:
+            self._asked.append(number)
         for process in self._processes:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    def to(self, ranks: ProcessContext) -> None:
+        self._processes = ranks.processes
+        for number in self._asked:
+            self.send(number)
 
 
 def _run(start: Start) -> dict[int, str]:
     """Start the ranks and wait for all of them; returns the signal that killed a rank, by rank."""
-    config = start.config
+    config, request = start.config, _PassedOn()
     resource_tracker.ensure_running()  # else it unblocks signals when the first rank is started
-    with _blocked_signals():  # a rank inherits that, until it handles them
-        ranks = multiprocessing.start_processes(
-            _rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn"
-        )
-    request = _PassedOn(ranks)
-    try:
-        with listening(request), suppress(ProcessException):  # of a rank that was killed: the others name it
-            while not ranks.join(grace_period=config.parallel.step_timeout_s + ENDING_SECONDS):
-                pass
-    except KeyboardInterrupt:  # a second signal
-        request.send(signal.SIGINT)
-        for process in ranks.processes:
-            process.join(ENDING_SECONDS)
-            process.kill()
-        raise
+    with listening(request):
+        with _blocked_signals():  # a rank inherits that, until it handles them
+            ranks = multiprocessing.start_processes(
+                _rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn"
+            )
+            request.to(ranks)
+        try:
+            with suppress(ProcessException):  # of a rank that was killed: the others name it
+                while not ranks.join(grace_period=config.parallel.step_timeout_s + ENDING_SECONDS):
+                    pass
+        except KeyboardInterrupt:  # a second signal
+            request.send(signal.SIGINT)
+            for process in ranks.processes:
+                process.join(ENDING_SECONDS)
+                process.kill()
+            raise
     codes = {rank: process.exitcode for rank, process in enumerate(ranks.processes)}
     return {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
 
@@ -125,7 +136,8 @@ def _rank(rank: int, start: Start) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": HOST, "MASTER_PORT": str(start.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world))
     from atlas.runs.run import run
 
     end = End(None, False)

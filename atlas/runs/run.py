@@ -105,8 +105,6 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ranks.from_first(lambda: print(f"the run in {folder} is complete: nothing is left to do"))
             return finished
         changes.apply(state, trainer.data)
-        if in_slices(config, ranks):
-            slice_state(config, state, trainer.step.device)
 
         peak = PeakMemory(trainer.step.device)
         summary = _new_summary(config, folder, state, trainer.step.device)
@@ -114,6 +112,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         summary.processes = ranks.world
         ranks.from_first(summary.write)  # if the run is killed, its status stays `running`
         ranks.limit(config.parallel.step_timeout_s)
+        if in_slices(config, ranks):
+            slice_state(config, state, trainer.step.device)
         log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
         with ExitStack() as signals, _recorded(summary, trainer, peak):
             summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0

@@ -158,7 +158,8 @@ class TrainStep:
         statistics = GateStatistics(*others[:3]) if gates else None
         polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
-        lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
+        with self.ranks.losing():  # Muon gathers its matrices from their slices
+            lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
             state.step, state.tokens = step, state.tokens + batch.inputs.numel() * self.ranks.world
             carries = self.config.carry_memory

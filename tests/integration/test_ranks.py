@@ -151,6 +151,7 @@ def test_ranks_that_differ_do_not_start(overrides: list[str], tmp_path: Path) ->
     ranks.add("settings", also=["train.steps=29"])
     ranks.add("memory", do="train_other_memory")
     ranks.add("indivisible", "train.batch_size=3")
+    ranks.add("processes", "train.batch_size=6", "device.processes=3")
     ended = ranks.run()
     assert ended["settings"] == ["refused: rank 1: train.steps=29 instead of 30: must be as on rank 0"] * 2
     first, second = ended["memory"]
@@ -158,6 +159,8 @@ def test_ranks_that_differ_do_not_start(overrides: list[str], tmp_path: Path) ->
     assert first.startswith("refused: persistent memory: must be the same on every rank before step 1; rank 1 has ")
     assert first.endswith(" (first at blocks.0.persistent.keys)")
     allowed = "must be a multiple of 2 (least common multiple of train.accumulate=1 and 2 processes)"
+    launcher = "device.processes=3: must be 1 or 2, the processes of the launcher"
+    assert ended["processes"] == [f"refused: {launcher}"] * 2
     assert ended["indivisible"] == [f"refused: train.batch_size=3: {allowed}"] * 2
     assert not any((tmp_path / job["name"]).exists() for job in ranks.jobs)
 

@@ -119,7 +119,11 @@ def test_a_rank_that_cannot_write_its_part_costs_one_checkpoint(
 ) -> None:
     ranks = Ranks(2, [*overrides, *FSDP, SHARDED], tmp_path)
     run = ranks.add("full", *troubled("full@7 room@10"))
-    assert ranks.run() == {"full": ["completed"] * 2}
+    gone = ranks.add("gone", *troubled("SIGKILL@6"))
+    ended = ranks.run()
+    assert ended["full"] == ["completed"] * 2
+    assert ended["gone"] == ["RankError: rank 1 is gone at step 6 (its log: train.rank1.log)", "killed"]
+    assert json.loads((gone / "summary.json").read_text())["status"] == "failed"
     (warning,) = [event["message"] for event in left(run).events("warning")]
     assert warning.startswith(f"step 8 could not be saved in {run / 'checkpoints'}: ")
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"

@@ -1,0 +1,38 @@
+"""The cost model of several devices, on shapes that are counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+import atlas
+from atlas.config import ConfigError, ParallelKind
+from experiments.scaling.__main__ import main
+from experiments.scaling.cost import Backend, Shape, context_efficiency, kept_bytes, sent_bytes, shapes, whole_bytes
+
+DDP, FSDP = ParallelKind.ddp, ParallelKind.fsdp
+# 20 elements of a matrix in a block, 6 others; two ranks have 3 + 2 and 2 + 1 rows of them, padded to 6 and 4
+TWO = [Shape(5, 4, matrix=True, in_block=True), Shape(3, 2, matrix=False, in_block=False)]
+
+
+def test_what_a_rank_keeps_and_sends_is_counted() -> None:
+    assert kept_bytes(TWO, DDP, 2) == 4 * (3 * 20 + 4 * 6)
+    assert kept_bytes(TWO, FSDP, 2) == 4 * (3 * 12 + 4 * 4)
+    assert whole_bytes(TWO, layers=1) == 4 * 26
+    assert sent_bytes(TWO, DDP, 2, Backend.nccl) == 4 * 26
+    assert sent_bytes(TWO, FSDP, 2, Backend.nccl) == 2 * ((2 * 24 + 8) + 24 + 32)
+    assert sent_bytes(TWO, FSDP, 2, Backend.gloo, micro_batches=3) == 2 * (3 * (2 * 24 + 8) + 24 + 2 * 32)
+    assert sent_bytes(TWO, DDP, 1, Backend.gloo) == 0
+    assert context_efficiency(6, 1, 4) == pytest.approx(6 / 9)
+
+
+def test_the_shapes_are_those_of_the_model() -> None:
+    config = atlas.compose(["model=tiny"])
+    model = atlas.build_model(config)
+    assert sum(one.elements for one in shapes(config)) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^processes=1,none: must be numbers in \[1, 64\], such as 1,2,3$"):
+        main(["processes=1,none"])
+    with pytest.raises(ConfigError, match=r"^flops=0\.0: must be in \(0, inf\)$"):
+        main(["flops=0"])
