@@ -1,87 +1,108 @@
-"""How many operations a training step needs, counted from the configuration (docs/memory.md section 5).
+"""Floating-point operations of the model's products, from the configuration alone (docs/memory.md section 5, "Cost").
 
-Counted are the matrix products of the model; a multiplication with its addition is two operations. A backward pass
-takes twice its forward pass. Products under a causal mask count whole, as is usual. What is done by element, computed
-again, or done by the optimiser does not count.
+A multiplication and an addition are two operations. What is done by element, such as norms and gates, is not counted,
+nor is what a form computes twice (`recompute`, logits in pieces) or masks away.
 
-Legend: D model width, H heads, d head width, w window, P persistent keys, h hidden width, p features, C chunk, c window
-of a rule, J = C + c - 1 written tokens, I iterations of Newton-Schulz.
+Legend: T tokens of a sequence, D model width, H heads, d head width, h hidden width and p feature width of the memory,
+C chunk, c window of a rule, I iterations of Newton-Schulz.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, ProjectionRange, Rule
+from atlas.models.convolution import CONVOLUTION
 from atlas.ops.features import feature_counts
-from atlas.ops.qk_projection.torch import BLOCK
 from atlas.ops.rules import learning_rule
 
-PASSES = 3  # forward, and backward for weights and for inputs
+
+class Flops(NamedTuple):
+    """Operations of one token in the forward pass, by part; the mean over the tokens of a sequence."""
+
+    attention: float  # projections, scores, and the output projection of the blocks
+    memory: float  # projections, Q-K projection, reads and writes of all memories, Newton-Schulz
+    gate: float
+    feedforward: float
+    head: float  # logits
+
+    @property
+    def forward(self) -> float:
+        return sum(self)
+
+    @property
+    def training(self) -> float:
+        """Forward and backward: the gradient of a product is two products of its size."""
+        return 3 * self.forward
 
 
-def training_flops(model: ModelConfig, chunks: ChunkSizeConfig, sequence: int) -> float | None:
-    """Operations of a training step for each of its tokens, in sequences of `sequence` tokens.
-
-    None with a learning rule of your own, whose products are not known.
-    """
-    if model.memory.enabled and model.memory.own_rule:
-        return None
-    return 2.0 * PASSES * sum(forward_products(model, chunks, sequence).values())
-
-
-def forward_products(model: ModelConfig, chunks: ChunkSizeConfig, sequence: int) -> dict[str, float]:
-    """Multiplications of the forward pass for each token, by part of the model."""
-    width, layers = model.width, model.layers  # D
-    seen = min(model.window or sequence, sequence) + model.persistent_keys  # w + P
-    parts: dict[str, float] = {
-        "attention": layers * (3 * width**2 + 2 * seen * width),
-        "output": layers * width**2,
-        "feedforward": layers * 3 * width * model.feedforward,
-        "head": model.vocabulary * width,
+def flops_per_token(model: ModelConfig, chunks: ChunkSizeConfig, sequence: int) -> Flops:
+    """Of sequences of `sequence` tokens that start without a state."""
+    width, memory = model.width, model.memory
+    seen = _mean_window(model.window, sequence) + model.persistent_keys
+    layer = {
+        "attention": 4 * width**2 + 2 * width * seen,
+        "memory": _memory(model, chunks) if memory.enabled else 0.0,
+        "gate": width**2 if memory.enabled else 0,
+        "feedforward": 3 * width * model.feedforward,
     }
-    if model.memory.enabled:
-        parts["memory"] = layers * _memory(model, chunks, sequence)
-        parts["gate"] = layers * width**2
-    return parts
+    of_layers = {part: 2.0 * model.layers * products for part, products in layer.items()}
+    return Flops(**of_layers, head=2.0 * width * model.vocabulary)
 
 
-def _memory(model: ModelConfig, chunks: ChunkSizeConfig, sequence: int) -> float:
-    """Of one layer: q, k, v, rates and gates of the rule; per head the Q-K projection, the features and the rule."""
-    config, width, head = model.memory, model.width, model.width // model.heads  # D, d
-    learnt = sum(not control.fixed for control in learning_rule(config).controls)
-    periods = _periods(config, chunks)
-    per_head = sum(2 * head**2 + 2 * min(BLOCK, period, sequence) * head for period in periods)
-    if config.feature_width:
-        mapped = 1 + config.use_global + max(len(periods), 1)  # keys, and each distinct query
-        per_head += mapped * head * config.feature_width
-    per_head += sum(_rule(config, head, min(chunk, sequence), is_global=False) for chunk in chunks.local)
-    if config.use_global:
-        per_head += _rule(config.of_global(), head, min(chunks.global_size, sequence), is_global=True)
-    memories = len(chunks.local) + config.use_global
-    return 3 * width**2 + width * model.heads * memories * (1 + learnt) + model.heads * per_head
+def _mean_window(window: int, sequence: int) -> float:
+    """Tokens that a token sees, itself included: the mean over a sequence."""
+    if window == 0 or window >= sequence:
+        return (sequence + 1) / 2
+    return window - window * (window - 1) / (2 * sequence)
 
 
-def _periods(config: MemoryConfig, chunks: ChunkSizeConfig) -> list[int]:
-    """Tokens between two resets of the Q-K projection, for each distinct q'."""
-    if config.qk_projection.range is ProjectionRange.off:
-        return []
-    return chunks.local if config.qk_projection.range is ProjectionRange.chunk else [chunks.shard]
+def _memory(model: ModelConfig, chunks: ChunkSizeConfig) -> float:
+    """Multiplications of a token in one layer."""
+    memory, width, heads = model.memory, model.width, model.heads
+    head_width = width // heads
+    local = len(chunks.local)
+    memories = local + memory.use_global
+    gates = 1 + sum(not control.fixed for control in learning_rule(memory).controls)  # the inner rate and the rule's
+    shared = 3 * width**2 + 3 * width * CONVOLUTION * memory.convolution + gates * width * heads * memories
+    match memory.qk_projection.range:
+        case ProjectionRange.off:
+            projected = 0
+        case ProjectionRange.chunk:
+            projected = local
+        case ProjectionRange.shard:
+            projected = 1
+    head = 2.0 * head_width**2 * projected  # M q and k k^T
+    if memory.feature_width:  # of the keys and of every distinct query
+        head += head_width * memory.feature_width * (1 + memory.use_global + max(projected, 1))
+    head += sum(_chunked(memory, head_width, chunk, prefix=True) for chunk in chunks.local)
+    if memory.use_global:
+        head += _chunked(memory.of_global(), head_width, chunks.global_size, prefix=False)
+    return shared + heads * head
 
 
-def _rule(config: MemoryConfig, head: int, chunk: int, *, is_global: bool) -> float:
-    """Of one memory and head: the table of docs/memory.md section 5."""
-    hidden = config.hidden
-    features = sum(feature_counts(config.feature_width or head, config.degree))
-    windows = {Rule.omega: config.omega.window, Rule.atlas: config.atlas.window}
-    tokens = chunk + windows.get(config.rule, 1) - 1  # J
-    products = 2 * hidden * features + hidden * head  # of the query
-    products += tokens / chunk * (4 * hidden * features + 3 * hidden * head)  # of what is written
-    orthogonal = {Rule.muon: config.muon, Rule.atlas: config.atlas}.get(config.rule)
-    if not is_global and orthogonal is None:
-        products += tokens * (features + 3 * hidden + head)  # of the causal prefix
-    if config.rule is Rule.omega:
-        products += tokens * (1 if is_global else chunk + 1)  # of the share of each write that a token has seen
-    if orthogonal is not None:
-        for sides in ((head, hidden), (hidden, features), (hidden, features)):
-            small, large = sorted(sides)
-            products += orthogonal.iterations * (2 * small**2 * large + small**3) / chunk
-    return products
+def _chunked(memory: MemoryConfig, width: int, chunk: int, *, prefix: bool) -> float:
+    """Multiplications of a token and head in one memory: reads, writes and the end of the chunk.
+
+    With `prefix` tokens read what was written in their chunk, unless the rule reads its start only. A rule of your own
+    counts as `gd`.
+    """
+    rule = Rule.gd if memory.own_rule else memory.rule
+    window = {Rule.omega: memory.omega.window, Rule.atlas: memory.atlas.window}.get(rule, 1)
+    hidden, features = memory.hidden, sum(feature_counts(memory.feature_width or width, memory.degree))
+    written = chunk + window - 1  # of a chunk
+    total = hidden * (2 * features + width) + (4 * features + 3 * width) * hidden * written / chunk
+    if prefix and not learning_rule(memory).reads_start:
+        total += written * (features + 3 * hidden + width)
+        total += chunk * written if rule is Rule.omega else 0
+    total += written if rule is Rule.omega else 0
+    if rule in (Rule.muon, Rule.atlas):
+        iterations = (memory.muon if rule is Rule.muon else memory.atlas).iterations
+        total += iterations * (_iteration(width, hidden) + 2 * _iteration(hidden, features)) / chunk
+    return total
+
+
+def _iteration(rows: int, columns: int) -> int:
+    """Multiplications of an iteration of Newton-Schulz: Y Y^T, its square, and the product with Y."""
+    small, large = sorted((rows, columns))
+    return 2 * small**2 * large + small**3

@@ -1,63 +1,54 @@
-"""The count of operations from the configuration, against what PyTorch counts while its own form runs."""
-
-from __future__ import annotations
+"""Operations counted from the configuration: against docs/memory.md, and against what PyTorch counts."""
 
 from dataclasses import replace
-from math import prod
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from atlas.config import ChunkSizeConfig, Kernels, MemoryConfig, ModelConfig, QKProjectionConfig, Rule
-from atlas.kernels.library import use
-from atlas.models.flops import forward_products, training_flops
-from atlas.models.language_model import AtlasModel
+from atlas import compose
+from atlas.config import Kernels
+from atlas.models.flops import _chunked, flops_per_token
+from atlas.runs.build import build_model, prepare_device
 
-ROWS, TOKENS = 2, 128
-CHUNKS = ChunkSizeConfig([8, 16], global_size=32, shard=64)
-MEMORY = MemoryConfig(hidden=24)
-CONFIG = ModelConfig(width=64, layers=2, heads=2, window=16, feedforward=40, persistent_keys=8, memory=MEMORY)
-CASES = {
-    **{rule.value: replace(CONFIG, memory=replace(MEMORY, rule=rule)) for rule in Rule},
-    "full_attention": replace(CONFIG, window=0),
-    "no_memory": replace(CONFIG, memory=replace(MEMORY, enabled=False)),
-    "no_global": replace(CONFIG, memory=replace(MEMORY, use_global=False)),
-    "projection_per_chunk": replace(CONFIG, memory=replace(MEMORY, qk_projection=QKProjectionConfig("chunk"))),
-    "no_projection": replace(CONFIG, memory=replace(MEMORY, qk_projection=QKProjectionConfig("off"))),
-    "polynomials": replace(CONFIG, memory=replace(MEMORY, degree=2, feature_width=6)),
-}
+TOKENS = 128
 
 
-aten = torch.ops.aten
-UNKNOWN = {  # products that PyTorch's counter leaves out
-    aten.baddbmm_: lambda _, a, b, **__: 2 * prod(a) * b[-1],
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: 2 * prod(q) * (k[-2] + v[-2]),
-}
+@pytest.mark.parametrize(
+    ("rule", "local", "of_global"),
+    [
+        ("gd", 46_080, 40_960),
+        ("momentum", 46_080, 40_960),
+        ("omega", 52_739, 41_763),
+        ("muon", 778_240, 133_120),
+        ("atlas", 783_616, 96_928),
+    ],
+)
+def test_a_memory_has_the_products_of_the_documented_cost(rule: str, local: int, of_global: int) -> None:
+    memory = compose([f"model.memory.rule={rule}", "niah=off"]).model.memory
+    counted = _chunked(memory, 64, 16, prefix=True), _chunked(memory.of_global(), 64, 128, prefix=False)
+    assert [round(number) for number in counted] == [local, of_global]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_count_is_that_of_pytorch(name: str) -> None:
-    config = CASES[name]
-    use(Kernels.torch)
-    model = AtlasModel(config, CHUNKS, config.vocabulary)
-    tokens = torch.randint(0, config.vocabulary, (ROWS, TOKENS))
-    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as forward:
-        logits = model(tokens).logits
-    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as backward:
-        logits.sum().backward()
-    products = sum(forward_products(config, CHUNKS, TOKENS).values())
-    products += 2 * config.layers * config.window * config.width  # blocks of w see 2 w keys, half of them masked away
-    counted = forward.get_total_flops() / (2 * ROWS * TOKENS)
-    assert counted == pytest.approx(products, rel=0.005)  # M_persistent is made once a call, not for every token
-    # Newton-Schulz and fused attention leave out some of the products of a backward pass, or of its count.
-    assert 1.7 <= backward.get_total_flops() / forward.get_total_flops() <= 2.01
-
-
-def test_operations_of_a_token_and_a_rule_of_ones_own() -> None:
-    products = forward_products(CONFIG, CHUNKS, TOKENS)
-    assert products["head"] == 256 * 64
-    assert products["attention"] == 2 * (3 * 64**2 + 2 * (16 + 8) * 64)
-    assert training_flops(CONFIG, CHUNKS, TOKENS) == 6 * sum(products.values())
-    own = replace(CONFIG, memory=replace(MEMORY, own_rule={"_target_": "mine.Rule"}))
-    assert training_flops(own, CHUNKS, TOKENS) is None
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["chunk_size=set_a", "model.memory.qk_projection.range=chunk"],
+        ["model.memory.degree=2", "model.memory.feature_width=8"],
+        ["ablation=no_memory"],
+        ["model=transformer"],
+        ["model.memory.rule=muon"],
+    ],
+)
+def test_pytorch_counts_about_the_same_products(settings: list[str]) -> None:
+    """It counts the masked part of the band of attention and of the Q-K projection too, but no convolution, and no
+    scores of full attention on a CPU."""
+    config = compose([*settings, "chunk_size.shard=128", "niah=off"])
+    prepare_device(replace(config.device, kernels=Kernels.torch))
+    model = build_model(config).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, TOKENS, dtype=torch.int64))
+    counted = flops_per_token(config.model, config.chunk_size, TOKENS)
+    assert counter.get_total_flops() / TOKENS == pytest.approx(counted.forward, rel=0.06)
+    assert counted.training == 3 * counted.forward
