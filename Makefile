@@ -9,7 +9,7 @@ DECISIONS ?= experiments/phase2/PHASE2_DECISIONS.md
 EXPERIMENTS ?= chunk_size_lock niah_frequency rollback_threshold chunk_size_learning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train decisions gate test lint types fast slow triton format speed clean
+.PHONY: help setup train decisions gate test lint types fast slow triton extras format speed clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ slow: $(STAMP)  ## the slow tests
 triton: $(STAMP)  ## the tests of the Triton kernels by triton's interpreter, on a CPU; installs triton (0.7 GB)
 	@$(BIN)/python -m pip show --quiet triton || $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[triton]"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/triton
+
+extras: $(STAMP)  ## the tests of transformers and Optuna; installs both (160 MB)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[hf,optuna]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integration/test_export.py tests/integration/test_sweep_search.py
 
 format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

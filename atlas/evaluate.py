@@ -92,9 +92,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     device = read_device(own)
     from atlas.runs.build import load_checkpointed, prepare_device
 
-    model, config, manifest = load_checkpointed(
-        path, names(settings.trust), averaged=settings.weights is Weights.averaged
-    )
+    model, config, manifest = load_checkpointed(path, names(settings.trust), weights=settings.weights)
     texts, bytes_per_token = read_texts(config, settings, path)
     place, _ = prepare_device(device)
     with progress():

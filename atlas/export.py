@@ -52,12 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(arguments: Sequence[str]) -> int:
     path, given = split_arguments(arguments, USAGE)
     settings = read_settings(ExportSettings, given)
-    averaged = settings.weights is Weights.averaged
-    print_result(str(export(path, expanded(settings.out), names(settings.trust), averaged=averaged)))
+    print_result(str(export(path, expanded(settings.out), names(settings.trust), weights=settings.weights)))
     return 0
 
 
-def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, averaged: bool = False) -> Path:
+def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights: Weights = Weights.trained) -> Path:
     """Write the model of a run or checkpoint into `folder`, which is returned. Raises `ConfigError`."""
     from atlas.pretrained.card import model_card, verdicts
     from atlas.pretrained.folder import require_new, write_pretrained
@@ -65,9 +64,9 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, average
     from atlas.runs.data_record import tokenizer_file
 
     require_new("out", folder)
-    model, config, manifest = load_checkpointed(path, trust, averaged=averaged)
+    model, config, manifest = load_checkpointed(path, trust, weights=weights)
     files = RunFiles(manifest.path.parents[1], strict=False)
-    known = not averaged  # what the run measured, it measured with the trained weights
+    known = weights is Weights.trained  # what the run measured, it measured with the trained weights
     probes = verdicts(files, manifest.path.name, manifest.step) if known else []
     loss = manifest.validation_loss if known and isfinite(manifest.validation_loss) else None
     metadata = {

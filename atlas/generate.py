@@ -140,23 +140,28 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     from atlas.runs.data_record import tokenizer_of_run
 
     device, _ = prepare_device(where or DeviceConfig(kind=settings.device, threads=settings.threads))
-    model, _ = load(folder, names(settings.trust), averaged=settings.weights is Weights.averaged)
+    model, _ = load(folder, names(settings.trust), weights=settings.weights)
     return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder))
 
 
 def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **settings: Any) -> str:
     """The continuation of a prompt as text: `atlas.generate(model, "def main(", tokens=100, temperature=0)`.
 
-    `tokenizer`: the run folder, for a model whose tokens are not bytes. `settings` are the keys of the command line,
-    less those of how the model is loaded and where it runs. A byte that is no part of a character becomes U+FFFD.
+    A model whose tokens are not bytes knows its tokenizer from `atlas.load`; another one needs `tokenizer`, the folder
+    of a run, or the file. `settings` are the keys of the command line, less those of how the model is loaded and where
+    it runs. A byte that is no part of a character becomes U+FFFD.
     Raises `ConfigError`.
     """
     for key in settings.keys() & {"weights", "device", "threads", "trust"}:
         raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
     chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
-    from atlas.runs.data_record import tokenizer_of_run
+    from atlas.data.tokenizer import LibraryTokenizer
+    from atlas.runs.data_record import tokenizer_file
 
-    known = tokenizer_of_run(tokenizer) if tokenizer else None
+    given = expanded(tokenizer) if tokenizer else None
+    file = given if given and given.is_file() else tokenizer_file(given) if given else model.tokenizer_file
+    require(file is not None or given is None, "tokenizer", tokenizer, "a run with a tokenizer.json, or such a file")
+    known = LibraryTokenizer(file, None) if file else None
     return b"".join(_continued(model, chosen.prompt_bytes(), chosen, known)).decode("utf-8", "replace")
 
 
@@ -172,7 +177,7 @@ def _continued(
 
     most = model.embedding.num_embeddings
     require(settings.top_k <= most, "top_k", settings.top_k, f"in [0, {most}] (0 = all)")
-    of_bytes = "of bytes, or read with the tokenizer of its run (from Python: atlas.generate(..., tokenizer=RUN))"
+    of_bytes = "of bytes, or read with the tokenizer of its run (from Python: atlas.load(RUN), or tokenizer=RUN)"
     require(tokenizer is not None or most <= BYTES + 1, "model.vocabulary", most, of_bytes)
     ids = list(prompt) if tokenizer is None else _encoded(prompt, tokenizer)
     mode = {Memory.on: MemoryMode.learn, Memory.off: MemoryMode.off, Memory.frozen: MemoryMode.frozen}

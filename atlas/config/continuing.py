@@ -43,6 +43,7 @@ CHANGE_RULES = (
         lasting=False,
     ),
     ChangeRule(("debug",), Effect.differs, "a rehearsed fault", lasting=False),
+    ChangeRule(("debug.profile",), Effect.exact, "a look at some steps", lasting=False),
     ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", lasting=False),
     ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", lasting=False),
     ChangeRule(
@@ -86,7 +87,8 @@ CHANGE_RULES = (
     ),
 )
 # May differ between two starts of one run without changing the hash of its configuration.
-CHANGEABLE = tuple(key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys)
+_FOR_ONE_START = [key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys]
+CHANGEABLE = tuple(key for key in _FOR_ONE_START if not lies_in(key, [one for one in _FOR_ONE_START if one != key]))
 
 
 def changeable(key: str) -> bool:

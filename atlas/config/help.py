@@ -30,18 +30,21 @@ Groups (* is the default)
 
 resume=PATH continues the run in that folder, resume=auto the one in hydra.run.dir, if there is one;
 init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
-{faults}.
+{faults}. debug.profile=FIRST:LAST shows where the time of these steps goes.
 
+telemetry.samples=N continues N validation texts after each validation; telemetry.every=N is how often a row is written.
 watch.NAME=warn|abort|rollback|off says what follows where a watcher finds something; NAME is one of
 {watchers}.
 
 A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it;
 sweep.seeds=N repeats every combination with N seeds; sweep.fail_fast=true starts no job after one that failed.
+hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-4,1e-2))' lets Optuna choose hydra.sweeper.trials jobs in turn.
 hydra/launcher=joblib runs jobs at the same time (hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of
 jobs that ran beside others are no evidence.
 
 With a trained run: python -m atlas.generate continues a text, niah probes the memory, evaluate measures perplexity
-and bits per byte, export writes a folder for the library transformers, report makes a page; each has its own --help.
+and bits per byte, export writes a folder for the library transformers, harness runs the lm-evaluation-harness on it,
+report makes a page; prepare makes a token store of text. Each has its own --help.
 
 --plan prints parameters, operations, memory and time of the run and starts nothing.
 --cfg job prints the configuration with every key, -m runs a sweep, --hydra-help shows Hydra's own flags.

@@ -85,7 +85,8 @@ class TelemetryConfig:
 
 @dataclass
 class DebugConfig:
-    inject: str | None = None
+    inject: str | None = None  # KIND@STEP[:SIZE][:always]: a rehearsed fault
+    profile: str | None = None  # FIRST:LAST: where the time of these steps goes, in trace.json.gz and profile.txt
 
 
 @dataclass

@@ -6,6 +6,7 @@ Legend: B sequences, T tokens, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -95,7 +96,19 @@ class AtlasModel(nn.Module):
                 block.out.weight.mul_((2 * config.layers) ** -0.5)
                 block.feedforward.down.weight.mul_((2 * config.layers) ** -0.5)
 
+        self.tokenizer_file: Path | None = None  # of its ids; `atlas.load` finds it. None: they are bytes, or unknown
         self._shapes = shapes(self.initial_state(1))  # of the state of one sequence
+
+    def _repr_html_(self) -> str:
+        """In a notebook: parameters by part, those of all blocks together; `print(model)` lists the modules."""
+        counts: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            first, *rest = name.split(".")
+            part = f"{len(self.blocks)} blocks: {rest[1]}" if first == "blocks" else first
+            counts[part] = counts.get(part, 0) + parameter.numel()
+        counts["parameters"] = sum(counts.values())
+        rows = "".join(f"<tr><th>{part}</th><td>{count:,}</td></tr>" for part, count in counts.items())
+        return f"<table>{rows}</table>"
 
     def _blocks(self) -> list[AtlasMAGBlock]:
         return [block for block in self.blocks if isinstance(block, AtlasMAGBlock)]

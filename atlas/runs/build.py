@@ -26,6 +26,8 @@ from atlas.config import (
     RunConfig,
     require,
 )
+from atlas.config.arguments import Weights
+from atlas.config.choices import member
 from atlas.config.components import loggers
 from atlas.config.composition import load_config
 from atlas.data.corpus import stdlib_corpus
@@ -36,6 +38,7 @@ from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.probes.niah import NIAHProbe
+from atlas.runs.data_record import tokenizer_file
 from atlas.runs.spinning import control_spinning
 from atlas.runs.start import find_checkpoint, other_model
 from atlas.telemetry.console import ConsoleSink
@@ -159,38 +162,42 @@ def build_telemetry(config: RunConfig, ranks: Ranks = ALONE) -> TelemetryLogger:
     return TelemetryLogger(sinks, every=config.telemetry.every)
 
 
-def load(path: str | Path, trust: Sequence[str] = (), *, averaged: bool = False) -> tuple[AtlasModel, RunConfig]:
+def load(
+    path: str | Path, trust: Sequence[str] = (), *, weights: Weights | str = Weights.trained
+) -> tuple[AtlasModel, RunConfig]:
     """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
 
     The model is on the CPU, in evaluation mode. A damaged checkpoint is skipped with a warning, and the one before it
-    is used. `trust` names further modules whose components the run may use; `averaged` takes the average of the
-    weights that a run with `train.ema` keeps.
+    is used. `trust` names further modules whose components the run may use; `weights="averaged"` takes the average
+    that a run with `train.ema` keeps. The model knows the tokenizer of its run, see `atlas.generate`.
 
     Raises `ConfigError` for a folder that is neither, or has no sound checkpoint.
     """
-    model, config, _ = load_checkpointed(path, trust, averaged=averaged)
+    model, config, _ = load_checkpointed(path, trust, weights=weights)
     return model, config
 
 
 def load_checkpointed(
-    path: str | Path, trust: Sequence[str] = (), *, averaged: bool = False
+    path: str | Path, trust: Sequence[str] = (), *, weights: Weights | str = Weights.trained
 ) -> tuple[AtlasModel, RunConfig, Manifest]:
     """As `load`, with the manifest of the checkpoint."""
+    averaged = member(Weights, "weights", weights) is Weights.averaged
     payload, manifest, passed_over = find_checkpoint(Path(path), "path")
     for notice in passed_over:
         warnings.warn(notice, stacklevel=2)
     config = load_config(manifest.path.parents[1] / CONFIG_FILE, trust)
     require(not averaged or AVERAGE in payload, "weights", "averaged", "trained, for a run without train.ema")
     try:
-        weights = payload[AVERAGE if averaged else MODEL]
-        if config.model.layers > len(weights):  # every layer has several; that many would take for ever to build
-            raise RuntimeError(f"model.layers={config.model.layers}, it has {len(weights)} tensors")
+        tensors = payload[AVERAGE if averaged else MODEL]
+        if config.model.layers > len(tensors):  # every layer has several; that many would take for ever to build
+            raise RuntimeError(f"model.layers={config.model.layers}, it has {len(tensors)} tensors")
         with torch.device("meta"):  # compares the shapes: settings may ask for far more memory than the weights take
-            build_model(config).load_state_dict(weights, assign=True)
+            build_model(config).load_state_dict(tensors, assign=True)
         model = build_model(config)
-        model.load_state_dict(weights)
+        model.load_state_dict(tensors)
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("path", manifest.path, error) from error
+    model.tokenizer_file = tokenizer_file(manifest.path)
     return model.eval(), config, manifest
 
 

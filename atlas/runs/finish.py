@@ -10,11 +10,15 @@ from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from atlas.config import LEVELS, level_of
 from atlas.config.composition import save_config
+from atlas.models.flops import flops_per_token
 from atlas.probes.result import NOT_ASKED
 from atlas.report.heatmap import draw_heatmaps
 from atlas.runs.environment import PeakMemory, device_name
+from atlas.runs.peak_flops import measured_peak
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
@@ -50,6 +54,7 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     summary.overhead = {name: clocks.share(name) for name in OVERHEADS}
     if trainer.trained_tokens:
         summary.tokens_per_second = trainer.trained_tokens / clocks.seconds["train"]
+        _take_utilisation(summary, trainer)
     summary.peak_memory_bytes = peak.read()
     summary.device = device_name(trainer.step.device)  # kernels may have been given up since the start
     summary.niah = {result.level: result.describe() for result in trainer.probe_results}
@@ -68,6 +73,17 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
             trainer.telemetry.event("notice", state.step, message=write_suggestion(folder, state.history.deltas))
         except (OSError, TelemetryError) as error:
             print(f"warning: the suggested rollback threshold was not written: {error}", file=sys.stderr)
+
+
+def _take_utilisation(summary: RunSummary, trainer: Trainer) -> None:
+    """The share of the devices' peak that training used; it is measured on this rank, and taken times their number."""
+    config, step = trainer.config, trainer.step
+    summary.flops_per_token = flops_per_token(config.model, config.chunk_size, config.train.sequence).training
+    with suppress(torch.OutOfMemoryError):
+        peak = measured_peak(step.device, step.precision, trainer.clocks.seconds["train"])
+        summary.peak_flops = peak * trainer.ranks.world
+    if summary.peak_flops and summary.tokens_per_second:
+        summary.flops_utilisation = summary.flops_per_token * summary.tokens_per_second / summary.peak_flops
 
 
 def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
@@ -170,6 +186,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("memory", _memory_use(summary.memory_use)),
         ("reset shock", _reset_shock(summary.calibration)),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
+        ("utilisation", _utilisation(summary)),
         ("peak memory", f"{summary.peak_memory_bytes / 2**30:.2f} GiB" if summary.peak_memory_bytes else None),
         ("overhead", _overhead(summary.overhead)),
         ("health", _health(summary)),
@@ -189,6 +206,12 @@ def _bits_per_byte(summary: RunSummary) -> str | None:
     if summary.validation_bits_per_byte is None or summary.bytes_per_token == 1.0:
         return None
     return f"{summary.validation_bits_per_byte:.3f} of the validation text, {summary.bytes_per_token:.2f} bytes/token"
+
+
+def _utilisation(summary: RunSummary) -> str | None:
+    if summary.flops_utilisation is None or summary.peak_flops is None:
+        return None
+    return f"{summary.flops_utilisation:.1%} of {summary.peak_flops / 1e9:,.0f} GFLOP/s, the measured matrix product"
 
 
 def _gates(summary: RunSummary) -> str | None:

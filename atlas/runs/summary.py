@@ -57,6 +57,9 @@ class RunSummary:
     gate_std: float | None = None
     gate_polarised: float | None = None
     tokens_per_second: float | None = None
+    flops_per_token: float | None = None  # of training, counted from the settings (atlas/models/flops.py)
+    peak_flops: float | None = None  # operations per second of a matrix product, measured at the end of the run
+    flops_utilisation: float | None = None  # flops_per_token * tokens_per_second / peak_flops
     peak_memory_bytes: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     overhead: dict[str, float] = field(default_factory=dict)  # share of training time, per activity
@@ -101,9 +104,16 @@ class RunSummary:
 
         return run_figure(Path(self.folder), columns)
 
+    def __repr__(self) -> str:
+        """How the run ended; `dataclasses.asdict` gives all of it."""
+        return f"RunSummary({', '.join(f'{name}={value!r}' for name, value in self._shown())})"
+
+    def _shown(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name in SHOWN if (value := getattr(self, name)) not in (None, "")]
+
     def _repr_html_(self) -> str:
         """In a notebook: how the run ended, in a table."""
-        known = [(name, value) for name in SHOWN if (value := getattr(self, name)) not in (None, "")]
+        known = self._shown()
         known += [(f"niah {level}", result["verdict"]) for level, result in self.niah.items()]
         lines = [f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in known]
         return f"<table>{''.join(lines)}</table>"

@@ -10,7 +10,6 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from atlas.config import require
-from atlas.config.keys import override_name
 
 SERIAL = "basic"
 JOBLIB = "joblib"
@@ -22,23 +21,24 @@ _NAMES = {
     "LocalLauncher": "submitit_local",
     "SlurmLauncher": "submitit_slurm",
 }
-# option -> the plugin that it needs, and the package that brings it, as in pyproject.toml
-_PLUGINS = {
-    "joblib": ("hydra_joblib_launcher", "hydra-joblib-launcher==1.2.0"),
-    "submitit_local": ("hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0"),
-    "submitit_slurm": ("hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0"),
-    "slurm": ("hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0"),
+# option -> the module that it needs, and the package that brings it, as in pyproject.toml
+_JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher==1.2.0")
+_SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0")
+_NEEDED = {
+    "hydra/launcher=joblib": _JOBLIB,
+    "hydra/launcher=submitit_local": _SUBMITIT,
+    "hydra/launcher=submitit_slurm": _SUBMITIT,
+    "hydra/launcher=slurm": _SUBMITIT,
+    "hydra/sweeper=optuna": ("optuna", "'optuna>=4'"),
 }
 
 
 def require_installed(arguments: Sequence[str]) -> None:
-    """Raise `ConfigError` where the command line chooses a launcher whose package is missing."""
+    """Raise `ConfigError` where the command line chooses a launcher or sweeper whose package is missing."""
     for argument in arguments:
-        if override_name(argument) == "hydra/launcher":
-            name = argument.partition("=")[2]
-            plugin, package = _PLUGINS.get(name, (None, None))
-            there = plugin is None or find_spec(f"hydra_plugins.{plugin}") is not None
-            require(there, "hydra/launcher", name, f"installed: pip install {package}")
+        module, package = _NEEDED.get(argument, (None, None))
+        key, _, name = argument.partition("=")
+        require(module is None or find_spec(module) is not None, key, name, f"installed: pip install {package}")
 
 
 def launcher_name(hydra: DictConfig | HydraConf) -> str:

@@ -20,11 +20,12 @@ KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
 _FIXED = (KEY, "sweep.round", "resume")  # may change in a run that is continued, but not in a sweep
 _LAUNCHER = "hydra/launcher"
+_TRIALS = "hydra.sweeper.trials"  # a search may be given more
 _SWEPT = "hydra.sweeper.params."  # an experiment that is a sweep by itself
 _QUOTES = "'\""
 _RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two can hide a key
 _HARMLESS = re.compile(
-    r"trust=.*|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
+    r"trust=.*|hydra/sweeper=\w+|hydra\.sweeper\.(trials|metric|direction|seed|max_batch_size)=[\w./-]+|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
     r"hydra\.launcher\.(n_jobs|partition|account|qos|constraint|timeout_min|nodes|tasks_per_node|cpus_per_task|"
     r"gpus_per_node|mem_gb|array_parallelism)=[\w.:-]+"
 )
@@ -102,7 +103,7 @@ def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Pat
         swept = any(_sets(name, varying) or _sets(varying, name) for varying in record.varying)
         require(not swept, name, override.partition("=")[2], "left out: the sweep gives it several values")
         free = changeable(name) and name not in _FIXED
-        if not free and not _sets(_LAUNCHER, name):
+        if not free and not _sets(_LAUNCHER, name) and name != _TRIALS:
             allowed = ", ".join([*(key for key in CHANGEABLE if key not in _FIXED), "hydra.launcher"])
             raise ConfigError(
                 f"{override}: must be left out, or as in {folder / RECORD_FILE}, to resume that sweep; only {allowed}"

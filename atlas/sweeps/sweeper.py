@@ -47,30 +47,39 @@ class ResumableSweeper(BasicSweeper):
         assert self.config is not None
         require_folder("hydra.sweep.dir", self.config.hydra.sweep.dir)
         folder, resumed = Path(self.config.hydra.sweep.dir).resolve(), self.config.sweep.resume is not None
-        combinations = self._combinations(arguments)
-        if resumed:
-            known = read_record(folder, KEY)
-            allowed = f"a sweep of {len(combinations)} jobs, not {len(known.jobs)}"
-            require(len(combinations) == len(known.jobs), KEY, folder, allowed)
-            record = self._compose(combinations)
-            _refuse_other_jobs(record, known, folder)
-        else:
+        known = read_record(folder, KEY) if resumed else None
+        if known is None:
             taken = any((folder / name).exists() for name in (RECORD_FILE, MULTIRUN_FILE))
             require(not taken, "hydra.sweep.dir", folder, f"a folder without a sweep ({KEY}={folder} continues it)")
-            record = self._compose(combinations)
+        record = self._plan(arguments, known, folder)
         make_folder(folder, "hydra.sweep.dir")
         with _alone(folder):
             if not resumed:
                 OmegaConf.save(self.config, folder / MULTIRUN_FILE)
                 record.write(folder)
             _let_workers_end(folder)
-            jobs = left_over(folder, record)
-            if resumed:
-                say(f"{len(record.jobs) - len(jobs)} of {len(record.jobs)} jobs are complete, {len(jobs)} are left")
-            interrupted = self._launch(folder, record, jobs)
+            interrupted = self._work(folder, record, resumed)
             status = close_sweep(folder, Path(self.config.hydra.sweep.dir), interrupted)
         if status:
             sys.exit(status)
+
+    def _plan(self, arguments: Sequence[str], known: SweepRecord | None, folder: Path) -> SweepRecord:
+        """The jobs of the sweep; `known` are those of the sweep that goes on. Raises `ConfigError` for other ones."""
+        combinations = self._combinations(arguments)
+        if known is not None:
+            allowed = f"a sweep of {len(combinations)} jobs, not {len(known.jobs)}"
+            require(len(combinations) == len(known.jobs), KEY, folder, allowed)
+        record = self._compose(combinations)
+        if known is not None:
+            refuse_other_jobs(record, known, folder)
+        return record
+
+    def _work(self, folder: Path, record: SweepRecord, resumed: bool) -> bool:
+        """Run the jobs that are left; returns whether the sweep was interrupted."""
+        jobs = left_over(folder, record)
+        if resumed:
+            say(f"{len(record.jobs) - len(jobs)} of {len(record.jobs)} jobs are complete, {len(jobs)} are left")
+        return self._launch(folder, record, jobs)
 
     def _combinations(self, arguments: Sequence[str]) -> list[list[str]]:
         """The overrides of each job."""
@@ -84,22 +93,31 @@ class ResumableSweeper(BasicSweeper):
             require(not given, "sweep.seeds", seeds, f"left out, or given without {' '.join(given)}")
             wanted.insert(0, f"seed={','.join(map(str, range(seeds)))}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (combinations,) = self.split_arguments(parser.parse_overrides(wanted), None)
+        parsed = parser.parse_overrides(wanted)
+        for override in parsed:
+            value = (override.input_line or "").partition("=")[2]
+            allowed = "values, as a,b or range(a,b), or given with hydra/sweeper=optuna"
+            require(not override.is_interval_sweep(), override.get_key_element(), value, allowed)
+        (combinations,) = self.split_arguments(parsed, None)
         return combinations
 
     def _compose(self, combinations: Sequence[Sequence[str]]) -> SweepRecord:
         """The jobs with their folders and settings. Raises `ConfigError` for one that cannot be composed."""
         assert self.config is not None
         jobs = tuple(self._compose_job(number, overrides) for number, overrides in enumerate(combinations))
+        self._require_own_folders(jobs)
+        task, hydra = (_texts(self.config.hydra.overrides[kind]) for kind in ("task", "hydra"))
+        hydra = tuple(text for text in hydra if override_name(text) not in PLACES)
+        return SweepRecord(task, hydra, jobs, config_flags(sys.argv[1:]))
+
+    def _require_own_folders(self, jobs: Sequence[Job]) -> None:
+        assert self.config is not None
         subdir = self.config.hydra.sweep._get_node("subdir")
         places = {Path(os.path.normpath(job.folder)) for job in jobs}
         apart = len(places) == len(jobs) and not any(parent in places for place in places for parent in place.parents)
         inside = not any(place.is_absolute() or place.parts[:1] in ((), ("..",)) for place in places)
         allowed = "a folder for each job, below that of the sweep and not in another job's"
         require(apart and inside, "hydra.sweep.subdir", subdir, allowed)
-        task, hydra = (_texts(self.config.hydra.overrides[kind]) for kind in ("task", "hydra"))
-        hydra = tuple(text for text in hydra if override_name(text) not in PLACES)
-        return SweepRecord(task, hydra, jobs, config_flags(sys.argv[1:]))
 
     def _compose_job(self, number: int, overrides: Sequence[str]) -> Job:
         assert self.config is not None
@@ -176,7 +194,7 @@ def _let_workers_end(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def _refuse_other_jobs(now: SweepRecord, before: SweepRecord, folder: Path) -> None:
+def refuse_other_jobs(now: SweepRecord, before: SweepRecord, folder: Path) -> None:
     """A resumed sweep runs the jobs that it was started with: conf/ may have been edited since."""
     for job, known in zip(now.jobs, before.jobs, strict=True):
         same = (job.folder, job.key) == (known.folder, known.key)

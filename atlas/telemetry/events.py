@@ -17,6 +17,7 @@ KINDS = (
     "reset_shock",
     "probe",
     "sample",
+    "profile",
     "spike",
     "rollback",
     "watch",

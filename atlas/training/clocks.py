@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from atlas.training.regions import region
+
 
 class Clocks:
     """Wall-clock seconds per activity; activities do not overlap."""
@@ -17,7 +19,8 @@ class Clocks:
     def measure(self, activity: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            yield
+            with region(activity):
+                yield
         finally:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - began
 

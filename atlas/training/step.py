@@ -20,6 +20,7 @@ from atlas.data.batch import Batch, Totals
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, polarisation_weight
+from atlas.training.regions import region
 from atlas.training.state import TrainState
 from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
@@ -144,11 +145,14 @@ class TrainStep:
         forward, parts = self._forward(state.model, micros[0]), list[Micro]()
         for micro in micros:
             with self.ranks.losing(), nullcontext() if micro is micros[-1] else self.ranks.apart(forward):
-                part: Micro = forward(*micro)
-                part.total.backward()
+                with region("forward"):
+                    part: Micro = forward(*micro)
+                with region("backward"):
+                    part.total.backward()
             parts.append(part._replace(total=part.total.detach()))
         every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
-        norms = self._gradient_norm(state.model)
+        with region("optimizer"):
+            norms = self._gradient_norm(state.model)
         gates = [gate for part in parts for gate in part.gates]
         began = time.perf_counter()
         of_gates = gate_numbers(gates).unbind() if gates else ()
@@ -158,7 +162,7 @@ class TrainStep:
         statistics = GateStatistics(*others[:3]) if gates else None
         polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
-        with self.ranks.losing():  # Muon gathers its matrices from their slices
+        with region("optimizer"), self.ranks.losing():  # Muon gathers its matrices from their slices
             lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
             state.step, state.tokens = step, state.tokens + batch.inputs.numel() * self.ranks.world

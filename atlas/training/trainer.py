@@ -20,6 +20,8 @@ from atlas.training.errors import AbortError, StopRequested, WatchError
 from atlas.training.evaluation import Evaluator
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.own_metrics import own_metrics
+from atlas.training.profile import StepProfile, parse_profile
+from atlas.training.regions import region
 from atlas.training.samples import Sampler
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
@@ -85,6 +87,9 @@ class Trainer:
         self.batches = BatchAhead(data, step.device, step.rows)
         samples, sample_tokens = config.telemetry.samples, config.telemetry.sample_tokens
         self.sampler = Sampler(data, step, samples, sample_tokens) if samples else None
+        profiled = parse_profile(config.debug.profile, config.train.steps) if config.debug.profile else None
+        here = checkpoints.root.parent, step.device, telemetry
+        self.profile = StepProfile(profiled, *here) if profiled and self.ranks.first else None
         self.stop = StopRequest(self.ranks)
         self.measured = True  # whether validation and probe of the current step are done
         self.last: StepResult | None = None
@@ -113,14 +118,8 @@ class Trainer:
                 self.ranks.step = state.step + 1
                 self.stop.check()
                 self.saver.collect()
-                result = self._train_step()
-                self._watch(result)
-                self._log(result)
-                self._check_gates(result)
-                if state.step % watchers.EVERY == 0:
-                    self._heed()
-                if not self._rolled_back(finite=result.finite):
-                    self._measure_and_save()
+                with self.profile.around(state.step + 1) if self.profile else nullcontext():
+                    self._take_step()
             if state.stop_reason:
                 self._end_early()
             if self.config.calibration.measure:
@@ -131,8 +130,21 @@ class Trainer:
             self._save_stopped()
             raise
         finally:
+            if self.profile:
+                self.profile.close()
             self.batches.close()
             self.saver.collect(wait=True)
+
+    def _take_step(self) -> None:
+        """A step with all that follows it."""
+        result = self._train_step()
+        self._watch(result)
+        self._log(result)
+        self._check_gates(result)
+        if self.state.step % watchers.EVERY == 0:
+            self._heed()
+        if not self._rolled_back(finite=result.finite):
+            self._measure_and_save()
 
     def _train_step(self) -> StepResult:
         state = self.state
@@ -146,7 +158,8 @@ class Trainer:
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
         with self.clocks.measure("train"), catching(state.model) if logged or measured else nullcontext() as catch:
             began = time.perf_counter()
-            batch = self.batches.take(state.step + 1 + state.skipped)
+            with region("data"):
+                batch = self.batches.take(state.step + 1 + state.skipped)
             result = self.step(state, self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0))
             tokens = batch.inputs.numel() * self.ranks.world
             seconds = time.perf_counter() - began - result.gate_seconds

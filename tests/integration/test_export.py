@@ -270,14 +270,19 @@ def test_the_tokenizer_of_a_token_store_goes_along(of_tokens: Path, tmp_path: Pa
     assert "Its vocabulary has 300 tokens." in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_from_python_a_model_of_tokens_needs_its_tokenizer(of_tokens: Path) -> None:
+def test_from_python_a_loaded_model_of_tokens_knows_its_tokenizer(of_tokens: Path) -> None:
     pytest.importorskip("tokenizers")
-    model, _ = atlas.load(of_tokens)
+    model, config = atlas.load(of_tokens)
     settings = {"tokens": 12, "temperature": 1.5, "seed": 4}
-    text = atlas.generate(model, "abc", tokenizer=str(of_tokens), **settings)
     said = b"".join(continuation(str(of_tokens), GenerationSettings(prompt="abc", **settings)))  # type: ignore[arg-type]
-    assert text == said.decode()
+    assert atlas.generate(model, "abc", **settings) == said.decode()
+    bare = build_model(config)
+    bare.load_state_dict(model.state_dict())
+    for place in (of_tokens, of_tokens / "tokenizer.json"):
+        assert atlas.generate(bare, "abc", tokenizer=str(place), **settings) == said.decode()
+    with pytest.raises(ConfigError, match=r"^tokenizer=\S+: must be a run with a tokenizer.json, or such a file$"):
+        atlas.generate(bare, "abc", tokenizer=str(of_tokens.parent / "none"), **settings)
     with pytest.raises(
         ConfigError, match=r"^model.vocabulary=300: must be of bytes, or read with the tokenizer of its"
     ):
-        atlas.generate(model, "abc", **settings)
+        atlas.generate(bare, "abc", **settings)

@@ -46,10 +46,12 @@ def test_an_average_is_validated_beside_the_weights_and_changes_none(
     assert same_state(runs["with"].state["model"], runs["without"].state["model"])
     rows = runs["with"].rows
     assert all(("validation/loss_ema" in row) == ("validation/loss" in row) for row in rows)
-    model, _ = atlas.load(tmp_path / "with", averaged=True)
+    model, _ = atlas.load(tmp_path / "with", weights="averaged")
     assert same_state(dict(model.state_dict()), dict(runs["with"].state["average"]))
+    with pytest.raises(ConfigError, match=r"^weights=ema: must be one of trained, averaged$"):
+        atlas.load(tmp_path / "with", weights="ema")
     with pytest.raises(ConfigError, match=r"^weights=averaged: must be trained, for a run without train.ema$"):
-        atlas.load(tmp_path / "without", averaged=True)
+        atlas.load(tmp_path / "without", weights="averaged")
 
 
 def test_a_resumed_average_is_that_of_a_run_that_never_stopped(

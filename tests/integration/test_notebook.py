@@ -59,6 +59,11 @@ def test_a_notebook_shows_run_and_settings(run: RunSummary) -> None:
     assert "<tr><th>validation_loss</th><td>2.25</td></tr>" in html
     assert "<tr><th>niah recall</th><td>PASSED: &lt;b&gt;</td></tr>" in html
     assert "reason" not in html
+    shown = f"RunSummary(status='completed', step=2, steps=2, tokens=0, validation_loss=2.25, folder={run.folder!r})"
+    assert repr(run) == shown
+    html = atlas.build_model(atlas.compose(["logger=none"]))._repr_html_()
+    assert "<tr><th>embedding</th><td>32,768</td></tr>" in html
+    assert "<th>2 blocks: memory</th>" in html
     assert "width: 128" in atlas.compose(["logger=none"])._repr_html_()
 
 

@@ -1,6 +1,7 @@
 """Operations counted from the configuration: against docs/memory.md, and against what PyTorch counts."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -52,3 +53,16 @@ def test_pytorch_counts_about_the_same_products(settings: list[str]) -> None:
     counted = flops_per_token(config.model, config.chunk_size, TOKENS)
     assert counter.get_total_flops() / TOKENS == pytest.approx(counted.forward, rel=0.06)
     assert counted.training == 3 * counted.forward
+
+
+def test_a_backward_pass_has_twice_the_products() -> None:
+    """Counted with the products that are added in place, which PyTorch's counter leaves out."""
+    config = compose(["chunk_size.shard=128", "niah=off"])
+    prepare_device(replace(config.device, kernels=Kernels.torch))
+    model = build_model(config)
+    in_place = {torch.ops.aten.baddbmm_: lambda _, first, second, **__: 2 * prod(first) * second[-1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as forward:
+        logits = model(torch.zeros(1, TOKENS, dtype=torch.int64)).logits
+    with FlopCounterMode(display=False, custom_mapping=in_place) as backward:
+        logits.sum().backward()
+    assert backward.get_total_flops() / forward.get_total_flops() == pytest.approx(2, rel=0.02)
