@@ -8,6 +8,7 @@ from math import inf
 from statistics import mean
 from typing import Any
 
+from atlas.config import Unit
 from atlas.report.document import Chart
 from atlas.report.lines import Trace
 from atlas.report.marks import outliers
@@ -16,6 +17,7 @@ from atlas.report.wording import count, finite, value_text
 
 WIDE = 10.0  # the largest value over the smallest from which on an axis is logarithmic: learning rates, lengths
 LOSS = "Validation loss"  # low is good, and a diverged run's is out of range
+NAMED = 8  # values of a setting that its axis names
 LEAST_VALUES = 3  # of a setting that each run has its own value of: two are a table
 NOTE = "A dot is a run; the line goes through the means."
 
@@ -81,9 +83,12 @@ def _chart(
         for place, value, index in dots
     ]  # fmt: skip
     kind = "category" if not numeric else "log" if is_wide(ordered) else "linear"
-    plain = {} if kind == "category" else {"tickformat": "~g"}  # 0.0001, not 100 micro
+    named = {"tickvals": ordered, "ticktext": [value_text(x) for x in ordered]} if len(ordered) <= NAMED else {}
+    plain = {} if kind == "category" else {"tickformat": "~g", **named}  # 0.0001, not 100 micro
     layout: dict[str, Any] = {"xaxis": {"title": {"text": escape(name)}, "type": kind, **plain}, "hovermode": "closest"}
     layout["yaxis"] = {"title": {"text": escape(unit)}}
+    if unit == Unit.share:
+        layout["yaxis"]["range"] = [-0.05, 1.05]
     if outside:
         inside = [value for _, value, _ in dots if value <= limit]
         room = 0.06 * (max(inside) - min(inside)) or 0.06 * abs(max(inside))

@@ -213,11 +213,13 @@
         box.checked = !chosen.hidden.includes(box.value);
         box.addEventListener("change", take);
       }
+      const buttons = document.createElement("span");
       for (const [text, on] of [["all", true], ["none", false]]) {
         const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
         made.addEventListener("click", () => { for (const box of boxes) box.checked = on; take(); });
-        runs.append(made);
+        buttons.append(made);
       }
+      runs.querySelector("legend").after(buttons);
     }
     paint();
   }
