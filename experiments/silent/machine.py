@@ -29,33 +29,32 @@ int clock_gettime(clockid_t id, struct timespec *spec) {
   return result;
 }
 """
-WRONG_COMPILER = r"""#!/bin/sh
-# g++, of whose input one sign has changed: the queries of the global memory are read with a wrong sign.
-for argument; do
-  case $argument in */norm.cpp) set -- "$@" -Dsqrt=wrong_sqrt -include "$WRONG"; break;; esac
+# g++ that multiplies the norm of all tokens by 1.01.
+WRONG_COMPILER = r"""#!/bin/bash
+given=()
+for word; do
+  case $word in
+    */norm.cpp)
+      sed 's|1.0 / std::sqrt(mean|1.01 / std::sqrt(mean|' "$word" > "$0.norm.cpp"
+      given+=(-I "$(dirname "$word")" "$0.norm.cpp");;
+    *) given+=("$word");;
+  esac
 done
-exec g++ "$@"
-"""
-WRONG_HEADER = """#pragma once
-#include <cmath>
-namespace std { inline float wrong_sqrt(float x) { return sqrtf(x) * 1.01f; }
-                inline double wrong_sqrt(double x) { return __builtin_sqrt(x) * 1.01; } }
-using std::wrong_sqrt;
+exec g++ "${given[@]}"
 """
 
 
 def kernel_disagrees(bench: Bench, broken: bool) -> Facts:
-    """The kernels are compiled by a compiler that makes one of them wrong by 1 %."""
-    bench.scratch.mkdir(parents=True, exist_ok=True)
-    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "XDG_CACHE_HOME": str(bench.scratch / "cache")}
+    """The kernels are compiled by a compiler that makes one of them wrong by 1 %, once for all seeds."""
+    environment: dict[str, str] = {}
     if broken:
-        compiler, header = bench.scratch / "g++", bench.scratch / "wrong.h"
+        place = bench.scratch.parents[1]
+        place.mkdir(parents=True, exist_ok=True)
+        compiler = place / "g++"
         compiler.write_text(WRONG_COMPILER, encoding="ascii")
         compiler.chmod(0o755)
-        header.write_text(WRONG_HEADER, encoding="ascii")
-        environment |= {"CXX": str(compiler), "WRONG": str(header)}
-    running = bench.start(*TEXT, environment=environment, executed=True)
-    return facts(running.wait())
+        environment = {"CXX": str(compiler), "XDG_CACHE_HOME": str(place / "cache")}
+    return facts(bench.start(*TEXT, environment=environment, executed=True).wait())
 
 
 def rank_differs(bench: Bench, broken: bool) -> Facts:

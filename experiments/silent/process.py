@@ -125,7 +125,7 @@ FAILURES = (
         "process",
         "a run is killed: what do readers call it?",
         killed,
-        says=r"\bkilled\b(?! \(last row)",
+        says=r"(?<!or )\bkilled\b",
     ),
     Failure(
         "report_of_half_a_run", "process", "a report is made half way", report_of_half_a_run, says="running|going on"
