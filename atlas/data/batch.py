@@ -77,11 +77,12 @@ class Batch:
         return Batch(inputs, targets, weights, self.recall, self.fresh)
 
     def split(self, parts: int) -> list[Batch]:
-        """Cut into `parts` micro-batches of equally many rows, in row order; `parts` must divide B."""
+        """Cut into `parts` micro-batches of equally many rows, or one more, in row order."""
         rows = self.inputs.shape[0]
-        if parts < 1 or rows % parts:
-            raise ValueError(f"parts={parts}: must be a divisor of the {rows} rows")
-        columns = [getattr(self, f.name).split(rows // parts) for f in fields(self)]
+        if not 1 <= parts <= rows:
+            raise ValueError(f"parts={parts}: must be in [1, {rows}], the rows")
+        sizes = [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
+        columns = [getattr(self, f.name).split(sizes) for f in fields(self)]
         return [Batch(*pieces) for pieces in zip(*columns, strict=True)]
 
 

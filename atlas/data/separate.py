@@ -1,8 +1,8 @@
 """Rows of one document each, those of a batch about equally long, so that hardly anything is padding.
 
 The k-th row of a document begins at its token k T. A batch draws `POOL` rows for each of its own, every token of the
-store being equally likely, sorts them by length and takes neighbours of the first drawn: B of them, or m B that are at
-most T / m long. Its rows are as long as the longest of them, so a step has at most B T tokens.
+store being equally likely, sorts them by length and takes neighbours of the first drawn, as many as fill B T tokens.
+Its rows are as long as the longest of them, so there are at least B.
 
 Legend: B sequences of a full batch, T tokens.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atlas.data.store import StoreSplit
 
 POOL = 128
-MOST = 16  # m
+MOST = 16  # rows for each row of a full batch
 EXAMPLES = 32  # batches from which the share of padding is told
 
 
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
 
 def separate_rows(rng: np.random.Generator, split: StoreSplit, batch: int, sequence: int) -> Rows:
-    """The rows of one batch, m for each of `batch`."""
+    """The rows of one batch, at least `batch`."""
     drawn = _pool(rng, split, POOL * batch, sequence)
     full = np.flatnonzero(drawn.targets == sequence)[:batch]
     chosen = (
@@ -65,13 +65,10 @@ def _neighbours(targets: NDArray[np.int64], batch: int, sequence: int) -> NDArra
     """Which of the drawn rows form a batch around the first."""
     order = np.argsort(targets, kind="stable")
     place = int(np.flatnonzero(order == 0)[0])
-    for several in range(min(sequence // int(targets[0]), MOST), 1, -1):
-        chosen = _around(order, place, several * batch)
-        if several * targets[chosen[-1]] <= sequence:
-            return chosen
-    return _around(order, place, batch)
-
-
-def _around(order: NDArray[np.int64], place: int, count: int) -> NDArray[np.int64]:
-    first = min(max(place - count // 2, 0), len(order) - count)
-    return order[first : first + count]
+    chosen, longest = order[:0], int(targets[0])
+    for _ in range(2):  # the longest of the first choice tells how many there is room for
+        count = min(batch * sequence // longest, batch * MOST)
+        first = min(max(place - count // 2, 0), len(order) - count)
+        chosen = order[first : first + count]
+        longest = int(targets[chosen[-1]])
+    return chosen

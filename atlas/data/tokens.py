@@ -31,7 +31,7 @@ class TokenData(CorpusData):
 
     `documents=packed`: as they come, an end-of-document id between them; rows are drawn as those of text are, see
     `CorpusData`. `documents=separate`: a row holds one document or T tokens of it, and the rows of a batch are about
-    equally long, see `separate.py`. A batch of short ones has more rows, in all at most B T tokens.
+    equally long, see `separate.py`. A batch of short ones has more rows, of about B T tokens in all.
     """
 
     path: str
@@ -77,11 +77,11 @@ class TokenData(CorpusData):
         return super().describe() | {name: round(share, 4) for name, share in shares.items()}
 
     def _of_documents(self, rng: np.random.Generator, split: StoreSplit, rows: range | None = None) -> Batch:
-        """`rows`: of the batch, each stands for as many documents. What follows a document in a row does not count."""
+        """`rows`: of the batch, each stands for its share of the documents. What follows a document does not count."""
         self.store.release()  # what the batch before has read
         whole = separate_rows(rng, split, self.batch_size, self.sequence)
-        several, own = len(whole.starts) // self.batch_size, rows_of_batch(rows, self.batch_size)
-        part = slice(several * own.start, several * own.stop)
+        count, own = len(whole.starts), rows_of_batch(rows, self.batch_size)
+        part = slice(count * own.start // self.batch_size, count * own.stop // self.batch_size)
         starts, targets = whole.starts[part], whole.targets[part]
         places = np.arange(whole.targets.max() + 1)
         inside = places <= targets[:, None]

@@ -161,18 +161,26 @@ class AtlasModel(nn.Module):
         reading: Reading = self(tokens, state, plan=plan, mode=mode, with_logits=False)
         return reading
 
-    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross entropies [B, T] in nats of `targets` [B, T], from the `hidden` [B, T, D] of `read`.
 
-        More than `LOGITS_AT_ONCE` logits are made in pieces, and again in the backward pass.
+        More than `LOGITS_AT_ONCE` logits are made in pieces, and again in the backward pass; of targets whose `weights`
+        [B, T], on the CPU, are 0 they are then not made at all, and these losses are 0.
         """
         weight = self.embedding.weight
-        pieces = -(-targets.numel() * weight.shape[0] // LOGITS_AT_ONCE)
-        if pieces <= 1:
+        if -(-targets.numel() * weight.shape[0] // LOGITS_AT_ONCE) <= 1:
             return _cross_entropies(hidden, weight, targets)
-        parts = zip(hidden.flatten(0, 1).chunk(pieces), targets.flatten().chunk(pieces), strict=True)
-        losses = [checkpoint(_cross_entropies, part, weight, wanted, use_reentrant=False) for part, wanted in parts]
-        return torch.cat(losses).view_as(targets)
+        hidden, wanted, counted = hidden.flatten(0, 1), targets.flatten(), None
+        if weights is not None:
+            counted = weights.flatten().nonzero().squeeze(1).to(hidden.device)
+            hidden, wanted = hidden[counted], wanted[counted]
+        pieces = max(-(-wanted.numel() * weight.shape[0] // LOGITS_AT_ONCE), 1)
+        parts = zip(hidden.chunk(pieces), wanted.chunk(pieces), strict=True)
+        made = [checkpoint(_cross_entropies, part, weight, some, use_reentrant=False) for part, some in parts]
+        losses = torch.cat(made)
+        if counted is not None:
+            losses = losses.new_zeros(targets.numel()).index_put((counted,), losses)
+        return losses.view_as(targets)
 
     @property
     def tokens_at_once(self) -> int:

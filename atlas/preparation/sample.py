@@ -16,7 +16,7 @@ from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source
 
 TRAINING_BYTES = 64 << 20  # of text that a tokenizer is trained on
-ESTIMATE_BYTES = 512 << 10
+ESTIMATE_BYTES = 128 << 10
 EXPANSION = {"gz": 4.0, "zst": 4.0, "parquet": 2.5}  # text for a byte of a compressed file, about
 END_OF_DOCUMENT = "<|endoftext|>"
 

@@ -12,7 +12,6 @@ from atlas.preparation.settings import PrepareSettings
 from atlas.preparation.sources import Kind, Source
 
 HASH_BITS = 64
-CERTAIN = 20  # documents that a part gets on average; one that gets none of so many is as good as impossible
 MOST_DOCUMENTS = 10_000  # that are looked at beforehand
 
 
@@ -27,20 +26,17 @@ def validation_below(sources: Sequence[Source], settings: PrepareSettings, *, ut
     Where the sources have so few documents that a part would get none, it gets one.
     """
     bound = settings.validation_share * 2.0**HASH_BITS
-    rarer = min(settings.validation_share, 1 - settings.validation_share)
-    enough = min(round(CERTAIN / rarer), MOST_DOCUMENTS)
     if any(source.kind is Kind.hub for source in sources):
         return bound
-    hashes = set()
-    for number, text in enumerate(_texts(sources, settings, utf8=utf8), 1):
-        hashes.add(hash_of(text))
-        if number == enough:
+    least, most = 2**HASH_BITS, -1  # hashes
+    for count, text in enumerate(_texts(sources, settings, utf8=utf8), 1):
+        number = hash_of(text)
+        least, most = min(least, number), max(most, number)
+        if least < bound <= most or count == MOST_DOCUMENTS:  # each part has one, or they are many
             return bound
-    if len(hashes) > 1 and min(hashes) >= bound:
-        return min(hashes) + 1
-    if len(hashes) > 1 and max(hashes) < bound:
-        return max(hashes)
-    return bound
+    if least >= most:  # none, or copies of one
+        return bound
+    return least + 1 if least >= bound else most
 
 
 def _texts(sources: Sequence[Source], settings: PrepareSettings, *, utf8: bool) -> Iterator[bytes]:

@@ -102,9 +102,9 @@ class MicroStep(nn.Module):
         """`on_cpu`: the same as `micro`. `weight`: of the polarisation of the gates, a mean over `micro_batches`."""
         with self._autocast:
             outputs = run_rows(self.model.read, micro.inputs, before)
-            targets = micro.targets.split([len(output.hidden) for output in outputs])
-            read = zip(outputs, targets, strict=True)
-            losses = join([self.model.losses(output.hidden, wanted) for output, wanted in read])
+            rows = [len(output.hidden) for output in outputs]
+            read = zip(outputs, micro.targets.split(rows), on_cpu.weights.split(rows), strict=True)
+            losses = join([self.model.losses(output.hidden, wanted, weights) for output, wanted, weights in read])
         gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
         part = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
         total, penalty = part.total, torch.zeros_like(part.total)

@@ -77,7 +77,9 @@ print(of_batch / (time.perf_counter() - began))
 """
 SEPARATED = """
 import sys, time, torch, atlas
+from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import build_data, build_model
+keep_freed_memory()  # as in a run
 ways, model, seconds, counted = {}, None, {}, {}
 for way in ("packed", "separate"):
     settings = ["data=tokens", f"data.path={sys.argv[1]}", f"data.documents={way}", "model.vocabulary=257", "niah=off"]

@@ -27,8 +27,8 @@ CASES = {
     "set_a": ["model=small", "chunk_size=set_a", "train.batch_size=4", "niah=off", "calibration=off"],
     "transformer": ["model=transformer", "train.batch_size=64", "niah=off"],
     "atlas_43m": [
-        "model=atlas_43m", "model.vocabulary=32000", "train.batch_size=1", "train.sequence=2048", "niah=off",
-        "calibration=off", "rollback=off", "train.steps=1",
+        "model=atlas_43m", "model.vocabulary=32000", "data=stdlib", "train.batch_size=1", "train.sequence=2048",
+        "niah=off", "calibration=off", "rollback=off", "train.steps=1",
     ],
 }  # fmt: skip
 

@@ -114,6 +114,9 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
         (["resume=nowhere"], "resume=nowhere: must be auto, a run folder (with config.yaml) or one of its checkpoints"),
         (["data._target_=stranger.Data"], "data._target_=stranger.Data: must be a component of atlas, unless "),
         (["device.threads=100000"], "device.threads=100000: must be in [0, 1024] (0 = torch's own choice)"),
+        (["--plan", "-m", "seed=0,1"], "--plan=-m: must be given for one run, without -m"),
+        (["--plan", "data=tokens"], "data.path=: must be the folder of a token store"),
+        (["model.width=1048576", "model.heads=8"], "model.width=1048576: must be, with model.layers, model.vocabulary"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -126,6 +129,16 @@ def test_bad_input_gets_one_line_and_no_run_folder(
     assert (ended.status, ended.out, len(ended.err)) == (2, "", 1)
     assert ended.err[0].startswith(f"atlas: {message}")
     assert written(tmp_path) == ["file"]
+    assert list(tmp_path.glob("outputs/*/*")) == []
+
+
+@pytest.mark.slow
+def test_a_plan_is_printed_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = command("--plan", *SHORT)
+    assert (ended.status, ended.err, written(tmp_path)) == (0, [], [])
+    titles = [line.split("  ")[0] for line in ended.out.splitlines() if not line.startswith(" ")]
+    assert titles == ["parameters", "operations", "peak memory", "a step", "the run"]
     assert list(tmp_path.glob("outputs/*/*")) == []
 
 

@@ -29,8 +29,16 @@ def test_split_keeps_rows_in_order(batch: Batch) -> None:
     assert torch.equal(torch.cat([part.weights for part in parts]), batch.weights)
 
 
-@pytest.mark.parametrize("parts", [0, 3, 8])
-def test_split_refuses_parts_that_do_not_divide(batch: Batch, parts: int) -> None:
+def test_rows_that_cannot_be_cut_evenly_are_cut_about_evenly() -> None:
+    column = torch.arange(13)
+    batch = Batch(*(column[:, None],) * 3, column > 5, column > 7)
+    parts = batch.split(4)
+    assert [len(part.inputs) for part in parts] == [3, 3, 3, 4]
+    assert torch.equal(torch.cat([part.recall for part in parts]), batch.recall)
+
+
+@pytest.mark.parametrize("parts", [0, 5, 8])
+def test_split_refuses_more_parts_than_rows(batch: Batch, parts: int) -> None:
     with pytest.raises(ValueError, match=f"parts={parts}"):
         batch.split(parts)
 

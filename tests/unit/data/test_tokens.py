@@ -207,7 +207,7 @@ def test_separate_documents_fill_a_row_each_and_padding_does_not_count(uneven: P
     for step in range(1, 60):
         batch = data.batch(step)
         rows, longest = batch.inputs.shape
-        assert rows % 8 == 0
+        assert rows >= 8
         assert rows * longest <= 8 * 64
         counts = batch.weights.sum(dim=1).long()
         assert (batch.weights == (torch.arange(longest) < counts[:, None])).all()
@@ -215,8 +215,8 @@ def test_separate_documents_fill_a_row_each_and_padding_does_not_count(uneven: P
         for inputs, targets, count in zip(batch.inputs, batch.targets, counts.tolist(), strict=True):
             assert (bytes_of(torch.cat((inputs[:1], targets[:count])).numpy()), count) in known
         positions, padded = positions + batch.weights.numel(), padded + int((batch.weights == 0).sum())
-        several = rows // 8
-        assert (data.batch(step, range(2, 5)).inputs == batch.inputs[2 * several : 5 * several]).all()
+        halves = [data.batch(step, half).inputs for half in (range(4), range(4, 8))]  # as of two processes
+        assert all(map(torch.equal, halves, (part.inputs for part in batch.split(2))))
     assert padded / positions < 0.1
     assert data.describe()["padding"] == pytest.approx(padded / positions, abs=0.05)
 

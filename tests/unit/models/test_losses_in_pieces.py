@@ -56,6 +56,25 @@ def test_pieces_give_the_losses_and_gradients_of_the_whole(at_once: int, monkeyp
     assert largest.elements <= max(at_once, VOCABULARY * 16)
 
 
+def test_what_has_no_weight_gets_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = model()
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(VOCABULARY, (3, 33), generator=generator)
+    weights = torch.rand(3, 32, generator=generator) * (torch.rand(3, 32, generator=generator) < 0.3)
+    whole = subject.losses(subject.read(tokens[:, :-1]).hidden, tokens[:, 1:])
+    wanted = torch.autograd.grad((whole * weights).sum(), list(subject.parameters()), allow_unused=True)
+    monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 50 * VOCABULARY)
+    with Largest() as largest:
+        losses = subject.losses(subject.read(tokens[:, :-1]).hidden, tokens[:, 1:], weights)
+        found = torch.autograd.grad((losses * weights).sum(), list(subject.parameters()), allow_unused=True)
+    torch.testing.assert_close(losses, whole * (weights > 0), rtol=1e-6, atol=1e-6)
+    for some, full in zip(found, wanted, strict=True):
+        torch.testing.assert_close(some, full, rtol=1e-4, atol=1e-5) if full is not None else None
+    assert largest.elements == int((weights > 0).sum()) * VOCABULARY
+    with torch.no_grad():
+        assert (subject.losses(subject.read(tokens[:, :-1]).hidden, tokens[:, 1:], weights * 0) == 0).all()
+
+
 def test_one_piece_is_bitwise_the_loss_of_the_logits() -> None:
     subject = model()
     tokens = torch.randint(VOCABULARY, (3, 33), generator=torch.Generator().manual_seed(1))
