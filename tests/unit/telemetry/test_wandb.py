@@ -77,7 +77,7 @@ def test_an_offline_run_keeps_both_segments_the_alerts_and_the_decision_numbers(
     assert (written["seed"], written["chunk_size"], written["versions"]) == (3, {"local": [16]}, {"torch": "2.13.0"})
     history = [record["item"] for record in of_type(records, "history")]
     (shown,) = [item for item in history if "loss" not in item]
-    print(shown)
+    assert (shown["train/step"], shown["sample/1._type"]) == (3, "html-file")
     (page,) = (tmp_path / "wandb").glob("offline-run-*/files/media/html/sample/*.html")
     assert page.read_text() == "<pre>a &lt;b</pre><pre>c</pre>"
     rows = [item for item in history if "loss" in item]
