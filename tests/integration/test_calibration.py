@@ -84,6 +84,7 @@ def test_a_resumed_run_does_not_calibrate_again_and_still_tells(
     assert len(left(tmp_path / "cut").events("calibration", "reset_shock")) == 2
 
 
+@pytest.mark.slow
 def test_a_shock_that_an_earlier_start_measured_is_not_that_of_a_stopped_run(
     tiny: Tiny, interrupting: Any, tmp_path: Path
 ) -> None:
