@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from experiments.silent.bench import TEXT, Bench, Ended, of_table
+from experiments.silent.bench import STEPS, TEXT, Bench, Ended, of_table
 
 TELLING = ("watch", "warning", "spike", "rollback", "error", "notice")
 USUAL = re.compile("injects |resumed from|W&B is offline")  # notices of what the catalogue itself does
@@ -135,13 +135,13 @@ def trained(*cause: str, calm: Sequence[str] = (), shared: Sequence[str] = TEXT,
     return run, " ".join((*shared, *calm))
 
 
-def with_optimizer(name: str, *settings: str, at: int | None = None, calm: str = "sound") -> tuple[Procedure, str]:
-    """A run whose optimiser is `wrong_optim.NAME`, beside one with that of the package."""
+def with_optimizer(name: str, *settings: str, at: int | None = None, steps: int = STEPS) -> tuple[Procedure, str]:
+    """A run of so many steps whose optimiser is `wrong_optim.NAME`, beside one with that of the package."""
     given = () if at is None else (f"+optim.at={at}",)
-    rest = ("trust=[experiments.silent]", *TEXT)
+    shared = ("optim=adamw", "trust=[experiments.silent]", f"train.steps={steps}", *TEXT)
     target = "optim._target_=experiments.silent.wrong_optim."
     cause = (f"{target}{name}", *given, *settings)
-    return trained(*cause, calm=(f"{target}{calm}",), shared=("optim=adamw", *rest), at=at or 0)
+    return trained(*cause, calm=(f"{target}sound",), shared=shared, at=at or 0)
 
 
 def with_data(name: str, *settings: str, at: int = 0) -> tuple[Procedure, str]:
