@@ -96,7 +96,13 @@ def _last_step(ended: Ended) -> int | None:
 def new(broken: Facts, calm: Facts, says: str) -> list[Finding]:
     """The findings that the calm run does not have, of the wanted pattern."""
     usual = {finding.what for finding in calm.findings}
-    return [f for f in broken.findings if f.what not in usual and re.search(says, f"{f.kind} {f.message}", re.I)]
+    other = [f for f in broken.findings if f.what not in usual and (not of_machine(f) or "slow" in says)]
+    return [f for f in other if re.search(says, f"{f.kind} {f.message}", re.I)]
+
+
+def of_machine(finding: Finding) -> bool:
+    """Whether it tells that the machine has become slow: where others use it too, that is true of any run."""
+    return finding.message.startswith("slowdown: ")
 
 
 def outcome(broken: Facts, calm: Facts, says: str) -> tuple[str, int | None, str]:
