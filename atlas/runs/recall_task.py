@@ -20,7 +20,7 @@ def recall_warnings(config: RunConfig, data: DataSource) -> list[str]:
     """What a user should know of the recall task before training, a sentence each; [] for data without one."""
     if isinstance(data, RecallAndText) and not max(data.share.start, data.share.end):
         return []
-    return _of_task(config, data.task) if isinstance(data, RecallData | RecallAndText) else []
+    return _of_task(config, data.recall) if isinstance(data, RecallData | RecallAndText) else []
 
 
 def _of_task(config: RunConfig, task: RecallTask) -> list[str]:

@@ -7,8 +7,9 @@ python -m experiments.silent.calm [KEY=VALUE ...]
 
 The default recipe to its end, `small` for 300 steps, and the small model of the catalogue with each learning rule, each
 fusion, carried memory, each optimiser, each source of text, 10,000 steps, and more. An hour on one core, of which the
-two recipes take most; a run that calm.json has for this revision is not made again. Writes calm.json and CALM.md beside
-this file. Exit status: 0 no finding, 1 there are some, 2 refused.
+two recipes take most; the machine must be quiet, since a run tells when it is slowed. A run that calm.json has for this
+revision is not made again. Writes calm.json and CALM.md beside this file.
+Exit status: 0 no finding, 1 there are some, 2 refused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from atlas.runs.environment import git_revision, versions
 from experiments.silent.bench import MIXED, TEXT, Bench
 from experiments.silent.data import little_text, store
 from experiments.silent.failure import facts
+from experiments.silent.table import QUIET as QUIET_KINDS
 
 HERE = Path(__file__).parent
 RULES = ("gd", "momentum", "muon", "omega", "atlas")
@@ -85,9 +87,7 @@ def calm(name: str, place: Path) -> dict[str, Any]:
         settings = ("data=tokens", f"data.path={made}", *settings[1:])
     ended = bench.run(*QUIET, *settings, bare=True) if name in RECIPES else bench.run(*settings)
     found = facts(ended)
-    told = [
-        f"{one.kind} at step {one.step}: {one.message}" for one in found.findings if one.kind not in ("notice", "table")
-    ]
+    told = [f"{one.kind} at step {one.step}: {one.message}" for one in found.findings if one.kind not in QUIET_KINDS]
     verdicts = [one.message for one in found.findings if one.kind == "table"]
     seconds = round(time.monotonic() - began, 1)
     return {"status": found.status, "findings": told, "verdicts": verdicts, "seconds": seconds}

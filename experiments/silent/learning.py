@@ -33,8 +33,8 @@ FAILURES = (
     _failure("lr_far_too_high", "`optim.lr=0.3`: a plateau from the start", trained("optim.lr=0.3")),
     _failure(
         "slow_divergence",
-        f"the learning rate grows by 3 % a step from step {MIDDLE} on",
-        with_optimizer("growing", at=MIDDLE),
+        f"the learning rate grows by 2 % a step from step {MIDDLE} on, in {2 * STEPS} steps",
+        with_optimizer("growing", at=MIDDLE, steps=2 * STEPS),
     ),
     _failure("frozen", "the matrices of all blocks have `requires_grad=False`", with_optimizer("frozen")),
     _failure(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.runs.environment import git_revision, versions
-from experiments.silent.failure import Facts, Failure, outcome
+from experiments.silent.failure import Facts, Failure, of_machine, outcome
 
 HERE = Path(__file__).parent
 NOT_NOTICED = "NOT NOTICED"
@@ -40,7 +40,7 @@ class Caused:
     @property
     def false_alarms(self) -> list[str]:
         """What the calm run told, without the kinds that are no alarm: reports, notices, probes of so small a model."""
-        return [f"{f.kind}: {f.message}" for f in self.calm.findings if f.kind not in QUIET]
+        return [f"{f.kind}: {f.message}" for f in self.calm.findings if f.kind not in QUIET and not of_machine(f)]
 
 
 def text_of(found: Sequence[Caused]) -> str:
@@ -65,6 +65,9 @@ def text_of(found: Sequence[Caused]) -> str:
     missed = [name for name in names if not all(one.noticed for one in found if one.failure.name == name)]
     alarms = sum(len(one.false_alarms) for one in found)
     lines += ["", f"{noticed} of {len(names)} failures are noticed or told, with every seed. False alarms: {alarms}."]
+    slowed = sum(of_machine(finding) for one in found for finding in one.calm.findings)
+    if slowed:
+        lines += ["", f"{slowed} calm runs tell that the machine was slow, which is true where others use it too."]
     if missed:
         lines += ["", f"Not noticed, or not with every seed: {', '.join(missed)}."]
     return "\n".join(lines)

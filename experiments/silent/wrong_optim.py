@@ -41,11 +41,11 @@ def sound(*, model: nn.Module, steps: int, at: int = 0, **settings: Any) -> Sche
 
 class _Growing(_Disturbed):
     def lr_at(self, step: int) -> float:
-        return super().lr_at(step) * 1.03 ** max(step - self.at, 0)
+        return super().lr_at(step) * 1.02 ** max(step - self.at, 0)
 
 
 def growing(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
-    """A schedule with a wrong sign: the learning rate grows by 3 % a step."""
+    """A schedule with a wrong sign: the learning rate grows by 2 % a step."""
     return _Growing(adamw(model=model, steps=steps, **settings), at)
 
 

@@ -18,8 +18,8 @@ def locked_by_another(folder: Path) -> int:
     """A process that holds the lock until it is killed."""
     process = os.fork()
     if process == 0:
-        RunLock(folder)
-        (folder / "locked").touch()
+        lock = RunLock(folder)
+        (folder / "locked").write_text(str(lock.holds))
         time.sleep(60)
         os._exit(0)
     while not (folder / "locked").exists():
