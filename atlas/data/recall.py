@@ -188,10 +188,6 @@ class RecallData(HandedOver):
     def __post_init__(self) -> None:
         self.recall.require_fit(self.sequence)
 
-    @property
-    def task(self) -> RecallTask:
-        return self.recall
-
     @cached_property
     def corpus(self) -> Corpus | None:
         if not self.recall.needs_text:
