@@ -30,7 +30,8 @@ Groups (* is the default)
 
 resume=PATH continues the run in that folder, resume=auto the one in hydra.run.dir, if there is one;
 init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
-{faults}. debug.profile=FIRST:LAST shows where the time of these steps goes.
+{faults}.
+debug.profile=FIRST:LAST shows where the time of these steps goes.
 
 telemetry.samples=N continues N validation texts after each validation; telemetry.every=N is how often a row is written.
 watch.NAME=warn|abort|rollback|off says what follows where a watcher finds something; NAME is one of

@@ -10,8 +10,6 @@ from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from atlas.config import LEVELS, level_of
 from atlas.config.composition import save_config
 from atlas.models.flops import flops_per_token
@@ -79,7 +77,7 @@ def _take_utilisation(summary: RunSummary, trainer: Trainer) -> None:
     """The share of the devices' peak that training used; it is measured on this rank, and taken times their number."""
     config, step = trainer.config, trainer.step
     summary.flops_per_token = flops_per_token(config.model, config.chunk_size, config.train.sequence).training
-    with suppress(torch.OutOfMemoryError):
+    with suppress(RuntimeError):  # of a device without room, or one that the run has left broken
         peak = measured_peak(step.device, step.precision, trainer.clocks.seconds["train"])
         summary.peak_flops = peak * trainer.ranks.world
     if summary.peak_flops and summary.tokens_per_second:
