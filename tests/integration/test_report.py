@@ -165,6 +165,25 @@ def test_runs_are_chosen_smoothed_and_shown_on_a_logarithmic_axis(page: Path, br
 
 
 @pytest.mark.slow
+def test_any_series_of_the_runs_is_a_chart_of_all_of_them(page: Path, browser: Browser) -> None:
+    tab = browser.new_page()
+    open_file(tab, page)
+    series = tab.locator(".runs select")
+    series.focus()
+    assert series.locator("option").all_text_contents() == ["none", "Loss", HOSTILE.capitalize()]
+    series.select_option("Loss")
+    names = "plot => plot.data.map(trace => trace.name)"
+    found = chart(tab, "Loss, all runs").locator(".plot").evaluate(names)
+    assert found[:2] == ["0 lr=0 data=text", "1 lr=0.1 data=text"]
+    assert found[2].startswith("2 lr=0.2 data=&lt;script&gt;")
+    assert tab.title() == "sweep sweep - atlas"
+    tab.reload()
+    assert len(chart(tab, "Loss, all runs").locator(".plot").evaluate(names)) == 3
+    tab.locator(".runs select").select_option("none")
+    assert tab.locator("figure:has(h3:text-is('Loss, all runs'))").count() == 0
+
+
+@pytest.mark.slow
 def test_the_numbers_of_a_chart_are_saved(page: Path, browser: Browser) -> None:
     tab = browser.new_page()
     open_file(tab, page)
@@ -172,6 +191,6 @@ def test_the_numbers_of_a_chart_are_saved(page: Path, browser: Browser) -> None:
         chart(tab, "Training loss of all runs").locator("button:text-is('CSV')").click()
     assert download.value.suggested_filename == "Training_loss_of_all_runs.csv"
     lines = download.value.path().read_text().splitlines()
-    assert lines[:2] == ["series,step,value", lines[1]]
+    assert lines[0] == "series,step,value"
     assert "1 lr=0.1 data=text,5,2.5" in lines
     assert f"2 lr=0.2 data={HOSTILE[:31]}…,1,2.9" in lines

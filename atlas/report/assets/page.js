@@ -59,7 +59,7 @@
   const kept = (() => {
     try { return JSON.parse(sessionStorage.getItem("atlas " + location.pathname)) ?? {}; } catch { return {}; }
   })();
-  const chosen = { smoothing: 0, hidden: [], log: {}, range: {}, open: [], ...kept };
+  const chosen = { smoothing: 0, hidden: [], log: {}, range: {}, open: [], another: "", ...kept };
 
   function keep() {
     chosen.open = [...document.querySelectorAll("details[open]")].map(nameOf);
@@ -117,6 +117,7 @@
 
   function drawOnce(plot) {
     if (!drawn.has(plot)) {
+      addButtons(plot);
       draw(plot);
       plot.on("plotly_relayout", change => remember(plot, change));
     }
@@ -146,7 +147,7 @@
   // The buttons of a chart.
   function addButtons(plot) {
     const row = document.createElement("div");
-    const name = nameOf(plot), figure = JSON.parse(plot.nextElementSibling.textContent);
+    const name = nameOf(plot), figure = figureOf(plot);
     row.className = "act";
     const button = (text, title, action) => {
       const made = Object.assign(document.createElement("button"), { type: "button", textContent: text, title });
@@ -162,7 +163,6 @@
         chosen.log[name] = !isLog();
         delete chosen.range[name]?.yaxis;
         made.setAttribute("aria-pressed", isLog());
-        drawOnce(plot);
         draw(plot);
       });
       made.setAttribute("aria-pressed", isLog());
@@ -172,7 +172,6 @@
       button("all", "the whole range of values, or the usual one again", () => {
         const range = chosen.range[name] ??= {};
         if (range.yaxis === null) delete range.yaxis; else range.yaxis = null;
-        drawOnce(plot);
         draw(plot);
       });
     }
@@ -180,16 +179,19 @@
     plot.parentElement.querySelector("figcaption h3").after(row);
   }
 
+  // Text of a chart without its markup; parsing runs nothing.
+  const plain = text => typeof text === "string" ? new DOMParser().parseFromString(text, "text/html").body.textContent : text;
+
   // The numbers of a chart: a line for each point.
   function save(plot, figure) {
     const quoted = value => /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value;
-    const plain = html => new DOMParser().parseFromString(String(html), "text/html").body.textContent; // runs nothing
     const shown = figure.data.filter(trace => !chosen.hidden.includes(trace.legendgroup));
-    const rows = shown.flatMap(trace => trace.z
-      ? trace.z.flatMap((line, y) => line.map((value, x) => [plain(trace.y[y]), trace.x[x], value]))
-      : trace.y.map((value, at) => trace.customdata
-        ? [plain(trace.name), ...trace.customdata[at].map(plain)]
-        : [plain(trace.name), plain(trace.x[at]), value]));
+    const rows = shown.flatMap(trace => {
+      const name = plain(trace.name);
+      if (trace.z) return trace.z.flatMap((line, y) => line.map((value, x) => [plain(trace.y[y]), trace.x[x], value]));
+      if (trace.customdata) return trace.customdata.map(([axis, value]) => [name, plain(axis), plain(value)]);
+      return trace.y.map((value, at) => [name, plain(trace.x[at]), value]);
+    });
     const text = [["series", figure.layout.xaxis?.title?.text || "x", "value"], ...rows]
       .map(row => row.map(value => quoted(value ?? "")).join(",")).join("\n") + "\n";
     const link = document.createElement("a");
@@ -197,6 +199,73 @@
     link.download = plot.parentElement.querySelector("h3").textContent.trim().replace(/[^\w.=-]+/g, "_") + ".csv";
     link.click();
     URL.revokeObjectURL(link.href);
+  }
+
+  // Every series of the single runs' charts: its name -> the trace of each run that has it.
+  function seriesOfRuns() {
+    const found = new Map();
+    for (const section of document.querySelectorAll("section[id^='run-']")) {
+      const run = section.id.slice(4), label = section.querySelector("h2").innerHTML; // as the names of other traces
+      for (const plot of section.querySelectorAll(".plot")) {
+        const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
+        const title = plot.parentElement.querySelector("h3").textContent;
+        for (const trace of layout.xaxis?.title?.text === "step" ? data : []) {
+          if (trace.type !== "scatter" || ["undone", "level", "mean"].includes(trace.meta)) continue;
+          const name = trace.name && data.length > 1 ? `${title}: ${plain(trace.name)}` : title;
+          if (!found.has(name)) found.set(name, { axis: layout.yaxis, traces: [] });
+          found.get(name).traces.push({ ...trace, name: label, legendgroup: run });
+        }
+      }
+    }
+    return found;
+  }
+
+  // A chart of all runs of a series that the report has no such chart of.
+  function addAnother(runs) {
+    const select = document.createElement("select"), label = document.createElement("label");
+    const colours = [...runs.querySelectorAll("i")].map(dot => dot.dataset.colour);
+    const figure = document.createElement("figure");
+    let series;
+    const fill = () => {
+      if (series) return;
+      series = seriesOfRuns();
+      for (const [name, { traces }] of series) if (traces.length > 1) select.append(new Option(name, name));
+    };
+    const show = () => {
+      chosen.another = select.value;
+      for (const plot of drawn.keys()) if (figure.contains(plot)) { drawn.delete(plot); Plotly.purge(plot); }
+      figure.remove();
+      if (!select.value) return;
+      const { axis, traces } = series.get(select.value);
+      const data = traces.map(trace => {
+        const colour = colours[Number(trace.legendgroup)];
+        return {
+          ...trace, meta: undefined, opacity: 1, hoverinfo: undefined, hovertemplate: "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>",
+          line: { color: colour, width: 1.6 }, marker: { color: colour, size: 5 },
+        };
+      });
+      const layout = {
+        xaxis: { title: { text: "step" } }, yaxis: { title: axis.title, type: axis.type, tickformat: axis.tickformat },
+        hovermode: "closest", showlegend: false,
+      };
+      figure.className = "chart";
+      figure.innerHTML = "<figcaption><h3></h3></figcaption><div class='plot' role='img'></div>";
+      figure.querySelector("h3").textContent = `${select.value}, all runs`;
+      figure.append(Object.assign(document.createElement("script"), { type: "application/json", textContent: JSON.stringify({ data, layout }) }));
+      runs.parentElement.querySelector(".charts").prepend(figure);
+      drawOnce(figure.querySelector(".plot"));
+    };
+    label.append("another series of these runs", select);
+    select.append(new Option("none", ""));
+    select.addEventListener("focus", fill);
+    select.addEventListener("pointerdown", fill);
+    select.addEventListener("change", () => { fill(); show(); });
+    runs.append(label);
+    if (chosen.another) {
+      fill();
+      select.value = chosen.another;
+      if (select.value) show();
+    }
   }
 
   function addTools() {
@@ -220,6 +289,7 @@
         buttons.append(made);
       }
       runs.querySelector("legend").after(buttons);
+      addAnother(runs);
     }
     paint();
   }
@@ -266,7 +336,6 @@
       entries.filter(entry => entry.isIntersecting).forEach(entry => { watcher.unobserve(entry.target); drawOnce(entry.target); });
     }, { rootMargin: "200px" });
     for (const details of document.querySelectorAll("details")) details.open ||= chosen.open.includes(nameOf(details));
-    plots.forEach(addButtons);
     addTools();
     plots.forEach(plot => watcher.observe(plot));
     dark.addEventListener("change", () => { redraw(); paint(); });
