@@ -169,7 +169,7 @@ class CheckpointManager:
         step: int,
         plain: dict[str, Any],
         health: Mapping[str, float | bool | None],
-        files: dict[str, list[Any]],
+        files: dict[str, Any],
     ) -> SavedCheckpoint:
         """Make it a checkpoint. `plain`: for state.pt; `files`: those that are there, with size and SHA-256."""
         try:
@@ -274,7 +274,7 @@ class CheckpointManager:
         step: int,
         state: dict[str, Any],
         health: Mapping[str, float | bool | None],
-        files: dict[str, list[Any]],
+        files: dict[str, Any],
     ) -> Manifest:
         """Write what is missing, verify all of it and give the checkpoint its name. On failure nothing is left."""
         final = self.root / f"step-{step:08d}"

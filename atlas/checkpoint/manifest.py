@@ -38,7 +38,7 @@ class Manifest:
     healthy: bool  # every health number was finite, and health["healthy"], if given, was true
     config_hash: str
     versions: dict[str, str]
-    files: dict[str, list[Any]] = field(default_factory=dict)  # name in tensors/ -> size and SHA-256; layout `sharded`
+    files: dict[str, Any] = field(default_factory=dict)  # name in tensors/ -> size and SHA-256; layout `sharded`
 
     @property
     def stopped(self) -> bool:

@@ -95,7 +95,9 @@ def read_tensors(folder: Path, files: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises `UnsoundError` for a folder that is not one of tensors.
     """
-    from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load  # late: they take a second
+    from torch.distributed.checkpoint.api import CheckpointException  # imported late: they take a second
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     class Reader(FileSystemReader):
         def read_metadata(self, *_: Any, **__: Any) -> Any:

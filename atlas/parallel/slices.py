@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -36,8 +37,9 @@ class Slices(Generic[Model]):
             owner, _, attribute = name.rpartition(".")
             parameter = model.get_parameter(name)
             setattr(model.get_submodule(owner), attribute, nn.Parameter(parameter.detach().view(1)))
-        for unit in [*units, model]:
-            fully_shard(unit, mesh=mesh)
+        modules: list[nn.Module] = [*units, model]
+        for module in modules:
+            fully_shard(module, mesh=mesh)
         for unit in _units(model):
             unit.set_gradient_divide_factor(1.0)  # a rank has divided its losses by what the whole batch counts
             unit.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it sums
@@ -73,7 +75,7 @@ class Slices(Generic[Model]):
     def saved_moments(self, optimizer: torch.optim.Optimizer, *, whole: bool) -> dict[str, Any]:
         """The state of an optimiser of the model's parameters, as a checkpoint has it."""
         state = optimizer.state_dict()
-        return {**state, "state": self._moments(optimizer, state, lambda *moment: self._saved(*moment, whole))}
+        return {**state, "state": self._moments(optimizer, state, partial(self._saved, as_whole=whole))}
 
     def of_moments(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
         """The same as this rank's `optimizer` loads it."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, save
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None) -> str:

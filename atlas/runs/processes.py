@@ -18,9 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from torch import multiprocessing
-from torch.distributed import TCPStore
-from torch.multiprocessing.spawn import ProcessContext, ProcessException
+from torch.distributed.distributed_c10d import TCPStore
+from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
 
 from atlas.config import RunConfig
 from atlas.parallel.launch import launched
@@ -102,7 +101,7 @@ def _run(start: Start) -> dict[int, str]:
     resource_tracker.ensure_running()  # else it unblocks signals when the first rank is started
     with listening(request):
         with _blocked_signals():  # a rank inherits that, until it handles them
-            ranks = multiprocessing.start_processes(
+            ranks = start_processes(  # type: ignore[no-untyped-call]
                 _rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn"
             )
             request.to(ranks)

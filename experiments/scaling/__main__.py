@@ -46,7 +46,7 @@ SIZES = {
     "2.7 B": (32, 2560, 4480),
     "7 B": (32, 4096, 7168),
 }
-SMALL = ["model=tiny", "data=text", "niah=off", "calibration=off", "logger=none", "device=cpu", "device.threads=1"]
+SMALL = ["model=tiny", "data=stdlib", "niah=off", "calibration=off", "logger=none", "device=cpu", "device.threads=1"]
 
 
 @dataclass(frozen=True)

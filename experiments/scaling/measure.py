@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, multiprocessing
-from torch.distributed import TCPStore
+from torch import Tensor
+from torch.distributed.distributed_c10d import TCPStore
+from torch.multiprocessing.spawn import start_processes
 
 from atlas.config import ParallelKind, RunConfig
 from atlas.parallel.launch import launched
@@ -38,7 +39,8 @@ def measure(config: RunConfig, world: int) -> list[Found]:
     """Of every rank of a run of `config` by `world` processes."""
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.start_processes(_rank, (config, world, store.port, folder), nprocs=world, start_method="spawn")
+        arguments = config, world, store.port, folder
+        start_processes(_rank, arguments, nprocs=world)  # type: ignore[no-untyped-call]
         return [Found(*pickle.loads((Path(folder) / str(rank)).read_bytes())) for rank in range(world)]
 
 

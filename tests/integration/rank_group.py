@@ -147,6 +147,7 @@ def state_of(config: RunConfig, ranks: Ranks) -> TrainState:
     model = build_model(config)
     monitor, history = GateMonitor(config.train.gate), History(config.rollback)
     state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
+    ranks.limit(config.parallel.step_timeout_s)  # DTensor keeps the name of a group that it has seen: that of a run
     if config.parallel.kind is ParallelKind.fsdp and ranks.world > 1:
         slice_state(config, state, torch.device("cpu"))
     return state
