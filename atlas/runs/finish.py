@@ -15,6 +15,7 @@ from atlas.config.composition import save_config
 from atlas.models.flops import flops_per_token
 from atlas.probes.result import NOT_ASKED
 from atlas.report.heatmap import draw_heatmaps
+from atlas.runs.baselines import Baseline, comparable
 from atlas.runs.environment import PeakMemory, device_name
 from atlas.runs.peak_flops import measured_peak
 from atlas.runs.summary import RunSummary
@@ -88,6 +89,8 @@ def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> 
     summary.loss, summary.perplexity, summary.recall_loss = last.loss, last.perplexity, last.recall
     summary.validation_loss = trainer.validation[1] if trainer.validation else None
     if summary.validation_loss is not None:
+        if summary.step == summary.steps and trainer.config.model.memory.enabled:
+            summary.baselines = comparable(trainer.config, summary.parameters, summary.data_digest)
         summary.validation_bits_per_byte = summary.validation_loss / log(2) / summary.bytes_per_token
     if trainer.gates is not None:
         summary.gate_mean, summary.gate_std, summary.gate_polarised = trainer.gates
@@ -179,6 +182,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("validation loss", _nats(summary, summary.validation_loss)),
         ("bits per byte", _bits_per_byte(summary)),
         ("bigram baseline", _nats(summary, summary.baseline_loss)),
+        *[("without memory", str(Baseline(**one))) for one in summary.baselines],
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
         ("memory", _memory_use(summary.memory_use)),
