@@ -9,6 +9,7 @@ with "restart": 1 are done by new processes, which torchrun's store tells apart 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -30,6 +31,7 @@ from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, ParallelConfig, ParallelKind, RunConfig
 from atlas.data.batch import Batch
 from atlas.data.text import TextData
+from atlas.parallel import tensor_writer
 from atlas.parallel.launch import launched
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.parallel.slices import slice_of
@@ -118,6 +120,19 @@ def stop_at_end(job: dict[str, Any], overrides: list[str]) -> str:
         return train(job, overrides)
     finally:
         Trainer.run = run  # type: ignore[method-assign]
+
+
+def die_while_saving(job: dict[str, Any], overrides: list[str]) -> str:
+    """Rank 1 is killed when it is to write its part of the third checkpoint."""
+    write, calls = tensor_writer.write, itertools.count(1)
+
+    def dying(folder: Path, tensors: Any, group: Any) -> str:
+        if os.environ["RANK"] == "1" and next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(folder, tensors, group)
+
+    tensor_writer.write = dying
+    return train(job, overrides)
 
 
 def train_other_memory(job: dict[str, Any], overrides: list[str]) -> str:

@@ -115,13 +115,19 @@ def reseal(folder: Path) -> None:
 
 
 def test_a_rank_that_cannot_write_its_part_costs_one_checkpoint(
-    overrides: list[str], left: Any, tmp_path: Path
+    overrides: list[str], left: Any, same_state: Any, tmp_path: Path
 ) -> None:
+    """A full disk; then a rank that is killed in training, and one that is killed while it writes."""
     ranks = Ranks(2, [*overrides, *FSDP, SHARDED], tmp_path)
     run = ranks.add("full", *troubled("full@7 room@10"))
     gone = ranks.add("gone", *troubled("SIGKILL@6"))
+    torn = ranks.add("torn", do="die_while_saving", restart=1)
+    ranks.add("again", "resume=auto", folder=torn, restart=2)
     ended = ranks.run()
-    assert ended["full"] == ["completed"] * 2
+    assert ended["full"] == ended["again"] == ["completed"] * 2
+    assert ended["torn"] == ["RankError: rank 1 is gone at step 8 (its log: train.rank1.log)", "killed"]
+    assert [event["message"] for event in left(torn).events("notice")] == ["resumed from step-00000004"]
+    assert same_state(left(torn).state["model"], left(run).state["model"])
     assert ended["gone"] == ["RankError: rank 1 is gone at step 6 (its log: train.rank1.log)", "killed"]
     assert json.loads((gone / "summary.json").read_text())["status"] == "failed"
     (warning,) = [event["message"] for event in left(run).events("warning")]
