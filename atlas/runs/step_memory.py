@@ -35,9 +35,9 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
     most = device_memory(device)
     train, model = config.train, config.model
     rows = micro_rows(config, processes)
-    fixed = sum(fixed_memory(config).values())
     least = FLOAT * LEAST_KEPT * model.layers * model.width * train.sequence
     refusal = f"such that a training step fits into the {_gib(most)} of memory here; it needs"
+    fixed = sum(fixed_memory(config).values()) if least < most else 0  # so many layers take for ever to list
     if fixed + least > most:
         raise ConfigError(
             f"model.width={model.width}: must be, with model.layers, model.vocabulary and train.sequence,"

@@ -66,14 +66,15 @@ def test_a_batch_that_cannot_fit_is_refused_with_the_setting_that_would() -> Non
         require_room(replace(config, train=replace(config.train, accumulate=accumulate // 2)), CPU, SINGLE)
 
 
-def test_a_model_that_cannot_fit_at_all_is_refused_without_being_built() -> None:
-    config = compose(["model.width=1048576", "model.heads=8", "niah=off"])
+@pytest.mark.parametrize("settings", [["model.width=1048576", "model.heads=8"], ["model.layers=1000000000"]])
+def test_a_model_that_cannot_fit_at_all_is_refused_without_being_built(settings: list[str]) -> None:
+    config = compose([*settings, "niah=off"])
     with pytest.raises(ConfigError) as refused:
         require_room(config, CPU, SINGLE)
     memory = f"{device_memory(CPU) / 2**30:.3g} GiB"
     assert str(refused.value).startswith(
-        "model.width=1048576: must be, with model.layers, model.vocabulary and train.sequence, such that a training"
-        f" step fits into the {memory} of memory here; it needs more than "
+        f"model.width={config.model.width}: must be, with model.layers, model.vocabulary and train.sequence,"
+        f" such that a training step fits into the {memory} of memory here; it needs more than "
     )
 
 
