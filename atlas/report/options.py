@@ -15,10 +15,10 @@ from atlas.config.composition import GROUPS, options
 from atlas.config.files import CONF_DIR, read_yaml
 from atlas.config.keys import flat, override_name
 from atlas.config.untrusted import read_json
+from atlas.report.folders import JOBS_FILE
 from atlas.report.wording import value_text
 
 NAMED = [group for group in GROUPS if group not in ("experiment", "logger")]
-SWEEP_RECORD = "sweep.json"
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -74,7 +74,7 @@ def defaults() -> Mapping[str, str]:
 def swept_values(sweep: Path) -> dict[str, dict[str, str]]:
     """Folder of a job -> the overrides in which the sweep's jobs differ; {} where sweep.json cannot be read."""
     try:
-        jobs = {job["folder"]: _values(job["overrides"]) for job in read_json(sweep / SWEEP_RECORD)["jobs"]}
+        jobs = {str(job["folder"]): _values(job["overrides"]) for job in read_json(sweep / JOBS_FILE)["jobs"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     names = {name for values in jobs.values() for name in values}
