@@ -119,7 +119,14 @@ class Trainer:
                 self.stop.check()
                 self.saver.collect()
                 with self.profile.around(state.step + 1) if self.profile else nullcontext():
-                    self._take_step()
+                    result = self._train_step()
+                    self._watch(result)
+                    self._log(result)
+                    self._check_gates(result)
+                    if state.step % watchers.EVERY == 0:
+                        self._heed()
+                    if not self._rolled_back(finite=result.finite):
+                        self._measure_and_save()
             if state.stop_reason:
                 self._end_early()
             if self.config.calibration.measure:
@@ -134,17 +141,6 @@ class Trainer:
                 self.profile.close()
             self.batches.close()
             self.saver.collect(wait=True)
-
-    def _take_step(self) -> None:
-        """A step with all that follows it."""
-        result = self._train_step()
-        self._watch(result)
-        self._log(result)
-        self._check_gates(result)
-        if self.state.step % watchers.EVERY == 0:
-            self._heed()
-        if not self._rolled_back(finite=result.finite):
-            self._measure_and_save()
 
     def _train_step(self) -> StepResult:
         state = self.state
