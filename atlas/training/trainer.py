@@ -259,7 +259,7 @@ class Trainer:
             self._measure_memory_use()
         if last:
             self._settle()
-        if last or state.step % settings.validation_every == 0:
+        if validates:
             self._heed()
         self.measured = True
         if not self._rolled_back(finite=True) and self.checkpoints.due(state.step):  # a probe may have failed

@@ -12,7 +12,9 @@ LOST = 0.5  # of the parameters
 
 def frozen_weights(record: Record) -> Finding | None:
     """In two measurements in a row: whole parameters that did not move, or the half of all elements."""
-    if not record.twice:
+    if (
+        not record.twice or record.settled < 0
+    ):  # early in a long warm-up updates are smaller than the weights' last digit
         return None
     before, now = record.twice
     unused = record.facts.unused

@@ -62,7 +62,7 @@ def test_equal_keys_with_large_rates_crowd_a_chunk() -> None:
     model.plan = model.plan._replace(local=(8,))
     assert measured(model, same).values["layer0/local0/crowded"] == 1.0
     assert measured(made(rate=0.1), same).values["layer0/local0/crowded"] == 0.0
-    assert measured(model, same).values["layer0/read_cosine"] == pytest.approx(1.0, abs=0.05)
+    assert measured(model, same).values["layer0/read_cosine"] > 0.9
 
 
 def test_memories_at_their_bound_and_gates_without_a_memory() -> None:

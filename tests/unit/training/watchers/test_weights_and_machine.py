@@ -34,6 +34,9 @@ def test_parameters_that_no_step_moves_are_named() -> None:
         "no step moves a.weight, b.weight, c.weight and 1 more"
     )
     assert told("frozen_weights", record_of(frozen)) is None
+    warming = record_of(frozen, frozen)
+    warming.facts = replace(warming.facts, warmup=2000)
+    assert told("frozen_weights", warming) is None
     carried = record_of(*[Measured(100, {}, ["blocks.0.memory.global_memory.0.up"], 0.1)] * 2)
     assert told("frozen_weights", carried) is not None
     carried.facts = replace(carried.facts, unused=(".global_memory.",))
