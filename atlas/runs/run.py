@@ -155,10 +155,10 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     require(processes in (1, world), "device.processes", processes, f"1 or {world}, the processes of the launcher")
     config.train.require_parts(world)
     device, precision = prepare_device(config.device, ranks)
-    require_agreement(config, device, precision)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
     require_room(config, device, precision, world)
+    require_agreement(config, device, precision)
     model = build_model(config)
     if not in_slices(config, ranks):  # a device may have no room for all of it
         model = model.to(device)

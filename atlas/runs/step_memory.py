@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atlas.config import ConfigError, RunConfig
+from atlas.config import ConfigError, ParallelKind, RunConfig
 from atlas.models.language_model import LOGITS_AT_ONCE
 from atlas.runs.allocator import return_freed_memory
 from atlas.runs.build import build_model, build_optimizer
@@ -37,7 +37,7 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
     rows = micro_rows(config, processes)
     least = FLOAT * LEAST_KEPT * model.layers * model.width * train.sequence
     refusal = f"such that a training step fits into the {_gib(most)} of memory here; it needs"
-    fixed = sum(fixed_memory(config).values()) if least < most else 0  # so many layers take for ever to list
+    fixed = sum(fixed_memory(config, processes).values()) if least < most else 0  # so many layers take for ever to list
     if fixed + least > most:
         raise ConfigError(
             f"model.width={model.width}: must be, with model.layers, model.vocabulary and train.sequence,"
@@ -58,7 +58,7 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
 
 def step_memory(config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1) -> dict[str, int]:
     """Bytes by part at the peak of a step, of one process; `process` is what it holds without a model."""
-    sizes = fixed_memory(config)
+    sizes = fixed_memory(config, processes)
     rows, layers = micro_rows(config, processes), config.model.layers
     of_row, layer_of_row, of_layer = _kept(config, device, precision)
     activations = rows * (of_row + (layers - 1) * layer_of_row) + layers * of_layer + WORKING * rows * layer_of_row
@@ -79,8 +79,8 @@ def step_memory(config: RunConfig, device: torch.device, precision: torch.dtype,
     return max(backward, update, key=lambda parts: sum(parts.values()))
 
 
-def fixed_memory(config: RunConfig) -> dict[str, int]:
-    """Bytes of what has the size of the weights, whatever the batch."""
+def fixed_memory(config: RunConfig, processes: int = 1) -> dict[str, int]:
+    """Bytes of what has the size of the weights, whatever the batch; of one process, which may hold a slice of it."""
     with torch.device("meta"):
         model = build_model(config)
     weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -89,7 +89,9 @@ def fixed_memory(config: RunConfig) -> dict[str, int]:
     # Muon keeps one average of a matrix, AdamW two, and what is not known counts as AdamW.
     state = sum((1 if muon else 2) * parameter.nbytes for muon, group in groups for parameter in group["params"])
     averages = weights if config.train.ema else 0
-    return {"weights": weights + averages, "gradients": weights, "optimiser": state if groups else 2 * weights}
+    parts = {"weights": weights + averages, "gradients": weights, "optimiser": state if groups else 2 * weights}
+    slices = processes if config.parallel.kind is ParallelKind.fsdp else 1
+    return {part: size // slices for part, size in parts.items()}
 
 
 def micro_rows(config: RunConfig, processes: int) -> int:
