@@ -98,8 +98,8 @@ class SearchSweeper(ResumableSweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         count = min(self._at_a_time(), self.trials - len(ended))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Optuna calls experimental
-            sampler = optuna.samplers.TPESampler(seed=self.seed + len(ended), constant_liar=count > 1)
+            warnings.simplefilter("ignore")  # versions before 5 call the constant liar experimental
+            sampler = optuna.samplers.TPESampler(seed=self.seed + len(ended), constant_liar=True)
             study = optuna.create_study(direction=self.direction, sampler=sampler)
             study.add_trials([self._trial(outcome) for outcome in ended])
             asked = [study.ask(self._space) for _ in range(count)]
