@@ -119,11 +119,10 @@ class SearchSweeper(ResumableSweeper):
         given = dict(override.split("=", 1) for override in outcome.job.overrides)
         params = {key: _value(space, given[key]) for key, space in self._space.items()}
         found = flat(asdict(outcome.summary), separator="/").get(self.metric) if outcome.summary else None
-        known = outcome.completed and isinstance(found, int | float) and isfinite(found)
-        if outcome.completed and not known:
+        value = float(found) if outcome.completed and isinstance(found, int | float) and isfinite(found) else None
+        if outcome.completed and value is None:
             say(f"job {outcome.job.number} has no number {self.metric} in its summary.json")
-        state = TrialState.COMPLETE if known else TrialState.FAIL
-        value = float(found) if known else None
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
         return create_trial(params=params, distributions=self._space, value=value, state=state)
 
 
