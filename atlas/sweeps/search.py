@@ -98,8 +98,8 @@ class SearchSweeper(ResumableSweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         count = min(self._at_a_time(), self.trials - len(ended))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Optuna calls experimental
-            sampler = optuna.samplers.TPESampler(seed=self.seed + len(ended), constant_liar=count > 1)
+            warnings.simplefilter("ignore")  # versions before 5 call the constant liar experimental
+            sampler = optuna.samplers.TPESampler(seed=self.seed + len(ended), constant_liar=True)
             study = optuna.create_study(direction=self.direction, sampler=sampler)
             study.add_trials([self._trial(outcome) for outcome in ended])
             asked = [study.ask(self._space) for _ in range(count)]
@@ -119,11 +119,10 @@ class SearchSweeper(ResumableSweeper):
         given = dict(override.split("=", 1) for override in outcome.job.overrides)
         params = {key: _value(space, given[key]) for key, space in self._space.items()}
         found = flat(asdict(outcome.summary), separator="/").get(self.metric) if outcome.summary else None
-        known = outcome.completed and isinstance(found, int | float) and isfinite(found)
-        if outcome.completed and not known:
+        value = float(found) if outcome.completed and isinstance(found, int | float) and isfinite(found) else None
+        if outcome.completed and value is None:
             say(f"job {outcome.job.number} has no number {self.metric} in its summary.json")
-        state = TrialState.COMPLETE if known else TrialState.FAIL
-        value = float(found) if known else None
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
         return create_trial(params=params, distributions=self._space, value=value, state=state)
 
 
