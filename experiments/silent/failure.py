@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from atlas.telemetry.run_files import RunFiles
 from experiments.silent.bench import STEPS, TEXT, Bench, Ended, of_table
 
 TELLING = ("watch", "warning", "spike", "rollback", "error", "notice")
@@ -77,7 +78,8 @@ def facts(ended: Ended, cause_step: int = 0) -> Facts:
             found.append(Finding(str(event["kind"]), message, int(str(step))))
     table = of_table(ended)
     if ended.status != 0:
-        reason = table.get("reason") or (ended.printed.strip().splitlines() or [""])[-1]
+        recorded = RunFiles(ended.folder, strict=False).summary.get("reason")
+        reason = recorded or (ended.printed.strip().splitlines() or [""])[-1]
         found.append(Finding("ended", f"status {ended.status}: {reason}", _last_step(ended)))
     # A verdict in the closing table that is no event; the last line, of the watchers, repeats events.
     found += [Finding("table", f"{name}: {value}") for name, value in table.items() if _tells(name, value)]

@@ -70,10 +70,10 @@ def rank_differs(bench: Bench, broken: bool) -> Facts:
 
 
 def disk_fills(bench: Bench, broken: bool) -> Facts:
-    """A disk of 1.6 MB, which the first checkpoints fill, or of 64 MB."""
+    """A disk of 0.9 MB, which the first checkpoints fill, or of 64 MB."""
     disk = bench.scratch / "disk"
     disk.mkdir(parents=True)
-    size = "1600k" if broken else "64m"
+    size = "900k" if broken else "64m"
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
     try:
         ended = bench.run(*TEXT, "checkpoint.keep=9", folder="disk/run")

@@ -43,7 +43,7 @@ def test_no_option_of_the_package_is_a_mistake(group: str) -> None:
         ),
         (
             ["data=recall", "data.recall.distance_min=490"],
-            "a recall sequence has 0.0 questions instead of 30.0: with data.recall.distance_min=490 the others find no"
+            "a recall sequence has 1.3 questions instead of 30.0: with data.recall.distance_min=490 the others find no"
             " room in train.sequence=512",
         ),
     ],
