@@ -45,6 +45,7 @@ class WatchConfig(Choices, prefix="watch."):
     )
     frozen_weights: WatchAction = _watcher("weights that no step moves: no gradient, or updates lost to rounding")
     clipping: WatchAction = _watcher("every gradient is clipped to a small part of itself")
+    gradients: WatchAction = _watcher("steps that add their gradients to those of earlier steps")
     optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
     loss_too_low: WatchAction = _watcher("a loss that is far too low too early: answers leak")
     labels: WatchAction = _watcher("targets that are not the next token")

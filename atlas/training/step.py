@@ -125,6 +125,8 @@ class TrainStep:
 
     def __init__(self, config: TrainConfig, device: torch.device, precision: torch.dtype, ranks: Ranks = ALONE) -> None:
         self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
+        self.looks_for_gradients = False  # whether the next call says in `found_gradients` what `zero_grad` has left
+        self.found_gradients = False
         self._replica: tuple[AtlasModel, nn.Module] | None = None
         own = config.batch_size // ranks.world
         self.rows = range(ranks.rank * own, (ranks.rank + 1) * own) if ranks.world > 1 else None  # None: all
@@ -132,6 +134,8 @@ class TrainStep:
     def __call__(self, state: TrainState, batch: Batch) -> StepResult:
         step = state.step + 1
         state.optimizer.zero_grad()
+        left = [p.grad for p in state.model.parameters() if self.looks_for_gradients and p.grad is not None]
+        self.found_gradients = any(bool(gradient.any()) for gradient in left)
         micro_batches = lcm(self.config.accumulate, self.ranks.world)  # of the whole batch
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
         totals = Totals.sum(self.ranks.gather(batch.totals()))

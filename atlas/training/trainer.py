@@ -149,6 +149,7 @@ class Trainer:
         due = self.telemetry.due(state.step + 1)
         logged = due and self.ranks.first
         measured = self.watchers.measures(state.step + 1) and not state.slices  # of slices no rank sees the whole
+        self.step.looks_for_gradients = measured
         self.watchers.see_files()
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
@@ -172,7 +173,7 @@ class Trainer:
         with self.clocks.measure("watchers"):
             self.watchers.see_step(result, batch, seconds)
             if measured and catch and result.finite:
-                self.watchers.see_model(state.model, catch, before, norms)
+                self.watchers.see_model(state.model, catch, before, norms, self.step.found_gradients)
         with self.clocks.measure("gates"):
             self.gates = over_ranks(result.gates, self.ranks)
         if state.average is not None and result.finite:

@@ -18,6 +18,7 @@ JUDGES: dict[str, Judge] = {  # by the names of `WATCHERS`, the registry in `atl
         learning.divergence,
         weights.frozen_weights,
         learning.clipping,
+        weights.gradients,
         weights.optimizer_state,
         learning.loss_too_low,
         data.labels,

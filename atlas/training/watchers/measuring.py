@@ -129,7 +129,7 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
     """Share of the parameters of which the optimiser keeps a tensor, of more than one element, that is not all 0."""
     kept = [
         any(
-            isinstance(part, Tensor) and part.numel() > 1 and bool(part.any()) for part in one.state[parameter].values()
+            isinstance(part, Tensor) and part.numel() > 1 and _has_value(part) for part in one.state[parameter].values()
         )
         if parameter in one.state
         else False
@@ -139,6 +139,12 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
         if parameter.numel() > 1
     ]
     return sum(kept) / max(len(kept), 1)
+
+
+def _has_value(part: Tensor) -> bool:
+    """Of a tensor in slices those of this rank count: the others do not ask."""
+    own = part.to_local() if hasattr(part, "to_local") else part
+    return bool(own.any())
 
 
 def batch_facts(batch: Batch) -> BatchFacts:

@@ -46,6 +46,7 @@ class Measured:
     values: dict[str, float] = field(default_factory=dict)
     unmoved: list[str] = field(default_factory=list)  # parameters of which the step has moved no element
     unmoved_share: float = 0.0  # of all elements
+    kept_gradients: bool = False  # the step has added its gradients to those of earlier steps
 
     def of(self, quantity: str) -> dict[str, float]:
         """Of every layer and memory, by its name: `layer0/global`."""

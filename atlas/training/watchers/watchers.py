@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from math import isfinite, log
 from pathlib import Path
 
@@ -113,9 +114,16 @@ class Watchers:
             self._restored_moments = None
 
     def see_model(
-        self, model: AtlasModel, catch: Catch, before: dict[str, Tensor], norms: dict[str, float | None]
+        self,
+        model: AtlasModel,
+        catch: Catch,
+        before: dict[str, Tensor],
+        norms: dict[str, float | None],
+        kept_gradients: bool,
     ) -> None:
-        self.state.record.add_measured(measure(self.state.step, model, catch, before, norms))
+        """At a step that is measured. `kept_gradients`: it has added its gradients to earlier ones."""
+        found = measure(self.state.step, model, catch, before, norms)
+        self.state.record.add_measured(replace(found, kept_gradients=kept_gradients))
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""

@@ -36,6 +36,20 @@ def frozen_weights(record: Record) -> Finding | None:
     )
 
 
+def gradients(record: Record) -> Finding | None:
+    """Gradients that are left when a step begins."""
+    if not record.twice or not all(one.kept_gradients for one in record.twice):
+        return None
+    return Finding(
+        "gradients",
+        record.step,
+        None,
+        "a step begins with the gradients of the steps before it",
+        "their sum, not the gradient of its batch, decides where it goes",
+        "a zero_grad() that clears the gradients in an optimiser of your own",
+    )
+
+
 def optimizer_state(record: Record) -> Finding | None:
     """An optimiser that has moments after a step of this start, and had none when the run was resumed."""
     if record.kept_moments is None:

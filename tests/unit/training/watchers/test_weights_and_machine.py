@@ -50,6 +50,12 @@ def test_updates_lost_to_rounding_are_told() -> None:
     assert told("frozen_weights", record_of(rounded, Measured(200, {}, [], 0.1))) is None
 
 
+def test_gradients_that_are_never_cleared_are_told() -> None:
+    summed, clean = Measured(100, kept_gradients=True), Measured(200)
+    assert told("gradients", record_of(summed, summed)) == "a step begins with the gradients of the steps before it"
+    assert told("gradients", record_of(summed, clean)) is None
+
+
 def optimizer_of(model: nn.Module) -> ScheduledOptimizer:
     settings = {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "warmup": 0, "lr_min_ratio": 0.1}
     return adamw(model=model, steps=10, **settings)  # type: ignore[arg-type]
