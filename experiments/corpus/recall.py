@@ -5,7 +5,7 @@ python -m experiments.corpus.recall [store=outputs/corpus/store] [folder=outputs
 
 The store is that of `python -m experiments.corpus.recipe`. Judged is keyed recall: several needles beyond the reach of
 attention, the right one asked for; the control is the same model without its memory. A run that was killed goes on
-where it stopped. Prints a table. Exit status 1: a run does not pass, or its recall is not above 80 %.
+where it stopped. Writes a table to the console. Exit status 1: a run does not pass, or its recall is not above 80 %.
 """
 
 from __future__ import annotations

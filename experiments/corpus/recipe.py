@@ -4,9 +4,9 @@ python -m experiments.corpus.recipe [folder=outputs/corpus] [steps=2000] [models
 
 Downloads wheels without native code (pip, versions pinned, 140 MB), takes their source text and documentation as JSONL,
 a document per file, prepares a store with `tokenizer=train:8192`, trains each model on text with a share of recall on
-one thread, and prints the table; it stands in FOLDER/table.md as well. What is finished is not done again, and a run
-that was killed goes on where it stopped. Batch and lengths are scaled down, so that a model takes some minutes on one
-core: 2 sequences of 128 tokens, a window of 8, shards and global chunks of 32, AdamW.
+one thread, and writes the table to the console and FOLDER/table.md. What is finished is not done again, and a run that
+was killed goes on where it stopped. Batch and lengths are scaled down, so that a model takes some minutes on one core:
+2 sequences of 128 tokens, a window of 8, shards and global chunks of 32, AdamW.
 """
 
 from __future__ import annotations

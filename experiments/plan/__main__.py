@@ -2,7 +2,7 @@
 
 python -m experiments.plan [cases=tiny,muon,set_a,transformer,atlas_43m]
 
-Prints a table; the runs stand in a temporary folder. Exit status 1: a prediction is more than 15 % away.
+Writes a table to the console; the runs are removed. Exit status 1: a prediction is more than 15 % away.
 """
 
 from __future__ import annotations
