@@ -234,6 +234,7 @@ def test_the_example_of_the_readme_has_the_types_that_mypy_wants(example: str, t
     """A few seconds where `make types` ran before: the types of PyTorch are then in mypy's cache."""
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     mypy = [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "example.py")]
-    found = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True).stdout
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    found = subprocess.run(mypy, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
     assert "checked 1 source file" in found or "in 1 source file" in found
     assert "example.py:" not in found  # those of the package are told by `make types`
