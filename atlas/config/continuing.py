@@ -87,8 +87,7 @@ CHANGE_RULES = (
     ),
 )
 # May differ between two starts of one run without changing the hash of its configuration.
-_FOR_ONE_START = [key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys]
-CHANGEABLE = tuple(key for key in _FOR_ONE_START if not lies_in(key, [one for one in _FOR_ONE_START if one != key]))
+CHANGEABLE = tuple(key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys)
 
 
 def changeable(key: str) -> bool:

@@ -46,6 +46,7 @@ def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
         "parallel",
         "watch",
         "debug",
+        "debug.profile",
         "trust",
         "resume",
         "sweep",
