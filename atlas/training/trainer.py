@@ -251,13 +251,13 @@ class Trainer:
             self.watchers.see_validation(*self.validation)
             if state.early_stop is not None and state.step < settings.steps:
                 state.early_stop.see(*self.validation)
-        if self.probe is not None and self.probe.due(state.step):
-            self._run_probe(self.probe)
-        if validates and self.sampler is not None:
-            self._sample(self.sampler)
         last = state.step == settings.steps
         if last or state.step % self.config.niah.every == 0:
             self._measure_memory_use()
+        if self.probe is not None and self.probe.due(state.step):
+            self._run_probe(self.probe)  # after all other numbers of the step: its events write the row
+        if validates and self.sampler is not None:
+            self._sample(self.sampler)
         if last:
             self._settle()
         if validates:
@@ -272,7 +272,7 @@ class Trainer:
             state = self.state
             with self.clocks.measure("watch"), state.whole_model() as model, self.stop.checked_by(model):
                 self.memory_use = self.evaluator.memory_use(model, state.step)
-            self.telemetry.log_step(self.state.step, self.memory_use.metrics)
+            self.telemetry.log_step(self.state.step, self.memory_use.metrics, keep=True)
             self.watchers.see_memory_use(self.memory_use)
 
     def _settle(self) -> None:
