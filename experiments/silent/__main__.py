@@ -7,7 +7,7 @@ python -m experiments.silent [KEY=VALUE ...]
   folder=PATH        the runs are kept there; otherwise in a temporary folder
 
 A run takes some seconds, all of them half an hour on one quiet core. After each it writes silent.json and RESULTS.md
-beside this file: a command that was stopped, or that asks for others, goes on from there while the revision is the same.
+beside this file: a command that was stopped, or that asks for others, goes on from there with the same revision.
 `python -m experiments.silent.calm` makes the calm runs.
 Exit status: 0 every failure that was asked for was noticed or told, 1 not, 2 refused.
 """
