@@ -29,6 +29,7 @@ from common import TEXT, compare, counts, small, start, table, write_result
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
 from atlas.config.arguments import run_command
+from atlas.kernels.library import library
 
 EVERY = 2
 SETTINGS = {
@@ -123,6 +124,7 @@ def measure_all(settings: list[str], kills: int, scratch: Path) -> dict[str, Any
 def main(arguments: Sequence[str]) -> int:
     (kills,) = counts(arguments, kills=1000)
     torch.set_num_threads(1)
+    library()  # loaded once, and not by every start
     shares = [kills // len(SETTINGS) + (at < kills % len(SETTINGS)) for at in range(len(SETTINGS))]
     with tempfile.TemporaryDirectory() as scratch:
         each = zip(SETTINGS.items(), shares, strict=True)

@@ -27,11 +27,12 @@ import torch
 
 from atlas.config import ConfigError
 from atlas.config.arguments import names, read_settings, run_command
-from atlas.runs.environment import git_revision, versions
+from atlas.runs.environment import versions
 from experiments.silent.bench import MIXED, TEXT, Bench
 from experiments.silent.data import little_text, store
 from experiments.silent.failure import facts
 from experiments.silent.table import QUIET as QUIET_KINDS
+from experiments.silent.table import revision as revision_of_code
 
 HERE = Path(__file__).parent
 RULES = ("gd", "momentum", "muon", "omega", "atlas")
@@ -109,7 +110,7 @@ def main(arguments: list[str]) -> int:
         if name not in CALM:
             raise ConfigError(f"only={name}: must be one of {'; '.join(CALM)}")
     torch.set_num_threads(1)
-    file, revision = HERE / "calm.json", git_revision()
+    file, revision = HERE / "calm.json", revision_of_code()
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found: dict[str, dict[str, Any]] = kept.get("runs", {}) if kept.get("git") == revision else {}
     with tempfile.TemporaryDirectory() as scratch:

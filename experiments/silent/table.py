@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from atlas.runs.environment import git_revision, versions
-from experiments.silent.failure import Facts, Failure, of_machine, outcome
+from experiments.silent.failure import Facts, Failure, Finding, new, of_machine, outcome
 
 HERE = Path(__file__).parent
 NOT_NOTICED = "NOT NOTICED"
@@ -32,6 +32,17 @@ class Caused:
     @cached_property
     def outcome(self) -> tuple[str, int | None, str]:
         return outcome(self.broken, self.calm, self.failure.says)
+
+    def record(self) -> dict[str, Any]:
+        """As plain data. Of the lines of reports those remain that count."""
+        told = new(self.broken, self.calm, self.failure.says)
+        broken = [finding for finding in self.broken.findings if finding.kind != "told" or finding in told]
+        calm = [finding for finding in self.calm.findings if finding.kind != "told"]
+        facts = {"broken": replace(self.broken, findings=broken), "calm": replace(self.calm, findings=calm)}
+        did, delay, message = self.outcome
+        said = {"did": did, "delay_steps": delay, "message": message}
+        named = {"failure": self.failure.name, "kind": self.failure.kind, "seed": self.seed, "seconds": self.seconds}
+        return named | said | {name: asdict(part) for name, part in facts.items()}
 
     @property
     def noticed(self) -> bool:
@@ -64,7 +75,10 @@ def text_of(found: Sequence[Caused]) -> str:
         lines.append(_line(_cells(ones)))
     missed = [name for name in names if not all(one.noticed for one in found if one.failure.name == name)]
     alarms = sum(len(one.false_alarms) for one in found)
-    lines += ["", f"{noticed} of {len(names)} failures are noticed or told, with every seed. False alarms: {alarms}."]
+    lines += [
+        "",
+        f"{noticed} of {len(names)} failures are noticed or told, with every seed that ran. False alarms: {alarms}.",
+    ]
     slowed = sum(of_machine(finding) for one in found for finding in one.calm.findings)
     if slowed:
         lines += ["", f"{slowed} calm runs tell that the machine was slow, which is true where others use it too."]
@@ -95,28 +109,46 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _record(one: Caused) -> dict[str, Any]:
-    did, delay, message = one.outcome
-    facts = {"broken": one.broken.record(), "calm": one.calm.record()}
-    for part in facts.values():  # reports are long, and told lines are in the message
-        part["findings"] = [finding for finding in part["findings"] if finding["kind"] != "told"]
-    named = {"failure": one.failure.name, "kind": one.failure.kind, "seed": one.seed, "seconds": one.seconds}
-    return named | {"did": did, "delay_steps": delay, "message": message, **facts}
+def read_results(catalogue: Sequence[Failure]) -> list[Caused]:
+    """The runs in silent.json that were made with this revision."""
+    try:
+        content = json.loads((HERE / "silent.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    if content["git"] != revision():
+        return []
+    known = {failure.name: failure for failure in catalogue}
+    return [
+        Caused(known[run["failure"]], run["seed"], _facts(run["broken"]), _facts(run["calm"]), run["seconds"])
+        for run in content["runs"]
+        if run["failure"] in known
+    ]
 
 
-def write_results(found: Sequence[Caused], catalogue: int) -> None:
-    """`catalogue`: the number of failures in it; those that have not run yet are missing."""
-    content = {"git": git_revision(), "versions": versions(), "runs": [_record(one) for one in found]}
+def _facts(record: dict[str, Any]) -> Facts:
+    return Facts(**{**record, "findings": [Finding(**finding) for finding in record["findings"]]})
+
+
+def revision() -> str:
+    """Without the mark of changes: the results themselves are files of the checkout."""
+    return git_revision().removesuffix("+changes")
+
+
+def write_results(found: Sequence[Caused], catalogue: Sequence[Failure]) -> None:
+    """In the order of the catalogue. Failures that have not run yet are missing."""
+    order = [failure.name for failure in catalogue]
+    ordered = sorted(found, key=lambda one: (order.index(one.failure.name), one.seed))
+    content = {"git": revision(), "versions": versions(), "runs": [one.record() for one in ordered]}
     (HERE / "silent.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    seeds, ran = len({one.seed for one in found}), len({one.failure.name for one in found})
+    ran, seeds = len({one.failure.name for one in found}), ", ".join(sorted({str(one.seed) for one in found}))
     parts = [
         "# Silent failures: results",
         "",
         f"Written by `python -m experiments.silent`, revision {content['git'] or 'unknown'}; do not edit.",
-        f"{ran} of the {catalogue} failures of the catalogue ran, each with {seeds} seeds.",
+        f"{ran} of the {len(catalogue)} failures of the catalogue ran, with the seeds {seeds}.",
         "The message is that of the first seed which has one.",
         "",
-        text_of(found),
+        text_of(ordered),
         "",
     ]
     (HERE / "RESULTS.md").write_text("\n".join(parts), encoding="utf-8")

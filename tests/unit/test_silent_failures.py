@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from experiments.silent.__main__ import CATALOGUE
 from experiments.silent.failure import Facts, Finding, outcome
-from experiments.silent.table import Caused, text_of
+from experiments.silent.table import Caused, read_results, text_of, write_results
 
 CALM = Facts(0, [Finding("warning", "the text has 12 odd files", 0)])
 USUAL = Finding("warning", "the text has 7 odd files", 0)
@@ -39,8 +41,24 @@ def test_the_table_counts_failures_that_are_noticed_with_every_seed() -> None:
     failure = CATALOGUE[0]
     noticed = Facts(0, [Finding("watch", "gates: open", 3)])
     text = text_of([Caused(failure, 0, noticed, CALM, 1.0), Caused(failure, 1, CALM, CALM, 1.0)])
-    assert "0 of 1 failures are noticed or told, with every seed. False alarms: 2." in text
+    assert "0 of 1 failures are noticed or told, with every seed that ran. False alarms: 2." in text
     assert "warned (1 of 2); NOT NOTICED (1 of 2) | 3 | 2 | gates: open |" in text
+
+
+def test_what_is_recorded_says_the_same_when_it_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.silent.table.HERE", tmp_path)
+    assert read_results(CATALOGUE) == []
+    reports = [Facts(0, [Finding("told", line) for line in lines]) for lines in (["a", "killed"], ["a"])]
+    killed = next(failure for failure in CATALOGUE if failure.name == "killed_but_running")
+    found = [Caused(killed, 1, *reports, 1.0), Caused(CATALOGUE[0], 0, Facts(0, [SLOW], 60), CALM, 2.0)]
+    write_results(found, CATALOGUE)
+    again = read_results(CATALOGUE)
+    assert [(one.failure.name, one.seed, one.outcome, one.false_alarms) for one in again] == [
+        (one.failure.name, one.seed, one.outcome, one.false_alarms) for one in reversed(found)
+    ]
+    assert [one.outcome[0] for one in again] == ["NOT NOTICED", "told"]
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert f"2 of the {len(CATALOGUE)} failures of the catalogue ran, with the seeds 0, 1." in text
 
 
 def test_the_catalogue_names_each_of_at_least_30_failures_once() -> None:
