@@ -122,17 +122,14 @@ def _cosine_of_all(vectors: Tensor) -> Tensor:
     unit = unit_rows(vectors)
     pairs = unit @ unit.mT
     n = vectors.shape[1]
-    return (pairs.sum((-2, -1)) - n).mean() / max(n * (n - 1), 1)
+    mean: Tensor = (pairs.sum((-2, -1)) - n).mean() / max(n * (n - 1), 1)
+    return mean
 
 
 def share_with_moments(optimizer: ScheduledOptimizer) -> float:
     """Share of the parameters of which the optimiser keeps a tensor, of more than one element, that is not all 0."""
     kept = [
-        any(
-            isinstance(part, Tensor) and part.numel() > 1 and _has_value(part) for part in one.state[parameter].values()
-        )
-        if parameter in one.state
-        else False
+        any(_has_value(part) for part in one.state.get(parameter, {}).values() if isinstance(part, Tensor))
         for one in optimizer.optimizers
         for group in one.param_groups
         for parameter in group["params"]
@@ -142,7 +139,9 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
 
 
 def _has_value(part: Tensor) -> bool:
-    """Of a tensor in slices those of this rank count: the others do not ask."""
+    """Of a tensor in slices those of this rank count: the others do not ask. A single number counts steps."""
+    if part.numel() == 1:
+        return False
     own = part.to_local() if hasattr(part, "to_local") else part
     return bool(own.any())
 
