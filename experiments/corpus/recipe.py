@@ -12,7 +12,6 @@ was killed goes on where it stopped. Batch and lengths are scaled down, so that 
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 import zipfile
@@ -138,14 +137,12 @@ def train(run: Path, settings: Sequence[str]) -> dict[str, Any]:
 def line(model: str, found: dict[str, Any]) -> str:
     """A row of the table."""
     level = found["niah"].get("recall", {})
-    share = level.get("accuracy") if model == "small" else level.get("control")
-    recall = "-" if share is None else f"{share:.0%}"
+    shares = ("-" if level.get(part) is None else f"{level[part]:.0%}" for part in ("accuracy", "control"))
     cells = [
         model,
         f"{found['parameters'] / 1e6:.2f} M",
         f"{found['validation_bits_per_byte']:.3f}",
-        recall,
-        f"{found['recall_loss']:.2f}",
+        *shares,
         f"{found['tokens_per_second']:,.0f}",
         f"{found['peak_memory_bytes'] / 2**20:.0f} MiB",
     ]
@@ -161,11 +158,11 @@ def main(arguments: Sequence[str]) -> int:
     prepare(folder / "text", store)
     record = read_record(store, "folder")
     text = sum(split.bytes for split in record.splits.values())
-    titles = "model", "parameters", "bits per byte", "recall", "recall loss", "tokens/s", "peak memory"
+    titles = "model", "parameters", "bits per byte", "keyed recall", "without memory", "tokens/s", "peak memory"
     shared = f"{record.validation_in_training:.0%} of the validation text stands in training as well"
     lines = [
         f"{text / 1e6:.0f} MB of text, {record.bytes_per_token:.2f} bytes per token, {settings.steps} steps of 2 x 128"
-        f" tokens; {shared}; chance: recall 1/16, recall loss {math.log(16):.2f}",
+        f" tokens; {shared}; chance of recall is 1/16",
         "",
         f"| {' | '.join(titles)} |",
         f"|{' --- |' * len(titles)}",

@@ -24,6 +24,11 @@ from atlas.report.__main__ import main as report
 from atlas.runs.resume import resumed_config
 from tests.integration.small_runs import JOB
 
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 TEXT = "some words that the store has not seen, " * 8
 NEEDLES = ["pairs=2", "queries=2", "sparse_pairs=1", "sparse_queries=1", "distance_min=16"]
 MIXED = ["data=mixed_tokens", *(f"data.recall.{setting}" for setting in NEEDLES)]
@@ -79,6 +84,19 @@ def test_a_run_on_a_store_from_start_to_words(
     capsys.readouterr()
     assert generate([str(whole.folder), "prompt=abc", "tokens=20", "device=cpu"]) == 0
     assert len(capsys.readouterr().out) > 1
+
+
+@pytest.mark.slow
+def test_separate_documents_train_in_micro_batches_as_in_one(stores: Path) -> None:
+    """Batches of several lengths, whose rows the number of micro-batches does not divide."""
+    settings = [*JOB, "data=tokens", "data.documents=separate", f"data.path={stores}/pieces", "train.batch_size=4"]
+    settings += ["train.steps=10"]
+    runs = [
+        atlas.train(atlas.compose([*settings, f"train.accumulate={parts}"]), stores / f"run{parts}") for parts in (1, 4)
+    ]
+    whole, cut = ([row["loss"] for row in read_rows(Path(run.folder))] for run in runs)
+    assert cut == pytest.approx(whole, rel=1e-3)
+    assert runs[0].tokens == runs[1].tokens
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def gate_numbers(gates: Sequence[Tensor]) -> Tensor:
     Over the gates [B, T, D] of all layers, in a large batch over every n-th token.
     """
     stride = max(1, sum(gate.numel() for gate in gates) // SAMPLE)
-    values = torch.stack([gate.detach()[..., ::stride, :].float() for gate in gates])
+    values = torch.cat([gate.detach()[..., ::stride, :].float().flatten() for gate in gates])
     polarised = ((values - 0.5).abs() > 0.4).float().mean()
     return torch.stack((values.mean(), values.std(), polarised))
 

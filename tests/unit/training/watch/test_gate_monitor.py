@@ -12,7 +12,7 @@ def of_std(std: float) -> GateStatistics:
 
 
 def test_statistics_over_all_layers() -> None:
-    found = GateStatistics(*gate_numbers([torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.95]])]).tolist())
+    found = GateStatistics(*gate_numbers([torch.tensor([[0.0], [1.0], [0.5]]), torch.tensor([[0.95]])]).tolist())
     values = torch.tensor([0.0, 1.0, 0.5, 0.95])
     assert found == pytest.approx((values.mean().item(), values.std().item(), 0.75))
 
