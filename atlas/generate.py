@@ -33,7 +33,7 @@ from math import isfinite
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from atlas.config import MOST_THREADS, ConfigError, DeviceConfig, DeviceKind, require
+from atlas.config import MOST_THREADS, ConfigError, DeviceConfig, DeviceKind, StepGraphs, require
 from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
@@ -139,9 +139,11 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     from atlas.runs.build import load, prepare_device
     from atlas.runs.data_record import tokenizer_of_run
 
-    device, _ = prepare_device(where or DeviceConfig(kind=settings.device, threads=settings.threads))
+    where = where or DeviceConfig(kind=settings.device, threads=settings.threads)
+    device, _ = prepare_device(where)
     model, _ = load(folder, names(settings.trust), weights=settings.weights)
-    return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder))
+    graphs = device.type == "cuda" and where.graph is not StepGraphs.never
+    return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder), graphs=graphs)
 
 
 def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **settings: Any) -> str:
@@ -166,12 +168,18 @@ def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **s
 
 
 def _continued(
-    model: AtlasModel, prompt: bytes, settings: GenerationSettings, tokenizer: LibraryTokenizer | None
+    model: AtlasModel,
+    prompt: bytes,
+    settings: GenerationSettings,
+    tokenizer: LibraryTokenizer | None,
+    *,
+    graphs: bool = False,
 ) -> Iterator[bytes]:
     """Up to the end of a document. Without a tokenizer a token is a byte."""
     import torch
 
     from atlas.data.symbols import BYTES
+    from atlas.kernels.gpu import cuda_capture
     from atlas.models.decoding import Sampling, decode
     from atlas.models.plan import MemoryMode
 
@@ -190,6 +198,7 @@ def _continued(
         prefill=prefill,
         plan=plan,
         mode=mode[settings.memory],
+        capture=cuda_capture if graphs else None,
     )
     added = (int(token) for token in islice(tokens, settings.tokens))
     if tokenizer is None:

@@ -37,6 +37,7 @@ from atlas.config.run import (
     Kernels,
     Precision,
     RunConfig,
+    StepGraphs,
     TelemetryConfig,
 )
 from atlas.config.sweep import SweepConfig
@@ -98,6 +99,7 @@ __all__ = [
     "RollbackConfig",
     "Rule",
     "RunConfig",
+    "StepGraphs",
     "SweepConfig",
     "TelemetryConfig",
     "TrainConfig",

@@ -97,6 +97,8 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
     for text in given:
         if text.startswith("precision="):
             raise ConfigError(f"device.{text}: must be left out: a trained model is read in fp32")
+        if text.startswith("compile="):
+            raise ConfigError(f"device.{text}: must be left out: blocks are compiled for training alone")
     return read_settings(DeviceConfig, given, "device.")
 
 

@@ -33,7 +33,12 @@ CHANGE_RULES = (
         "where and how often something is written; a rollback may find another checkpoint",
         lasting=False,
     ),
-    ChangeRule(("device.threads", "device.kernels", "device.processes"), Effect.differs, "by rounding", lasting=False),
+    ChangeRule(
+        ("device.threads", "device.kernels", "device.graph", "device.compile", "device.processes"),
+        Effect.differs,
+        "by rounding",
+        lasting=False,
+    ),
     ChangeRule(("parallel.kind", "parallel.context"), Effect.differs, "by rounding", lasting=False),
     ChangeRule(("parallel",), Effect.exact, "how long the processes of a run wait for each other", lasting=False),
     ChangeRule(

@@ -45,6 +45,12 @@ class Kernels(StrEnum):
     torch = "torch"
 
 
+class StepGraphs(StrEnum):
+    auto = "auto"  # on a GPU, unless it would be wrong
+    always = "always"  # refused where it would be wrong
+    never = "never"
+
+
 TRITON_RULES = (Rule.gd, Rule.momentum)
 TRITON_WIDTHS = (16, 32, 64, 128)  # of heads, features and hidden layer
 
@@ -56,6 +62,8 @@ class DeviceConfig(Choices, prefix="device."):
     threads: int = 0  # CPU threads; 0 = torch's own choice
     kernels: Kernels = Kernels.auto  # compiled C++ (CPU), Triton (GPU, the memory's chunks), or PyTorch's operations
     processes: int = 1  # that train the run together, each on a GPU of its own or on its share of the cores
+    graph: StepGraphs = StepGraphs.auto  # a training step as one CUDA graph
+    compile: bool = False  # the blocks by torch.compile in training; the first step takes a minute or more
 
     def __post_init__(self) -> None:
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
@@ -126,6 +134,8 @@ class RunConfig(Choices):
             self._check_chunks()
             if self.device.kernels is Kernels.triton:
                 self._check_triton()
+        if self.device.graph is StepGraphs.always:
+            self._check_graph()
         if self.niah.enabled and RECALL.name in self.niah.levels:
             self._check_needle_lengths()
 
@@ -147,6 +157,18 @@ class RunConfig(Choices):
         }
         for reason, holds in fits.items():
             require(holds, "device.kernels", "triton", f"auto or torch with {reason}")
+
+    def _check_graph(self) -> None:
+        for reason in self.no_graph():
+            require(False, "device.graph", self.device.graph, f"auto or never with {reason}")
+
+    def no_graph(self) -> list[str]:
+        """Settings with which a CUDA graph of the step would be wrong, and why."""
+        found = {
+            "train.carry_memory=true: a graph repeats the positions that it was recorded at": self.train.carry_memory,
+            "debug.inject: a graph does not run the hooks of a fault": self.debug.inject is not None,
+        }
+        return [reason for reason, holds in found.items() if holds]
 
     def _repr_html_(self) -> str:
         """In a notebook: the settings as YAML."""

@@ -44,6 +44,10 @@ def takes(*tensors: Tensor, widths: Iterable[int]) -> bool:
             return False
         if type(part) not in (Tensor, Parameter) and is_traceable_wrapper_subclass(part):  # a DTensor, for example
             return False
+    return available()
+
+
+def available() -> bool:
     return library() is not None
 
 

@@ -7,14 +7,26 @@ They multiply in bf16 and add in float32, so they are for autocast on a GPU. Wit
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from atlas.config import ConfigError, Kernels
+
+Result = TypeVar("Result")
+
+
+class Capture(Protocol):
+    """Records work: returns what it returned, and a function that does it again on the same memory."""
+
+    def __call__(self, work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]: ...
+
 
 CAPABILITY = 8, 0  # of the first GPUs with bf16 products
 
@@ -23,7 +35,8 @@ CAPABILITY = 8, 0  # of the first GPUs with bf16 products
 class _Selection:
     choice: Kernels = Kernels.auto
     failed: str = ""  # the first line of the compiler's error
-    untold: str = ""  # the same until a run has recorded it
+    graphless: str = ""  # why the steps run without a CUDA graph
+    untold: list[str] = field(default_factory=list)  # what was given up, until a run has recorded it
 
 
 _selection = _Selection()
@@ -59,26 +72,85 @@ def missing() -> str:
 
 def takes(tensor: Tensor) -> bool:
     """Whether the kernels are used and can read the tensor where it lies."""
+    return usable(on_gpu=tensor.is_cuda, on_cpu=tensor.is_cpu)
+
+
+def usable(*, on_gpu: bool, on_cpu: bool) -> bool:
+    """The same for a tensor that lies there."""
     interpreter = interpreted() and _selection.choice is Kernels.triton
-    return wanted() and (tensor.is_cuda or (interpreter and tensor.is_cpu)) and not missing()
+    return wanted() and (on_gpu or (interpreter and on_cpu)) and not missing()
+
+
+def compiles(*kernels: Callable[[], object]) -> bool:
+    """Compile kernels before any work is given to them. If that fails, none is used from now on; a warning says why."""
+    try:
+        for kernel in kernels:
+            kernel()
+    except Exception as error:  # of the compiler, of many types
+        warnings.warn(f"{give_up(error)}; PyTorch's operations do its work", RuntimeWarning, stacklevel=3)
+        return False
+    return True
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The kernels take any strides but the last, which is 1."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Of row and token."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
 def give_up(error: Exception) -> str:
     """The kernels are not tried again in this process; returns why, in one line."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    reason = f"a kernel could not be compiled: {type(error).__name__}: {first}"
-    _selection.failed, _selection.untold = f"here: {reason}", reason
+    reason = f"a kernel could not be compiled: {_first_line(error)}"
+    _selection.failed = f"here: {reason}"
+    _selection.untold.append(f"{reason}; PyTorch's operations do its work")
     return reason
 
 
-def news() -> str:
-    """Why the kernels have been given up since the last call, for the record of a run; else ""."""
-    found, _selection.untold = _selection.untold, ""
+def graphless() -> bool:
+    """Whether the CUDA graph of the steps has been given up."""
+    return bool(_selection.graphless)
+
+
+def give_up_graph(what: str, error: Exception) -> None:
+    """No graph is recorded again in this process. `what`: a step or a token."""
+    reason = _first_line(error)
+    _selection.graphless = reason
+    _selection.untold.append(f"the CUDA graph of {what} was given up: {reason}; the kernels are launched one by one")
+
+
+def cuda_capture(work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+    """Record `work` as a CUDA graph; returns what it returned, which every replay writes again, and the replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # gradients are added up on the stream of their first backward pass
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the thread that makes batches asks for memory
+        found = work()
+    return found, graph.replay
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def news() -> list[str]:
+    """What has been given up since the last call and why, for the record of a run."""
+    found, _selection.untold = _selection.untold, []
     return found
 
 
 def description() -> str:
-    """Of the kernels on a GPU."""
+    """Of the kernels on a GPU, and of a CUDA graph that was given up."""
+    return _kernels() + (f", no CUDA graph ({_selection.graphless})" if graphless() else "")
+
+
+def _kernels() -> str:
     if _selection.choice is Kernels.torch:
         return "PyTorch operations"
     if reason := missing():

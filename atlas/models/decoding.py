@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from atlas.config.console import log
+from atlas.kernels.gpu import Capture
+from atlas.models.decode_graph import DecodeGraph
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.models.plan import ChunkPlan, MemoryMode
 
@@ -42,18 +44,20 @@ def decode(
     prefill: ChunkPlan | None = None,
     plan: ChunkPlan | None = None,
     mode: MemoryMode | str = MemoryMode.learn,
+    capture: Capture | None = None,
 ) -> Iterator[Tensor]:
     """Endless iterator of tokens [B] that continue `prompt` [B, T >= 1].
 
     The prompt is read with the chunks of `prefill`, its continuation with those of `plan`; None: the model's plan.
-    `generator` is on the CPU, so that a seed gives the same tokens on every device. Raises ValueError for an empty
-    prompt.
+    `generator` is on the CPU, so that a seed gives the same tokens on every device. `capture` records steps as graphs,
+    see `DecodeGraph`. Raises ValueError for an empty prompt.
     """
     state = prefilled(model, prompt[:, :-1], prefill or model.plan, mode)
     last = prompt[:, -1:]
+    graph = DecodeGraph(model, plan or model.plan, mode, capture)
     while True:
-        out = model(last, state, plan=plan or model.plan, mode=mode)
-        state, chosen = out.state, choose(out.logits[:, -1], sampling or Sampling(), generator)
+        logits, state = graph.step(last, state)
+        chosen = choose(logits, sampling or Sampling(), generator)
         yield chosen
         last = chosen.unsqueeze(1)
 

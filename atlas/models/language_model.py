@@ -6,6 +6,7 @@ Legend: B sequences, T tokens, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,16 +129,17 @@ class AtlasModel(nn.Module):
         plan: ChunkPlan | None = None,
         mode: MemoryMode | str = MemoryMode.learn,
         with_logits: bool = True,
+        place: Tensor | None = None,
     ) -> ModelOutput | Reading:
         """tokens [B, T] int64 -> logits [B, T, vocabulary] for the token after each, the state, the gates.
 
-        `with_logits=False` is for `read`, so that the hooks of the model see its passes as well.
+        `with_logits=False` is for `read`, so that the hooks of the model see its passes as well. `place`: see `Rotary`.
         """
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         self._check(tokens, state, plan)
         first, states = (state.position, state.blocks) if state else (0, [None] * len(self.blocks))
         x = self._embed(tokens)
-        blocks, gates, rotary = [], [], Rotary(first)
+        blocks, gates, rotary = [], [], Rotary(first, place)
         for block, before in zip(self._blocks(), states, strict=True):
             x, block_state, gate = block(x, before, rotary, plan, mode)
             blocks.append(block_state)
@@ -176,8 +178,8 @@ class AtlasModel(nn.Module):
             hidden, wanted = hidden[counted], wanted[counted]
         pieces = max(-(-wanted.numel() * weight.shape[0] // LOGITS_AT_ONCE), 1)
         parts = zip(hidden.chunk(pieces), wanted.chunk(pieces), strict=True)
-        made = [checkpoint(_cross_entropies, part, weight, some, use_reentrant=False) for part, some in parts]
-        losses = torch.cat(made)
+        again = partial(checkpoint, _cross_entropies, use_reentrant=False, preserve_rng_state=False)
+        losses = torch.cat([again(part, weight, some) for part, some in parts])
         if counted is not None:
             losses = losses.new_zeros(targets.numel()).index_put((counted,), losses)
         return losses.view_as(targets)

@@ -90,8 +90,9 @@ def norm_limits(weights: FastWeights, limit: float) -> tuple[float, float]:
 
 
 def _bounded(matrix: Tensor, bound: float) -> Tensor:
-    norm = torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1))
-    if norm.device.type == "cpu" and bool((norm <= bound).all()):
-        return matrix  # the usual case; on a GPU the test would cost a synchronisation
+    # On a GPU the test would cost a synchronisation, and what is compiled goes one way for all numbers.
+    asks = matrix.is_cpu and not torch.compiler.is_compiling()
+    if asks and bool((torch.linalg.vector_norm(matrix.detach(), dim=(-2, -1)) <= bound).all()):
+        return matrix  # the usual case
     square = matrix.square().sum((-2, -1), keepdim=True)
     return matrix * (bound * torch.rsqrt(square.clamp(min=bound * bound)))

@@ -17,24 +17,33 @@ ROPE_BASE = 10_000.0
 class Rotary:
     """Turns each token of a stretch by its position. The angles are made once, for all layers, queries and keys."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, place: Tensor | None = None) -> None:
+        """`place`: `first` as a float64 tensor, for a graph, which would keep the number that it was recorded with."""
         self.first = first  # number of the stretch's first token in its sequence
+        self._place: int | Tensor = first if place is None else place
         self._angles: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., T, d] -> [..., T, d]"""
         kind = x.shape[-2], x.shape[-1] // 2, x.dtype, x.device
         if kind not in self._angles:
-            self._angles[kind] = _angles(self.first, *kind)
-        turned: Tensor = Rotation.apply(x, *self._angles[kind])  # type: ignore[no-untyped-call]
-        return turned
+            self._angles[kind] = _angles(self._place, *kind)
+        return rotated(x, *self._angles[kind])
 
 
-def _angles(first: int, tokens: int, half: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [..., T, d], cos and sin [T, d/2] -> [..., T, d]"""
+    turned: Tensor = Rotation.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return turned
+
+
+def _angles(
+    first: int | Tensor, tokens: int, half: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Their cos and sin [T, d/2]."""
     # In float64: at position 10^6 float32 would be off by 0.06 rad.
     frequency = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
-    angle = torch.arange(first, first + tokens, dtype=torch.float64, device=device).unsqueeze(-1) * frequency
+    angle = (torch.arange(tokens, dtype=torch.float64, device=device) + first).unsqueeze(-1) * frequency
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

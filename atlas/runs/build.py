@@ -24,6 +24,7 @@ from atlas.config import (
     NIAHConfig,
     Precision,
     RunConfig,
+    StepGraphs,
     require,
 )
 from atlas.config.arguments import Weights
@@ -34,6 +35,7 @@ from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
+from atlas.kernels.gpu import Capture
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
 from atlas.parallel.ranks import ALONE, Ranks
@@ -118,6 +120,8 @@ def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.
         torch.cuda.set_device(device)
     kernels = settings.kernels
     require(kernels is not Kernels.compiled or not on_gpu, "device.kernels", kernels, "auto, triton or torch on a GPU")
+    always = settings.graph is StepGraphs.always
+    require(on_gpu or not always, "device.graph", settings.graph, "auto or never on a CPU")
     gpu.use(kernels)
     for_cpu = on_gpu or gpu.interpreted() or wanted is not DeviceKind.cpu
     require(kernels is not Kernels.triton or for_cpu, "device.kernels", kernels, "auto, compiled or torch on a CPU")
@@ -129,6 +133,18 @@ def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.
     control_spinning()
     half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
     return device, torch.bfloat16 if half else torch.float32
+
+
+def graph_capture(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Capture | None:
+    """What records the steps as a CUDA graph; None where they run without one.
+
+    Raises `ConfigError` where a graph is insisted on and several processes train.
+    """
+    wanted = config.device.graph
+    allowed = "auto or never with several processes: hooks sum the gradients, and a graph does not run hooks"
+    require(ranks.world == 1 or wanted is not StepGraphs.always, "device.graph", wanted, allowed)
+    possible = device.type == "cuda" and ranks.world == 1 and not config.no_graph()
+    return gpu.cuda_capture if possible and wanted is not StepGraphs.never else None
 
 
 def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:

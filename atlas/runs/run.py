@@ -29,6 +29,7 @@ from atlas.runs.build import (
     build_optimizer,
     build_probe,
     build_telemetry,
+    graph_capture,
     prepare_device,
     refuse_a_larger_model,
     with_vocabulary,
@@ -175,7 +176,8 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
     state.average = WeightAverage(model, config.train.ema) if config.train.ema else None
     state.early_stop = EarlyStop(config.train.patience) if config.train.patience else None
-    step = TrainStep(config.train, device, precision, ranks)
+    capture = graph_capture(config, device, ranks)
+    step = TrainStep(config.train, device, precision, ranks, compiled=config.device.compile, capture=capture)
     by_rows = ranks.world == 1 or "rows" in signature(data.batch).parameters
     require(by_rows, "data._target_", config.data["_target_"], "a source with batch(step, rows), for several processes")
     state.data = data.corpus.digest if data.corpus else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby, islice
 from math import exp, isfinite, lcm, nan
 from typing import Any, NamedTuple, TypeVar
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from atlas.config import TrainConfig
 from atlas.data.batch import Batch, Totals
+from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.parallel.ranks import ALONE, Ranks
+from atlas.training.compiled import CompiledBlocks
 from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, polarisation_weight
 from atlas.training.regions import region
 from atlas.training.state import TrainState
+from atlas.training.step_graph import Done, Part, StepGraph, fixed_inputs
 from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
 Output = TypeVar("Output")
@@ -83,12 +86,20 @@ class Micro(NamedTuple):
     carried: list[ModelState]
 
 
+class Forward(NamedTuple):
+    """Of the rows of a micro-batch."""
+
+    losses: Tensor  # [B, T] nats
+    gates: list[Tensor]  # [B, T, D] per layer with a memory
+    carried: list[ModelState]
+
+
 class MicroStep(nn.Module):
     """The forward pass of a micro-batch up to its share of the batch's loss, as a module: DDP wraps one."""
 
-    def __init__(self, model: AtlasModel, autocast: torch.autocast) -> None:
+    def __init__(self, model: AtlasModel, forward: Callable[..., Forward]) -> None:
         super().__init__()
-        self.model, self._autocast = model, autocast
+        self.model, self._forward = model, forward
 
     def forward(
         self,
@@ -100,12 +111,7 @@ class MicroStep(nn.Module):
         micro_batches: int,
     ) -> Micro:
         """`on_cpu`: the same as `micro`. `weight`: of the polarisation of the gates, a mean over `micro_batches`."""
-        with self._autocast:
-            outputs = run_rows(self.model.read, micro.inputs, before)
-            rows = [len(output.hidden) for output in outputs]
-            read = zip(outputs, micro.targets.split(rows), on_cpu.weights.split(rows), strict=True)
-            losses = join([self.model.losses(output.hidden, wanted, weights) for output, wanted, weights in read])
-        gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
+        losses, gates, carried = self._forward(self.model, micro.inputs, micro.targets, before, on_cpu.weights)
         part = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
         total, penalty = part.total, torch.zeros_like(part.total)
         if gates and weight:
@@ -114,7 +120,7 @@ class MicroStep(nn.Module):
         if not total.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
             total = total + 0 * losses.sum()
         numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
-        return Micro(total, numbers, [g.detach() for g in gates], [output.state.detach() for output in outputs])
+        return Micro(total, numbers, [g.detach() for g in gates], carried)
 
 
 class TrainStep:
@@ -123,15 +129,30 @@ class TrainStep:
     With several ranks `batch` holds the `rows` of this one, and what the step changes is the same on all of them.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, precision: torch.dtype, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        precision: torch.dtype,
+        ranks: Ranks = ALONE,
+        *,
+        compiled: bool = False,
+        capture: Capture | None = None,
+    ) -> None:
+        """`compiled`: the blocks by `torch.compile`. `capture` records the work as a graph, see `StepGraph`."""
         self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
         self.looks_for_gradients = False  # whether the next call says in `found_gradients` what `zero_grad` has left
         self.found_gradients = False
         self._replica: tuple[AtlasModel, nn.Module] | None = None
+        self._compiles, self._capture, self._watched = compiled, capture, False
+        self._compiled: tuple[AtlasModel, CompiledBlocks] | None = None
+        self._graph: tuple[AtlasModel, StepGraph] | None = None
         own = config.batch_size // ranks.world
         self.rows = range(ranks.rank * own, (ranks.rank + 1) * own) if ranks.world > 1 else None  # None: all
 
-    def __call__(self, state: TrainState, batch: Batch) -> StepResult:
+    def __call__(self, state: TrainState, batch: Batch, *, watched: bool = False) -> StepResult:
+        """`watched`: hooks of the model look on."""
+        self._watched = watched
         step = state.step + 1
         state.optimizer.zero_grad()
         left = [p.grad for p in state.model.parameters() if self.looks_for_gradients and p.grad is not None]
@@ -139,24 +160,12 @@ class TrainStep:
         micro_batches = lcm(self.config.accumulate, self.ranks.world)  # of the whole batch
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
         totals = Totals.sum(self.ranks.gather(batch.totals()))
-        before = iter(restart_rows(state.carried, batch.fresh))
-        count = micro_batches // self.ranks.world
-        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
-        micros = [
-            (micro, on_cpu, list(islice(before, len(micro.inputs))), totals, weight, micro_batches)
-            for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
-        ]
-        forward, parts = self._forward(state.model, micros[0]), list[Micro]()
-        for micro in micros:
-            with self.ranks.losing(), nullcontext() if micro is micros[-1] else self.ranks.apart(forward):
-                with region("forward"):
-                    part: Micro = forward(*micro)
-                with region("backward"):
-                    part.total.backward()
-            parts.append(part._replace(total=part.total.detach()))
+        if self._capture is None:
+            parts, norms = self._run(state, batch, totals, weight, micro_batches)
+        else:
+            given = fixed_inputs(batch, totals, weight / micro_batches)
+            parts, norms = self._graph_of(state.model, micro_batches).run(given, watched=watched)
         every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
-        with region("optimizer"):
-            norms = self._gradient_norm(state.model)
         gates = [gate for part in parts for gate in part.gates]
         began = time.perf_counter()
         of_gates = gate_numbers(gates).unbind() if gates else ()
@@ -176,12 +185,64 @@ class TrainStep:
         recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
         return StepResult(loss, text, recall, norm, polarisation, lr, finite, statistics, gate_seconds)
 
+    def _run(self, state: TrainState, batch: Batch, totals: Totals, weight: float, micro_batches: int) -> Done:
+        """The step without fixed memory."""
+        before = iter(restart_rows(state.carried, batch.fresh))
+        count = micro_batches // self.ranks.world
+        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
+        micros = [
+            (micro, on_cpu, list(islice(before, len(micro.inputs))), totals, weight, micro_batches)
+            for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
+        ]
+        forward, parts = self._forward(state.model, micros[0]), list[Part]()
+        for micro in micros:
+            with self.ranks.losing(), nullcontext() if micro is micros[-1] else self.ranks.apart(forward):
+                with region("forward"):
+                    part: Micro = forward(*micro)
+                with region("backward"):
+                    part.total.backward()
+            parts.append(Part(*part[1:]))
+        with region("optimizer"):
+            return Done(parts, self._gradient_norm(state.model))
+
+    def _graph_of(self, model: AtlasModel, micro_batches: int) -> StepGraph:
+        if self._graph is None or self._graph[0] is not model:
+            made = StepGraph(model, self._losses, self._gradient_norm, micro_batches, self.device, self._capture)
+            self._graph = model, made
+        return self._graph[1]
+
+    def _losses(
+        self,
+        model: AtlasModel,
+        inputs: Tensor,
+        targets: Tensor,
+        before: Sequence[ModelState | None],
+        weights: Tensor | None = None,
+    ) -> Forward:
+        """`weights`: see `AtlasModel.losses`; which of them are 0 must not shape a graph."""
+        with self.autocast(), self._blocks(model):
+            outputs = run_rows(model.read, inputs, before)
+            rows = [len(output.hidden) for output in outputs]
+            counted = [None] * len(rows) if weights is None else weights.split(rows)
+            read = zip(outputs, targets.split(rows), counted, strict=True)
+            losses = join([model.losses(output.hidden, wanted, some) for output, wanted, some in read])
+        gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
+        return Forward(losses, gates, [output.state.detach() for output in outputs])
+
+    def _blocks(self, model: AtlasModel) -> AbstractContextManager[None]:
+        """Inside, the blocks of the model are the compiled ones, where they are wanted. No hook runs in these."""
+        if not self._compiles or self._watched:
+            return nullcontext()
+        if self._compiled is None or self._compiled[0] is not model:
+            self._compiled = model, CompiledBlocks(model)
+        return self._compiled[1]()
+
     def _forward(self, model: AtlasModel, micro: tuple[Any, ...]) -> nn.Module:
         """Of a micro-batch; its backward pass leaves gradients that are sums over all ranks. `micro`: any."""
         if self._replica is None or self._replica[0] is not model:
             # Rows that go on with a memory do not use W_init; without polarisation its weight may be used nowhere.
             some_unused = self.config.carry_memory or self.config.gate.polarisation_peak == 0
-            forward = self.ranks.replicate(MicroStep(model, self.autocast()), self.device, some_unused=some_unused)
+            forward = self.ranks.replicate(MicroStep(model, self._losses), self.device, some_unused=some_unused)
             self._replica = model, forward
             if self.ranks.reorders:
                 # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:

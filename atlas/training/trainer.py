@@ -157,13 +157,14 @@ class Trainer:
             began = time.perf_counter()
             with region("data"):
                 batch = self.batches.take(state.step + 1 + state.skipped)
-            result = self.step(state, self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0))
+            batch = self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0)
+            result = self.step(state, batch, watched=catch is not None)
             tokens = batch.inputs.numel() * self.ranks.world
             seconds = time.perf_counter() - began - result.gate_seconds
             self.speed = tokens / seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
-        if lost := gpu.news():
-            self.telemetry.event("warning", state.step, message=f"{lost}; PyTorch's operations do its work")
+        for lost in gpu.news():
+            self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):
             norms = memory_norms(state.model, catch) if catch else {}
             self.norms = norms | update_ratios(before, state.model, self.ranks) if due else {}

@@ -39,16 +39,25 @@ TINY += " model.layers=1 model.heads=2 model.memory.hidden=16 model.feedforward=
 TINY += " chunk_size.shard=32 chunk_size.global_size=32"
 PARTS = {
     "machine": Part(
-        4,
-        ("experiments.gpu.machine", "experiments.gpu.registers chunks=16,64", "experiments.gpu.registers warps=4"),
+        3,
+        (
+            "experiments.gpu.machine",
+            "experiments.gpu.registers",
+            "experiments.gpu.registers kernels=gd chunks=16 warps=4",
+        ),
         ("experiments.gpu.machine device=cpu size=64",),
     ),
     "tests": Part(4, ("pytest -q tests/gpu",), ("pytest -q tests/triton -k test_gd[16",)),
     "scan": Part(
-        5, ("experiments.gpu.scan",), ("experiments.gpu.scan device=cpu rows=2 chunks=16 tokens=32 width=16 repeats=1",)
+        4, ("experiments.gpu.scan",), ("experiments.gpu.scan device=cpu rows=2 chunks=16 tokens=32 width=16 repeats=1",)
+    ),
+    "products": Part(
+        1,
+        ("experiments.gpu.products",),
+        ("experiments.gpu.products device=cpu rows=2 tokens=40 width=16 repeats=1",),
     ),
     "profile": Part(
-        5,
+        3,
         tuple(
             f"experiments.gpu.profile model={model} chunk_size=c16 {QUIET} device.kernels={kernels}"
             for model in ("atlas_60m", "small")
@@ -56,8 +65,13 @@ PARTS = {
         ),
         tuple(f"experiments.gpu.profile {TINY} device.kernels={kernels}" for kernels in ("torch", "triton")),
     ),
+    "graph": Part(
+        3,
+        tuple(f"experiments.gpu.step_graph model={model} chunk_size=c16 {QUIET}" for model in ("small", "atlas_60m")),
+        (f"experiments.gpu.step_graph steps=3 {TINY}",),
+    ),
     "speed": Part(
-        6,
+        5,
         (
             f"{SPEED} model=small parts=whole contestants=transformer,gd_c16,gd_c16_torch,gd_c64 batch=8",
             f"{SPEED} model=atlas_60m parts=contexts contestants=transformer,gd_c16,gd_c64 contexts=2048,8192,32768",
@@ -65,7 +79,7 @@ PARTS = {
         (f"{SMALL_SPEED} parts=whole contestants=transformer,gd_c16",),
     ),
     "training": Part(
-        4,
+        3,
         tuple(
             f"atlas.train model=small train.steps=300 logger=none device=cuda device.kernels={kernels} "
             f"hydra.run.dir={{folder}}/training-{kernels}"
@@ -76,8 +90,18 @@ PARTS = {
             for kernels in ("triton", "torch")
         ),
     ),
+    "decode": Part(
+        2,
+        ("experiments.gpu.decode",),
+        ("experiments.gpu.decode device=cpu model=tiny contexts=32,64 tokens=2 repeats=1",),
+    ),
+    "compile": Part(
+        2,
+        (f"experiments.gpu.step_graph model=small chunk_size=c16 {QUIET} device.compile=true",),
+        (f"experiments.gpu.step_graph steps=2 {TINY} device.compile=true",),
+    ),
     "long": Part(
-        3,
+        2,
         (f"{SPEED} model=small parts=contexts contestants=transformer,gd_c16 contexts=131072 tokens=131072",),
         (f"{SMALL_SPEED} parts=contexts contestants=gd_c16 contexts=512",),
     ),

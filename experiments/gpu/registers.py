@@ -1,6 +1,6 @@
 """Registers and spills of the Triton kernels, compiled for an H100 (sm_90) on any Linux machine, without a GPU.
 
-python -m experiments.gpu.registers [warps=8] [chunks=16,64] [widths=64] [momentum=false]
+python -m experiments.gpu.registers [kernels=gd,momentum,products] [chunks=16,64] [widths=64] [warps=8]
 
 A row for each kernel: registers of a thread (255 at most), bytes spilled to memory, shared memory, seconds to compile.
 Needs the extra `triton`, and TRITON_INTERPRET must not be set. Prints the table and writes nothing.
@@ -14,26 +14,30 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas.config import require
-from atlas.config.arguments import read_settings, run_command
+from atlas.config.arguments import names, read_settings, run_command
 from atlas.kernels import gpu
-from atlas.ops.whole_chunks.triton import WARPS, Variant
+from atlas.ops.qk_projection import triton as products
+from atlas.ops.whole_chunks.triton_scan import WARPS, Variant
 
 TARGET = 90  # compute capability, times 10
+KERNELS = "gd", "momentum", "products"
 
 
 @dataclass(frozen=True)
 class Options:
-    warps: int = WARPS
+    warps: int = 0  # 0: as they are launched
     chunks: str = "16,64"
     widths: str = "64"
-    momentum: str = "false"
+    kernels: str = ",".join(KERNELS)
 
     def __post_init__(self) -> None:
-        require(self.momentum in ("true", "false"), "momentum", self.momentum, "true or false")
+        for name in names(self.kernels):
+            require(name in KERNELS, "kernels", name, f"among {', '.join(KERNELS)}")
         require(not gpu.interpreted(), "TRITON_INTERPRET", 1, "unset: the interpreter compiles nothing")
 
 
@@ -44,16 +48,28 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compiled(variant: Variant, *, backward: bool, warps: int) -> Compiled:
-    """Compile one kernel of a variant, as the device would."""
+def launched(name: str, width: int, chunk: int) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The kernels of a name, with what they are compiled for."""
+    from atlas.kernels import triton_products
+    from atlas.kernels.triton_scan import scan_forward
+    from atlas.kernels.triton_scan_backward import scan_backward
+
+    if name == "products":
+        constants = products.constants(width)
+        return {
+            "forward": (triton_products.products_forward, constants),
+            "backward": (triton_products.products_backward, constants),
+        }
+    constants = Variant(chunk, width, width, width, True, name == "momentum", "bf16").constants
+    return {"forward": (scan_forward, {**constants, "KEEP": True}), "backward": (scan_backward, constants)}
+
+
+def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> Compiled:
+    """Compile a kernel, as the device would."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from atlas.kernels.triton_scan import scan_backward, scan_forward
-
-    kernel = scan_backward if backward else scan_forward
-    constants: dict[str, Any] = variant.constants | ({} if backward else {"KEEP": True})
     types = {name: _type(name) for name in kernel.arg_names if name not in constants}
     aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(types) if _aligned(name)}
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
@@ -66,7 +82,7 @@ def compiled(variant: Variant, *, backward: bool, warps: int) -> Compiled:
 def _type(name: str) -> str:
     if name in ("states", "momenta"):
         return "*bf16"
-    if name == "chunks" or name.endswith(("_row", "_token")):
+    if name in ("chunks", "count") or name.endswith(("_row", "_token")):
         return "i32"
     return "fp32" if name.startswith("bound_") else "*fp32"
 
@@ -102,17 +118,16 @@ def _assembled(ptx: str) -> tuple[int, int]:
 
 def main(arguments: list[str]) -> int:
     options = read_settings(Options, arguments)
-    print(f"sm_{TARGET}, {options.warps} warps, d = h = p\n")
-    print("| kernel | width | chunk | registers | spilled bytes | shared KB | seconds |")
-    print("|---|---|---|---|---|---|---|")
-    for width in map(int, options.widths.split(",")):
-        for chunk in map(int, options.chunks.split(",")):
-            variant = Variant(chunk, width, width, width, True, options.momentum == "true", "bf16")
-            for backward in (False, True):
-                found = compiled(variant, backward=backward, warps=options.warps)
-                name = f"{'momentum' if variant.momentum else 'gd'}, {'backward' if backward else 'forward'}"
-                shared = f"{found.shared_bytes / 1024:.0f}"
-                cells = name, width, chunk, found.registers, found.spilled_bytes, shared, f"{found.seconds:.0f}"
+    print(f"sm_{TARGET}, d = h = p\n")
+    print("| kernel | width | chunk | warps | registers | spilled bytes | shared KB | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, width in product(names(options.kernels), map(int, names(options.widths))):
+        for chunk in [products.TILE] if name == "products" else map(int, names(options.chunks)):
+            warps = options.warps or (products.WARPS if name == "products" else WARPS)
+            for way, (kernel, constants) in launched(name, width, chunk).items():
+                found = compiled(kernel, constants, warps)
+                needs = found.registers, found.spilled_bytes, f"{found.shared_bytes / 1024:.0f}"
+                cells = f"{name}, {way}", width, chunk, warps, *needs, f"{found.seconds:.0f}"
                 print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return 0
 

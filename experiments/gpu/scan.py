@@ -25,7 +25,7 @@ from atlas.ops.chunk_scan import Scan, open_state
 from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
 from atlas.ops.rules.gd import GradientDescent
-from atlas.ops.whole_chunks import triton
+from atlas.ops.whole_chunks import triton_scan
 from experiments.speed.race import seconds_of
 
 WARM_UPS = 3
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
             forms = [(Kernels.torch, 0), *((Kernels.triton, int(warps)) for warps in options.warps.split(","))]
             for kernels, warps in forms:
                 gpu.use(kernels)
-                with patch.object(triton, "WARPS", warps or triton.WARPS):
+                with patch.object(triton_scan, "WARPS", warps or triton_scan.WARPS):
                     found = gradients(given, chunk)
                     errors = [
                         error([part[:2] for part in ours], theirs) for ours, theirs in zip(found, exact, strict=True)

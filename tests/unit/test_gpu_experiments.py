@@ -11,7 +11,7 @@ import torch
 import atlas
 from atlas.config import ConfigError
 from atlas.config.arguments import read_settings
-from experiments.gpu import machine, registers
+from experiments.gpu import decode, machine, products, registers
 from experiments.gpu.half_hour import PARTS, main
 from experiments.gpu.launches import count
 from experiments.gpu.stand_in import DEVICE, DeviceTensor, counting
@@ -67,6 +67,9 @@ def test_every_command_of_the_half_hour_can_be_read(tmp_path: Path) -> None:
         "experiments.gpu.machine": lambda given: read_settings(machine.Options, given),
         "experiments.gpu.registers": lambda given: read_settings(registers.Options, given),
         "experiments.gpu.profile": atlas.compose,
+        "experiments.gpu.products": lambda given: read_settings(products.Options, [*given, "device=cpu"]),
+        "experiments.gpu.decode": lambda given: read_settings(decode.Options, [*given, "device=cpu"]),
+        "experiments.gpu.step_graph": atlas.compose,
         "experiments.speed": lambda given: check_entries(parse(given)),
         "atlas.train": lambda given: atlas.compose([one for one in given if not one.startswith("hydra.")]),
     }

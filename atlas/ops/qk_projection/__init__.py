@@ -17,12 +17,13 @@ Blocks of b tokens, for block i with queries Q, keys K and gradient dO of M_t q_
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor, rsqrt
 
 from atlas.kernels.call import takes
-from atlas.ops.qk_projection import cpp
+from atlas.ops.qk_projection import cpp, triton
 from atlas.ops.qk_projection import torch as plain
 
 EPSILON = 1e-8
@@ -34,6 +35,13 @@ class Accumulator(NamedTuple):
     matrix: Tensor  # [N, d, d]
     norm: Tensor  # [N]
     tokens: int  # summed since the period's start
+
+
+def chosen_form(start: Tensor, query: Tensor, key: Tensor) -> ModuleType:
+    """The kernels (`triton` on a GPU, `cpp` on a CPU) where they take these, else `torch`."""
+    if triton.takes(start, query, key):
+        return triton
+    return cpp if takes(start, query, key, widths=query.shape[2:]) else plain
 
 
 def project(
@@ -48,8 +56,7 @@ def project(
     square = key.square().sum(-1)  # [N, T]
     if per_key:
         key = key * rsqrt(square.clamp(min=EPSILON)).unsqueeze(-1)
-    form = cpp if takes(start.matrix, query, key, widths=query.shape[2:]) else plain
-    projected, matrix = form.causal_products(start.matrix, query, key)
+    projected, matrix = chosen_form(start.matrix, query, key).causal_products(start.matrix, query, key)
     if divide and not per_key:
         norm = start.norm.unsqueeze(1) + square.cumsum(1)
         projected = projected / norm.clamp(min=EPSILON).unsqueeze(-1)

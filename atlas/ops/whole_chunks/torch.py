@@ -38,7 +38,7 @@ def closed_chunks(
     outputs: list[Tensor] = []
     # Split at once: a slice per chunk would cost the backward pass a zero-filled gradient of the whole stretch.
     for fields in zip(*cut_fields(tokens[:6], lambda field: field.split(chunk, dim=1)), strict=True):
-        out, *weights = FusedChunk.apply(prefix, True, *start, *fields)  # type: ignore[no-untyped-call]
+        out, *weights = fused_chunk(prefix, True, *start, *fields)
         start = bound_norm(FastWeights(*weights), norm_max)
         outputs.append(out)
     return torch.cat(outputs, dim=1), start, kept
@@ -46,8 +46,14 @@ def closed_chunks(
 
 def chunk_update(start: FastWeights, tokens: ChunkInputs, prefix: bool) -> tuple[Tensor, FastWeights]:
     """One chunk, or the start of one -> out [N, C, d], and the sum of its scaled gradients."""
-    out, *update = FusedChunk.apply(prefix, False, *start, *tokens[:6])  # type: ignore[no-untyped-call]
+    out, *update = fused_chunk(prefix, False, *start, *tokens[:6])
     return out, FastWeights(*update)
+
+
+def fused_chunk(prefix: bool, step: bool, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `FusedChunk`."""
+    found: tuple[Tensor, Tensor, Tensor] = FusedChunk.apply(prefix, step, *tensors)  # type: ignore[no-untyped-call]
+    return found
 
 
 class FusedChunk(torch.autograd.Function):

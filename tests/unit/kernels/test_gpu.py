@@ -17,7 +17,7 @@ from atlas.runs.build import prepare_device
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     yield
-    gpu._selection.failed = gpu._selection.untold = ""
+    gpu._selection.failed, gpu._selection.untold = "", []
 
 
 def on_gpu(monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int] = (9, 0), installed: bool = True) -> None:
@@ -102,7 +102,8 @@ def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.M
     assert gpu.give_up(RuntimeError("out of registers\nmany lines")) == (
         "a kernel could not be compiled: RuntimeError: out of registers"
     )
-    assert gpu.news() == "a kernel could not be compiled: RuntimeError: out of registers"
-    assert gpu.news() == ""  # told once
+    reason = "a kernel could not be compiled: RuntimeError: out of registers"
+    assert gpu.news() == [f"{reason}; PyTorch's operations do its work"]
+    assert gpu.news() == []  # told once
     assert gpu.missing() == "here: a kernel could not be compiled: RuntimeError: out of registers"
     assert gpu.description() == "PyTorch operations (a kernel could not be compiled: RuntimeError: out of registers)"

@@ -1,0 +1,65 @@
+"""Training steps with and without a CUDA graph: how fast, and how far apart their losses are.
+
+python -m experiments.gpu.step_graph [steps=30] [OVERRIDE ...]      such as model=small chunk_size=c16
+
+Prints milliseconds of a step (median), tokens/s, the largest relative difference of a loss, and why a graph was given
+up if it was. On a CPU `device.graph` is never used, and the two are the same. Exit status: 1 if it was given up.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+
+import atlas
+from atlas.config import RunConfig
+from atlas.config.arguments import run_command
+from atlas.kernels import gpu
+from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
+from atlas.training.batch_ahead import BatchAhead
+from atlas.training.state import TrainState
+from atlas.training.step import TrainStep
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
+
+SETTLED = 6  # steps that warm up, record and compare
+
+
+def trained(config: RunConfig, steps: int) -> tuple[list[float], float]:
+    """Losses, and the milliseconds of a step."""
+    device, precision = prepare_device(config.device)
+    model = build_model(config).to(device)
+    optimizer = build_optimizer(config, model)
+    state = TrainState(model, optimizer, GateMonitor(config.train.gate), History(config.rollback))
+    capture = graph_capture(config, device)
+    step = TrainStep(config.train, device, precision, compiled=config.device.compile, capture=capture)
+    batches = BatchAhead(build_data(config), device)
+    losses, seconds = [], []
+    for number in range(1, steps + 1):
+        batch = batches.take(number)
+        began = time.perf_counter()
+        losses.append(step(state, batch).loss)  # a step ends with a read of the device
+        seconds.append(time.perf_counter() - began)
+    batches.close()
+    return losses, 1e3 * median(seconds[min(SETTLED, steps - 1) :])
+
+
+def main(arguments: list[str]) -> int:
+    steps = next((int(text.removeprefix("steps=")) for text in arguments if text.startswith("steps=")), 30)
+    overrides = [text for text in arguments if not text.startswith("steps=")]
+    found = {}
+    for graph in ("never", "auto"):
+        config = atlas.compose([*overrides, f"device.graph={graph}", f"train.steps={max(steps, 2)}"])
+        found[graph], spent = trained(config, steps)
+        tokens = config.train.batch_size * config.train.sequence
+        print(f"device.graph={graph:5}  {spent:8.1f} ms a step, {1e3 * tokens / spent:12,.0f} tokens/s", flush=True)
+    apart = max(abs(a - b) / abs(a) for a, b in zip(found["never"], found["auto"], strict=True))
+    print(f"losses are at most {apart:.1e} apart")
+    for lost in gpu.news():
+        print(lost)
+    return int(gpu.graphless())
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, None, __doc__ or ""))
