@@ -159,13 +159,13 @@ FAILURES = (
     Failure(
         "process_slows",
         "machine",
-        "the process is held for six times the length of a step, after each",
+        "after each step the process is held for six",
         process_slows,
         says="slow|speed",
     ),
     _failure(
         "data_slow",
-        f"batches take as long as eight steps from step {MIDDLE} on",
+        f"from step {MIDDLE} on a batch takes as long as eight steps",
         with_data("Slow", at=MIDDLE),
         says="slow|speed",
     ),
