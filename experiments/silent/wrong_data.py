@@ -64,10 +64,19 @@ class Padded(Sound):
 
 
 class Slow(Sound):
-    """A file server that has become slow: batches take longer than steps."""
+    """A file server that has become slow: a batch takes as long as eight steps took."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.asked: list[float] = []  # when a batch was asked for, seconds
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        self.asked.append(time.monotonic())
+        return super().batch(step, rows)
 
     def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
-        time.sleep(0.1)
+        sound = self.asked[self.at // 4 : self.at]
+        time.sleep(8 * (sound[-1] - sound[0]) / (len(sound) - 1))
         return batch
 
 
