@@ -66,7 +66,7 @@ def test_help_explains_every_option_with_five_examples(tmp_path: Path) -> None:
             assert re.search(rf"^  [ *] {option} +\S", text, re.MULTILINE), f"{group}={option}"
     assert len(re.findall(r"^  python -m atlas.train", text, re.MULTILINE)) == 5
     marked = re.findall(r"^  \* (\w+)", text, re.MULTILINE)
-    assert marked == ["tiny", "c16", "none", "mixed", "muon", *["default"] * 4, "measure", "auto", "wandb"]
+    assert marked == ["tiny", "c16", "none", "mixed", "muon", *["default"] * 5, "measure", "auto", "wandb"]
     assert written(tmp_path) == []
 
 
