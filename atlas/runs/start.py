@@ -137,9 +137,9 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
 
 
 def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
-    """The checkpoint at `path`, or the newest sound one of the run at `path`, and a line for each one skipped.
+    """The checkpoint at `path`, or the newest sound and healthy one of the run there, and a line for each one skipped.
 
-    Raises `ConfigError` naming `key`.
+    Of a run without a healthy one it is the newest, and a line says so. Raises `ConfigError` naming `key`.
     """
     path = expanded(path)
     chosen = _checkpoint_folder(path)
@@ -148,7 +148,15 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     root = path / CHECKPOINTS if chosen is None else chosen.parent
     checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
-    return payload, manifest, passed_over(checkpoints)
+    notices = passed_over(checkpoints)
+    if manifest.healthy:
+        return payload, manifest, notices
+    unhealthy = f"{manifest.path.name} is not healthy: the run had a bad reading or a suspicious loss at that step"
+    if chosen is None:
+        with suppress(CheckpointError):
+            payload, manifest = checkpoints.rollback(manifest.step)
+            return payload, manifest, [*notices, f"{unhealthy}; {manifest.path.name} is taken instead"]
+    return payload, manifest, [*notices, unhealthy]
 
 
 def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:

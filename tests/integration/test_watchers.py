@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import atlas
 from atlas.runs.summary import RunSummary
@@ -67,11 +68,15 @@ def test_damage_in_the_last_steps_marks_the_last_checkpoint(
     settings = ("train.steps=60", "checkpoint.every=20", "rollback.suspect_every=4", "rollback.watch_every=10")
     atlas.train(tiny(*settings, *inject), tmp_path / "run")
     assert told(tmp_path / "run") == found
-    if found:
-        with pytest.warns(UserWarning, match="step-00000060 is not healthy.*; step-00000040 is the newest one that is"):
-            atlas.load(tmp_path / "run")
-    else:
+    if not found:
         atlas.load(tmp_path / "run")
+        return
+    with pytest.warns(UserWarning, match="step-00000060 is not healthy: .*; step-00000040 is taken instead"):
+        model, _ = atlas.load(tmp_path / "run")
+    healthy, _ = atlas.load(tmp_path / "run" / "checkpoints" / "step-00000040")
+    assert torch.equal(model.embedding.weight, healthy.embedding.weight)
+    with pytest.warns(UserWarning, match="step-00000060 is not healthy: .* at that step$"):
+        atlas.load(tmp_path / "run" / "checkpoints" / "step-00000060")
 
 
 class Remover(Sink):
