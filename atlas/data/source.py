@@ -33,7 +33,8 @@ class DataSource(Protocol):
 
         A row is a pure function of (seed, step, row), the same on every platform. Only the wanted rows are made, so a
         process that trains on a part of the batch pays for its part; rows made apart are those of the whole batch.
-        What the loss needs of the whole batch are its `Totals`: those of the parts add up to them.
+        What the loss needs of the whole batch are its `Totals`: those of the parts add up to them. A row may stand for
+        several shorter sequences.
         """
         ...
 
