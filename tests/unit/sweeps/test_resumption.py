@@ -35,6 +35,15 @@ def test_the_recorded_command_is_repeated(sweep: Path) -> None:
     assert full_command(["-m", f"sweep.resume='{sweep}'"]) == ["-m", *expected[1:]]
 
 
+def test_a_search_goes_on_with_more_trials(tmp_path: Path) -> None:
+    hydra = ("hydra/sweeper=optuna", "hydra.sweeper.trials=2", "hydra.sweeper.metric=niah/recall/accuracy")
+    SweepRecord(("optim.lr=tag(log,interval(1e-4,1e-2))",), hydra, ()).write(tmp_path)
+    kept = ["optim.lr=tag(log,interval(1e-4,1e-2))", hydra[0], hydra[2], "hydra.sweeper.trials=4", *places(tmp_path)]
+    assert full_command(["-m", f"sweep.resume={tmp_path}", "hydra.sweeper.trials=4"]) == ["-m", *kept]
+    with pytest.raises(ConfigError, match=r"^hydra.sweeper.metric=loss: must be left out, or as in "):
+        full_command(["-m", f"sweep.resume={tmp_path}", "hydra.sweeper.metric=loss"])
+
+
 def test_a_change_replaces_what_it_settles(sweep: Path) -> None:
     changed = full_command(["-m", f"sweep.resume={sweep}", "logger=none", "hydra/launcher=basic"])
     assert changed == ["-m", "seed=0,1", "train.steps=5", "logger=none", "hydra/launcher=basic", *places(sweep)]
