@@ -101,9 +101,7 @@ def _run(start: Start) -> dict[int, str]:
     resource_tracker.ensure_running()  # else it unblocks signals when the first rank is started
     with listening(request):
         with _blocked_signals():  # a rank inherits that, until it handles them
-            ranks = start_processes(  # type: ignore[no-untyped-call]
-                _rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn"
-            )
+            ranks = start_processes(_rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn")
             request.to(ranks)
         try:
             with suppress(ProcessException):  # of a rank that was killed: the others name it

@@ -40,7 +40,7 @@ def measure(config: RunConfig, world: int) -> list[Found]:
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         arguments = config, world, store.port, folder
-        start_processes(_rank, arguments, nprocs=world)  # type: ignore[no-untyped-call]
+        start_processes(_rank, arguments, nprocs=world)
         return [Found(*pickle.loads((Path(folder) / str(rank)).read_bytes())) for rank in range(world)]
 
 
