@@ -118,9 +118,9 @@ def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor) -> dict[st
 
 
 def _cosine_of_all(vectors: Tensor) -> Tensor:
-    """Mean over the pairs of vectors [N, n, d] of a row."""
+    """Mean of |cosine| over the pairs of vectors [N, n, d] of a row: vectors on one line may point both ways."""
     unit = unit_rows(vectors)
-    pairs = unit @ unit.mT
+    pairs = (unit @ unit.mT).abs()
     n = vectors.shape[1]
     mean: Tensor = (pairs.sum((-2, -1)) - n).mean() / max(n * (n - 1), 1)
     return mean
