@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import BATCHES, BatchFacts, Record
+from atlas.training.watchers.record import BATCHES, LOOKED_AT, BatchFacts, Record
 
 DIFFERENT = 2  # batches among BATCHES; a text of a few segments that is read again and again has more
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
@@ -17,15 +17,14 @@ COPIED = 0.9  # share of targets that are the input itself; a run of blanks give
 
 def repeated_batch(record: Record) -> Finding | None:
     """Few different batches among the newest ones."""
-    batches = _full(record)
-    different = len({batch.digest for batch in batches})
-    if not batches or different > DIFFERENT:
+    different = len(set(record.digests))
+    if len(record.digests) < BATCHES or different > DIFFERENT:
         return None
     return Finding(
         "repeated_batch",
         record.step,
         different,
-        f"the last {len(batches)} batches are only {different} different ones",
+        f"the last {BATCHES} batches are only {different} different ones",
         "the model learns them by heart",
         "a longer text, or a source whose batch(step) depends on the step",
     )
@@ -86,7 +85,7 @@ def labels(record: Record) -> Finding | None:
 
 
 def _full(record: Record) -> list[BatchFacts]:
-    return list(record.batches) if len(record.batches) == BATCHES else []
+    return list(record.batches) if len(record.batches) == LOOKED_AT else []
 
 
 def _mean(values: Sequence[float]) -> float:

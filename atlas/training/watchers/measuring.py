@@ -118,9 +118,9 @@ def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor) -> dict[st
 
 
 def _cosine_of_all(vectors: Tensor) -> Tensor:
-    """Mean over the pairs of vectors [N, n, d] of a row."""
+    """Mean of |cosine| over the pairs of vectors [N, n, d] of a row: vectors on one line may point both ways."""
     unit = unit_rows(vectors)
-    pairs = unit @ unit.mT
+    pairs = (unit @ unit.mT).abs()
     n = vectors.shape[1]
     mean: Tensor = (pairs.sum((-2, -1)) - n).mean() / max(n * (n - 1), 1)
     return mean
@@ -146,6 +146,10 @@ def _has_value(part: Tensor) -> bool:
     return bool(own.any())
 
 
+def digest(batch: Batch) -> int:
+    return crc32(batch.inputs.numpy().tobytes())
+
+
 def batch_facts(batch: Batch) -> BatchFacts:
     """Of a batch on the CPU, as the data source gave it."""
     counted = batch.weights > 0
@@ -154,7 +158,6 @@ def batch_facts(batch: Batch) -> BatchFacts:
     inner = counted[:, :-1]  # the target of the last input is in no input
     same = batch.targets[:, :-1] == batch.inputs[:, 1:]
     return BatchFacts(
-        digest=crc32(batch.inputs.numpy().tobytes(), crc32(batch.targets.numpy().tobytes())),
         commonest=symbols.bincount().max().item() / symbols.numel() if symbols.numel() else 0.0,
         padding=1 - symbols.numel() / max(int(text.sum()), 1) if bool(text.any()) else 0.0,
         next_tokens=_share(same, inner),

@@ -26,7 +26,7 @@ from atlas.training.step import StepResult
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.measuring import batch_facts, due, measure, share_with_moments
+from atlas.training.watchers.measuring import batch_facts, digest, due, measure, share_with_moments
 from atlas.training.watchers.record import READINGS, Facts, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
@@ -104,7 +104,9 @@ class Watchers:
             seconds,
             of_text=of_text,
         )
-        record.batches.append(batch_facts(batch))
+        record.digests.append(digest(batch))
+        if self.state.step % EVERY == 0:
+            record.batches.append(batch_facts(batch))
         offset = time.time() - time.monotonic()
         if self._clock is not None:
             record.clock_jump = max(record.clock_jump, offset - self._clock, key=abs)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.measuring import batch_facts
+from atlas.training.watchers.measuring import batch_facts, digest
 from atlas.training.watchers.record import BATCHES, Facts, Record
 
 ROWS, TOKENS = 4, 32
@@ -30,7 +30,8 @@ def drawn(seed: int) -> Batch:
 
 def told(name: str, batches: list[Batch], baseline: float = 2.0) -> str | None:
     record = Record(Facts(steps=100, baseline=baseline))
-    record.batches.extend(map(batch_facts, batches))
+    record.digests.extend(map(digest, batches))
+    record.batches.extend(map(batch_facts, batches[::10]))
     found = JUDGES[name](record)
     return None if found is None else found.seen
 
@@ -41,7 +42,7 @@ DATA = ("labels", "repeated_batch", "one_symbol", "padding")
 @pytest.mark.parametrize("name", DATA)
 def test_calm_batches_and_too_few_of_them(name: str) -> None:
     assert told(name, [drawn(seed) for seed in range(BATCHES)]) is None
-    assert told(name, [drawn(0)] * (BATCHES - 1)) is None
+    assert told(name, [drawn(0)] * (BATCHES // 2)) is None
     assert told(name, []) is None
 
 

@@ -57,7 +57,7 @@ OUT = {
     ),
     "queries": (
         {"layer0/read_cosine": 0.99},
-        "the queries of layer0 have a mean cosine of 0.990 when they read",
+        "the queries of layer0 lie on one line (mean |cosine| 0.990)",
     ),
     "global_memory": ({"layer0/global/update_norm": 0.0}, "nothing was written into layer0/global"),
 }
