@@ -73,7 +73,7 @@ class DeviceConfig(Choices, prefix="device."):
             fits,
             "device.processes",
             self.processes,
-            f"in [1, {MOST_PROCESSES}] (torchrun starts those of several machines)",
+            f"in [1, {MOST_PROCESSES}] (torchrun or Slurm starts those of several machines)",
         )
 
 

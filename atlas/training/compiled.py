@@ -43,8 +43,8 @@ class CompiledBlocks:
     def __init__(self, model: AtlasModel) -> None:
         for function in WHOLE:
             torch.compiler.allow_in_graph(function)
-        for function in CONSTANT:
-            torch.compiler.assume_constant_result(function)
+        for constant in CONSTANT:
+            torch.compiler.assume_constant_result(constant)
         self._blocks: list[tuple[Any, Forward]] = [
             (block, torch.compile(block.forward, backend=BACKEND, fullgraph=True, dynamic=False))
             for block in model.blocks

@@ -3,7 +3,8 @@
 python -m experiments.gpu.step_graph [steps=30] [OVERRIDE ...]      such as model=small chunk_size=c16
 
 Prints milliseconds of a step (median), tokens/s, the largest relative difference of a loss, and why a graph was given
-up if it was. On a CPU `device.graph` is never used, and the two are the same. Exit status: 1 if it was given up.
+up if it was. Writes no file. On a CPU `device.graph` is never used, and the two are the same. Exit status: 1 if it was
+given up.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_norms_and_measurements_change_nothing_of_a_run(tiny: Tiny, left: Any, s
         assert atlas.train(tiny(*overrides), tmp_path / name).status == "completed"
     each, seldom = left(tmp_path / "each"), left(tmp_path / "seldom")
     assert same_state(each.state, seldom.state)
-    assert (len(each.rows), len(seldom.rows)) == (12, 1)
+    assert (len(each.rows), len(seldom.rows)) == (12, 2)  # the second: where it is validated
     assert each.rows[-1] == seldom.rows[-1]
     names = {name for name in each.rows[0] if name.startswith("memory/")}
     assert names == {

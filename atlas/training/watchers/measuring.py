@@ -102,7 +102,8 @@ def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:
     eta = rates[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C]
     equal = keys @ keys.mT > SAME
     sums = (equal * eta[..., None, :]).sum(-1)
-    return (sums.amax(-1) > CROWD).float().mean()
+    share: Tensor = (sums.amax(-1) > CROWD).float().mean()
+    return share
 
 
 def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
         "checkpoint",
         "device.threads",
         "device.kernels",
+        "device.graph",
+        "device.compile",
         "device.processes",
         "parallel.kind",
         "parallel.context",
