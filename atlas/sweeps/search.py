@@ -2,6 +2,9 @@
 
 The study is not kept in a file of its own: sweep.json and the jobs' summaries are all that it knows, so a search that
 goes on chooses what one that never stopped would choose.
+
+Why not hydra-optuna-sweeper (1.3.0): it wants Optuna < 3, and when it starts again with its database it leaves the
+interrupted jobs out and counts its trials anew.
 """
 
 from __future__ import annotations
