@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,11 +81,18 @@ def usable(*, on_gpu: bool, on_cpu: bool) -> bool:
     return wanted() and (on_gpu or (interpreter and on_cpu)) and not missing()
 
 
-def compiles(*kernels: Callable[[], object]) -> bool:
-    """Compile kernels before any work is given to them. If that fails, none is used from now on; a warning says why."""
+def compiles(*kernels: Callable[[], Any]) -> bool:
+    """Compile kernels before any work is given to them; each call returns a compiled one.
+
+    If that fails, or a kernel does not fit the GPU, none is used from now on, and a warning says why.
+    """
     try:
         for kernel in kernels:
-            kernel()
+            needed = kernel().metadata.shared
+            device: Any = torch.cuda.get_device_properties()
+            limit = device.shared_memory_per_block_optin
+            if needed > limit:
+                raise RuntimeError(f"{needed} bytes of shared memory are needed, the GPU has {limit}")
     except Exception as error:  # of the compiler, of many types
         warnings.warn(f"{give_up(error)}; PyTorch's operations do its work", RuntimeWarning, stacklevel=3)
         return False

@@ -139,15 +139,16 @@ def scan_backward(
                 Y1 += by_reads1
                 Y2 += by_reads2
                 Y3 += by_reads3
-            # Of the writes, loaded and computed again: through the reads they would not fit into the registers
-            W1 = down(origin, D, H)
-            W2 = gate(origin, D, H, P)
-            W3 = linear(origin, D, H, P)
-            K = tokens(k + n * k_row, first, k_token, valid, R, D)
-            V = tokens(v + n * v_row, first, v_token, valid, R, D)
-            PK = tokens(pk + n * pk_row, first, pk_token, valid, R, P)
-            eta = tl.load(rate + n * rate_row + (first + token) * rate_token, mask=valid, other=0.0).to(tl.float32)
-            A3, sigmoid, silu, slope, U, F, r, E, B, X2, X3 = writes(K, V, PK, eta, W1, W2, W3, PRODUCTS)
+            # Of the writes
+            if not MOMENTUM:  # loaded and computed again: through the reads they do not fit into the registers
+                W1 = down(origin, D, H)
+                W2 = gate(origin, D, H, P)
+                W3 = linear(origin, D, H, P)
+                K = tokens(k + n * k_row, first, k_token, valid, R, D)
+                V = tokens(v + n * v_row, first, v_token, valid, R, D)
+                PK = tokens(pk + n * pk_row, first, pk_token, valid, R, P)
+                eta = tl.load(rate + n * rate_row + (first + token) * rate_token, mask=valid, other=0.0).to(tl.float32)
+                A3, sigmoid, silu, slope, U, F, r, E, B, X2, X3 = writes(K, V, PK, eta, W1, W2, W3, PRODUCTS)
             dB = dX2 * A3 * slope + dX3 * silu
             dE += dot(dB, W1.T, PRODUCTS)
             along = tl.sum(F * dE, 1)

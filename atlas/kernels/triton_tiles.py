@@ -53,14 +53,14 @@ def tril(x, R: tl.constexpr):
 @triton.jit
 def tokens(base, first, stride, valid, R: tl.constexpr, WIDTH: tl.constexpr):
     """[R, WIDTH]; zeros where the tile is not filled."""
-    at = base + (first + tl.arange(0, R)[:, None]) * stride + tl.arange(0, WIDTH)[None, :]
-    return tl.load(at, mask=valid[:, None], other=0.0).to(tl.float32)
+    offsets = (first + tl.arange(0, R)[:, None]) * stride + tl.arange(0, WIDTH)[None, :]
+    return tl.load(base + offsets, mask=valid[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
 def put_tokens(base, first, value, valid, R: tl.constexpr, WIDTH: tl.constexpr):
-    at = base + (first + tl.arange(0, R)[:, None]) * WIDTH + tl.arange(0, WIDTH)[None, :]
-    tl.store(at, value, mask=valid[:, None])
+    offsets = (first + tl.arange(0, R)[:, None]) * WIDTH + tl.arange(0, WIDTH)[None, :]
+    tl.store(base + offsets, value, mask=valid[:, None])
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """The blocks of a model compiled by `torch.compile`, for the forward passes of training alone.
 
 Validation, probes and decoding read stretches of many lengths, and each would be compiled anew. Blocks of one shape
-share their code, so it is compiled once, whatever their number. A break in the graph is an error: `fullgraph`.
+share their code: two graphs, whatever their number, since the first block makes the rotary angles. A break in a graph
+is an error: `fullgraph`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,3 +108,19 @@ def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.M
     assert gpu.news() == []  # told once
     assert gpu.missing() == "here: a kernel could not be compiled: RuntimeError: out of registers"
     assert gpu.description() == "PyTorch operations (a kernel could not be compiled: RuntimeError: out of registers)"
+
+
+def test_a_kernel_that_does_not_fit_the_gpu_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch)
+    found = SimpleNamespace(shared_memory_per_block_optin=232_448)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda: found)
+
+    def compiled(shared: int) -> SimpleNamespace:
+        return SimpleNamespace(metadata=SimpleNamespace(shared=shared))
+
+    assert gpu.compiles(lambda: compiled(232_448))
+    needs = "RuntimeError: 300000 bytes of shared memory are needed, the GPU has 232448"
+    with pytest.warns(RuntimeWarning) as told:
+        assert not gpu.compiles(lambda: compiled(1000), lambda: compiled(300_000))
+    assert str(told[0].message) == f"a kernel could not be compiled: {needs}; PyTorch's operations do its work"
+    assert gpu.description() == f"PyTorch operations (a kernel could not be compiled: {needs})"

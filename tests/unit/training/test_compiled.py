@@ -50,7 +50,9 @@ def test_compiled_blocks_train_as_the_others(case: str, monkeypatch: pytest.Monk
     counters.clear()
     found, wanted = (losses(CASES[case], compiled=one) for one in (True, False))
     assert found == pytest.approx(wanted, rel=1e-4)
-    assert counters["stats"]["unique_graphs"] == 1  # of all layers
+    assert counters["stats"]["unique_graphs"] == (
+        2 if case == "kernels" else 1
+    )  # the first of 3 layers makes the angles
     assert not counters["graph_break"]
 
 
