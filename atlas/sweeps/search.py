@@ -3,8 +3,8 @@
 The study is not kept in a file of its own: sweep.json and the jobs' summaries are all that it knows, so a search that
 goes on chooses what one that never stopped would choose.
 
-Why not hydra-optuna-sweeper (1.3.0): it wants Optuna < 3, and when it starts again with its database it leaves the
-interrupted jobs out and counts its trials anew.
+Why not hydra-optuna-sweeper (1.3.0): it wants Optuna < 3, with scipy and cmaes. By its code, a second start with the
+same database asks for all its trials again, and leaves jobs that were interrupted as they are.
 """
 
 from __future__ import annotations
