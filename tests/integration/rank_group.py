@@ -47,7 +47,7 @@ from atlas.training.trainer import Trainer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 
-LIMIT_SECONDS = 60.0  # for all jobs of one start together; then ranks that hang are killed
+LIMIT_SECONDS = 150.0  # for all jobs of one start together; then ranks that hang are killed
 NAME = "tests.integration.rank_group"  # run as a program, it is __main__
 
 

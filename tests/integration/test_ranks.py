@@ -21,7 +21,7 @@ from tests.integration import rank_group
 from tests.integration.test_data_of_a_resumed_run import NEEDLES
 
 pytestmark = pytest.mark.slow
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 400.0  # a busy machine takes many times as long as a quiet one
 PROBES = ["niah.enabled=true", "niah.every=10", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0]"]
 # Muon, two validation batches, probes, a rollback; text and recall rows.
 WHOLE = [*PROBES, "optim=muon", "optim.warmup=5", "train.steps=20", "train.validation_batches=2"]
