@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 from atlas.generate import main as generate
 from atlas.report.__main__ import main as report
 from atlas.runs.summary import read_summary
-from experiments.silent.bench import SMALL, STEPS, TEXT, Bench, Ended, train
+from experiments.silent.bench import SMALL, STEPS, TEXT, Bench, Ended, Running, train
 from experiments.silent.failure import Facts, Failure, Finding, facts, with_optimizer
 
 MIDDLE = 100
@@ -85,9 +84,7 @@ def job_killed(bench: Bench, broken: bool) -> Facts:
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "train.steps=150")
     running = bench.start(*sweep(bench, "seed=0,1", *launcher), main=run_sweep)
     lock = bench.scratch / "sweep" / "1" / "checkpoints" / ".lock"
-    rows = bench.scratch / "sweep" / "1" / "metrics.jsonl"
-    while not (rows.exists() and rows.stat().st_size):
-        time.sleep(0.01)
+    Running(running.process, running.printed, bench.scratch / "sweep" / "1").wait_for_step(5)
     if broken:
         os.kill(int(lock.read_text(encoding="utf-8").split()[1]), signal.SIGKILL)
     ended = running.wait()
