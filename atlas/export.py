@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -65,6 +65,8 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights
 
     require_new("out", folder)
     model, config, manifest = load_checkpointed(path, trust, weights=weights)
+    chunks = replace(config.chunk_size, local=list(model.plan.local))  # of Stage 2 those of the checkpoint
+    config = replace(config, chunk_size=chunks)
     files = RunFiles(manifest.path.parents[1], strict=False)
     known = weights is Weights.trained  # what the run measured, it measured with the trained weights
     probes = verdicts(files, manifest.path.name, manifest.step) if known else []

@@ -222,7 +222,7 @@ def plans(trained: ChunkPlan, settings: GenerationSettings) -> tuple[ChunkPlan, 
     prefill = trained if settings.resets is Resets.trained else trained._replace(shard=None)
     if settings.chunk is Chunk.trained:
         return prefill, prefill
-    return prefill, prefill._replace(local=(1,) * len(trained.local))
+    return prefill, prefill.each_token
 
 
 def print_stream(pieces: Iterator[bytes], to: TextIO | None) -> None:

@@ -40,6 +40,7 @@ from atlas.config.run import (
     StepGraphs,
     TelemetryConfig,
 )
+from atlas.config.stage2 import Stage2Config
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import (
     TRIGGERS,
@@ -99,6 +100,7 @@ __all__ = [
     "RollbackConfig",
     "Rule",
     "RunConfig",
+    "Stage2Config",
     "StepGraphs",
     "SweepConfig",
     "TelemetryConfig",

@@ -17,6 +17,7 @@ from atlas.config.model import ChunkSizeConfig, ModelConfig
 from atlas.config.niah import NIAHConfig
 from atlas.config.parallel import ParallelConfig, ParallelKind
 from atlas.config.rules import Rule
+from atlas.config.stage2 import Stage2Config
 from atlas.config.sweep import SweepConfig
 from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
 from atlas.config.watch import WatchConfig
@@ -108,6 +109,7 @@ class RunConfig(Choices):
     optim: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
     niah: NIAHConfig = field(default_factory=NIAHConfig)
     rollback: RollbackConfig = field(default_factory=RollbackConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
@@ -130,6 +132,8 @@ class RunConfig(Choices):
         allowed = "false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
         require(not (sliced and carried), "train.carry_memory", carried, allowed)
         self.watch.check_rollbacks()
+        if self.stage2.enabled:
+            self._check_stage2()
         if self.model.memory.enabled:
             self._check_chunks()
             if self.device.kernels is Kernels.triton:
@@ -138,6 +142,17 @@ class RunConfig(Choices):
             self._check_graph()
         if self.niah.enabled and RECALL.name in self.niah.levels:
             self._check_needle_lengths()
+
+    def _check_stage2(self) -> None:
+        memory, whole = self.model.memory.enabled, self.parallel.kind is not ParallelKind.fsdp
+        require(memory, "stage2.enabled", True, "false with model.memory.enabled=false")
+        require(whole, "stage2.enabled", True, "false with parallel.kind=fsdp (parallel.kind=ddp has Stage 2)")
+        allowed = "false with stage2.enabled=true: every chunk size would be compiled anew"
+        require(not self.device.compile, "device.compile", True, allowed)
+        start, shard = self.stage2.start, self.chunk_size.shard
+        require(start <= shard, "stage2.start", start, f"<= chunk_size.shard={shard}")
+        smallest = min(self.stage2.local(self.chunk_size.local, self.train.steps))
+        self.model.memory.check_chunks(smallest, "stage2")
 
     def _check_triton(self) -> None:
         """The kernels multiply in bf16, and exist for some rules and widths."""
@@ -167,6 +182,7 @@ class RunConfig(Choices):
         found = {
             "train.carry_memory=true: a graph repeats the positions that it was recorded at": self.train.carry_memory,
             "debug.inject: a graph does not run the hooks of a fault": self.debug.inject is not None,
+            "stage2.enabled=true: a graph repeats the chunks that it was recorded with": self.stage2.enabled,
         }
         return [reason for reason, holds in found.items() if holds]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from atlas.config import ChunkSizeConfig
+from atlas.config import ChunkSizeConfig, RunConfig
 
 
 class ChunkPlan(NamedTuple):
@@ -18,6 +18,20 @@ class ChunkPlan(NamedTuple):
     @classmethod
     def from_config(cls, chunks: ChunkSizeConfig) -> ChunkPlan:
         return cls(tuple(chunks.local), chunks.global_size, chunks.shard)
+
+    @classmethod
+    def at_step(cls, config: RunConfig, step: int) -> ChunkPlan:
+        """Of a step of training, and of its checkpoint: in Stage 2 the chunks depend on the step.
+
+        A chunk need not divide the shard: the last one of a shard is then shorter.
+        """
+        plan = cls.from_config(config.chunk_size)
+        return plan._replace(local=config.stage2.local(plan.local, step)) if config.stage2.enabled else plan
+
+    @property
+    def each_token(self) -> ChunkPlan:
+        """With chunk 1 for the local memories."""
+        return self._replace(local=(1,) * len(self.local))
 
 
 class MemoryMode(StrEnum):

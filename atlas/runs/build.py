@@ -38,6 +38,7 @@ from atlas.kernels import gpu
 from atlas.kernels.gpu import Capture
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
+from atlas.models.plan import ChunkPlan
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.probes.niah import NIAHProbe
 from atlas.runs.data_record import tokenizer_file
@@ -183,9 +184,10 @@ def load(
 ) -> tuple[AtlasModel, RunConfig]:
     """The trained model of a run folder (its newest sound checkpoint) or of a checkpoint folder, and its configuration.
 
-    The model is on the CPU, in evaluation mode. A damaged checkpoint is skipped with a warning, and the one before it
-    is used. `trust` names further modules whose components the run may use; `weights="averaged"` takes the average
-    that a run with `train.ema` keeps. The model knows the tokenizer of its run, see `atlas.generate`.
+    The model is on the CPU, in evaluation mode, with the chunks of its last step. A damaged checkpoint is skipped with
+    a warning, and the one before it is used. `trust` names further modules whose components the run may use;
+    `weights="averaged"` takes the average that a run with `train.ema` keeps. The model knows the tokenizer of its run,
+    see `atlas.generate`.
 
     Raises `ConfigError` for a folder that is neither, or has no sound checkpoint.
     """
@@ -214,6 +216,7 @@ def load_checkpointed(
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model("path", manifest.path, error) from error
     model.tokenizer_file = tokenizer_file(manifest.path)
+    model.plan = ChunkPlan.at_step(config, manifest.step)
     return model.eval(), config, manifest
 
 

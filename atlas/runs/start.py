@@ -121,6 +121,8 @@ def _read_journal(checkpoints: CheckpointManager) -> JournalEntry | None:
 
 def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
     if config.init_from is None:
+        allowed = "the run, checkpoint or exported folder that Stage 2 goes on from, with stage2.enabled=true"
+        require(not config.stage2.enabled, "init_from", None, allowed)
         return []
     place = expanded(config.init_from)
     notices: list[str] = []

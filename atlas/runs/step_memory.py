@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atlas.config import ConfigError, ParallelKind, RunConfig
 from atlas.models.language_model import LOGITS_AT_ONCE
+from atlas.models.plan import ChunkPlan
 from atlas.runs.allocator import return_freed_memory
 from atlas.runs.build import build_model, build_optimizer
 
@@ -153,8 +154,9 @@ def _count(config: RunConfig, device: torch.device, precision: torch.dtype, laye
 
     tokens = torch.zeros(rows, counted_tokens(config), dtype=torch.int64, device=device)
     half = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
+    smallest = ChunkPlan.at_step(config, config.train.steps)  # keeps most
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), half:
-        model.read(tokens)
+        model.read(tokens, plan=smallest)
     return sum(kept.values())
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
-from atlas.models.plan import MemoryMode
+from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
 from atlas.training.watchers.record import MemoryUse
@@ -42,9 +42,9 @@ class Evaluator:
             rows = min(watch_rows, first.inputs.shape[0])
             self.watched = Batch(*(column[:rows] for column in vars(first).values()))
 
-    def validation_loss(self, model: AtlasModel) -> float:
-        """Mean loss in nats per weighted target. The ranks share the batches."""
-        own = [self._loss(model, batch) for batch in self.batches]
+    def validation_loss(self, model: AtlasModel, plan: ChunkPlan | None = None) -> float:
+        """Mean loss in nats per weighted target, read with `plan` or the model's own. The ranks share the batches."""
+        own = [self._loss(model, batch, plan=plan) for batch in self.batches]
         by_round = zip_longest(*self.step.ranks.gather(own))
         return sum(loss for losses in by_round for loss in losses if loss is not None) / self.count
 
@@ -58,7 +58,9 @@ class Evaluator:
             lambda: MemoryUse(step, *(self._loss(model, self.watched, mode) for mode in modes))
         )
 
-    def _loss(self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn) -> float:
+    def _loss(
+        self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None
+    ) -> float:
         with evaluating(model), self.step.autocast():
-            losses = model.losses(model.read(batch.inputs, mode=mode).hidden, batch.targets)
+            losses = model.losses(model.read(batch.inputs, plan=plan, mode=mode).hidden, batch.targets)
             return mean_losses(losses, batch).total.item()

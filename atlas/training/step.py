@@ -143,6 +143,7 @@ class TrainStep:
         self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
         self.looks_for_gradients = False  # whether the next call says in `found_gradients` what `zero_grad` has left
         self.found_gradients = False
+        self.clip = config.gradient_clip  # Stage 2 changes it
         self._replica: tuple[AtlasModel, nn.Module] | None = None
         self._compiles, self._capture, self._watched = compiled, capture, False
         self._compiled: tuple[AtlasModel, CompiledBlocks] | None = None
@@ -258,7 +259,7 @@ class TrainStep:
         """Global norm before clipping; clips in place."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = self.ranks.whole(torch.nn.utils.get_total_norm(gradients))
-        limit = self.config.gradient_clip or float("inf")
+        limit = self.clip or float("inf")
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
         return norm
 

@@ -24,6 +24,7 @@ from atlas.training.profile import StepProfile, parse_profile
 from atlas.training.regions import region
 from atlas.training.samples import Sampler
 from atlas.training.saving import Saver
+from atlas.training.stage2 import Stage2
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep, step_metrics
 from atlas.training.stop import StopRequest
@@ -81,6 +82,7 @@ class Trainer:
         self.faults, self.clocks = faults, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.watchers = Watchers(config, state, telemetry)
+        self.stage2 = Stage2(config, state, step)
         sharded = config.checkpoint.layout is CheckpointLayout.sharded
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps, sharded=sharded)
         self.calibrator = Calibrator(config.calibration, data, step, state.model, seed=config.seed)
@@ -104,6 +106,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step. Raises `AbortError` where a safeguard stops the run, `StopRequested` for a signal."""
         state = self.state
+        self.stage2.begin(state.step)
         try:
             if state.step == 0 and not self.ranks.from_first(lambda: bool(self.checkpoints.list())):
                 if self.config.calibration.enabled:
@@ -144,6 +147,7 @@ class Trainer:
 
     def _train_step(self) -> StepResult:
         state = self.state
+        self.stage2.begin(state.step + 1)
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
         due = self.telemetry.due(state.step + 1)
@@ -201,7 +205,7 @@ class Trainer:
     def _log(self, result: StepResult) -> None:
         with self.clocks.measure("telemetry"):
             values = {**step_metrics(self.state, result, self.gates), "tokens_per_second": round(self.speed, 1)}
-            self.telemetry.log_step(self.state.step + (not result.finite), values | self.norms)
+            self.telemetry.log_step(self.state.step + (not result.finite), values | self.stage2.metrics | self.norms)
 
     def _check_gates(self, result: StepResult) -> None:
         """Gates that have died are a reading, an abort or a warning, as the configuration says."""
@@ -291,6 +295,8 @@ class Trainer:
         state, average = self.state, self.state.average
         with state.whole_model() as model, self.stop.checked_by(model):
             losses = {"validation/loss": self.evaluator.validation_loss(model)}
+            if state.step == self.config.train.steps and (plan := self.stage2.inference):
+                losses["validation/loss_chunk1"] = self.evaluator.validation_loss(model, plan)
         if average is not None:
             with average.applied(state.model), state.whole_model() as model, self.stop.checked_by(model):
                 losses["validation/loss_ema"] = self.evaluator.validation_loss(model)

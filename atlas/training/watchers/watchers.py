@@ -48,7 +48,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Fact
         uniform=log(config.model.vocabulary),
         width=config.model.width,
         baseline=baseline if baseline is not None and isfinite(baseline) else None,
-        clip=config.train.gradient_clip,
+        clip=0.0 if config.stage2.enabled else config.train.gradient_clip,  # there the limit changes
         memory=memory.enabled,
         has_global=memory.enabled and memory.use_global,
         gated=memory.enabled and not additive,

@@ -38,6 +38,7 @@ from atlas.ops.rules.muon import FLOOR
 
 BATCH, HEADS, TOKENS, HEAD_WIDTH = 2, 2, 9, 4
 PLAN = ChunkPlan(local=(2, 3), global_size=4, shard=6)
+UNEVEN = ChunkPlan(local=(4, 5), global_size=4, shard=6)  # the last chunk of a shard is shorter
 ATLAS = AtlasRuleConfig(iterations=4, iterations_global=2, window=2, gate=0.5)
 BASE = MemoryConfig(
     hidden=3, momentum=0.5, retention=0.9, omega=OmegaRuleConfig(2, 0.5), atlas=ATLAS, weight_norm_max=1.0
@@ -78,7 +79,7 @@ def slow(settings: RuleConfig) -> dict[str, int]:
     return {name: getattr(own, name) for name in ("window", "iterations") if hasattr(own, name)}
 
 
-def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> Tensor:
+def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor, plan: ChunkPlan = PLAN) -> Tensor:
     """[B, T, D]: the equations of docs/memory.md section 6, one token at a time."""
     tokens, _ = memory.inputs(x, memory.inputs.initial_state(BATCH))
     rates, controls = memory.inputs.rates(x), memory.controls(x)
@@ -93,13 +94,13 @@ def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor) -> T
             query, key = tokens.query[row, t], tokens.key[row, t]
             if t == 0:
                 top = ReferenceMemory(starts[-1], True, limit, gates, **slow(settings.of_global()), floor=FLOOR)
-            if t % PLAN.shard == 0:
+            if t % (plan.shard or TOKENS) == 0:
                 local = [
                     ReferenceMemory(start, False, limit, gates, **slow(settings), floor=FLOOR) for start in starts[:-1]
                 ]
             total = torch.zeros_like(query)
             for index, one in enumerate((*local, top)):
-                chunk = (*PLAN.local, PLAN.global_size)[index]
+                chunk = (*plan.local, plan.global_size)[index]
                 asked = query if one is top else projected(memory, persistent, tokens.query, tokens.key, row, t, chunk)
                 token = Token(
                     asked,
@@ -151,12 +152,15 @@ def features(memory: AtlasMemory, x: Tensor, head: int) -> Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_branch_equals_its_slow_form_and_all_gradients(name: str) -> None:
+BOTH_PLANS = [*((name, PLAN) for name in CASES), *((name, UNEVEN) for name in [*Rule, "gd, chunk range, per key"])]
+
+
+@pytest.mark.parametrize(("name", "plan"), BOTH_PLANS)
+def test_the_branch_equals_its_slow_form_and_all_gradients(name: str, plan: ChunkPlan) -> None:
     memory, persistent, x = make(CASES[name])
-    state = memory.initial_state(BATCH, persistent, PLAN)
-    fast, _ = memory(x, state, 0, persistent, PLAN, MemoryMode.learn)
-    slow = slow_form(memory, persistent, x)
+    state = memory.initial_state(BATCH, persistent, plan)
+    fast, _ = memory(x, state, 0, persistent, plan, MemoryMode.learn)
+    slow = slow_form(memory, persistent, x, plan)
     torch.testing.assert_close(fast, slow, rtol=1e-8, atol=1e-9)
     inputs = [x, persistent.keys, *memory.parameters()]
     weight = torch.randn_like(fast)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import atlas
-from atlas.config import ConfigError, DebugConfig, DeviceConfig, RunConfig, StepGraphs
+from atlas.config import ConfigError, DebugConfig, DeviceConfig, RunConfig, Stage2Config, StepGraphs
 from atlas.kernels import gpu
 from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
@@ -146,6 +146,7 @@ def test_auto_records_on_a_gpu_where_a_graph_is_right() -> None:
     assert graph_capture(config, CUDA, two_processes()) is None
     assert graph_capture(replace(config, train=replace(config.train, carry_memory=True)), CUDA) is None
     assert graph_capture(replace(config, debug=DebugConfig("nan_gradient@3")), CUDA) is None
+    assert graph_capture(replace(config, stage2=Stage2Config(enabled=True, start=1)), CUDA) is None
     assert graph_capture(replace(config, device=DeviceConfig(graph=StepGraphs.never)), CUDA) is None
     assert graph_capture(replace(config, device=DeviceConfig(graph=StepGraphs.always)), CUDA) is gpu.cuda_capture
 

@@ -1,0 +1,81 @@
+"""The schedule of Stage 2, and what cannot work with it."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import pytest
+
+import atlas
+from atlas.config import ConfigError, Stage2Config
+from atlas.models.plan import ChunkPlan
+
+STAGE2 = ["experiment=stage2", "init_from=RUN"]
+ON = "stage2.enabled=true"
+
+
+def test_chunk_and_clip_of_the_default_schedule() -> None:
+    schedule = Stage2Config()
+    first = {chunk: next(n for n in range(1, 5000) if schedule.chunk(n) == chunk) for chunk in (32, 31, 16, 8, 2, 1)}
+    # 32 * 0.9993^(n - 1) falls below chunk + 1 there: n = 1 + ceil(ln(32 / (chunk + 1)) / -ln 0.9993)
+    assert first == {32: 1, 31: 2, 16: 905, 8: 1813, 2: 3382, 1: 3961}
+    assert [schedule.chunk(n) for n in (0, 1, 4200, 10**6)] == [32, 32, 1, 1]
+    assert [schedule.limit(n) for n in (1, 905, 3961)] == [0.5, 0.5 * sqrt(2), 0.5 * sqrt(32)]
+
+
+def test_several_memories_keep_the_ratios_of_their_chunks() -> None:
+    schedule = Stage2Config(start=32, decay=0.5, floor=2)
+    assert [schedule.local([4, 8, 16, 32], n) for n in (1, 2, 3, 9)] == [
+        (4, 8, 16, 32),
+        (2, 4, 8, 16),
+        (2, 2, 4, 8),
+        (2, 2, 2, 2),
+    ]
+    assert schedule.local([16], 1) == (32,)
+
+
+def test_only_stage_2_changes_the_plan() -> None:
+    config = atlas.compose([*STAGE2, "stage2.decay=0.9", "chunk_size=c16"])
+    assert [ChunkPlan.at_step(config, n).local for n in (0, 1, 2, 100)] == [(32,), (32,), (28,), (1,)]
+    assert ChunkPlan.at_step(config, 100)[1:] == (128, 128)
+    assert ChunkPlan.at_step(atlas.compose(["chunk_size=c16"]), 100).local == (16,)
+
+
+def test_the_experiment_watches_and_allows_three_rollbacks() -> None:
+    config = atlas.compose(STAGE2)
+    assert (config.stage2, config.rollback.limit) == (Stage2Config(enabled=True), 3)
+    assert (config.rollback.enabled, "perplexity" in config.rollback.triggers) == (True, True)
+    assert config.stage2.chunk(config.train.steps) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage2.start=0", "stage2.start=0: must be >= 1"),
+        ("stage2.start=256", "stage2.start=256: must be <= chunk_size.shard=128"),
+        ("stage2.decay=0", "stage2.decay=0.0: must be in (0, 1]"),
+        ("stage2.decay=1.01", "stage2.decay=1.01: must be in (0, 1]"),
+        ("stage2.floor=33", "stage2.floor=33: must be in [1, stage2.start=32]"),
+        ("stage2.clip=0", "stage2.clip=0.0: must be > 0"),
+        ("model=attention_only", "stage2.enabled=True: must be false with model.memory.enabled=false"),
+        ("parallel=fsdp", "stage2.enabled=True: must be false with parallel.kind=fsdp (parallel.kind=ddp has Stage 2)"),
+        (
+            "device.compile=true",
+            f"device.compile=True: must be false with {ON}: every chunk size would be compiled anew",
+        ),
+        (
+            "device.graph=always",
+            f"device.graph=always: must be auto or never with {ON}: "
+            "a graph repeats the chunks that it was recorded with",
+        ),
+        ("model.memory.rule=omega", "model.memory.omega.window=4: must be <= 1, the smallest chunk of stage2"),
+    ],
+)
+def test_what_cannot_work_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        atlas.compose([*STAGE2, override])
+    assert str(refused.value) == message
+
+
+def test_a_window_fits_above_the_floor() -> None:
+    assert atlas.compose([*STAGE2, "model.memory.rule=omega", "stage2.floor=4"]).stage2.floor == 4
