@@ -100,7 +100,7 @@ def test_an_exported_model_has_the_chunks_of_its_checkpoint(tiny: Any, untrained
 def test_two_processes_train_bitwise_as_two_micro_batches(
     stage2: Any, left: Any, same_state: Any, tmp_path: Path
 ) -> None:
-    shape = ["train.steps=6", "train.batch_size=2", "calibration=off"]
+    shape = ["train.steps=3", "train.batch_size=2", "calibration=off"]
     alone = left(Path(atlas.train(stage2(*shape, "train.accumulate=2"), tmp_path / "alone").folder))
     both = left(Path(atlas.train(stage2(*shape, "device.processes=2"), tmp_path / "both").folder))
     assert chunks(both.rows) == chunks(alone.rows)
@@ -121,5 +121,5 @@ def test_a_run_does_not_change_into_stage_2(undisturbed: Any) -> None:
     folder = Path(undisturbed.folder)
     with pytest.raises(ConfigError) as refused:
         atlas.train(resumed_config(atlas.compose(given), given, folder), folder)
-    told = f"stage2.enabled=true instead of false: must be as in {folder}/config.yaml to continue that run: "
+    told = f"stage2.enabled=True instead of False: must be as in {folder}/config.yaml to continue that run: "
     assert str(refused.value).startswith(f"{told}its schedule is one")
