@@ -93,7 +93,7 @@ PARTS = {
     "decode": Part(
         2,
         ("experiments.gpu.decode",),
-        ("experiments.gpu.decode device=cpu model=tiny contexts=32,64 tokens=2 repeats=1",),
+        ("experiments.gpu.decode device=cpu model=tiny contexts=128,256 tokens=2 repeats=1",),
     ),
     "compile": Part(
         2,
