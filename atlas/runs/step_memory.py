@@ -150,7 +150,7 @@ def _count(config: RunConfig, device: torch.device, precision: torch.dtype, laye
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output would never be freed
 
     tokens = torch.zeros(rows, counted_tokens(config), dtype=torch.int64, device=device)
     half = torch.autocast(device.type, precision, enabled=precision is not torch.float32)

@@ -1,5 +1,6 @@
 """The memory of a training step before it starts: counted, in proportion, and refused where it cannot fit."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,19 @@ def test_what_is_kept_is_in_proportion_to_layers_and_sequences(settings: list[st
     of_row, layer_of_row, of_layer = _kept(config, CPU, SINGLE)
     wanted = 3 * (of_row + 3 * layer_of_row) + 4 * of_layer
     assert _count(config, CPU, SINGLE, layers=4, rows=3) == pytest.approx(wanted, rel=0.05)
+
+
+def test_counting_leaves_no_tensor_behind() -> None:
+    config = compose([*SMALL, "train.sequence=32"])
+    _count(config, CPU, SINGLE, layers=1, rows=1)
+    before = _tensors()
+    _count(config, CPU, SINGLE, layers=2, rows=3)
+    assert _tensors() == before
+
+
+def _tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
 
 
 def test_fixed_memory_is_that_of_the_tensors() -> None:
