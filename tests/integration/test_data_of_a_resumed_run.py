@@ -131,7 +131,9 @@ def test_a_checkpoint_that_is_older_than_the_digest_goes_on_and_says_so(
     run, payload = left(home / "run"), TrainState.payload
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            TrainState, "payload", lambda self: {key: value for key, value in payload(self).items() if key != "data"}
+            TrainState,
+            "payload",
+            lambda self, **how: {key: value for key, value in payload(self, **how).items() if key != "data"},
         )
         cut_off(run.folder, interrupting)
     (run.folder / "data.json").unlink()
