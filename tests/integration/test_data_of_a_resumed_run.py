@@ -138,7 +138,6 @@ def test_a_checkpoint_that_is_older_than_the_digest_goes_on_and_says_so(
         cut_off(run.folder, interrupting)
     (run.folder / "data.json").unlink()
     assert go_on(run.folder).status == "completed"
-    assert run.events("notice")[0]["message"] == (
-        "the checkpoint does not tell what text it was trained on: whether it is still the same was not checked"
-    )
+    told = "the checkpoint does not tell what text it was trained on: whether it is still the same was not checked"
+    assert told in [event["message"] for event in run.events("notice")]
     assert len(run.state["data"]) == 64
