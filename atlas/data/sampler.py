@@ -6,7 +6,7 @@ the rows of a batch can be made apart from each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -14,6 +14,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 BATCHES = 2  # raised when the same seed gives other training batches: checkpoints of another number are not continued
+SEPARATE_BATCHES = 3  # the same for sources whose rows hold one document each
+
+
+def batches_of(data: Mapping[str, Any]) -> int:
+    """The number for a source with these settings."""
+    return SEPARATE_BATCHES if data.get("documents") == "separate" else BATCHES
 
 
 class Stream(IntEnum):

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import CheckpointLayout, ConfigError, RunConfig, require
 from atlas.config.keys import flat
+from atlas.data.sampler import batches_of
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
 from atlas.kernels.library import description, missing
@@ -181,6 +182,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     by_rows = ranks.world == 1 or "rows" in signature(data.batch).parameters
     require(by_rows, "data._target_", config.data["_target_"], "a source with batch(step, rows), for several processes")
     state.data = data.corpus.digest if data.corpus else ""
+    state.batches = batches_of(config.data)
     fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
     probe = build_probe(config, data) if config.niah.enabled else None
     evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)

@@ -15,7 +15,6 @@ from atlas.config.composition import save_config
 from atlas.config.keys import flat
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
-from atlas.data.sampler import BATCHES
 from atlas.pretrained.folder import is_pretrained, read_settings, read_weights
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
@@ -77,7 +76,7 @@ def _resume(
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
-    _require_same_batches(payload.get("batches", 1), manifest)
+    _require_same_batches(payload.get("batches", 1), state.batches, manifest)
     notices += require_same_data(payload.get("data"), corpus, config.accept_changed_data, checkpoints.root.parent)
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
@@ -102,12 +101,12 @@ def _resume(
     return [*notices, f"resumed from {manifest.path.name}"]
 
 
-def _require_same_batches(version: object, manifest: Manifest) -> None:
+def _require_same_batches(version: object, own: int, manifest: Manifest) -> None:
     """Refuse a checkpoint whose run had other batches: it would go on silently with those of this version."""
-    if version != BATCHES:
+    if version != own:
         raise ConfigError(
             f"resume={manifest.path}: must be of a run with this version's batches; it has those of an"
-            f" {'earlier' if version == 1 else 'other'} one, other rows at every step"
+            f" {'earlier' if isinstance(version, int) and version < own else 'other'} one, other rows at every step"
             f" (init_from={manifest.path} starts a new run from its weights)"
         )
 

@@ -48,6 +48,7 @@ class TrainState:
     skipped: int = 0  # batches left out by rollbacks: step n trains on batch n + skipped
     carried: list[ModelState] = field(default_factory=list)
     data: str = ""  # digest of the text that the batches come from; "" without text
+    batches: int = BATCHES  # which batches a seed gives, see `batches_of`
     average: WeightAverage | None = None  # with `train.ema`
     early_stop: EarlyStop | None = None  # with `train.patience`
     unfinished: dict[str, Any] | None = None  # of a step that a signal interrupted: its row, and whether it is measured
@@ -120,7 +121,7 @@ class TrainState:
             "carried": carried,
             "rng": rng_state(),
             "data": self.data,
-            "batches": BATCHES,
+            "batches": self.batches,
             "watch": self.record.state_dict(),
         }
         if self.average is not None:

@@ -15,6 +15,7 @@ import torch
 
 import atlas
 from atlas.config import ConfigError
+from atlas.data.sampler import SEPARATE_BATCHES
 from atlas.data.tokenizer import LibraryTokenizer
 from atlas.evaluate import main as evaluate
 from atlas.generate import main as generate
@@ -87,7 +88,7 @@ def test_a_run_on_a_store_from_start_to_words(
 
 
 @pytest.mark.slow
-def test_separate_documents_train_in_micro_batches_as_in_one(stores: Path) -> None:
+def test_separate_documents_train_in_micro_batches_as_in_one(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of several lengths, whose rows the number of micro-batches does not divide."""
     settings = [*JOB, "data=tokens", "data.documents=separate", f"data.path={stores}/pieces", "train.batch_size=4"]
     settings += ["train.steps=10"]
@@ -97,6 +98,11 @@ def test_separate_documents_train_in_micro_batches_as_in_one(stores: Path) -> No
     whole, cut = ([row["loss"] for row in read_rows(Path(run.folder))] for run in runs)
     assert cut == pytest.approx(whole, rel=1e-3)
     assert runs[0].tokens == runs[1].tokens
+    newest = max(Path(runs[0].folder, "checkpoints").glob("step-*"))
+    assert torch.load(newest / "state.pt", weights_only=True)["batches"] == SEPARATE_BATCHES
+    monkeypatch.setattr("atlas.data.sampler.SEPARATE_BATCHES", SEPARATE_BATCHES + 1)
+    with pytest.raises(ConfigError, match=r"must be of a run with this version's batches; it has those of an earlier"):
+        atlas.train(atlas.compose([*settings, "train.accumulate=1", "resume=auto"]), runs[0].folder)
 
 
 @pytest.mark.slow

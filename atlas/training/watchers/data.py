@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import BATCHES, LOOKED_AT, BatchFacts, Record
+from atlas.training.watchers.record import DIGESTS, LOOKED_AT, BatchFacts, Record
 
-DIFFERENT = 2  # batches among BATCHES; a text of a few segments that is read again and again has more
+DIFFERENT = 2  # batches among DIGESTS; a text of a few segments that is read again and again has more
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
 BASELINE = 0.05  # nats of a bigram: real text, source code and logs have 1 and more
 PADDED = 0.5  # of the targets of text rows: more than half of the work is for nothing
@@ -18,13 +18,13 @@ COPIED = 0.9  # share of targets that are the input itself; a run of blanks give
 def repeated_batch(record: Record) -> Finding | None:
     """Few different batches among the newest ones."""
     different = len(set(record.digests))
-    if len(record.digests) < BATCHES or different > DIFFERENT:
+    if len(record.digests) < DIGESTS or different > DIFFERENT:
         return None
     return Finding(
         "repeated_batch",
         record.step,
         different,
-        f"the last {BATCHES} batches are only {different} different ones",
+        f"the last {DIGESTS} batches are only {different} different ones",
         "the model learns them by heart",
         "a longer text, or a source whose batch(step) depends on the step",
     )

@@ -12,7 +12,7 @@ BLOCKS = 4000  # kept
 RECENT = 100  # gradient norms kept, one a step
 STEPS = 50  # times of steps kept, of the start and of the newest
 FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
-BATCHES = 20  # digests kept
+DIGESTS = 20  # digests kept
 LOOKED_AT = 2  # batches that were looked into, kept
 READINGS = 2000  # of the watched rows kept
 
@@ -105,7 +105,7 @@ class Record:
     probed: list[Probed] = field(default_factory=list)
     memory_use: list[MemoryUse] = field(default_factory=list)
     # Of this start alone:
-    digests: deque[int] = field(default_factory=lambda: deque(maxlen=BATCHES))  # of the inputs of every batch
+    digests: deque[int] = field(default_factory=lambda: deque(maxlen=DIGESTS))  # of the inputs of every batch
     batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))  # of one in ten
     first_seconds: list[float] = field(default_factory=list)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS))

@@ -1,6 +1,6 @@
 import numpy as np
 
-from atlas.data.sampler import Stream, generator
+from atlas.data.sampler import BATCHES, Stream, batches_of, generator
 
 # Change me only if you mean it: every batch of every old run changes with these numbers.
 GOLDEN = [8488, 7349, 6583, 2419]
@@ -24,3 +24,9 @@ def test_steps_do_not_overlap() -> None:
     first = generator(0, Stream.text, 1).integers(0, 2**63, 4096, dtype=np.int64)
     second = generator(0, Stream.text, 2).integers(0, 2**63, 4096, dtype=np.int64)
     assert not set(first.tolist()) & set(second.tolist())
+
+
+def test_rows_of_separate_documents_are_those_of_a_later_version() -> None:
+    """Their batches changed once more, and an older checkpoint would go on with other ones."""
+    assert batches_of({"documents": "separate"}) > BATCHES
+    assert {batches_of({"documents": "packed"}), batches_of({})} == {BATCHES}

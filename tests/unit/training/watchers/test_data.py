@@ -11,7 +11,7 @@ from torch import Tensor
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.measuring import batch_facts, digest
-from atlas.training.watchers.record import BATCHES, Facts, Record
+from atlas.training.watchers.record import DIGESTS, Facts, Record
 
 ROWS, TOKENS = 4, 32
 
@@ -41,20 +41,20 @@ DATA = ("labels", "repeated_batch", "one_symbol", "padding")
 
 @pytest.mark.parametrize("name", DATA)
 def test_calm_batches_and_too_few_of_them(name: str) -> None:
-    assert told(name, [drawn(seed) for seed in range(BATCHES)]) is None
-    assert told(name, [drawn(0)] * (BATCHES // 2)) is None
+    assert told(name, [drawn(seed) for seed in range(DIGESTS)]) is None
+    assert told(name, [drawn(0)] * (DIGESTS // 2)) is None
     assert told(name, []) is None
 
 
 def test_one_batch_again_and_again() -> None:
-    assert told("repeated_batch", [drawn(0)] * BATCHES) == "the last 20 batches are only 1 different ones"
-    assert told("repeated_batch", [drawn(seed % 3) for seed in range(BATCHES)]) is None  # a text of three segments
+    assert told("repeated_batch", [drawn(0)] * DIGESTS) == "the last 20 batches are only 1 different ones"
+    assert told("repeated_batch", [drawn(seed % 3) for seed in range(DIGESTS)]) is None  # a text of three segments
 
 
 def test_one_symbol() -> None:
-    zeros = [batch_of(torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64))] * BATCHES
+    zeros = [batch_of(torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64))] * DIGESTS
     assert told("one_symbol", zeros) == "100.0% of the targets are the same symbol"
-    pattern = [drawn(seed) for seed in range(BATCHES)]
+    pattern = [drawn(seed) for seed in range(DIGESTS)]
     assert told("one_symbol", pattern, baseline=0.01) == "a bigram has a loss of 0.01 nats on the text"
 
 
@@ -62,13 +62,13 @@ def test_padding_of_text_rows_alone_counts() -> None:
     weights = torch.ones(ROWS, TOKENS)
     weights[:, 8:] = 0
     tokens = torch.arange(ROWS * (TOKENS + 1)).view(ROWS, -1)
-    padded = [batch_of(tokens, weights)] * BATCHES
+    padded = [batch_of(tokens, weights)] * DIGESTS
     assert told("padding", padded) == "75% of the targets of text rows count nothing"
-    assert told("padding", [batch_of(tokens, weights, recall=True)] * BATCHES) is None  # only answers count there
+    assert told("padding", [batch_of(tokens, weights, recall=True)] * DIGESTS) is None  # only answers count there
 
 
 def test_labels_that_are_shifted_or_copied() -> None:
-    calm = [drawn(seed) for seed in range(BATCHES)]
+    calm = [drawn(seed) for seed in range(DIGESTS)]
     copied = [replace(batch, targets=batch.inputs) for batch in calm]
     shifted = [replace(batch, targets=batch.targets.roll(-1, dims=1)) for batch in calm]
     found = told("labels", copied)
