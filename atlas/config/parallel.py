@@ -18,12 +18,19 @@ class ParallelKind(StrEnum):
 @dataclass
 class ParallelConfig(Choices, prefix="parallel."):
     kind: ParallelKind = ParallelKind.auto
-    context: int = 1  # processes that share a sequence
+    context: int = 1  # processes that share a sequence, each with a part of whole shards
     start_timeout_s: float = 600.0  # a process that has not come until then keeps the run from starting
     step_timeout_s: float = 300.0  # a process that is later than this for a step ends the run
 
     def __post_init__(self) -> None:
-        allowed = "1: a sequence cannot be cut over several processes in this version"
-        require(self.context == 1, "parallel.context", self.context, allowed)
+        require(self.context >= 1, "parallel.context", self.context, ">= 1")
+        allowed = "1 with parallel.kind=fsdp (parallel.kind=ddp cuts sequences)"
+        require(self.context == 1 or self.kind is not ParallelKind.fsdp, "parallel.context", self.context, allowed)
         for key in ("start_timeout_s", "step_timeout_s"):
             require(getattr(self, key) > 0, f"parallel.{key}", getattr(self, key), "> 0")
+
+    def groups(self, processes: int) -> int:
+        """The number of groups of processes that share their sequences. Raises `ConfigError`."""
+        allowed = f"a divisor of the number of processes, {processes}"
+        require(processes % self.context == 0, "parallel.context", self.context, allowed)
+        return processes // self.context

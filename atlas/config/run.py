@@ -127,7 +127,10 @@ class RunConfig(Choices):
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
-        self.train.require_parts(self.device.processes)
+        if self.device.processes > 1:  # else a launcher may have started several
+            self.train.require_parts(self.parallel.groups(self.device.processes), self.parallel.context)
+        if self.parallel.context > 1:
+            self._check_context()
         sliced, carried = self.parallel.kind is ParallelKind.fsdp, self.train.carry_memory
         allowed = "false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
         require(not (sliced and carried), "train.carry_memory", carried, allowed)
@@ -142,6 +145,19 @@ class RunConfig(Choices):
             self._check_graph()
         if self.niah.enabled and RECALL.name in self.niah.levels:
             self._check_needle_lengths()
+
+    def _check_context(self) -> None:
+        """A part of a sequence begins at a shard, and what it takes over has a fixed size."""
+        context, sequence, shard = self.parallel.context, self.train.sequence, self.chunk_size.shard
+        whole = f"such that train.sequence={sequence} is cut into parts of whole shards (chunk_size.shard={shard})"
+        require(sequence % (context * shard) == 0, "parallel.context", context, whole)
+        possible = {
+            "train.carry_memory=true": not self.train.carry_memory,
+            "model.window=0: attention to all tokens is not cut": self.model.window > 0,
+            "data.documents=separate: its rows are of any length": self.data.get("documents") != "separate",
+        }
+        for reason, holds in possible.items():
+            require(holds, "parallel.context", context, f"1 with {reason}")
 
     def _check_stage2(self) -> None:
         memory, whole = self.model.memory.enabled, self.parallel.kind is not ParallelKind.fsdp

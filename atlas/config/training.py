@@ -72,10 +72,12 @@ class TrainConfig:
             f"a divisor of train.batch_size={self.batch_size}",
         )
 
-    def require_parts(self, processes: int) -> None:
-        """Raise `ConfigError` where the batch cannot be cut into equal micro-batches for so many processes."""
-        parts = lcm(self.accumulate, processes)
-        least = f"least common multiple of train.accumulate={self.accumulate} and {processes} processes"
+    def require_parts(self, groups: int, context: int = 1) -> None:
+        """Raise `ConfigError` where the batch cannot be cut into equal micro-batches for so many groups of `context`
+        processes."""
+        parts = lcm(self.accumulate, groups)
+        processes = f"{groups} processes" if context == 1 else f"{groups} groups of {context} processes"
+        least = f"least common multiple of train.accumulate={self.accumulate} and {processes}"
         require(self.batch_size % parts == 0, "train.batch_size", self.batch_size, f"a multiple of {parts} ({least})")
 
 

@@ -76,6 +76,10 @@ class Batch:
         inputs, targets, weights = map(placed, (self.inputs, self.targets, self.weights))
         return Batch(inputs, targets, weights, self.recall, self.fresh)
 
+    def shard_part(self, part: int, parts: int) -> Batch:
+        """Part number `part` of every sequence, cut into `parts` of equally many tokens."""
+        return self._with_tokens(lambda tokens: tokens.chunk(parts, dim=1)[part].contiguous())
+
     def split(self, parts: int) -> list[Batch]:
         """Cut into `parts` micro-batches of equally many rows, or one more, in row order."""
         rows = self.inputs.shape[0]

@@ -9,7 +9,7 @@ x = x + SwiGLU(RMSNorm(x))
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,6 +27,20 @@ from atlas.ops.swiglu import swiglu
 class BlockState(NamedTuple):
     attention: AttentionState
     memory: MemoryState | None
+
+    @property
+    def crossing(self) -> tuple[Any, ...]:
+        """What goes on at the start of a shard, where local memories and the sums of the Q-K projection start anew."""
+        memory = self.memory
+        return self.attention, () if memory is None else (memory.recent, memory.global_memory)
+
+    def starting_from(self, crossing: tuple[Any, ...]) -> BlockState:
+        """This state before the first token, going on with what crosses the start of a shard."""
+        attention, of_memory = crossing
+        if self.memory is None:
+            return BlockState(attention, None)
+        recent, global_memory = of_memory
+        return BlockState(attention, self.memory._replace(recent=recent, global_memory=global_memory))
 
 
 class SwiGLU(nn.Module):

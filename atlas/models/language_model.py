@@ -23,6 +23,7 @@ from atlas.models.norm import RMSNorm
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.models.state_check import mismatch, shapes
 from atlas.ops.rotary import Rotary
+from atlas.parallel.relay import Relay
 
 LOGITS_AT_ONCE = 1 << 24  # of a loss: 64 MiB in float32
 TOKENS_AT_ONCE = 16_384  # of a forward pass without gradients, with bytes as tokens
@@ -130,18 +131,27 @@ class AtlasModel(nn.Module):
         mode: MemoryMode | str = MemoryMode.learn,
         with_logits: bool = True,
         place: Tensor | None = None,
+        relay: Relay | None = None,
     ) -> ModelOutput | Reading:
         """tokens [B, T] int64 -> logits [B, T, vocabulary] for the token after each, the state, the gates.
 
         `with_logits=False` is for `read`, so that the hooks of the model see its passes as well. `place`: see `Rotary`.
+        `relay`: the tokens are a part of new sequences, whose other parts other ranks read at the same time.
         """
         plan, mode = plan or self.plan, member(MemoryMode, "mode", mode)
         self._check(tokens, state, plan)
-        first, states = (state.position, state.blocks) if state else (0, [None] * len(self.blocks))
+        start = relay.part * tokens.shape[1] if relay else 0
+        first, states = (state.position, state.blocks) if state else (start, [None] * len(self.blocks))
         x = self._embed(tokens)
         blocks, gates, rotary = [], [], Rotary(first, place)
         for block, before in zip(self._blocks(), states, strict=True):
+            if relay is not None and not relay.begins:
+                initial = block.initial_state(len(tokens), plan)
+                x, crossing = relay.take(x, initial.crossing)
+                before = initial.starting_from(crossing)
             x, block_state, gate = block(x, before, rotary, plan, mode)
+            if relay is not None:
+                x = relay.hand(x, block_state.crossing)
             blocks.append(block_state)
             gates += [] if gate is None else [gate]
         after = ModelState(first + tokens.shape[1], tuple(blocks))
@@ -158,9 +168,10 @@ class AtlasModel(nn.Module):
         *,
         plan: ChunkPlan | None = None,
         mode: MemoryMode | str = MemoryMode.learn,
+        relay: Relay | None = None,
     ) -> Reading:
         """As `model(tokens)`, without the logits: those of many tokens and a large vocabulary take the most memory."""
-        reading: Reading = self(tokens, state, plan=plan, mode=mode, with_logits=False)
+        reading: Reading = self(tokens, state, plan=plan, mode=mode, with_logits=False, relay=relay)
         return reading
 
     def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

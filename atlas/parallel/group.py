@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atlas.config import ConfigError
 from atlas.parallel.ranks import RankError, Ranks, log_name, portable
+from atlas.parallel.relay import Relay
 
 if TYPE_CHECKING:
     from atlas.parallel.slices import Model, Slices
@@ -199,6 +200,15 @@ class Group(Ranks):
         )
         replica.register_comm_hook(group, lambda state, bucket: _sum(bucket.buffer(), state))  # DDP wants these names
         return replica
+
+    def relay(self, parts: int) -> Relay | None:
+        return Relay(self.rank % parts, parts, self._send_to, self._receive_from) if parts > 1 else None
+
+    def _send_to(self, tensor: Tensor, neighbour: int) -> dist.Work:
+        return cast(dist.Work, dist.isend(tensor, self.rank + neighbour, group=self._steps))
+
+    def _receive_from(self, tensor: Tensor, neighbour: int) -> None:
+        dist.recv(tensor, self.rank + neighbour, group=self._steps)
 
     @property
     def reorders(self) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from atlas.parallel.relay import Relay
     from atlas.parallel.slices import Model, Slices
 
 T = TypeVar("T")
@@ -115,6 +116,10 @@ class Ranks:
     def apart(self, module: nn.Module) -> AbstractContextManager[None]:
         """Backward passes in this context add to the rank's own gradients: the next one outside of it sums them."""
         return nullcontext()
+
+    def relay(self, parts: int) -> Relay | None:
+        """Between the ranks that share sequences, `parts` neighbours each; None where every rank has whole ones."""
+        return None
 
     @property
     def reorders(self) -> bool:

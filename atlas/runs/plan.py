@@ -25,13 +25,14 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
     config = with_vocabulary(config, data)
     device, precision = prepare_device(config.device, ranks)
     _ = data.corpus  # its text is part of what the process holds
-    require_room(config, device, precision, ranks.world)
+    processes = max(ranks.world, config.device.processes)
+    require_room(config, device, precision, processes)
     train = config.train
     tokens = train.batch_size * train.sequence
     flops = flops_per_token(config.model, config.chunk_size, train.sequence)
-    speed = _speed(config, device, precision, ranks.world)
-    memory = step_memory(config, device, precision, ranks.world)  # after it: libraries have loaded what they need
-    seconds = flops.training * tokens / ranks.world / speed
+    speed = _speed(config, device, precision, processes)
+    memory = step_memory(config, device, precision, processes)  # after it: libraries have loaded what they need
+    seconds = flops.training * tokens / processes / speed
     counted = parameters(config)
     lines = [
         _row("parameters", f"{sum(counted.values()):,}", ""),

@@ -155,7 +155,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     """The trainer at step 0; every rank makes its own."""
     processes, world = config.device.processes, ranks.world
     require(processes in (1, world), "device.processes", processes, f"1 or {world}, the processes of the launcher")
-    config.train.require_parts(world)
+    config.train.require_parts(config.parallel.groups(world), config.parallel.context)
     device, precision = prepare_device(config.device, ranks)
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
@@ -178,7 +178,8 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     state.average = WeightAverage(model, config.train.ema) if config.train.ema else None
     state.early_stop = EarlyStop(config.train.patience) if config.train.patience else None
     capture = graph_capture(config, device, ranks)
-    step = TrainStep(config.train, device, precision, ranks, compiled=config.device.compile, capture=capture)
+    compiled, context = config.device.compile, config.parallel.context
+    step = TrainStep(config.train, device, precision, ranks, compiled=compiled, capture=capture, context=context)
     by_rows = ranks.world == 1 or "rows" in signature(data.batch).parameters
     require(by_rows, "data._target_", config.data["_target_"], "a source with batch(step, rows), for several processes")
     state.data = data.corpus.digest if data.corpus else ""

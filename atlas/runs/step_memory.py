@@ -36,7 +36,7 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
     most = device_memory(device)
     train, model = config.train, config.model
     rows = micro_rows(config, processes)
-    least = FLOAT * LEAST_KEPT * model.layers * model.width * train.sequence
+    least = FLOAT * LEAST_KEPT * model.layers * model.width * own_tokens(config)
     refusal = f"such that a training step fits into the {_gib(most)} of memory here; it needs"
     fixed = sum(fixed_memory(config, processes).values()) if least < most else 0  # so many layers take for ever to list
     if fixed + least > most:
@@ -65,7 +65,7 @@ def step_memory(config: RunConfig, device: torch.device, precision: torch.dtype,
     activations = rows * (of_row + (layers - 1) * layer_of_row) + layers * of_layer + WORKING * rows * layer_of_row
     return_freed_memory()
     resident = resident_memory(device)
-    logits = min(LOGITS_AT_ONCE, rows * config.train.sequence * config.model.vocabulary)
+    logits = min(LOGITS_AT_ONCE, rows * own_tokens(config) * config.model.vocabulary)
     several = config.train.accumulate > 1 or processes > 1
     embedding = FLOAT * config.model.vocabulary * config.model.width  # the first gradient of the backward pass
     backward = {
@@ -97,12 +97,17 @@ def fixed_memory(config: RunConfig, processes: int = 1) -> dict[str, int]:
 
 def micro_rows(config: RunConfig, processes: int) -> int:
     """Sequences of a micro-batch in one process."""
-    return max(config.train.batch_size // lcm(config.train.accumulate, processes), 1)
+    return max(config.train.batch_size // lcm(config.train.accumulate, config.parallel.groups(processes)), 1)
+
+
+def own_tokens(config: RunConfig) -> int:
+    """Tokens of a sequence in one process."""
+    return config.train.sequence // config.parallel.context
 
 
 def counted_tokens(config: RunConfig) -> int:
     """Tokens of a sequence that stand for all: whole shards and global chunks, where attention has a window."""
-    chunks, sequence = config.chunk_size, config.train.sequence
+    chunks, sequence = config.chunk_size, own_tokens(config)
     whole = -(-max(chunks.shard, chunks.global_size, config.model.window) // chunks.shard) * chunks.shard
     return min(whole, sequence) if config.model.window else sequence
 
@@ -136,7 +141,7 @@ def _kept(config: RunConfig, device: torch.device, precision: torch.dtype) -> tu
     layer keeps once, whatever the number of sequences (weights in half precision)."""
     one, two, both = (_count(config, device, precision, *case) for case in ((1, 1), (2, 1), (2, 2)))
     of_layer = (2 * two - both) / 2
-    longer = config.train.sequence / counted_tokens(config)
+    longer = own_tokens(config) / counted_tokens(config)
     first = one - of_layer
     return longer * first, longer * (both - two - first), of_layer
 
@@ -166,7 +171,7 @@ def _fitting(config: RunConfig, processes: int, needed: dict[str, int], most: in
     of_row = needed["activations"] / rows
     others = sum(needed.values()) - needed["activations"] - needed["gradients"] + needed["weights"]
     for accumulate in range(config.train.accumulate + 1, batch + 1):
-        parts = lcm(accumulate, processes)
+        parts = lcm(accumulate, config.parallel.groups(processes))
         if batch % parts == 0 and others + of_row * (batch // parts) <= most:
             return f"train.accumulate={accumulate} fits"
     return ""

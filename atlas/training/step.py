@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import groupby, islice
 from math import exp, isfinite, lcm, nan
 from typing import Any, NamedTuple, TypeVar
@@ -138,8 +139,11 @@ class TrainStep:
         *,
         compiled: bool = False,
         capture: Capture | None = None,
+        context: int = 1,
     ) -> None:
-        """`compiled`: the blocks by `torch.compile`. `capture` records the work as a graph, see `StepGraph`."""
+        """`compiled`: the blocks by `torch.compile`. `capture` records the work as a graph, see `StepGraph`.
+        `context`: ranks that share a sequence.
+        """
         self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
         self.looks_for_gradients = False  # whether the next call says in `found_gradients` what `zero_grad` has left
         self.found_gradients = False
@@ -148,8 +152,9 @@ class TrainStep:
         self._compiles, self._capture, self._watched = compiled, capture, False
         self._compiled: tuple[AtlasModel, CompiledBlocks] | None = None
         self._graph: tuple[AtlasModel, StepGraph] | None = None
-        own = config.batch_size // ranks.world
-        self.rows = range(ranks.rank * own, (ranks.rank + 1) * own) if ranks.world > 1 else None  # None: all
+        self.relay, self.groups = ranks.relay(context), ranks.world // context  # of ranks with the same rows
+        own, group = config.batch_size // self.groups, ranks.rank // context
+        self.rows = range(group * own, (group + 1) * own) if self.groups > 1 else None  # None: all
 
     def __call__(self, state: TrainState, batch: Batch, *, watched: bool = False) -> StepResult:
         """`watched`: hooks of the model look on."""
@@ -158,8 +163,12 @@ class TrainStep:
         state.optimizer.zero_grad()
         left = [p.grad for p in state.model.parameters() if self.looks_for_gradients and p.grad is not None]
         self.found_gradients = any(bool(gradient.any()) for gradient in left)
-        micro_batches = lcm(self.config.accumulate, self.ranks.world)  # of the whole batch
+        count = lcm(self.config.accumulate, self.groups) // self.groups
+        micro_batches = count * self.ranks.world  # of the whole batch; each part of a sequence is in another one
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
+        tokens = batch.inputs.numel() * self.groups
+        if self.relay is not None:
+            batch = batch.shard_part(self.relay.part, self.relay.parts)
         totals = Totals.sum(self.ranks.gather(batch.totals()))
         if self._capture is None:
             parts, norms = self._run(state, batch, totals, weight, micro_batches)
@@ -179,7 +188,7 @@ class TrainStep:
         with region("optimizer"), self.ranks.losing():  # Muon gathers its matrices from their slices
             lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
-            state.step, state.tokens = step, state.tokens + batch.inputs.numel() * self.ranks.world
+            state.step, state.tokens = step, state.tokens + tokens
             carries = self.config.carry_memory
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         text = text if totals.recall < totals.rows else nan
@@ -222,7 +231,7 @@ class TrainStep:
     ) -> Forward:
         """`weights`: see `AtlasModel.losses`; which of them are 0 must not shape a graph."""
         with self.autocast(), self._blocks(model):
-            outputs = run_rows(model.read, inputs, before)
+            outputs = run_rows(partial(model.read, relay=self.relay), inputs, before)
             rows = [len(output.hidden) for output in outputs]
             counted = [None] * len(rows) if weights is None else weights.split(rows)
             read = zip(outputs, targets.split(rows), counted, strict=True)
@@ -248,7 +257,8 @@ class TrainStep:
             if self.ranks.reorders:
                 # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:
                 # without this pass, a run that goes on would not be bitwise the run that never stopped.
-                forward(*micro).total.backward()
+                with self.ranks.losing():
+                    forward(*micro).total.backward()
                 model.zero_grad()
         return self._replica[1]
 

@@ -163,7 +163,7 @@ class Trainer:
                 batch = self.batches.take(state.step + 1 + state.skipped)
             batch = self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0)
             result = self.step(state, batch, watched=catch is not None)
-            tokens = batch.inputs.numel() * self.ranks.world
+            tokens = batch.inputs.numel() * self.step.groups
             seconds = time.perf_counter() - began - result.gate_seconds
             self.speed = tokens / seconds
         self.clocks.move(result.gate_seconds, "train", "gates")

@@ -148,7 +148,8 @@ def gradients(job: dict[str, Any], overrides: list[str]) -> str:
     config = atlas.compose(overrides)
     with launched() as ranks:
         state = state_of(config, ranks)
-        step, data = TrainStep(config.train, torch.device("cpu"), torch.float32, ranks), build_data(config)
+        context, data = config.parallel.context, build_data(config)
+        step = TrainStep(config.train, torch.device("cpu"), torch.float32, ranks, context=context)
         for number in (1, 2):
             result = step(state, data.batch(number, step.rows))
         state.require_same_weights("after step 2")
@@ -156,6 +157,33 @@ def gradients(job: dict[str, Any], overrides: list[str]) -> str:
         found = {name: None if gradient is None else ranks.whole(gradient) for name, gradient in own.items()}
         if ranks.first:
             torch.save({"loss": result.loss, "norm": result.gradient_norm, "gradients": found}, job["folder"])
+    return "done"
+
+
+def parts_of_sequences(job: dict[str, Any], overrides: list[str]) -> str:
+    """A loss of random weights in float64, over what each rank reads of every sequence; written with its gradients."""
+    config = atlas.compose(overrides)
+    with launched() as ranks:
+        ranks.limit(config.parallel.step_timeout_s)
+        torch.manual_seed(0)
+        model = build_model(config).double()
+        for parameter in model.parameters():  # what starts at zero is to matter too
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        sequence, relay = config.train.sequence, ranks.relay(config.parallel.context)
+        tokens = torch.randint(256, (2, sequence))
+        coefficients = torch.randn(2, sequence, config.model.width, dtype=torch.float64)
+        part, parts = (relay.part, relay.parts) if relay else (0, 1)
+        reading = model.read(tokens.chunk(parts, dim=1)[part], relay=relay)
+        loss = (reading.hidden * coefficients.chunk(parts, dim=1)[part]).sum()
+        for gates in reading.gates:
+            loss = loss + gates.square().sum()
+        loss.backward()
+        own = {name: parameter.grad for name, parameter in model.named_parameters()}
+        hidden, losses, gradients = zip(*ranks.gather((reading.hidden.detach(), loss.detach(), own)), strict=True)
+        if ranks.first:
+            summed = {name: sum(one[name] for one in gradients) for name in own}
+            found = {"hidden": torch.cat(hidden, dim=1), "loss": sum(losses), "gradients": summed}
+            torch.save(found, job["folder"])
     return "done"
 
 

@@ -15,8 +15,25 @@ REFUSED = {
     "device.processes=3": f"train.batch_size=8: must be a multiple of 3 {LEAST}",
     "parallel.kind=zero": "parallel.kind=zero: must be one of auto, ddp, fsdp",
     "parallel=zero": "parallel=zero: must be one of ddp, auto, fsdp",
-    "parallel.context=2": (
-        "parallel.context=2: must be 1: a sequence cannot be cut over several processes in this version"
+    "parallel.context=0": "parallel.context=0: must be >= 1",
+    "parallel.context=4 train.sequence=512 chunk_size.shard=256": (
+        "parallel.context=4: must be such that train.sequence=512 is cut into parts of whole shards"
+        " (chunk_size.shard=256)"
+    ),
+    "parallel.context=2 parallel.kind=fsdp": (
+        "parallel.context=2: must be 1 with parallel.kind=fsdp (parallel.kind=ddp cuts sequences)"
+    ),
+    "parallel.context=2 train.carry_memory=true": "parallel.context=2: must be 1 with train.carry_memory=true",
+    "parallel.context=2 model.window=0 niah=off": (
+        "parallel.context=2: must be 1 with model.window=0: attention to all tokens is not cut"
+    ),
+    "parallel.context=2 data=tokens data.path=store data.documents=separate": (
+        "parallel.context=2: must be 1 with data.documents=separate: its rows are of any length"
+    ),
+    "parallel.context=2 device.processes=3": ("parallel.context=2: must be a divisor of the number of processes, 3"),
+    "parallel.context=2 device.processes=6": (
+        "train.batch_size=8: must be a multiple of 3"
+        " (least common multiple of train.accumulate=1 and 3 groups of 2 processes)"
     ),
     "parallel.start_timeout_s=0": "parallel.start_timeout_s=0.0: must be > 0",
     "parallel.step_timeout_s=-1": "parallel.step_timeout_s=-1.0: must be > 0",
@@ -29,7 +46,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_several_processes_cannot_do_is_refused(override: str) -> None:
-    given = ["parallel=fsdp", override] if override.startswith("train.carry") else [override]
+    given = ["parallel=fsdp", override] if override.startswith("train.carry") else override.split()
     with pytest.raises(ConfigError, match=f"^{re.escape(REFUSED[override])}$"):
         atlas.compose(["train.batch_size=8", *given])
 
