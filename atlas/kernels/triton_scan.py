@@ -59,18 +59,26 @@ def scan_forward(
             tl.debug_barrier()
             put(here, R1, R2, R3, D, H, P)
             tl.debug_barrier()
+        if MOMENTUM:  # R is what the updates add to W: in the difference of two weights its last digits would be lost
+            R1 = tl.zeros((D, H), tl.float32)
+            R2 = tl.zeros((H, P), tl.float32)
+            R3 = tl.zeros((H, P), tl.float32)
         for i in range(M):
-            if KEEP:
-                if PREFIX:
-                    keep(states + ((n * chunks + c) * M + i) * STATE, R1, R2, R3, D, H, P, PRODUCTS)
-                elif i == 0:
-                    keep(states + (n * chunks + c) * STATE, R1, R2, R3, D, H, P, PRODUCTS)
-            if M == 1:
+            if M == 1 and not MOMENTUM:
                 W1, W2, W3 = R1, R2, R3
             else:
                 W1 = down(here, D, H)
                 W2 = gate(here, D, H, P)
                 W3 = linear(here, D, H, P)
+            if MOMENTUM:
+                L1, L2, L3 = W1 + R1, W2 + R2, W3 + R3
+            else:
+                L1, L2, L3 = R1, R2, R3
+            if KEEP:
+                if PREFIX:
+                    keep(states + ((n * chunks + c) * M + i) * STATE, L1, L2, L3, D, H, P, PRODUCTS)
+                elif i == 0:
+                    keep(states + (n * chunks + c) * STATE, L1, L2, L3, D, H, P, PRODUCTS)
             valid = i * R + token < C
             first = c * C + i * R
             K = tokens(k + n * k_row, first, k_token, valid, R, D)
@@ -81,9 +89,9 @@ def scan_forward(
             PQ = tokens(pq + n * pq_row, first, pq_token, valid, R, P)
             O = tokens(q + n * q_row, first, q_token, valid, R, D)
             if PREFIX:
-                G, P3, read_sigmoid, read_silu = reads(PK, PQ, X2, X3, R2, R3, R, PREFIX, PRODUCTS)
+                G, P3, read_sigmoid, read_silu = reads(PK, PQ, X2, X3, L2, L3, R, PREFIX, PRODUCTS)
                 Z = read_silu * P3
-                O += dot(Z, R1.T, PRODUCTS) - dot(tril(dot(Z, U.T, PRODUCTS), R), E, PRODUCTS)
+                O += dot(Z, L1.T, PRODUCTS) - dot(tril(dot(Z, U.T, PRODUCTS), R), E, PRODUCTS)
             else:
                 G, P3, read_sigmoid, read_silu = reads(PK, PQ, X2, X3, W2, W3, R, PREFIX, PRODUCTS)
                 O += dot(read_silu * P3, W1.T, PRODUCTS)
@@ -101,13 +109,13 @@ def scan_forward(
             if KEEP:
                 keep(momenta + (n * chunks + c) * STATE, S1, S2, S3, D, H, P, PRODUCTS)
             W1 = down(here, D, H)
-            S1 = theta * S1 + (W1 - R1)
+            S1 = theta * S1 - R1
             R1 = alpha * W1 - S1
             W2 = gate(here, D, H, P)
-            S2 = theta * S2 + (W2 - R2)
+            S2 = theta * S2 - R2
             R2 = alpha * W2 - S2
             W3 = linear(here, D, H, P)
-            S3 = theta * S3 + (W3 - R3)
+            S3 = theta * S3 - R3
             R3 = alpha * W3 - S3
             tl.debug_barrier()
             put(kept, S1, S2, S3, D, H, P)

@@ -16,6 +16,7 @@ from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan
 from atlas.ops.features import homogeneous_features
 from atlas.ops.mixed_queries import mixed_queries
+from atlas.ops.own_precision import own_precision
 from atlas.ops.qk_projection import EPSILON, Accumulator, project
 from atlas.ops.unit_rows import unit_rows
 
@@ -69,14 +70,18 @@ class QKProjection:
 
 
 def persistent_sums(persistent: PersistentMemory, per_key: bool, degree: int = 1) -> tuple[Tensor, Tensor]:
-    """Both sums at the start of a shard, per head: [H, d, d], or [H, d, p] with features, and [H]."""
-    if degree > 1:
-        features = homogeneous_features(persistent.keys, degree)  # [H, P, p]
-        square = features.square().sum(-1, keepdim=True)
-        weighted = features / square.clamp(min=EPSILON) if per_key else features
-        return persistent.keys.mT @ weighted, square.sum((-2, -1))
-    matrix = persistent.m_persistent_per_key if per_key else persistent.m_persistent
-    return matrix, persistent.norm_persistent
+    """Both sums at the start of a shard, per head: [H, d, d], or [H, d, p] with features, and [H].
+
+    They are in the precision of the keys, under autocast too: small products are added to them.
+    """
+    with own_precision(persistent.keys):
+        if degree > 1:
+            features = homogeneous_features(persistent.keys, degree)  # [H, P, p]
+            square = features.square().sum(-1, keepdim=True)
+            weighted = features / square.clamp(min=EPSILON) if per_key else features
+            return persistent.keys.mT @ weighted, square.sum((-2, -1))
+        matrix = persistent.m_persistent_per_key if per_key else persistent.m_persistent
+        return matrix, persistent.norm_persistent
 
 
 class QueryProjector:

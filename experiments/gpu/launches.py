@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -23,7 +23,8 @@ from atlas.config import Kernels, Precision, RunConfig
 from atlas.config.arguments import run_command
 from atlas.kernels import gpu
 from atlas.kernels.library import use
-from atlas.ops.whole_chunks import triton
+from atlas.ops.qk_projection import triton as products
+from atlas.ops.whole_chunks import triton as chunks
 from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
@@ -70,7 +71,10 @@ def count(config: RunConfig) -> StepCounts:
 @contextmanager
 def triton_kernels() -> Iterator[None]:
     """Every case that they take compiles; as operators they are launches like any other."""
-    with patch.object(gpu, "missing", lambda: ""), patch.object(triton, "compiles", lambda variant: True):
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(gpu, "missing", lambda: ""))
+        for kernels in (chunks, products):
+            stack.enter_context(patch.object(kernels, "ready", lambda *variant: True))
         yield
 
 

@@ -43,6 +43,7 @@ def test_a_step_waits_once_and_copies_nothing_that_it_waits_for() -> None:
     counts = count(atlas.compose(MODEL)).whole
     assert (dict(counts.waits), counts.copies) == ({"tolist": 1}, 0)
     assert counts.launches["scan_forward"] == counts.launches["scan_backward"] == 2  # local and global memory
+    assert counts.launches["triton_products"] == counts.launches["triton_products_backward"] == 1
     plain = count(atlas.compose([*MODEL, "device.kernels=torch"])).whole
     assert plain.launches["scan_forward"] == 0
     assert counts.total < 0.75 * plain.total

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from atlas.config import Normalisation, ProjectionRange, QKProjectionConfig
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan
-from atlas.models.qk_projection import QKProjection, QueryProjector
+from atlas.models.qk_projection import QKProjection, QueryProjector, persistent_sums
 
 BATCH, HEADS, TOKENS, WIDTH, SHARD = 2, 3, 20, 4, 8
 PLAN = ChunkPlan((2, 4), 8, SHARD)
@@ -131,6 +131,18 @@ def test_the_persistent_sums_are_those_of_the_keys() -> None:
             torch.testing.assert_close(persistent.norm_persistent[head], sum(keys[p] @ keys[p] for p in range(64)))
             unit = F.normalize(keys, dim=-1)
             torch.testing.assert_close(persistent.m_persistent_per_key[head], unit.T @ unit)
+
+
+@pytest.mark.parametrize("per_key", [False, True])
+def test_the_sums_start_in_the_precision_of_the_keys_under_autocast(per_key: bool) -> None:
+    """The kernels take no other start."""
+    torch.manual_seed(0)
+    persistent = PersistentMemory(2, 64, 16)
+    exact = persistent_sums(persistent, per_key)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = persistent_sums(persistent, per_key)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_the_persistent_keys_start_as_a_tight_frame() -> None:
