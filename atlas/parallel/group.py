@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NO_LIMIT = timedelta(days=365)  # for the work of rank 0 that the others wait for
+ENDED = "ended"  # in the store: rank 0 has written the end of the run
 REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to say that they are
 
 
@@ -96,11 +97,21 @@ class Group(Ranks):
             raise self._heard
         return cast(object, value)
 
-    def at_end(self, action: Callable[[], None]) -> None:
-        if not self._parted:
+    def at_end(self, action: Callable[[], None]) -> str:
+        if self._parted:
+            if self.first:
+                action()
+            return ""
+        try:
             self.from_first(action)
-        elif self.first:
-            action()
+        except RankError as error:  # rank 0 has done what there was to do; another rank learns that from the store
+            if self.first:
+                with suppress(RuntimeError):
+                    self._store.set(ENDED, "")
+            elif not self._store_has(ENDED):
+                raise
+            return str(error)
+        return ""
 
     def settle(self, error: Exception | None) -> Exception | None:
         if self._settled:
@@ -170,9 +181,14 @@ class Group(Ranks):
         """What a rank has written into the store; "" for nothing, or for a store that is gone."""
         key = f"{what}/{rank}"
         with suppress(RuntimeError):
-            if self._store.check([key]):
+            if self._store_has(key):
                 return self._store.get(key).decode()
         return ""
+
+    def _store_has(self, key: str) -> bool:
+        with suppress(RuntimeError):
+            return self._store.check([key])
+        return False
 
     def _runs(self, rank: int) -> bool | None:
         """Whether its process runs; None for one on another machine."""

@@ -101,9 +101,13 @@ class Ranks:
     def part(self, reason: str) -> None:
         """From now on this rank waits for no other: it ends by itself, for this reason. By one rank."""
 
-    def at_end(self, action: Callable[[], None]) -> None:
-        """Rank 0 carries out the action; the others wait for it, unless they have parted."""
+    def at_end(self, action: Callable[[], None]) -> str:
+        """Rank 0 carries out the action; the others wait for it, unless they have parted.
+
+        Returns which rank is lost; "" where none is. Raises `RankError` where rank 0 may not have done it.
+        """
         action()
+        return ""
 
     def losing(self) -> AbstractContextManager[None]:
         """In this context an error of the connection between the ranks becomes a `RankError`. By one rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -240,7 +241,13 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
         log.exception("the run failed")
         raise
     finally:
-        ranks.at_end(lambda: _end(summary, trainer, peak))
+        if lost := ranks.at_end(lambda: _end(summary, trainer, peak)):
+            log.warning("%s", lost)
+            if ranks.first:
+                print(f"warning: {lost}; the run has ended without it", file=sys.stderr)
+                summary.warnings.append(lost)
+                with suppress(OSError):
+                    summary.write()
         log.info("%s at step %d%s", summary.status, trainer.state.step, f": {summary.reason}" if summary.reason else "")
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from atlas.config import ParallelKind, RunConfig
 from atlas.models.block import AtlasMAGBlock
@@ -87,6 +88,20 @@ def sent_bytes(
     by_muon = sum(size for one, size in padded if one.matrix)
     summed = sum(size for _, size in padded) * (2 if backend is Backend.gloo else 1)
     return ring * BYTES * (micro_batches * gathered + by_muon + summed)
+
+
+def crossing_elements(config: RunConfig) -> int:
+    """Numbers that a part of one sequence hands on in all layers: window, convolution, global memory. Of any length."""
+    with torch.device("meta"):
+        state = build_model(config).initial_state(1)
+    leaves = [leaf for block in state.blocks for leaf in pytree.tree_leaves(block.crossing)]
+    return sum(leaf.numel() if isinstance(leaf, Tensor) else 1 for leaf in leaves)
+
+
+def handed_bytes(config: RunConfig, context: int) -> int:
+    """By a rank in a step, between the C ranks that share its rows: states on, and their gradients back."""
+    neighbours = min(context - 1, 2)  # the first and the last rank have one
+    return BYTES * neighbours * crossing_elements(config) * config.train.batch_size
 
 
 def compute_seconds(config: RunConfig, tokens: int, flops_per_second: float) -> float:

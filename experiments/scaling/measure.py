@@ -7,19 +7,21 @@ import pickle
 import socket
 import struct
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import start_processes
 
-from atlas.config import ParallelKind, RunConfig
+from atlas.config import RunConfig
 from atlas.parallel.launch import launched
+from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer
-from atlas.runs.slicing import slice_state
+from atlas.runs.slicing import in_slices, slice_state
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor
@@ -28,6 +30,7 @@ from atlas.training.watch.history import History
 HOST = "127.0.0.1"
 STEPS = 3
 BYTES_SENT = 200  # offset of `tcpi_bytes_sent` in Linux's `struct tcp_info`
+T = TypeVar("T")
 
 
 class Found(NamedTuple):
@@ -35,38 +38,47 @@ class Found(NamedTuple):
     sent: float  # bytes a step
 
 
-def measure(config: RunConfig, world: int) -> list[Found]:
-    """Of every rank of a run of `config` by `world` processes."""
+def on_ranks(world: int, work: Callable[..., T], *arguments: Any) -> list[T]:
+    """What `work(ranks, *arguments)` returns on each of `world` ranks, which are processes of this machine."""
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = config, world, store.port, folder
-        start_processes(_rank, arguments, nprocs=world)
-        return [Found(*pickle.loads((Path(folder) / str(rank)).read_bytes())) for rank in range(world)]
+        start_processes(_rank, (work, arguments, world, store.port, folder), nprocs=world)
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
 
 
-def _rank(rank: int, config: RunConfig, world: int, port: int, folder: str) -> None:
+def _rank(rank: int, work: Callable[..., Any], arguments: tuple[Any, ...], world: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": HOST}
     os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     torch.set_num_threads(1)
     with launched() as ranks:
-        model, cpu = build_model(config), torch.device("cpu")
-        monitor, history = GateMonitor(config.train.gate), History(config.rollback)
-        state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
-        step, data = TrainStep(config.train, cpu, torch.float32, ranks), build_data(config)
-        if config.parallel.kind is ParallelKind.fsdp and world > 1:
-            slice_state(config, state, cpu)
-        step(state, data.batch(1) if step.rows is None else data.batch(1, step.rows))
-        before = _sent()
-        for number in range(2, 2 + STEPS):
-            step(state, data.batch(number) if step.rows is None else data.batch(number, step.rows))
-        sent = (_sent() - before) / STEPS
-        tensors = [tensor for one in model.parameters() for tensor in (one, one.grad) if tensor is not None]
-        for optimizer in state.optimizer.optimizers:
-            moments = [value for kept in optimizer.state.values() for value in kept.values()]
-            tensors += [value for value in moments if isinstance(value, Tensor)]
-        kept = sum(ranks.own(tensor.detach()).nbytes for tensor in tensors)
-        ranks.gather(kept)  # no rank leaves while another one still sends
-    (Path(folder) / str(rank)).write_bytes(pickle.dumps((kept, sent)))
+        found = work(ranks, *arguments)
+        ranks.gather(None)  # no rank leaves while another one still sends
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(found))
+
+
+def ready(config: RunConfig, ranks: Ranks) -> tuple[TrainState, TrainStep]:
+    """A run on the CPU before step 1."""
+    model, cpu = build_model(config), torch.device("cpu")
+    monitor, history = GateMonitor(config.train.gate), History(config.rollback)
+    state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
+    if in_slices(config, ranks):
+        slice_state(config, state, cpu)
+    return state, TrainStep(config.train, cpu, torch.float32, ranks, context=config.parallel.context)
+
+
+def kept_and_sent(ranks: Ranks, config: RunConfig) -> Found:
+    """Of this rank, in a run of `config`."""
+    (state, step), data = ready(config, ranks), build_data(config)
+    before = 0
+    for number in range(1, 2 + STEPS):
+        step(state, data.batch(number, step.rows))
+        before = before or _sent()  # what the first step sends once does not count
+    sent = (_sent() - before) / STEPS
+    tensors = [tensor for one in state.model.parameters() for tensor in (one, one.grad) if tensor is not None]
+    for optimizer in state.optimizer.optimizers:
+        moments = [value for kept in optimizer.state.values() for value in kept.values()]
+        tensors += [value for value in moments if isinstance(value, Tensor)]
+    return Found(sum(ranks.own(tensor.detach()).nbytes for tensor in tensors), sent)
 
 
 def _sent() -> int:

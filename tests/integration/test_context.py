@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ from tests.integration.test_ranks import PROBES, Ranks, troubled
 pytestmark = pytest.mark.slow
 # Parts of two shards; the global chunk is open at their border, and two layers hand on.
 CUT = ["parallel.context=2", "train.sequence=128", "chunk_size.global_size=48", "chunk_size.local=[8,16]"]
+LONG = "model.window=80"  # tokens: longer than a part
+OTHERS = [[LONG], ["model.memory.recompute=true"], *([f"model.fusion={fusion}"] for fusion in Fusion)]
 MODELS = {
-    **{f"rule {rule}": [f"model.memory.rule={rule}"] for rule in Rule},
-    **{f"fusion {fusion}": [f"model.fusion={fusion}"] for fusion in Fusion},
-    "a window that is longer than a part": ["model.window=80"],
-    "recomputed": ["model.memory.recompute=true"],
+    **{f"rule {rule}": [f"model.memory.rule={rule}", *other] for rule, other in zip(Rule, cycle(OTHERS))},
     "sums by chunk": ["model.memory.qk_projection.range=chunk"],
-    "no projection": ["ablation=no_projection"],
     "no global memory": ["ablation=no_global"],
     "no memory": ["ablation=no_memory"],
 }
@@ -48,21 +47,17 @@ def test_sequences_on_two_ranks_are_read_and_propagated_back_exactly(overrides: 
 
 
 def test_ranks_share_rows_and_sequences_of_a_step(overrides: list[str], tmp_path: Path) -> None:
-    """Four ranks: two halves of the rows by two of a sequence, also in micro-batches, and four parts of a sequence."""
+    """Four ranks: two halves of the rows by two of a sequence, in micro-batches, and four parts of a sequence."""
     mixed = ["data=mixed", *(f"data.recall.{setting}" for setting in NEEDLES), "train.sequence=128"]
     ranks = Ranks(4, [*overrides, *mixed, "train.steps=2", "optim.lr=1e-30"], tmp_path)
-    ranks.add("2 x 2", "parallel.context=2", do="gradients")
-    ranks.add("2 x 2, accumulated", "parallel.context=2", "train.accumulate=2", do="gradients")
+    ranks.add("2 x 2, two micro-batches", "parallel.context=2", "train.accumulate=4", do="gradients")
     ranks.add("1 x 4", "parallel.context=4", do="gradients")
     ranks.add("1 x 3", "parallel.context=3", "train.sequence=96")
-    ranks.add("3 rows", "parallel.context=2", "train.batch_size=3")
     ended = ranks.run()
-    groups = "(least common multiple of train.accumulate=1 and 2 groups of 2 processes)"
-    assert ended.pop("3 rows") == [f"refused: train.batch_size=3: must be a multiple of 2 {groups}"] * 4
     divisor = "parallel.context=3: must be a divisor of the number of processes, 4"
     assert ended.pop("1 x 3") == [f"refused: {divisor}"] * 4
     assert ended == {name: ["done"] * 4 for name in ended}
-    for job in ranks.jobs[:3]:
+    for job in ranks.jobs[:2]:
         found = torch.load(job["folder"])
         alone_on = [*job["overrides"], "parallel.context=1"]
         rank_group.gradients({**job, "folder": str(tmp_path / "alone")}, alone_on)
@@ -78,22 +73,19 @@ def test_a_run_whose_sequences_are_cut_is_watched_stopped_and_continued_as_any_o
     overrides: list[str], tiny: Any, left: Any, same_state: Any, tmp_path: Path
 ) -> None:
     """With a rollback and probes; its losses are those of one process, and a rank that dies is named."""
-    mixed = ["data=mixed", *(f"data.recall.{setting}" for setting in NEEDLES), *PROBES, "train.steps=20"]
-    fault = [*CUT, *mixed, "debug.inject=nan_loss@15"]
-    ranks = Ranks(2, overrides, tmp_path)
-    whole = ranks.add("whole", *fault)
-    cut = [*CUT, "train.steps=12"]
-    calm = ranks.add("calm", *cut, *troubled("none@30"))
-    stopped = ranks.add("stopped", *cut, *troubled("SIGTERM@6"))
-    ranks.add("continued", *cut, *troubled("SIGTERM@6"), "resume=auto", folder=stopped)
-    ranks.add("gone", *cut, *troubled("SIGKILL@8", on=0))
+    settings = [*CUT, *PROBES, "train.steps=16", "debug.inject=nan_loss@13"]
+    ranks = Ranks(2, [*overrides, *settings], tmp_path)
+    whole = ranks.add("whole")
+    stopped = ranks.add("stopped", *troubled("SIGTERM@6"))
+    ranks.add("continued", *troubled("SIGTERM@6"), "resume=auto", folder=stopped)
+    ranks.add("gone", *troubled("SIGKILL@8", on=0))
     ended = ranks.run()
     assert ended.pop("stopped") == ["interrupted: stopped by SIGTERM"] * 2
     assert ended.pop("gone") == ["killed", "RankError: rank 0 is gone at step 8 (its log: train.log)"]
-    assert ended == {name: ["completed"] * 2 for name in ("whole", "calm", "continued")}
-    assert same_state(left(stopped).state, left(calm).state)
-    assert left(whole).events("rollback")[0]["from_step"] == 14
-    alone = left(Path(atlas.train(tiny(*fault, "parallel.context=1"), tmp_path / "alone").folder))
+    assert ended == {name: ["completed"] * 2 for name in ("whole", "continued")}
+    assert same_state(left(stopped).state, left(whole).state)
+    assert left(whole).events("rollback")[0]["from_step"] == 12
+    alone = left(Path(atlas.train(tiny(*settings, "parallel.context=1"), tmp_path / "alone").folder))
     keys = ("step", "tokens", "loss", "loss/polarisation", "grad_norm", "gate/mean", "validation/loss")
     for one, other in zip(left(whole).rows, alone.rows, strict=True):
         assert one.keys() == other.keys()

@@ -7,7 +7,17 @@ import pytest
 import atlas
 from atlas.config import ConfigError, ParallelKind
 from experiments.scaling.__main__ import main
-from experiments.scaling.cost import Backend, Shape, context_efficiency, kept_bytes, sent_bytes, shapes, whole_bytes
+from experiments.scaling.cost import (
+    Backend,
+    Shape,
+    context_efficiency,
+    crossing_elements,
+    handed_bytes,
+    kept_bytes,
+    sent_bytes,
+    shapes,
+    whole_bytes,
+)
 
 DDP, FSDP = ParallelKind.ddp, ParallelKind.fsdp
 # 20 elements of a matrix in a block, 6 others; two ranks have 3 + 2 and 2 + 1 rows of them, padded to 6 and 4
@@ -25,6 +35,17 @@ def test_what_a_rank_keeps_and_sends_is_counted() -> None:
     assert context_efficiency(6, 1, 4) == pytest.approx(6 / 9)
 
 
+def test_what_a_part_of_a_sequence_hands_on_is_counted() -> None:
+    shape = ["model.layers=2", "model.width=32", "model.heads=2", "model.window=8", "model.memory.hidden=8"]
+    config = atlas.compose([*shape, "train.batch_size=3", "train.sequence=512"])
+    window, convolution = 7 * (32 + 32 + 1), 3 * 96  # keys, values and whether they are valid
+    memory = 2 * 2 * (16 * 8 + 16 * 16) + 1  # of two heads the weights and their update; tokens of the open chunk
+    assert crossing_elements(config) == 2 * (window + convolution + memory)
+    assert handed_bytes(config, 1) == 0
+    assert handed_bytes(config, 2) == 4 * 3 * crossing_elements(config)
+    assert handed_bytes(config, 4) == 4 * 3 * 2 * crossing_elements(config)
+
+
 def test_the_shapes_are_those_of_the_model() -> None:
     config = atlas.compose(["model=tiny"])
     model = atlas.build_model(config)
@@ -34,5 +55,7 @@ def test_the_shapes_are_those_of_the_model() -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^processes=1,none: must be numbers in \[1, 64\], such as 1,2,3$"):
         main(["processes=1,none"])
+    with pytest.raises(ConfigError, match=r"^rounds=-1: must be in \[0, 1000\] \(0 = no times\)$"):
+        main(["rounds=-1"])
     with pytest.raises(ConfigError, match=r"^flops=0\.0: must be in \(0, inf\)$"):
         main(["flops=0"])
