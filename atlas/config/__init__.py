@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from atlas.config.calibration import CalibrationConfig
 from atlas.config.continuing import CHANGEABLE
-from atlas.config.errors import ConfigError, require
+from atlas.config.errors import ConfigError, require, with_extra
 from atlas.config.levels import LEVELS, RECALL, Level, Unit, level_of
 from atlas.config.model import (
     C_G,
@@ -110,4 +110,5 @@ __all__ = [
     "WatchConfig",
     "level_of",
     "require",
+    "with_extra",
 ]

@@ -11,3 +11,8 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise `ConfigError` unless `holds`; the message names key, value and what is allowed."""
     if not holds:
         raise ConfigError(f"{key}={value}: must be {allowed}")
+
+
+def with_extra(extra: str) -> str:
+    """How a refusal says where the packages of an extra come from, in the tested versions."""
+    return f'installed: pip install -c constraints.txt -e ".[{extra}]" in a checkout'

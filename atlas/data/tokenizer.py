@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.config import ConfigError, require
+from atlas.config import ConfigError, require, with_extra
 from atlas.config.untrusted import open_regular
 from atlas.data.ruler import ruler_pieces
 from atlas.data.symbols import BYTE_SYMBOLS, MARKER, NOISE, PRINTABLE, Symbols, choose_symbols
@@ -22,7 +22,6 @@ BYTES = "bytes"
 BYTES_END = 256  # the id after those of the 256 bytes
 MOST_TOKENIZER_BYTES = 256 << 20
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end▁of▁sentence|>")
-INSTALL = 'pip install -c constraints.txt -e ".[data]"'
 
 
 class Tokenizer(Protocol):
@@ -144,4 +143,5 @@ def import_library(name: str, key: str, value: object) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise ConfigError(f"{key}={value}: must be used with the package {package} installed: {INSTALL}") from error
+        needed = f"used with the package {package} {with_extra('data')}"
+        raise ConfigError(f"{key}={value}: must be {needed}") from error

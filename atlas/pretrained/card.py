@@ -49,7 +49,8 @@ def model_card(
         if of_bytes
         else f"Its vocabulary has {config.model.vocabulary:,} tokens.",
         parameters=f"{summary.get('parameters', 0):,}",
-        size=f"{settings.layers} layers of width {settings.width}, {settings.heads} heads, window {settings.window}",
+        size=f"{settings.layers} layer{'' if settings.layers == 1 else 's'} of width {settings.width},"
+        f" {settings.heads} heads, window {settings.window}",
         memory=f"rule {settings.memory.rule.value}, local chunks {chunks.local}, global chunk {chunks.global_size},"
         f" shard {chunks.shard}"
         if settings.memory.enabled

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from atlas import __version__
-from atlas.config import ConfigError, RunConfig, require
+from atlas.config import ConfigError, RunConfig, require, with_extra
 from atlas.config.keys import flat
 from atlas.config.untrusted import read_json
 from atlas.models.language_model import AtlasModel
@@ -22,7 +22,6 @@ SETTINGS_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CODE_FILE = "modeling_atlas.py"
 PREFIX = "model."  # of the names of tensors: the attribute of `AtlasForCausalLM` that holds the model
-INSTALL = 'pip install -c constraints.txt -e ".[hf]" in a checkout'
 
 
 def require_new(key: str, folder: Path) -> None:
@@ -63,6 +62,7 @@ def write_pretrained(
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(CODE_FILE), folder / CODE_FILE)
+    shutil.copymode(folder / CODE_FILE, folder / WEIGHTS_FILE)  # safetensors lets nobody else read it
 
 
 def _settings(config: RunConfig, vocabulary: int) -> dict[str, Any]:
@@ -104,5 +104,6 @@ def _safetensors(key: str, folder: Path) -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ConfigError(f"{key}={folder}: must be used with the package safetensors: {INSTALL}") from error
+        needed = f"used with the package safetensors {with_extra('hf')}"
+        raise ConfigError(f"{key}={folder}: must be {needed}") from error
     return safetensors.torch

@@ -52,9 +52,11 @@ class RunRecord:
         return self.status
 
     def result(self, key: str, column: str) -> float | None:
-        """A number of the summary; while the run trains, that of its newest row."""
-        found = finite(self.summary.get(key))
-        return self.rows.last(column) if found is None else found
+        """A number of the summary; of a run that has not ended that of its newest row, where it has one."""
+        last, found = self.rows.last(column), finite(self.summary.get(key))
+        if last is not None and self.status in ("running", "killed"):
+            return last
+        return last if found is None else found
 
     @property
     def bytes_per_token(self) -> float:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
-from atlas.config import require
+from atlas.config import require, with_extra
 
 SERIAL = "basic"
 JOBLIB = "joblib"
@@ -21,24 +21,24 @@ _NAMES = {
     "LocalLauncher": "submitit_local",
     "SlurmLauncher": "submitit_slurm",
 }
-# option -> the module that it needs, and the package that brings it, as in pyproject.toml
-_JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher==1.2.0")
-_SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "hydra-submitit-launcher==1.2.0")
+# option -> the module that it needs, and the extra that brings it
+_JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "parallel")
+_SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "slurm")
 _NEEDED = {
     "hydra/launcher=joblib": _JOBLIB,
     "hydra/launcher=submitit_local": _SUBMITIT,
     "hydra/launcher=submitit_slurm": _SUBMITIT,
     "hydra/launcher=slurm": _SUBMITIT,
-    "hydra/sweeper=optuna": ("optuna", "'optuna>=4'"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
 }
 
 
 def require_installed(arguments: Sequence[str]) -> None:
     """Raise `ConfigError` where the command line chooses a launcher or sweeper whose package is missing."""
     for argument in arguments:
-        module, package = _NEEDED.get(argument, (None, None))
+        module, extra = _NEEDED.get(argument, (None, ""))
         key, _, name = argument.partition("=")
-        require(module is None or find_spec(module) is not None, key, name, f"installed: pip install {package}")
+        require(module is None or find_spec(module) is not None, key, name, with_extra(extra))
 
 
 def launcher_name(hydra: DictConfig | HydraConf) -> str:

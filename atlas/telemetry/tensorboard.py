@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import ConfigError
+from atlas.config import ConfigError, with_extra
 from atlas.config.values import within
 from atlas.telemetry.sinks import RunInfo, Sink
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-INSTALL = 'pip install -c constraints.txt -e ".[tensorboard]" in a checkout'
 NO_CURVES = ("step", "time")
 
 
@@ -35,7 +34,7 @@ class TensorBoardSink(Sink):
 
     def __init__(self, *, flush_seconds: Annotated[int, within("[1, inf)")]) -> None:
         if find_spec("tensorboard") is None:
-            raise ConfigError(f"logger.tensorboard: must be left out, or its package be installed: {INSTALL}")
+            raise ConfigError(f"logger.tensorboard: must be left out, or its package be {with_extra('tensorboard')}")
         self._flush_seconds = flush_seconds
         self._folder = Path()
         self._writer: SummaryWriter | None = None

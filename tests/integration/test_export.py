@@ -51,6 +51,8 @@ def test_the_folder_holds_the_weights_and_what_was_measured(untrained: Path, exp
     weights = read_weights("path", exported)
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    modes = {(exported / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1
     with safetensors.safe_open(exported / "model.safetensors", "pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["probes"]) == [{key: PROBE[key] for key in PROBE if key not in ("kind", "time")}]
@@ -136,6 +138,9 @@ with torch.no_grad():
         wanted.append(int(token)); logits.append(last[0, -1])
         out = model(token, state)
         state, last = out.state, out.logits
+    state, rest = model(tokens[:, :4]).state, tokens[:, 4:]
+    known = theirs(tokens[:, :4]).cache  # `past_key_values` is the name of before
+    assert torch.equal(theirs(rest, past_key_values=known).logits, model(rest, state).logits)
 settings = {"max_new_tokens": 40, "do_sample": False, "temperature": None}
 generated = theirs.generate(tokens, **settings, return_dict_in_generate=True, output_logits=True)
 assert generated.sequences[0, tokens.shape[1]:].tolist() == wanted

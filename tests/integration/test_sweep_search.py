@@ -48,4 +48,5 @@ def test_without_optuna_it_is_refused_and_intervals_name_it(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     ended = command("-m", "hydra/sweeper=optuna", "optim.lr=interval(1e-4,1e-2)")
-    assert ended.err == ["atlas: hydra/sweeper=optuna: must be installed: pip install 'optuna>=4'"]
+    how = 'pip install -c constraints.txt -e ".[optuna]" in a checkout'
+    assert ended.err == [f"atlas: hydra/sweeper=optuna: must be installed: {how}"]

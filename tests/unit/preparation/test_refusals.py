@@ -107,7 +107,7 @@ def test_a_name_of_the_hub_needs_the_library(
     monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
     assert error(capsys, "hub:owner/name:part", f"out={tmp_path}/out", "workers=1") == (
         "SOURCE=hub:owner/name:part: must be used with the package datasets installed:"
-        ' pip install -c constraints.txt -e ".[data]"'
+        ' pip install -c constraints.txt -e ".[data]" in a checkout'
     )
     assert list(tmp_path.iterdir()) == []
 

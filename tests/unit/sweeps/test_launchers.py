@@ -37,7 +37,7 @@ def test_a_launcher_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as refusal:
         require_installed(["-m", "hydra/launcher=slurm"])
-    message = "hydra/launcher=slurm: must be installed: pip install hydra-submitit-launcher==1.2.0"
+    message = 'hydra/launcher=slurm: must be installed: pip install -c constraints.txt -e ".[slurm]" in a checkout'
     assert str(refusal.value) == message
 
 
