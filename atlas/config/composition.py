@@ -35,6 +35,7 @@ from atlas.config.components import (
     untrusted_names,
 )
 from atlas.config.files import CONF_DIR, read_yaml, require_values
+from atlas.config.keys import plain
 from atlas.config.refusals import refuse, unknown_key
 
 GROUPS = {
@@ -144,7 +145,7 @@ def _own_code(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; `load_config` reads it back to an equal one."""
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_atomically(path, OmegaConf.to_yaml(plain(config)))
 
 
 def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:

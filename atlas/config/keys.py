@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from enum import Enum
 from typing import Any
 
 
@@ -15,6 +17,19 @@ def flat(settings: Mapping[Any, Any], prefix: str = "", separator: str = ".") ->
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as its YAML file has it: dictionaries, lists, texts and numbers."""
+    return {key: _plain(value) for key, value in asdict(settings).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def lies_in(key: str, names: Iterable[str]) -> bool:

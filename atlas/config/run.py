@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from atlas.config.calibration import CalibrationConfig
 from atlas.config.choices import Choices
 from atlas.config.errors import require
+from atlas.config.keys import plain
 from atlas.config.levels import RECALL
 from atlas.config.model import ChunkSizeConfig, ModelConfig
 from atlas.config.niah import NIAHConfig
@@ -204,7 +205,7 @@ class RunConfig(Choices):
 
     def _repr_html_(self) -> str:
         """In a notebook: the settings as YAML."""
-        return f"<pre>{escape(OmegaConf.to_yaml(OmegaConf.structured(self)))}</pre>"
+        return f"<pre>{escape(OmegaConf.to_yaml(plain(self)))}</pre>"
 
     def _check_needle_lengths(self) -> None:
         """A needle that attention can see says nothing about the memory."""

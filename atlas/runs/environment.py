@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from atlas.runs.allocator import return_freed_memory
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "wandb")
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {"atlas": __version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -43,6 +45,7 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@cache
 def git_revision() -> str:
     """Revision of the checkout that the package runs from, `+changes` if it differs; "" outside of one."""
     here = Path(__file__).parent

@@ -13,11 +13,10 @@ from inspect import signature
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import CheckpointLayout, ConfigError, RunConfig, require
-from atlas.config.keys import flat
+from atlas.config.keys import flat, plain
 from atlas.data.sampler import batches_of
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
@@ -273,7 +272,7 @@ def _run_info(config: RunConfig, folder: Path, state: TrainState, job: SweepJob 
     return RunInfo(
         folder,
         config.train.steps,
-        config=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),  # type: ignore[arg-type]
+        config=plain(config),
         versions=versions(),
         start_step=state.step,
         segment=state.segment,

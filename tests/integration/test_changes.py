@@ -29,6 +29,7 @@ def go_on(folder: Path, *overrides: str, logger: dict[str, Any] | None = None) -
     return atlas.train(replace(resumed_config(atlas.compose(given), given, folder), logger=logger or {}))
 
 
+@pytest.mark.slow
 def test_a_completed_run_trains_longer_as_one_series(
     tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_the_optimiser_takes_new_values_and_keeps_its_state(tiny: Any, interrupt
 EXACT = ["train.validation_every=2", "train.validation_batches=2", "niah.every=7", "calibration.measure=false"]
 
 
+@pytest.mark.slow
 def test_more_validation_changes_nothing_of_the_training(
     tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
     assert all(f"{result['level']}  {result['verdict']}" in printed for result in record["results"])
 
 
+@pytest.mark.slow
 def test_a_model_trained_without_memory_answers_the_same_questions(untrained_run: Path, tmp_path: Path) -> None:
     other = make_run(small_config("model.memory.enabled=false"), tmp_path / "other")
     assert main([str(untrained_run), f"control={other}", "niah.samples=32"]) == 1

@@ -72,6 +72,7 @@ def test_what_was_undone_is_never_chosen_again(tiny: Any, left: Any, tmp_path: P
     assert len(list((tmp_path / "run" / "checkpoints").glob("retired-*"))) >= 3
 
 
+@pytest.mark.slow
 def test_dead_gates_are_a_trigger_where_configured(tiny: Any, tmp_path: Path) -> None:
     # No gate has a standard deviation above 0.5.
     dying = [
@@ -109,7 +110,8 @@ def test_a_memory_that_never_worked_has_not_collapsed(tiny: Any, tmp_path: Path)
     assert (summary.status, summary.rollbacks, summary.niah["memory"]["outcome"]) == ("completed", 0, "failed")
 
 
-@pytest.mark.parametrize("choice", ["rollback=off", pytest.param("rollback=observe", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["rollback=off", "rollback=observe"])
 def test_without_rollback_a_spike_is_told_and_nothing_is_restored(
     choice: str, tiny: Any, left: Any, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def copy(six: tuple[Path, Ended], tmp_path: Path) -> Path:
     return Path(shutil.copytree(six[0], tmp_path / "sweep"))
 
 
+@pytest.mark.slow
 def test_one_failing_job_of_six_takes_no_other_with_it(six: tuple[Path, Ended]) -> None:
     folder, ended = six
     assert ended.status == 1
@@ -60,6 +61,7 @@ def test_one_failing_job_of_six_takes_no_other_with_it(six: tuple[Path, Ended]) 
     assert {summary(folder / str(number))["launcher"] for number in range(6)} == {"basic"}
 
 
+@pytest.mark.slow
 def test_the_report_of_a_sweep_is_written_at_its_end(six: tuple[Path, Ended]) -> None:
     folder, ended = six
     assert report_line(ended) == f"report: {folder}/report/index.html"
@@ -69,6 +71,7 @@ def test_the_report_of_a_sweep_is_written_at_its_end(six: tuple[Path, Ended]) ->
     assert REFUSED in report
 
 
+@pytest.mark.slow
 def test_resume_runs_only_the_jobs_that_did_not_complete(copy: Path) -> None:
     killed, untouched = copy / "1", {number: contents(copy / str(number)) for number in (0, 2, 3, 4)}
     uninterrupted = contents(killed)["metrics.jsonl"]
@@ -175,6 +178,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "message"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_resumed_sweep_stays_the_same(six: tuple[Path, Ended], more: list[str], message: str) -> None:
     before = contents(six[0])
@@ -215,6 +219,7 @@ def test_only_a_sweep_can_be_resumed_and_only_by_the_command_line(tmp_path: Path
         atlas.train(atlas.compose([*small, "sweep.resume=x"]), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_second_sweep_in_the_same_folder_is_refused(six: tuple[Path, Ended], small: list[str]) -> None:
     folder = six[0]
     ended = command("-m", *small, "seed=0,1", f"hydra.sweep.dir={folder}")

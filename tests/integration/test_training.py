@@ -29,6 +29,7 @@ def start(config: RunConfig) -> tuple[TrainState, TrainStep]:
     return state, TrainStep(config.train, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_the_same(
     tiny: Any, undisturbed: RunSummary, tmp_path: Path, left: Any, same_state: Any
 ) -> None:

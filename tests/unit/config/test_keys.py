@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from atlas.config.keys import flat, lies_in, override_name
+import pytest
+from omegaconf import OmegaConf
+
+from atlas import compose
+from atlas.config.keys import flat, lies_in, override_name, plain
 
 
 def test_nested_settings_become_flat() -> None:
@@ -19,3 +23,9 @@ def test_a_key_lies_in_itself_and_in_the_groups_above_it() -> None:
 def test_the_name_of_an_override_stands_without_hydra_s_signs() -> None:
     overrides = ("train.steps=3", "+a.b=1=2", "++a=", "~a", "model@student=tiny", "niah")
     assert [override_name(text) for text in overrides] == ["train.steps", "a.b", "a", "a", "model", "niah"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["optim=adamw", "niah=thorough", "logger=[wandb,tensorboard]", "seed=7"]])
+def test_plain_settings_are_those_of_the_file(overrides: list[str]) -> None:
+    config = compose(overrides)
+    assert plain(config) == OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
