@@ -59,6 +59,7 @@ class WatchConfig(Choices, prefix="watch."):
     )
     norm_bound: WatchAction = _watcher("a memory whose weights are always at their norm bound", undone=True)
     queries: WatchAction = _watcher("different queries that have become one", undone=True)
+    pairs: WatchAction = _watcher("different keys or values that have become one", undone=True)
     resets: WatchAction = _watcher("local memories that are never reset, or at every chunk")
     global_memory: WatchAction = _watcher("a global memory that is never written, or never read after a write")
     key_blind: WatchAction = _watcher("recall that is no better than a reader who ignores the key")
@@ -66,6 +67,7 @@ class WatchConfig(Choices, prefix="watch."):
     one_symbol: WatchAction = _watcher("text that is one repeated symbol")
     padding: WatchAction = _watcher("most targets of text rows are padding")
     slowdown: WatchAction = _watcher("steps that take four times as long as at the start")
+    memory_grows: WatchAction = _watcher("memory of the process or its device that grows step by step")
     clock: WatchAction = _watcher("a wall clock that jumps")
     files: WatchAction = _watcher("files of the run that somebody deleted")
 

@@ -27,6 +27,9 @@ Encoding = Literal["bytes", "utf8"]
 Part = Annotated[float, within("(0, 1)")]  # of the bytes
 ENCODINGS = get_args(Encoding)
 LEAKAGE = 0.01  # share of validation blocks that are also in training; above it a warning is given
+FOREIGN = 0.1  # share of the validation ids; above it a warning is given
+FOREIGN_TIMES = 10  # times as frequent as in training
+COUNTED, STRETCHES = 1 << 20, 256  # ids of each part that are counted, and stretches that they are taken from
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
     | {"encodings"}  # generated tables, many nearly alike: a tenth of the validation blocks stood in training
@@ -59,16 +62,29 @@ class Corpus:
         """The share of the validation blocks that are also in training, see `shared_blocks`."""
         return round(shared_blocks(self.train, self.validation)[0], 4)
 
+    @cached_property
+    def foreign(self) -> float:
+        """The share of the validation ids that are a tenth as frequent in training, or less."""
+        size = int(self.symbols.vocabulary)
+        training, validation = (frequencies(part, size) for part in (self.train, self.validation))
+        rare = training * FOREIGN_TIMES <= validation
+        return round(float(validation[rare].sum()), 4)
+
     @property
     def warnings(self) -> list[str]:
         """What a user should know before training on it."""
-        if self.leakage <= LEAKAGE:
-            return list(self.notes)
-        leak = (
-            f"{self.leakage:.1%} of the validation blocks ({BLOCK} bytes) stand in the training part as well:"
-            " the validation loss is lower than on new text"
-        )
-        return [*self.notes, leak]
+        found = list(self.notes)
+        if self.leakage > LEAKAGE:
+            found.append(
+                f"{self.leakage:.1%} of the validation blocks ({BLOCK} bytes) stand in the training part as well:"
+                " the validation loss is lower than on new text"
+            )
+        if self.foreign > FOREIGN:
+            found.append(
+                f"{self.foreign:.1%} of the validation ids are less than a tenth as frequent in training: the two "
+                "parts differ in language or encoding, and the validation loss says little about what was learned"
+            )
+        return found
 
     def require_length(self, sequence: int) -> None:
         """Refuse a corpus with a part shorter than one sequence and the target of its last token."""
@@ -90,6 +106,15 @@ class Corpus:
             "validation_bytes": len(self.validation),
             "validation_in_training": self.leakage,
         }
+
+
+def frequencies(part: Tokens, size: int) -> NDArray[np.float64]:
+    """Of each of `size` ids, in COUNTED ids from all over a part, whose ends may be of another kind."""
+    starts = np.linspace(0, max(len(part) - COUNTED // STRETCHES, 0), STRETCHES).astype(np.int64)
+    short = len(part) <= COUNTED
+    stretches = [part] if short else [part[start : start + COUNTED // STRETCHES] for start in starts]
+    counts = sum(np.bincount(stretch, minlength=size) for stretch in stretches)
+    return np.asarray(counts / max(np.sum(counts), 1), dtype=np.float64)
 
 
 def load_corpus(paths: Sequence[str], encoding: str, validation_share: float) -> Corpus:

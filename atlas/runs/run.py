@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from inspect import signature
@@ -67,6 +67,9 @@ from atlas.training.weight_average import WeightAverage
 log = logging.getLogger("atlas")
 
 
+MOST_CUT = 0.5  # of the tokens
+
+
 def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ranks = ALONE) -> RunSummary:
     """Train in `folder` and leave there what docs/architecture.md section 3 lists; `job` names the sweep it belongs to.
 
@@ -123,10 +126,16 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             telemetry.open(_run_info(config, folder, state, job))
             what = trainer.data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
             telemetry.event("start", state.step, **what, parameters=summary.parameters, device=summary.device)
+            tested = require_agreement(config, trainer.step.device, trainer.step.precision)
+            telemetry.event("self_test", state.step, **tested._asdict())
             ranks.from_first(lambda: changes.record(folder, state, telemetry))
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
-            for warning in [*(corpus.warnings if corpus else ()), *recall_warnings(config, data)]:
+            for warning in [
+                *(corpus.warnings if corpus else ()),
+                *recall_warnings(config, data),
+                *_cut_documents(what),
+            ]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
             trainer.watchers.begin(facts_of(config, summary.baseline_loss, state.step), folder)
@@ -141,6 +150,15 @@ def _missing_kernels(device: torch.device) -> list[str]:
         reason = gpu.missing().partition(": ")[2]
         return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
     return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
+
+
+def _cut_documents(what: Mapping[str, object]) -> list[str]:
+    """A line where rows are to hold one document each, and most have no room for it. Packed rows cut by design."""
+    cut = what.get("documents_cut")
+    if "padding" not in what or not isinstance(cut, float) or cut <= MOST_CUT:
+        return []
+    why = f"{cut:.0%} of the text belongs to documents that are longer than a row, so rows hold parts of documents"
+    return [f"{why}: data.documents=separate with a longer train.sequence keeps them whole"]
 
 
 def _long_warmup(config: RunConfig) -> list[str]:

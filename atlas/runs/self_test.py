@@ -8,14 +8,16 @@ Legend: B sequences, T tokens, H heads, d head width, h hidden width, p feature 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isnan
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.config import ConfigError, ModelConfig, RunConfig
+from atlas.config import ConfigError, Fusion, ModelConfig, Normalisation, ProjectionRange, RunConfig
 from atlas.kernels import gpu
 from atlas.kernels.library import description
 from atlas.ops.banded_attention import Prefix, banded_attention
@@ -29,6 +31,7 @@ from atlas.ops.mixed_queries import mixed_queries
 from atlas.ops.qk_projection import Accumulator, project
 from atlas.ops.rms_norm import rms_norm
 from atlas.ops.rules import learning_rule
+from atlas.ops.rules.rule import LearningRule
 from atlas.ops.swiglu import swiglu
 
 B, T, H, P, LAGS = 2, 40, 2, 8, 4
@@ -36,7 +39,24 @@ CHUNK, WINDOW, MOST_FEATURES = 16, 8, 64
 # Allowed error beside the largest number of its tensor: in float32, and with products in fewer bits (0.007 on a CPU).
 EXACT, ROUNDED = 1e-3, 0.1
 
-_agreed: set[str] = set()  # what this process has tested
+_agreed: dict[str, Agreement] = {}  # what this process has tested
+
+
+class Agreement(NamedTuple):
+    """How far the operations are from their references: the event `self_test`."""
+
+    operations: int
+    error: float  # the largest, beside the largest number of its tensor
+    worst: str  # the operation that has it, and in what
+    allowed: float
+    seconds: float
+
+    @property
+    def problem(self) -> str:
+        """ "" where all are within bounds; NaN is not."""
+        if self.error <= self.allowed:
+            return ""
+        return f"{self.worst} differs from float64 by {self.error:.1%} (allowed: {self.allowed:.1%})"
 
 
 class Operation(NamedTuple):
@@ -45,32 +65,30 @@ class Operation(NamedTuple):
     tensors: Sequence[Tensor]  # float32 on the CPU; a mask has no gradient
 
 
-def require_agreement(config: RunConfig, device: torch.device, precision: torch.dtype) -> None:
+def require_agreement(config: RunConfig, device: torch.device, precision: torch.dtype) -> Agreement:
     """Raise `ConfigError` where outputs or gradients of an operation are not those of its reference."""
     kernels = gpu.description() if device.type == "cuda" else description()
     key = f"{config.model} {device.type} {precision} {kernels} {gpu.wanted()}"
-    if key in _agreed:
-        return
-    found = disagreement(operations(config.model), device, precision)
-    if found:
-        raise ConfigError(f"device.kernels={config.device.kernels}: {kernels} are wrong here: {found}")
-    _agreed.add(key)
+    if key not in _agreed:
+        found = agreement(operations(config.model), device, precision)
+        if found.problem:
+            raise ConfigError(f"device.kernels={config.device.kernels}: {kernels} are wrong here: {found.problem}")
+        _agreed[key] = found
+    return _agreed[key]
 
 
-def disagreement(operations: Iterable[Operation], device: torch.device, precision: torch.dtype) -> str:
-    """Which operation differs most from its reference, by how much and in what; "" where all are within bounds."""
+def agreement(operations: Iterable[Operation], device: torch.device, precision: torch.dtype) -> Agreement:
+    began = time.perf_counter()
     rounded = device.type == "cuda" or precision is not torch.float32
-    allowed = ROUNDED if rounded else EXACT
-    worst, told = allowed, ""
-    for operation in operations:
+    largest, worst, tested = 0.0, "", list(operations)
+    for operation in tested:
         wanted = values(operation, torch.device("cpu"), torch.float64)
         found = values(operation, device, torch.float32, precision)
         for what, ours in found.items():
             error = (ours - wanted[what]).abs().max().item() / max(wanted[what].abs().max().item(), 1e-3)
-            if not error <= worst:  # NaN is worse
-                worst = error
-                told = f"{what} of {operation.name} differs from float64 by {error:.1%} (allowed: {allowed:.1%})"
-    return told
+            if not (error <= largest or isnan(largest)):  # NaN is worse than all
+                largest, worst = error, f"{what} of {operation.name}"
+    return Agreement(len(tested), largest, worst, ROUNDED if rounded else EXACT, round(time.perf_counter() - began, 3))
 
 
 def values(
@@ -96,7 +114,7 @@ def values(
 
 
 def operations(model: ModelConfig) -> Iterator[Operation]:
-    """Those that the model uses, of its head width, on few tokens."""
+    """Those that the model uses, in the form it uses, of its head width, on few tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -116,27 +134,39 @@ def operations(model: ModelConfig) -> Iterator[Operation]:
     if not model.memory.enabled:
         return
     memory, rows = model.memory, B * H
-    yield Operation("memory_inputs", _inputs, [normal(B, LAGS - 1 + T, 3 * width), normal(LAGS, 3 * width)])
-    sums = [normal(rows, d, d, scale=0.1), uniform(rows) + 1]
-    yield Operation("qk_projection", _projection, [*sums, normal(rows, T, d, scale=0.3), normal(rows, T, d, scale=0.3)])
-    yield Operation(
-        "mixed_queries", lambda *given: (mixed_queries(*given),), [normal(rows, T, d), normal(rows, T, d), normal(H)]
-    )
-    gate = [normal(B, T, width), normal(B, T, width), normal(width), 3 * uniform()]
-    yield Operation("gated_branch", lambda *given: gated_branch(*given, adds=True), gate)
-    rule = learning_rule(memory)
-    h, p = memory.hidden, min(sum(feature_counts(memory.feature_width or d, memory.degree)), MOST_FEATURES)
-    fields = [F.normalize(normal(rows, T, part), dim=-1) for part in (d, d, d, p, p)]
-    controls = (
-        torch.stack([uniform(rows, T, most=control.maximum) for control in rule.controls], -1)
-        if rule.controls
-        else normal(rows, T, 0)
-    )
-    weights = [normal(rows, d, h, scale=0.1), normal(rows, 2 * h, p, scale=h**-0.25)]
-    for name, at_start in (("the local memories' chunks", False), ("the global memory's chunks", True)):
-        scan = Scan(rule, CHUNK, memory.weight_norm_max, at_start, recompute=False)
+    if memory.convolution and not memory.activate_keys:
+        yield Operation("memory_inputs", _inputs, [normal(B, LAGS - 1 + T, 3 * width), normal(LAGS, 3 * width)])
+    projection = memory.qk_projection
+    if projection.range is not ProjectionRange.off:
+        per_key, divide = projection.normalisation is Normalisation.per_key, not projection.renormalise
+        sums = [normal(rows, d, d, scale=0.1), uniform(rows) + 1]
+        pair = [normal(rows, T, d, scale=0.3) for _ in range(2)]
 
-        def chunks(*given: Tensor, scan: Scan = scan) -> Sequence[Tensor]:
+        def projected(matrix: Tensor, total: Tensor, query: Tensor, key: Tensor) -> Sequence[Tensor]:
+            out, after = project(Accumulator(matrix, total, 0), query, key, per_key=per_key, divide=divide)
+            return out, after.matrix
+
+        yield Operation("qk_projection", projected, [*sums, *pair])
+        if projection.mix and projection.renormalise:
+            mixed = [normal(rows, T, d), normal(rows, T, d), normal(H)]
+            yield Operation("mixed_queries", lambda *given: (mixed_queries(*given),), mixed)
+    if model.fusion is not Fusion.additive:
+        adds = model.fusion is Fusion.gated_sum
+        gate = [normal(B, T, width), normal(B, T, width), normal(width), 3 * uniform()]
+        yield Operation("gated_branch", lambda *given: gated_branch(*given, adds=adds), gate)
+    h, p = memory.hidden, min(sum(feature_counts(memory.feature_width or d, memory.degree)), MOST_FEATURES)
+    weights = [normal(rows, d, h, scale=0.1), normal(rows, 2 * h, p, scale=h**-0.25)]
+    memories = [("the local memories' chunks", memory, False)]
+    if memory.use_global:
+        memories.append(("the global memory's chunks", memory.of_global(), True))
+    for name, settings, at_start in memories:
+        rule = learning_rule(settings)
+        fields = [F.normalize(normal(rows, T, part), dim=-1) for part in (d, d, d, p, p)]
+        maxima = [control.maximum for control in rule.controls]
+        controls = torch.stack([uniform(rows, T, most=most) for most in maxima], -1) if maxima else normal(rows, T, 0)
+        scan = Scan(rule, CHUNK, memory.weight_norm_max, at_start, recompute=memory.recompute)
+
+        def chunks(*given: Tensor, scan: Scan = scan, rule: LearningRule = rule) -> Sequence[Tensor]:
             out, state = scan(open_state(rule, FastWeights(*given[7:])), ChunkInputs(*given[:7]))
             return out, *state.start
 
@@ -155,8 +185,3 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, *pref
 
 def _inputs(x: Tensor, weight: Tensor) -> Sequence[Tensor]:
     return memory_inputs(x, weight, H)
-
-
-def _projection(matrix: Tensor, total: Tensor, query: Tensor, key: Tensor) -> Sequence[Tensor]:
-    out, after = project(Accumulator(matrix, total, 0), query, key, per_key=False)
-    return out, after.matrix

@@ -15,7 +15,7 @@ from atlas.telemetry.sinks import RunInfo, Sink
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-QUIET_EVENTS = ("checkpoint", "end")  # not shown: the closing table says how the run ended
+QUIET_EVENTS = ("self_test", "checkpoint", "end")  # not shown: a failed test refuses, the closing table tells the rest
 STYLES = {"spike": "yellow", "warning": "yellow", "watch": "yellow", "rollback": "bold yellow", "error": "bold red"}
 REDRAW_SECONDS = 0.2
 SHOWN_OF_PROMPT = 24  # characters of the text that a sample continues

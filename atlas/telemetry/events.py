@@ -11,6 +11,7 @@ from atlas.telemetry.jsonl import JsonlWriter
 
 KINDS = (
     "start",
+    "self_test",
     "notice",
     "settings",
     "calibration",

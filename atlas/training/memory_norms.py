@@ -44,7 +44,9 @@ class Catch:
     starts: list[Starts] = field(default_factory=list)  # per layer with a memory
     queries: list[Tensor] = field(default_factory=list)  # [N, n, d] per layer with a memory, unit norm
     keys: list[Tensor] = field(default_factory=list)  # [N, T, d] the same
+    values: list[Tensor] = field(default_factory=list)  # [N, n, d] the same, of any norm
     rates: list[Tensor] = field(default_factory=list)  # [memories, N, T] per layer with a memory
+    mixes: list[Tensor | None] = field(default_factory=list)  # lambda [H] per layer with a memory, if it has one
     gates: list[Tensor] = field(default_factory=list)  # [B, T, D] per layer with a memory
     after: ModelState | None = None
 
@@ -58,6 +60,7 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
     def take_start(memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
         if len(catch.starts) < len(memories):  # here its weights are whole, see parallel/slices.py
             catch.starts.append(_start(memory, arguments[1]))
+            catch.mixes.append(None if memory.mix is None else memory.mix.detach().clone())
 
     def take_state(_: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
         if catch.after is None:
@@ -69,6 +72,7 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
             assert isinstance(module, MemoryInputs)
             catch.queries.append(output[0].query[:, -QUERIES:].detach().float().clone())
             catch.keys.append(output[0].key.detach())
+            catch.values.append(output[0].value[:, -QUERIES:].detach().clone())
             with torch.no_grad():
                 catch.rates.append(module.rates(arguments[0]))
 

@@ -36,6 +36,7 @@ from atlas.training.watch.history import Reading
 from atlas.training.watch.recovery import Recovery
 from atlas.training.watch.rollback import decide
 from atlas.training.watchers import watchers
+from atlas.training.watchers.measuring import moved_elements
 from atlas.training.watchers.record import MemoryUse
 from atlas.training.watchers.watchers import Watchers, as_reading
 
@@ -152,12 +153,13 @@ class Trainer:
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
         due = self.telemetry.due(state.step + 1)
         logged = due and self.ranks.first
-        measured = self.watchers.measures(state.step + 1) and not state.slices  # of slices no rank sees the whole
+        measured = self.watchers.measures(state.step + 1)
+        caught = logged or (measured and self.ranks.first)
         self.step.looks_for_gradients = measured
         self.watchers.see_files()
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
-        with self.clocks.measure("train"), catching(state.model) if logged or measured else nullcontext() as catch:
+        with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
             began = time.perf_counter()
             with region("data"):
                 batch = self.batches.take(state.step + 1 + state.skipped)
@@ -177,8 +179,10 @@ class Trainer:
                     self.norms |= own_metrics(own if logged else [], model, state.step)
         with self.clocks.measure("watchers"):
             self.watchers.see_step(result, batch, seconds)
-            if measured and catch and result.finite:
-                self.watchers.see_model(state.model, catch, before, norms, self.step.found_gradients)
+            if measured and result.finite:
+                moved = moved_elements(before, state.model, self.ranks)
+                if catch:
+                    self.watchers.see_model(state.model, catch, moved, norms, self.step.found_gradients)
         with self.clocks.measure("gates"):
             self.gates = over_ranks(result.gates, self.ranks)
         if state.average is not None and result.finite:

@@ -2,9 +2,10 @@
 
 python -m experiments.silent [KEY=VALUE ...]
 
-  only=NAME,KIND     these failures, or all of a kind (learning, memory, data, machine, process)
+  only=NAME,KIND     these failures, or all of a kind (learning, memory, data, machine, process, invented)
   seeds=3            seeds 0, 1, ...
   folder=PATH        the runs are kept there; otherwise in a temporary folder
+  older=true         runs that silent.json has of earlier revisions stay; each names its revision
 
 A run takes some seconds, all of them half an hour on one quiet core. After each it writes silent.json and RESULTS.md
 beside this file: a command that was stopped, or that asks for others, goes on from there with the same revision.
@@ -27,12 +28,10 @@ import torch
 from atlas.config import ConfigError, require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.kernels.library import library
-from experiments.silent import data, learning, machine, memory, process
 from experiments.silent.bench import Bench
+from experiments.silent.catalogue import CATALOGUE
 from experiments.silent.failure import Facts, Failure
-from experiments.silent.table import Caused, read_results, text_of, write_results
-
-CATALOGUE = (*learning.FAILURES, *memory.FAILURES, *data.FAILURES, *machine.FAILURES, *process.FAILURES)
+from experiments.silent.table import Caused, read_results, revision, text_of, write_results
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Options:
     only: str = ""
     seeds: int = 3
     folder: str = ""
+    older: bool = False
 
     def __post_init__(self) -> None:
         require(self.seeds > 0, "seeds", self.seeds, ">= 1")
@@ -74,7 +74,7 @@ def cause(failures: Sequence[Failure], seeds: int, place: Path, found: list[Caus
                 if not keep:
                     shutil.rmtree(folder, ignore_errors=True)
             twins[key] = runs[1]
-            one = Caused(failure, seed, runs[0], runs[1], round(time.monotonic() - began, 1))
+            one = Caused(failure, seed, runs[0], runs[1], round(time.monotonic() - began, 1), revision())
             print(f"{failure.name} seed {seed}: {one.outcome[0]} ({one.seconds} s) {one.outcome[2][:150]}", flush=True)
             found.append(one)
             write_results(found, CATALOGUE)
@@ -83,7 +83,7 @@ def cause(failures: Sequence[Failure], seeds: int, place: Path, found: list[Caus
 def main(arguments: list[str]) -> int:
     options = read_settings(Options, arguments)
     failures = chosen(options.only)
-    found = read_results(CATALOGUE)
+    found = read_results(CATALOGUE, older=options.older)
     torch.set_num_threads(1)
     library()  # loaded once, and not by every run
     with tempfile.TemporaryDirectory() as scratch:

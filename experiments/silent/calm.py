@@ -4,10 +4,11 @@ python -m experiments.silent.calm [KEY=VALUE ...]
 
   only=NAME          these runs
   folder=PATH        the runs are kept there; otherwise in a temporary folder
+  older=true         runs that calm.json has of earlier revisions stay; each names its revision
 
 The default recipe to its end, `small` for 300 steps, and the small model of the catalogue with each learning rule, each
 fusion, carried memory, each optimiser, each source of text, 10,000 steps, and more. An hour on one core, of which the
-two recipes take most; the machine must be quiet, since a run tells when it is slowed. A run that calm.json has for this
+two recipes take most; a run tells when others slow the machine, which does not count. A run that calm.json has for this
 revision is not made again. Writes calm.json and CALM.md beside this file.
 Exit status: 0 no finding, 1 there are some, 2 refused.
 """
@@ -30,9 +31,10 @@ from atlas.config.arguments import names, read_settings, run_command
 from atlas.runs.environment import versions
 from experiments.silent.bench import MIXED, TEXT, Bench
 from experiments.silent.data import little_text, store
-from experiments.silent.failure import facts
+from experiments.silent.failure import facts, of_machine
 from experiments.silent.table import QUIET as QUIET_KINDS
 from experiments.silent.table import revision as revision_of_code
+from experiments.silent.table import revisions_of
 
 HERE = Path(__file__).parent
 RULES = ("gd", "momentum", "muon", "omega", "atlas")
@@ -77,6 +79,7 @@ QUIET = ("logger=none", "device=cpu", "device.threads=1")
 class Options:
     only: str = ""
     folder: str = ""
+    older: bool = False
 
 
 def calm(name: str, place: Path) -> dict[str, Any]:
@@ -84,14 +87,18 @@ def calm(name: str, place: Path) -> dict[str, Any]:
     bench, settings, began = Bench(place, 0), CALM[name], time.monotonic()
     if "STORE" in settings:
         text = little_text()
-        made = store(bench, [text[at : at + 256] for at in range(0, len(text), 256)], "store")
+        made = store(bench, [text[at : at + 60] for at in range(0, len(text), 60)], "store")
         settings = ("data=tokens", f"data.path={made}", *settings[1:])
     ended = bench.run(*QUIET, *settings, bare=True) if name in RECIPES else bench.run(*settings)
     found = facts(ended)
-    told = [f"{one.kind} at step {one.step}: {one.message}" for one in found.findings if one.kind not in QUIET_KINDS]
+    told = [one for one in found.findings if one.kind not in QUIET_KINDS]
+    slowed, alarms = (
+        [f"{one.kind} at step {one.step}: {one.message}" for one in told if of_machine(one) is machine]
+        for machine in (True, False)
+    )
     verdicts = [one.message for one in found.findings if one.kind == "table"]
     seconds = round(time.monotonic() - began, 1)
-    return {"status": found.status, "findings": told, "verdicts": verdicts, "seconds": seconds}
+    return {"status": found.status, "findings": alarms, "slowed": slowed, "verdicts": verdicts, "seconds": seconds}
 
 
 def text_of(found: dict[str, dict[str, Any]]) -> str:
@@ -100,7 +107,10 @@ def text_of(found: dict[str, dict[str, Any]]) -> str:
         settings = " ".join(CALM[name]) or "`python -m atlas.train`"
         lines.append(f"| {name} | {settings.replace('|', '/')} | {'; '.join(one['findings']) or '0'} |")
     count = sum(len(one["findings"]) for one in found.values())
-    return "\n".join([*lines, "", f"{count} findings in {len(found)} calm runs."])
+    lines += ["", f"{count} findings in {len(found)} calm runs."]
+    if slowed := sum(len(one["slowed"]) for one in found.values()):
+        lines += ["", f"{slowed} runs tell that the machine was slow, which is true where others use it too."]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
@@ -112,20 +122,25 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     file, revision = HERE / "calm.json", revision_of_code()
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    found: dict[str, dict[str, Any]] = kept.get("runs", {}) if kept.get("git") == revision else {}
+    found: dict[str, dict[str, Any]] = {
+        name: run
+        for name, run in kept.get("runs", {}).items()
+        if name in CALM and (options.older or run["git"] == revision)
+    }
     with tempfile.TemporaryDirectory() as scratch:
         for number, name in enumerate(CALM):
             if name not in wanted or name in found:
                 continue
             place = Path(options.folder or scratch).resolve() / str(number)
-            found[name] = calm(name, place)
+            found[name] = calm(name, place) | {"git": revision}
             if not options.folder:
                 shutil.rmtree(place, ignore_errors=True)
             print(f"{name}: {found[name]}", flush=True)
-            content = {"git": revision, "versions": versions(), "runs": found}
+            content = {"versions": versions(), "runs": found}
             file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     found = {name: found[name] for name in CALM if name in found}
-    source = f"Written by `python -m experiments.silent.calm`, revision {revision or 'unknown'}; do not edit."
+    source = revisions_of(run["git"] for run in found.values())
+    source = f"Written by `python -m experiments.silent.calm`, {source}; do not edit."
     (HERE / "CALM.md").write_text(f"# Calm runs\n\n{source}\n\n{text_of(found)}\n", encoding="utf-8")
     print(f"\n{text_of(found)}")
     return int(any(one["findings"] for one in found.values()))

@@ -65,17 +65,10 @@ def _pieces(size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def rows_of_padding(bench: Bench, broken: bool) -> Facts:
-    """Documents of 16 bytes, or of 256, one a row of 64."""
-    place = store(bench, _pieces(16 if broken else 256), "store")
-    return facts(bench.run("data=tokens", f"data.path={place}", "data.documents=separate"))
-
-
 def documents_cut(bench: Bench, broken: bool) -> Facts:
-    """Documents of 96 bytes that are cut at random places of packed rows, or kept whole in rows of their own."""
-    place = store(bench, _pieces(96 if broken else 48), "store")
-    documents = "packed" if broken else "separate"
-    return facts(bench.run("data=tokens", f"data.path={place}", f"data.documents={documents}"))
+    """Documents of 96 bytes or of 60, each to have a row of 64 of its own."""
+    place = store(bench, _pieces(96 if broken else 60), "store")
+    return facts(bench.run("data=tokens", f"data.path={place}", "data.documents=separate"))
 
 
 FAILURES = (
@@ -101,8 +94,8 @@ FAILURES = (
         written("the same line again and again, from the start to the end of the file\n" * 1500),
         "little text",
     ),
-    Failure("rows_of_padding", "data", "documents of 16 bytes in rows of 64", rows_of_padding),
-    Failure("documents_cut", "data", "documents of 96 bytes, in rows of 64 that begin anywhere", documents_cut),
+    _failure("rows_of_padding", "each row has a document of 16 tokens and 48 of padding", with_data("Short")),
+    Failure("documents_cut", "data", "documents of 96 bytes that are to stand whole in rows of 64", documents_cut),
     Failure("corpus_changed", "data", "the corpus is edited between two starts of a run", changed_between_two_starts),
     _failure(
         "recall_by_attention",

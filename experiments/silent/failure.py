@@ -12,7 +12,6 @@ from experiments.silent.bench import STEPS, TEXT, Bench, Ended, of_table
 
 TELLING = ("watch", "warning", "spike", "rollback", "error", "notice")
 USUAL = re.compile("injects |resumed from|W&B is offline")  # notices of what the catalogue itself does
-LARGE = 0.5  # of a share in the start line
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,7 @@ def facts(ended: Ended, cause_step: int = 0) -> Facts:
         told = [line for line in ended.printed.splitlines() if line.startswith("atlas: ")]
         return Facts(2, [Finding("refused", (told or ["?"])[-1])], cause_step)
     for event in ended.events:
-        if event["kind"] == "start":
-            shares = {name: event.get(name) for name in ("padding", "documents_cut")}
-            large = [f"{name}={share}" for name, share in shares.items() if isinstance(share, float) and share > LARGE]
-            found += [Finding("start line", text, int(str(event["step"]))) for text in large]
-        elif event["kind"] in TELLING and not USUAL.match(str(event.get("message"))):
+        if event["kind"] in TELLING and not USUAL.match(str(event.get("message"))):
             step = event.get("from_step", event["step"])
             name = f"{event['watch']}: " if "watch" in event else ""
             message = f"{name}{event.get('message') or event.get('reason') or ''}"
@@ -125,7 +120,7 @@ def outcome(broken: Facts, calm: Facts, says: str) -> tuple[str, int | None, str
         return "rolled back", delay, first.message
     if "ended" in kinds and broken.status == 1:
         return "aborted", delay, first.message
-    if first.kind in ("start line", "notice"):
+    if first.kind == "notice":
         return "told at the start", None, first.message
     early = first.step == broken.cause_step == 0
     return ("warned at the start" if early else f"warned at step {first.step}"), delay, first.message

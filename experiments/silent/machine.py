@@ -99,7 +99,7 @@ def clock_jumps(bench: Bench, broken: bool) -> Facts:
 
 
 def process_slows(bench: Bench, broken: bool) -> Facts:
-    """From the middle on the process is held for the time of six steps after each step, by signals."""
+    """From the middle on the process is held for the time of twelve steps after each step, by signals."""
     running = bench.start(*TEXT)
     early, began = running.wait_for_step(MIDDLE // 2), time.monotonic()
     at = running.wait_for_step(MIDDLE)
@@ -109,7 +109,7 @@ def process_slows(bench: Bench, broken: bool) -> Facts:
     def hold() -> None:
         while not ended.is_set():
             os.kill(running.process, signal.SIGSTOP)
-            time.sleep(6 * step_seconds)
+            time.sleep(12 * step_seconds)
             os.kill(running.process, signal.SIGCONT)
             time.sleep(step_seconds)
 
@@ -159,13 +159,13 @@ FAILURES = (
     Failure(
         "process_slows",
         "machine",
-        "after each step the process is held for six",
+        "after each step the process is held for twelve",
         process_slows,
         says="slow|speed",
     ),
     _failure(
         "data_slow",
-        f"from step {MIDDLE} on a batch takes as long as eight steps",
+        f"from step {MIDDLE} on a batch takes as long as twelve steps",
         with_data("Slow", at=MIDDLE),
         says="slow|speed",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from experiments.silent.failure import Facts, Failure, Finding, new, of_machine,
 
 HERE = Path(__file__).parent
 NOT_NOTICED = "NOT NOTICED"
-QUIET = ("told", "table", "start line", "notice")  # of a calm run: no alarms
+QUIET = ("told", "table", "notice")  # of a calm run: no alarms
 LONGEST = 160  # characters of a message in the table
 
 
@@ -28,6 +28,7 @@ class Caused:
     broken: Facts
     calm: Facts
     seconds: float
+    git: str = ""  # the revision that made the run
 
     @cached_property
     def outcome(self) -> tuple[str, int | None, str]:
@@ -42,6 +43,7 @@ class Caused:
         did, delay, message = self.outcome
         said = {"did": did, "delay_steps": delay, "message": message}
         named = {"failure": self.failure.name, "kind": self.failure.kind, "seed": self.seed, "seconds": self.seconds}
+        named["git"] = self.git
         return named | said | {name: asdict(part) for name, part in facts.items()}
 
     @property
@@ -109,19 +111,19 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def read_results(catalogue: Sequence[Failure]) -> list[Caused]:
-    """The runs in silent.json that were made with this revision."""
+def read_results(catalogue: Sequence[Failure], *, older: bool = False) -> list[Caused]:
+    """The runs in silent.json that were made with this revision; with `older` those of earlier ones too."""
     try:
         content = json.loads((HERE / "silent.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    if content["git"] != revision():
-        return []
     known = {failure.name: failure for failure in catalogue}
     return [
-        Caused(known[run["failure"]], run["seed"], _facts(run["broken"]), _facts(run["calm"]), run["seconds"])
+        Caused(
+            known[run["failure"]], run["seed"], _facts(run["broken"]), _facts(run["calm"]), run["seconds"], run["git"]
+        )
         for run in content["runs"]
-        if run["failure"] in known
+        if run["failure"] in known and (older or run["git"] == revision())
     ]
 
 
@@ -134,17 +136,24 @@ def revision() -> str:
     return git_revision().removesuffix("+changes")
 
 
+def revisions_of(runs: Iterable[str]) -> str:
+    """How many runs each revision made."""
+    counts = Counter(runs)
+    parts = [f"{git or 'unknown'}" + (f" ({count} runs)" if len(counts) > 1 else "") for git, count in counts.items()]
+    return f"revision {', '.join(parts)}"
+
+
 def write_results(found: Sequence[Caused], catalogue: Sequence[Failure]) -> None:
     """In the order of the catalogue. Failures that have not run yet are missing."""
     order = [failure.name for failure in catalogue]
     ordered = sorted(found, key=lambda one: (order.index(one.failure.name), one.seed))
-    content = {"git": revision(), "versions": versions(), "runs": [one.record() for one in ordered]}
+    content = {"versions": versions(), "runs": [one.record() for one in ordered]}
     (HERE / "silent.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     ran, seeds = len({one.failure.name for one in found}), ", ".join(sorted({str(one.seed) for one in found}))
     parts = [
         "# Silent failures: results",
         "",
-        f"Written by `python -m experiments.silent`, revision {content['git'] or 'unknown'}; do not edit.",
+        f"Written by `python -m experiments.silent`, {revisions_of(one.git for one in ordered)}; do not edit.",
         f"{ran} of the {len(catalogue)} failures of the catalogue ran, with the seeds {seeds}.",
         "The message is that of the first seed which has one.",
         "",

@@ -5,6 +5,7 @@ Each is a source of the package; the mistake is the one thing that differs, in t
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -63,8 +64,18 @@ class Padded(Sound):
         return replace(batch, inputs=batch.inputs.masked_fill(empty[:, None], 0), weights=weights)
 
 
+class Short(Sound):
+    """A document of 16 tokens in each row, padded to the row's length."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        padding = torch.arange(batch.inputs.shape[1]) >= 16
+        return replace(
+            batch, inputs=batch.inputs.masked_fill(padding, 0), weights=batch.weights.masked_fill(padding, 0.0)
+        )
+
+
 class Slow(Sound):
-    """A file server that has become slow: a batch takes as long as eight steps took."""
+    """A file server that has become slow: a batch takes as long as twelve steps took."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +87,19 @@ class Slow(Sound):
 
     def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
         sound = self.asked[self.at // 4 : self.at]
-        time.sleep(8 * (sound[-1] - sound[0]) / (len(sound) - 1))
+        time.sleep(12 * (sound[-1] - sound[0]) / (len(sound) - 1))
+        return batch
+
+
+class Hoarding(Sound):
+    """A cache without a bound: 2 MB of every batch stay in memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kept: list[bytes] = []
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        self.kept.append(os.urandom(2_000_000))
         return batch
 
 

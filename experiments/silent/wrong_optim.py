@@ -156,6 +156,18 @@ def same_queries(*, model: nn.Module, steps: int, at: int, **settings: Any) -> S
     return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=align)
 
 
+def same_values(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """One row for all rows of the value projection: a copy that broadcasts where it should not."""
+
+    def broadcast() -> None:
+        for name, parameter in model.named_parameters():
+            if name.endswith("memory.inputs.qkv.weight"):
+                part = parameter.chunk(3)[2]
+                part.copy_(part[:1].expand_as(part).clone())
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=broadcast)
+
+
 def drifting(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
     """Faulty memory in one of several machines: the weights of rank 1 change by themselves."""
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.silent.__main__ import CATALOGUE
+from experiments.silent.catalogue import CATALOGUE
 from experiments.silent.failure import Facts, Finding, outcome
-from experiments.silent.table import Caused, read_results, text_of, write_results
+from experiments.silent.readme import README, measured, with_part
+from experiments.silent.table import Caused, read_results, revision, text_of, write_results
 
 CALM = Facts(0, [Finding("warning", "the text has 12 odd files", 0)])
 USUAL = Finding("warning", "the text has 7 odd files", 0)
@@ -50,15 +51,28 @@ def test_what_is_recorded_says_the_same_when_it_is_read_again(tmp_path: Path, mo
     assert read_results(CATALOGUE) == []
     reports = [Facts(0, [Finding("told", line) for line in lines]) for lines in (["a", "killed"], ["a"])]
     killed = next(failure for failure in CATALOGUE if failure.name == "killed_but_running")
-    found = [Caused(killed, 1, *reports, 1.0), Caused(CATALOGUE[0], 0, Facts(0, [SLOW], 60), CALM, 2.0)]
+    found = [Caused(killed, 1, *reports, 1.0, "older")]
+    found.append(Caused(CATALOGUE[0], 0, Facts(0, [SLOW], 60), CALM, 2.0, revision()))
     write_results(found, CATALOGUE)
-    again = read_results(CATALOGUE)
+    assert [one.failure.name for one in read_results(CATALOGUE)] == [CATALOGUE[0].name]
+    again = read_results(CATALOGUE, older=True)
     assert [(one.failure.name, one.seed, one.outcome, one.false_alarms) for one in again] == [
         (one.failure.name, one.seed, one.outcome, one.false_alarms) for one in reversed(found)
     ]
     assert [one.outcome[0] for one in again] == ["NOT NOTICED", "told"]
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert f"2 of the {len(CATALOGUE)} failures of the catalogue ran, with the seeds 0, 1." in text
+    assert f"revision {revision()} (1 runs), older (1 runs); do not edit." in text
+    lines = measured(again)
+    assert lines[2] == "| learning | 1 | 0 | 1 NOT NOTICED |"
+    assert lines[-1].startswith(
+        "1 of 2 failures are noticed, each caused with 2 seeds. False alarms: 1 in 2 calm twins"
+    )
+
+
+def test_the_readme_says_what_the_results_say() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_part(text, measured(read_results(CATALOGUE, older=True))) == text
 
 
 def test_the_catalogue_names_each_of_at_least_30_failures_once() -> None:

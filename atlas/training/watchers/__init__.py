@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from atlas.config.watch import WATCHERS
 from atlas.training.watchers import data, learning, machine, memory, weights
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
 
 Judge = Callable[[Record], Finding | None]
 
-JUDGES: dict[str, Judge] = {  # by the names of `WATCHERS`, the registry in `atlas/config/watch.py`
+_JUDGES: Mapping[str, Judge] = {
     judge.__name__: judge
     for judge in (
         learning.first_loss,
@@ -25,11 +26,6 @@ JUDGES: dict[str, Judge] = {  # by the names of `WATCHERS`, the registry in `atl
         learning.validation_loss,
         learning.last_steps,
         memory.memory_unused,
-        memory.rates_low,
-        memory.rates_high,
-        memory.gates,
-        memory.norm_bound,
-        memory.queries,
         memory.resets,
         memory.global_memory,
         memory.key_blind,
@@ -38,6 +34,8 @@ JUDGES: dict[str, Judge] = {  # by the names of `WATCHERS`, the registry in `atl
         data.padding,
         machine.slowdown,
         machine.clock,
+        machine.memory_grows,
         machine.files,
     )
-}
+} | {judge.watch: judge for judge in memory.LIMITS}
+JUDGES = {name: _JUDGES[name] for name in WATCHERS}

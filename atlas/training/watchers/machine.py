@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import FIRST_STEPS, STEPS, Record
+from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Record
 
 SLOWER = 4.0  # times: a busy machine doubles the time of a step
 LONGEST = 20.0  # times: one step that waited for hours says nothing about the others
 SHORTEST = 0.005  # seconds; the time of a shorter step is that of the interpreter, and any process disturbs it
+GROWN, GROWN_SHARE = 50e6, 0.05  # bytes, and share of the size at the first of these looks
 JUMP = 60.0  # seconds: a clock that is set by the network moves by less
 
 
@@ -30,6 +32,27 @@ def slowdown(record: Record) -> Finding | None:
         "to look for other processes, heat or swapping; resume=RUN starts anew",
         {"seconds": now, "seconds_at_start": before},
     )
+
+
+def memory_grows(record: Record) -> Finding | None:
+    """Memory that each of the last looks finds larger than the one before."""
+    for place, looks in record.memory.items():
+        sizes = [size for _, size in looks]
+        grown = sizes[-1] - sizes[0]
+        steady = all(later > earlier for earlier, later in pairwise(sizes))
+        if len(sizes) < LOOKS or not steady or grown < max(GROWN, GROWN_SHARE * sizes[0]):
+            continue
+        steps = looks[-1][0] - looks[0][0]
+        return Finding(
+            "memory_grows",
+            record.step,
+            grown / steps,
+            f"the memory of {place} has grown by {grown / steps / 1e6:.2g} MB a step in the last {steps} steps, to "
+            f"{sizes[-1] / 1e9:.3g} GB",
+            "something keeps what it no longer needs, and the run ends when the memory is full",
+            "a look at what your own data source, optimiser or metrics keep of every step",
+        )
+    return None
 
 
 def clock(record: Record) -> Finding | None:

@@ -7,7 +7,10 @@ Legend: B sequences, T tokens, H heads, N = B * H rows, d head width, C tokens o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from zlib import crc32
 
 import torch
@@ -19,6 +22,7 @@ from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import norm_limits
 from atlas.ops.unit_rows import unit_rows
+from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, blocks_of, project_queries
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watchers.record import BatchFacts, Measured
@@ -35,18 +39,24 @@ def due(step: int) -> bool:
 
 
 @torch.no_grad()
-def measure(
-    step: int, model: AtlasModel, catch: Catch, before: Mapping[str, Tensor], norms: Mapping[str, float | None]
-) -> Measured:
+def moved_elements(before: Mapping[str, Tensor], model: AtlasModel, ranks: Ranks = ALONE) -> Tensor:
+    """How many elements of each parameter are not as `before`, the weights that `copied` gave.
+
+    By rank 0 alone, or by all ranks if they have slices."""
+    counts = [(ranks.own(parameter) != before[name]).sum() for name, parameter in model.named_parameters()]
+    return ranks.sum_of_slices(torch.stack(counts).double())
+
+
+@torch.no_grad()
+def measure(step: int, model: AtlasModel, catch: Catch, moved: Tensor, norms: Mapping[str, float | None]) -> Measured:
     """After a step whose first forward pass was caught.
 
-    `before`: the weights before it. `norms`: what `memory_norms` gave; the norms of updates are taken over.
+    `moved`: the counts of `moved_elements`. `norms`: what `memory_norms` gave; the norms of updates are taken over.
     """
     found = _of_memories(model, catch)
-    moved = {name: (parameter != before[name]).sum() for name, parameter in model.named_parameters()}
-    numbers = torch.stack([one.double() for one in (*found.values(), *moved.values())]).tolist()  # one wait
-    values = dict(zip(found, numbers[: len(found)], strict=True))
-    counts = dict(zip(moved, numbers[len(found) :], strict=True))
+    numbers = torch.cat([moved, *(one.double().view(1) for one in found.values())]).tolist()  # one wait
+    counts = dict(zip((name for name, _ in model.named_parameters()), numbers, strict=False))
+    values = dict(zip(found, numbers[len(counts) :], strict=True))
     for key, norm in norms.items():
         if key.endswith("/update_norm") and norm is not None:
             values[key.removeprefix("memory/")] = norm
@@ -57,20 +67,22 @@ def measure(
 
 
 def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
-    """Per memory: rate_max, crowded, at_bound. Per layer: gate_mean, gate_varies, read_cosine."""
+    """Per memory: rate_max, crowded, at_bound. Per layer: gate_mean, gate_varies, and directions."""
     found: dict[str, Tensor] = {}
     if catch.after is None:
         return found
-    caught = iter(zip(catch.queries, catch.keys, catch.rates, catch.gates, strict=True))
+    caught = iter(zip(catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.gates, strict=True))
     for layer, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
-        query, key, rates, gate = next(caught)
+        query, key, value, mix, rates, gate = next(caught)
         values = _of_writes(block.memory, after.memory, key, rates, model.plan.local)
-        values |= _of_reads(block.memory, after.memory, query)
+        values |= _directions_of(query, key[:, -query.shape[1] :], value)
+        if after.memory.sums:
+            values["read_directions"] = _of_reads(block.memory, after.memory, query, mix)
         channels = gate.float().flatten(0, 1)  # [B * T, D]
         values |= {"gate_mean": channels.mean(), "gate_varies": channels.std(dim=0).mean()}
-        found |= {f"layer{layer}/{name}": value for name, value in values.items()}
+        found |= {f"layer{layer}/{name}": number for name, number in values.items()}
     return found
 
 
@@ -106,25 +118,31 @@ def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:
     return share
 
 
-def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor) -> dict[str, Tensor]:
-    """Of the queries with which the local memories read; query [N, n, d]."""
-    reads = [] if after.sums else [query]
+def _directions_of(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
+    """Of the last tokens, each [N, n, d]."""
+    named = {"query": query, "key": key, "value": value}
+    return {f"{name}_directions": directions(vectors) for name, vectors in named.items()}
+
+
+def _of_reads(memory: AtlasMemory, after: MemoryState, query: Tensor, mix: Tensor | None) -> Tensor:
+    """The directions of the queries with which the local memories read; query [N, n, d], mix [H]."""
+    found: list[Tensor] = []
     for sums in after.sums:
-        projected = unit_rows(project_queries(sums, query, per_key=memory.projector.per_key))
-        if memory.mix is not None:
-            mix = memory.mix.detach().repeat(query.shape[0] // memory.heads)[:, None, None]
-            projected = query + mix * projected
-        reads.append(projected)
-    return {"read_cosine": torch.stack([_cosine_of_all(read) for read in reads]).mean()}
+        read = unit_rows(project_queries(sums, query, per_key=memory.projector.per_key))
+        if mix is not None:
+            read = query + mix.repeat(query.shape[0] // memory.heads)[:, None, None] * read
+        found.append(directions(read))
+    return torch.stack(found).mean()
 
 
-def _cosine_of_all(vectors: Tensor) -> Tensor:
-    """Mean of |cosine| over the pairs of vectors [N, n, d] of a row: vectors on one line may point both ways."""
-    unit = unit_rows(vectors)
-    pairs = (unit @ unit.mT).abs()
+def directions(vectors: Tensor) -> Tensor:
+    """1 / mean of cosine^2 over the pairs of vectors [N, n, d] of a row: d for random vectors, k for vectors on k lines
+    at right angles, 1 on one line, which may point both ways."""
+    unit = unit_rows(vectors.float())
     n = vectors.shape[1]
-    mean: Tensor = (pairs.sum((-2, -1)) - n).mean() / max(n * (n - 1), 1)
-    return mean
+    squares = (unit @ unit.mT).square().sum((-2, -1)) - n
+    mean: Tensor = squares.mean() / max(n * (n - 1), 1)
+    return 1 / mean.clamp(min=1e-6)
 
 
 def share_with_moments(optimizer: ScheduledOptimizer) -> float:
@@ -145,6 +163,17 @@ def _has_value(part: Tensor) -> bool:
         return False
     own = part.to_local() if hasattr(part, "to_local") else part
     return bool(own.any())
+
+
+def memory_sizes(device: torch.device) -> dict[str, int]:
+    """Bytes of the process without pages of files, and of tensors on its device; {} where there is no /proc."""
+    found: dict[str, int] = {}
+    with suppress(OSError):
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+        found["the process"] = (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cuda":
+        found["the device"] = torch.cuda.memory_allocated(device)
+    return found
 
 
 def digest(batch: Batch) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import Probed, Record
+from atlas.training.watchers.record import Facts, Probed, Record
 
 LOWEST_RATE = 0.01  # of the largest rate of a batch: ten such writes make a tenth of a pair
 CROWDED = 0.1  # share of chunks in which rates of equal keys add up to more than 4; 0.004 in the default run
 GATE_SHUT, GATE_OPEN = 0.02, 0.98  # mean of a layer; half of the gates of a trained model are open
 GATE_VARIES = 0.02  # deviation over tokens, mean over channels; 0.4 in a trained model
 BOUND_SHARE = 0.9  # of the rows
-COLLAPSED = 0.9  # mean |cosine| of the queries that local memories read with; random ones of 8 channels have 0.28
+# Directions, see `directions` in measuring.py: a calm model has 3.3 of queries with heads of width 4, 5 with 8, 9 with
+# 16 and 14 to 22 with 64; of values 2.9, 4, 6 and more.
+FEWEST, FEWEST_SHARE = 4.0, 0.4  # of queries and keys; the share is that of the head width
+ONE_LINE = 1.5  # of values, and of projected queries, which have 2 and more without `mix`
 USED = 0.002  # of the loss with the memory: the default run has 1.2 with the memory off, 0.03 if it writes nothing
 USED_FROM = 100  # steps
 WRITES_FROM = 500  # steps; before, a model may read its initial weights and write nothing of use yet
@@ -21,72 +26,139 @@ KEY_BLIND_FROM = 500  # steps; a model that learns recall passes through this
 ABOVE_CHANCE = 2.0  # times chance: below, nothing is found at all
 
 
-def rates_low(record: Record) -> Finding | None:
-    low = _both(record, "rate_max", lambda rate: rate < LOWEST_RATE)
-    return _finding(
-        record,
+class Limit(NamedTuple):
+    """Of what is measured of every memory or layer."""
+
+    quantity: str
+    is_out: Callable[[float, Facts], bool]
+    tell: Callable[[str, float], str]  # of (layer or memory, value)
+
+
+@dataclass(frozen=True)
+class LimitWatcher:
+    """Tells of values that are beyond a limit in both of the newest measurements; one alone may be chance."""
+
+    watch: str
+    limits: Sequence[Limit]
+    why: str
+    hint: str
+    applies: Callable[[Facts], bool] = lambda facts: True
+
+    def __call__(self, record: Record) -> Finding | None:
+        """Of the first memory or layer; the others in `numbers`."""
+        if not (record.twice and self.applies(record.facts)):
+            return None
+        before, now = record.twice
+        for limit in self.limits:
+            was = before.of(limit.quantity)
+            found = {
+                name: value
+                for name, value in now.of(limit.quantity).items()
+                if all(limit.is_out(one, record.facts) for one in (value, was.get(name, value)))
+            }
+            if found:
+                name, value = next(iter(found.items()))
+                seen = limit.tell(name + (f" and {len(found) - 1} more" if len(found) > 1 else ""), value)
+                since = max(before.step - 1, 0)
+                return Finding(self.watch, record.step, value, seen, self.why, self.hint, found, since=since)
+        return None
+
+
+def fewest_directions(head_width: int) -> float:
+    """Random vectors have as many directions as channels, and queries that lie on one line before their convolution
+    over 4 tokens have 3."""
+    return min(FEWEST, FEWEST_SHARE * head_width)
+
+
+def _gate_mean(name: str, mean: float) -> str:
+    return f"the gates of {name} have a mean of {mean:.3f}"
+
+
+def _directions(what: str) -> Callable[[str, float], str]:
+    return lambda name, directions: f"the {what} of {name} have only {directions:.2g} directions"
+
+
+LIMITS = (
+    LimitWatcher(
         "rates_low",
-        low,
-        lambda name, rate: f"the highest inner rate of {name} in a batch is {rate:.2g}",
+        [
+            Limit(
+                "rate_max",
+                lambda rate, _: rate < LOWEST_RATE,
+                lambda name, rate: f"the highest inner rate of {name} in a batch is {rate:.2g}",
+            )
+        ],
         "it writes nothing, and what it recalls does not depend on the text",
         "another seed, a higher model.memory.rate_init, or watch.rates_low=rollback",
-    )
-
-
-def rates_high(record: Record) -> Finding | None:
-    crowded = _both(record, "crowded", lambda share: share > CROWDED)
-    return _finding(
-        record,
+    ),
+    LimitWatcher(
         "rates_high",
-        crowded,
-        lambda name, share: f"in {share:.0%} of the chunks of {name} the rates of equal keys add up to more than 4",
+        [
+            Limit(
+                "crowded",
+                lambda share, _: share > CROWDED,
+                lambda name, share: (
+                    f"in {share:.0%} of the chunks of {name} the rates of equal keys add up to more than 4"
+                ),
+            )
+        ],
         "there float32 gradients may be wrong (docs/memory.md section 4)",
         "a lower model.memory.rate_max, or smaller chunks",
-    )
-
-
-def gates(record: Record) -> Finding | None:
-    if not record.facts.gated:
-        return None
-    closed = _both(record, "gate_mean", lambda mean: mean < GATE_SHUT)
-    opened = _both(record, "gate_mean", lambda mean: mean > GATE_OPEN)
-    constant = _both(record, "gate_varies", lambda varies: varies < GATE_VARIES)
-    return _finding(
-        record,
+    ),
+    LimitWatcher(
         "gates",
-        closed or opened or constant,
-        lambda name, value: (
-            f"the gates of {name} have a mean of {value:.3f}"
-            if closed or opened
-            else f"the gates of {name} are the same for every token (deviation {value:.2g})"
-        ),
+        [
+            Limit("gate_mean", lambda mean, _: mean < GATE_SHUT, _gate_mean),
+            Limit("gate_mean", lambda mean, _: mean > GATE_OPEN, _gate_mean),
+            Limit(
+                "gate_varies",
+                lambda varies, _: varies < GATE_VARIES,
+                lambda name, varies: f"the gates of {name} are the same for every token (deviation {varies:.2g})",
+            ),
+        ],
         "a gate that does not vary does not depend on the memory",
         "another seed, or a lower train.gate.polarisation_peak",
-    )
-
-
-def norm_bound(record: Record) -> Finding | None:
-    full = _both(record, "at_bound", lambda share: share > BOUND_SHARE)
-    return _finding(
-        record,
+        lambda facts: facts.gated,
+    ),
+    LimitWatcher(
         "norm_bound",
-        full,
-        lambda name, share: f"{share:.0%} of the rows of {name} end at the bound of their weights",
+        [
+            Limit(
+                "at_bound",
+                lambda share, _: share > BOUND_SHARE,
+                lambda name, share: f"{share:.0%} of the rows of {name} end at the bound of their weights",
+            )
+        ],
         "a memory at its bound forgets as much as it writes",
         "a higher model.memory.weight_norm_max or a lower rate_max",
-    )
-
-
-def queries(record: Record) -> Finding | None:
-    same = _both(record, "read_cosine", lambda cosine: cosine > COLLAPSED)
-    return _finding(
-        record,
+    ),
+    LimitWatcher(
         "queries",
-        same,
-        lambda name, cosine: f"the queries of {name} lie on one line (mean |cosine| {cosine:.3f})",
-        "its local memories answer the same, whatever is asked",
+        [
+            Limit(
+                "query_directions",
+                lambda found, facts: found < fewest_directions(facts.head_width),
+                _directions("queries"),
+            ),
+            Limit("read_directions", lambda found, _: found < ONE_LINE, _directions("projected queries")),
+        ],
+        "memories answer the same, whatever is asked",
         "model.memory.qk_projection.mix=true, activate_keys=false, or another seed",
-    )
+    ),
+    LimitWatcher(
+        "pairs",
+        [
+            Limit(
+                "key_directions",
+                lambda found, facts: found < fewest_directions(facts.head_width),
+                _directions("keys"),
+            ),
+            Limit("value_directions", lambda found, _: found < ONE_LINE, _directions("values")),
+        ],
+        "memories cannot tell one pair from another",
+        "another seed, or a look at the weights of memory.inputs.qkv",
+    ),
+)
 
 
 def resets(record: Record) -> Finding | None:
@@ -106,6 +178,20 @@ def resets(record: Record) -> Finding | None:
     return Finding("resets", record.step, facts.shard, seen, why, hint)
 
 
+UNWRITTEN = LimitWatcher(
+    "global_memory",
+    [
+        Limit(
+            "global/update_norm",
+            lambda norm, _: norm == 0,
+            lambda name, _: f"nothing was written into the global memory of {name}",
+        )
+    ],
+    "it recalls its initial weights only",
+    "a look at memory/<layer>/global/update_norm and at the inner rates",
+)
+
+
 def global_memory(record: Record) -> Finding | None:
     """By the lengths before step 1; by its writes afterwards."""
     facts = record.facts
@@ -121,17 +207,7 @@ def global_memory(record: Record) -> Finding | None:
             "the global memory is never read after a write",
             "a smaller chunk_size.global_size or a longer train.sequence",
         )
-    unwritten = {
-        name: norm for name, norm in _both(record, "update_norm", lambda n: n == 0).items() if name.endswith("global")
-    }
-    return _finding(
-        record,
-        "global_memory",
-        unwritten,
-        lambda name, _: f"nothing was written into {name}",
-        "it recalls its initial weights only",
-        "a look at memory/<layer>/global/update_norm and at the inner rates",
-    )
+    return UNWRITTEN(record)
 
 
 def memory_unused(record: Record) -> Finding | None:
@@ -180,23 +256,3 @@ def _is_key_blind(probe: Probed) -> bool:
         return False
     low, high = (factor * probe.key_blind for factor in KEY_BLIND)
     return probe.step >= KEY_BLIND_FROM and max(low, ABOVE_CHANCE * probe.chance) <= probe.accuracy <= high
-
-
-def _both(record: Record, quantity: str, is_out: Callable[[float], bool]) -> dict[str, float]:
-    """The newest value of each memory or layer that was out of line in both of the newest measurements."""
-    if not record.twice:
-        return {}
-    before, now = (one.of(quantity) for one in record.twice)
-    return {name: value for name, value in now.items() if is_out(value) and is_out(before.get(name, value))}
-
-
-def _finding(
-    record: Record, watch: str, found: Mapping[str, float], tell: Callable[[str, float], str], why: str, hint: str
-) -> Finding | None:
-    """Of the first memory or layer; the others in `numbers`."""
-    if not found:
-        return None
-    name, value = next(iter(found.items()))
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    since = record.measured[0].step - 1
-    return Finding(watch, record.step, value, tell(name + more, value), why, hint, dict(found), since=max(since, 0))

@@ -14,6 +14,7 @@ STEPS = 50  # times of steps kept, of the start and of the newest
 FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
 DIGESTS = 20  # digests kept
 LOOKED_AT = 2  # batches that were looked into, kept
+LOOKS = 11  # at the memory of the process, ten steps apart, kept
 READINGS = 2000  # of the watched rows kept
 
 
@@ -25,6 +26,7 @@ class Facts:
     warmup: int = 0  # steps of the learning rate's warm-up
     uniform: float = 0.0  # loss of a uniform guess
     width: int = 0  # of the model
+    head_width: int = 0
     baseline: float | None = None  # loss of the bigram model on the validation text
     clip: float = 0.0  # train.gradient_clip; 0 = off
     memory: bool = False
@@ -111,6 +113,7 @@ class Record:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS))
     steps_here: int = 0
     clock_jump: float = 0.0  # seconds by which the wall clock left the steady one between two steps, the largest
+    memory: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)  # place -> (step, bytes)
     missing: list[str] = field(default_factory=list)  # files that were there
     kept_moments: tuple[float, float] | None = None  # share of parameters with moments: restored, after one step
     ended: bool = False
@@ -131,6 +134,11 @@ class Record:
             self.seconds.append(seconds)
             if len(self.first_seconds) < STEPS:
                 self.first_seconds.append(seconds)
+
+    def add_memory(self, sizes: dict[str, int]) -> None:
+        """Bytes by place."""
+        for place, size in sizes.items():
+            self.memory.setdefault(place, deque(maxlen=LOOKS)).append((self.step, size))
 
     def add_measured(self, measured: Measured) -> None:
         self.measured = [*self.measured[-1:], measured]

@@ -26,7 +26,7 @@ from atlas.training.step import StepResult
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.measuring import batch_facts, digest, due, measure, share_with_moments
+from atlas.training.watchers.measuring import batch_facts, digest, due, measure, memory_sizes, share_with_moments
 from atlas.training.watchers.record import READINGS, Facts, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
@@ -47,6 +47,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Fact
         warmup=warmup if isinstance(warmup, int) else 0,
         uniform=log(config.model.vocabulary),
         width=config.model.width,
+        head_width=config.model.width // config.model.heads,
         baseline=baseline if baseline is not None and isfinite(baseline) else None,
         clip=0.0 if config.stage2.enabled else config.train.gradient_clip,  # there the limit changes
         memory=memory.enabled,
@@ -76,7 +77,11 @@ class Watchers:
     @property
     def on(self) -> bool:
         """Whether this process records: rank 0, unless every watcher is off."""
-        return self.state.ranks.first and any(action is not WatchAction.off for action in self._actions.values())
+        return self.state.ranks.first and self._wanted
+
+    @property
+    def _wanted(self) -> bool:
+        return any(action is not WatchAction.off for action in self._actions.values())
 
     def begin(self, facts: Facts, folder: Path) -> None:
         """Before the first step of this start, in the run's folder."""
@@ -89,8 +94,9 @@ class Watchers:
             self._restored_moments = share_with_moments(self.state.optimizer)
 
     def measures(self, step: int) -> bool:
-        """Whether this process measures the model at this step."""
-        return self.on and (due(step) or step == self.state.record.facts.steps)
+        """Whether this process measures the model at this step: rank 0, or each its slices."""
+        here = self.on or (self._wanted and self.state.slices is not None)
+        return here and (due(step) or step == self.state.record.facts.steps)
 
     def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
         """After a step; `batch` is what the data source gave, `seconds` what it took to make and train on it."""
@@ -107,6 +113,7 @@ class Watchers:
         record.digests.append(digest(batch))
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
+            record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
         offset = time.time() - time.monotonic()
         if self._clock is not None:
             record.clock_jump = max(record.clock_jump, offset - self._clock, key=abs)
@@ -119,12 +126,12 @@ class Watchers:
         self,
         model: AtlasModel,
         catch: Catch,
-        before: dict[str, Tensor],
+        moved: Tensor,
         norms: dict[str, float | None],
         kept_gradients: bool,
     ) -> None:
         """At a step that is measured. `kept_gradients`: it has added its gradients to earlier ones."""
-        found = measure(self.state.step, model, catch, before, norms)
+        found = measure(self.state.step, model, catch, moved, norms)
         self.state.record.add_measured(replace(found, kept_gradients=kept_gradients))
 
     def see_reading(self, step: int, loss: float) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from atlas.config import ConfigError
-from atlas.data.corpus import load_corpus, split_files, stdlib_corpus, validation_files
+from atlas.data.corpus import COUNTED, frequencies, load_corpus, split_files, stdlib_corpus, validation_files
 
 NAMES = [f"folder/file{number}.txt" for number in range(40)]
 
@@ -67,6 +67,23 @@ def test_globs_cross_folders_and_a_file_counts_once(tmp_path: Path) -> None:
     corpus = load_corpus([f"{tmp_path}/**/*.txt", f"{tmp_path}/a.txt"], "utf8", 0.5)
     assert corpus.files == 2
     assert bytes(corpus.train) + bytes(corpus.validation) == b"aaaabbbb"
+
+
+@pytest.mark.parametrize(("encoding", "share"), [("utf-8", None), ("utf-16-le", "50.0%")])
+def test_validation_text_in_another_encoding_is_told(encoding: str, share: str | None, tmp_path: Path) -> None:
+    text = "".join(chr(97 + number) for number in np.random.default_rng(0).integers(0, 26, 40000))
+    write(tmp_path, {"a.txt": text.encode() + text[:4000].encode(encoding)})
+    size = 4000 if encoding == "utf-8" else 8000
+    corpus = load_corpus([f"{tmp_path}/a.txt"], "bytes", size / (40000 + size))
+    why = "the two parts differ in language or encoding, and the validation loss says little about what was learned"
+    told = [f"{share} of the validation ids are less than a tenth as frequent in training: {why}"] if share else []
+    assert [line for line in corpus.warnings if "frequent" in line] == told
+
+
+def test_ids_are_counted_all_over_a_long_part() -> None:
+    part = np.zeros(4 * COUNTED, dtype=np.uint8)
+    part[2 * COUNTED :] = 1
+    assert frequencies(part, 2).tolist() == [0.5, 0.5]
 
 
 def test_split_does_not_depend_on_where_the_files_lie(tmp_path: Path) -> None:

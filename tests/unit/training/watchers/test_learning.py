@@ -75,6 +75,13 @@ def test_a_rise_of_the_watched_rows_is_told_with_the_last_good_step() -> None:
     assert (found.value, found.since) == (pytest.approx(0.15), 160)
 
 
+def test_a_rise_twice_as_large_is_told_after_one_mean() -> None:
+    record = made([])
+    record.watched = [(20 * place, loss) for place, loss in enumerate([1.4] * 10 + [1.61] * 5, start=1)]
+    seen = "the loss of the watched validation rows has risen from 1.400 nats at step 100 to 1.610"
+    assert told("divergence", record) == seen
+
+
 @pytest.mark.parametrize(
     "losses",
     [

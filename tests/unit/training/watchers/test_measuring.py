@@ -10,7 +10,7 @@ from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.update_ratio import copied
-from atlas.training.watchers.measuring import due, measure
+from atlas.training.watchers.measuring import directions, due, measure, memory_sizes, moved_elements
 from atlas.training.watchers.record import Measured
 
 
@@ -30,7 +30,7 @@ def measured(model: AtlasModel, tokens: torch.Tensor, still: tuple[str, ...] = (
         for name, parameter in model.named_parameters():
             if name not in still:
                 parameter.add_(1e-3)
-    return measure(100, model, catch, before, memory_norms(model, catch))
+    return measure(100, model, catch, moved_elements(before, model), memory_norms(model, catch))
 
 
 def test_a_sound_model() -> None:
@@ -43,7 +43,8 @@ def test_a_sound_model() -> None:
     assert set(found.of("at_bound").values()) == {0.0}
     assert set(found.of("update_norm")) == set(rates)
     assert all(varies > 0.02 for varies in found.of("gate_varies").values())
-    assert all(0.0 < cosine < 0.6 for cosine in found.of("read_cosine").values())
+    for quantity in ("query_directions", "key_directions", "value_directions", "read_directions"):
+        assert all(3.0 < number < 8.0 for number in found.of(quantity).values()), quantity
 
 
 def test_parameters_that_did_not_move_are_named() -> None:
@@ -62,7 +63,7 @@ def test_equal_keys_with_large_rates_crowd_a_chunk() -> None:
     model.plan = model.plan._replace(local=(8,))
     assert measured(model, same).values["layer0/local0/crowded"] == 1.0
     assert measured(made(rate=0.1), same).values["layer0/local0/crowded"] == 0.0
-    assert measured(model, same).values["layer0/read_cosine"] > 0.9
+    assert measured(model, same).values["layer0/key_directions"] < 1.6
 
 
 def test_memories_at_their_bound_and_gates_without_a_memory() -> None:
@@ -83,6 +84,26 @@ def test_a_model_without_a_memory_has_its_weights_alone() -> None:
     config = ModelConfig(width=16, layers=1, heads=2, feedforward=12, memory=MemoryConfig(enabled=False))
     model = AtlasModel(config, ChunkSizeConfig([4], 8, 8), 17)
     assert measured(model, torch.randint(0, 17, (1, 16))).values == {}
+
+
+def test_directions_do_not_depend_on_the_width() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for width in (4, 16, 64):
+        vectors = torch.randn(200, 64, width, generator=generator)
+        assert directions(vectors).item() == pytest.approx(width, rel=0.02)
+        line = vectors[:, :1] * torch.randn(200, 64, 1, generator=generator)
+        assert directions(line).item() == pytest.approx(1.0)
+    corners = torch.eye(8)[torch.arange(64) % 2].expand(3, 64, 8)  # two lines, half of the vectors each
+    assert directions(corners).item() == pytest.approx(64 * 63 / (64 * 31))
+
+
+def test_the_memory_of_this_process_is_that_of_its_tensors() -> None:
+    before = memory_sizes(torch.device("cpu"))
+    kept = torch.ones(20_000_000)
+    after = memory_sizes(torch.device("cpu"))
+    assert set(before) == {"the process"}
+    assert 7e7 < after["the process"] - before["the process"] < 1e8
+    del kept
 
 
 def test_when_a_model_is_measured() -> None:

@@ -19,6 +19,7 @@ FACTS = {
     "shard": 128,
     "global_size": 128,
     "largest_local": 16,
+    "head_width": 16,
 }
 CALM = {
     "layer0/global/rate_max": 0.4,
@@ -29,7 +30,10 @@ CALM = {
     "layer0/global/update_norm": 5.0,
     "layer0/gate_mean": 0.46,
     "layer0/gate_varies": 0.2,
-    "layer0/read_cosine": 0.3,
+    "layer0/query_directions": 9.0,
+    "layer0/read_directions": 2.0,
+    "layer0/key_directions": 7.0,
+    "layer0/value_directions": 4.0,
 }
 
 
@@ -55,11 +59,9 @@ OUT = {
         {"layer0/local0/at_bound": 1.0},
         "100% of the rows of layer0/local0 end at the bound of their weights",
     ),
-    "queries": (
-        {"layer0/read_cosine": 0.99},
-        "the queries of layer0 lie on one line (mean |cosine| 0.990)",
-    ),
-    "global_memory": ({"layer0/global/update_norm": 0.0}, "nothing was written into layer0/global"),
+    "queries": ({"layer0/query_directions": 2.9}, "the queries of layer0 have only 2.9 directions"),
+    "pairs": ({"layer0/value_directions": 1.1}, "the values of layer0 have only 1.1 directions"),
+    "global_memory": ({"layer0/global/update_norm": 0.0}, "nothing was written into the global memory of layer0"),
 }
 
 
@@ -82,6 +84,21 @@ def test_gates_that_are_open_or_constant_are_told() -> None:
         assert found is not None
         assert found.seen == seen
         assert JUDGES["gates"](made(values, values, gated=False)) is None
+
+
+@pytest.mark.parametrize(("head_width", "calm", "collapsed"), [(4, 3.3, 1.5), (8, 5.0, 2.6), (64, 14.0, 2.9)])
+def test_directions_are_judged_by_the_width_of_a_head(head_width: int, calm: float, collapsed: float) -> None:
+    for watch, quantity in (("queries", "query_directions"), ("pairs", "key_directions")):
+        for value, told in ((calm, False), (collapsed, True)):
+            values = {f"layer0/{quantity}": value}
+            assert (JUDGES[watch](made(values, values, head_width=head_width)) is not None) is told
+
+
+def test_projected_queries_on_one_line_are_told() -> None:
+    values = {"layer0/read_directions": 1.2}
+    found = JUDGES["queries"](made(values, values))
+    assert found is not None
+    assert found.seen == "the projected queries of layer0 have only 1.2 directions"
 
 
 def test_several_memories_are_one_finding() -> None:

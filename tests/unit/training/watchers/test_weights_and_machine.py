@@ -12,7 +12,7 @@ from torch import nn
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.measuring import share_with_moments
-from atlas.training.watchers.record import FIRST_STEPS, STEPS, Facts, Measured, Record
+from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Facts, Measured, Record
 
 
 def record_of(*measured: Measured) -> Record:
@@ -111,6 +111,25 @@ def test_a_run_that_becomes_slow_is_told() -> None:
     assert told("slowdown", timed([*calm, *[0.3] * STEPS])) is None
     assert told("slowdown", timed([0.0005] * 110 + [0.003] * STEPS)) is None  # the interpreter's time
     assert told("slowdown", timed([2.0] * FIRST_STEPS + [0.1] * 150)) is None
+
+
+def looked_at(sizes: Sequence[float]) -> Record:
+    record = Record(Facts(steps=1000))
+    for place, size in enumerate(sizes, start=1):
+        record.step = 10 * place
+        record.add_memory({"the process": int(size * 1e6)})
+    return record
+
+
+def test_memory_that_grows_at_every_look_is_told() -> None:
+    grows = [500.0 + 20 * look for look in range(LOOKS)]
+    assert told("memory_grows", looked_at([500.0] * 5 + grows)) == (
+        "the memory of the process has grown by 2 MB a step in the last 100 steps, to 0.7 GB"
+    )
+    assert told("memory_grows", looked_at(grows[1:])) is None  # too few looks
+    assert told("memory_grows", looked_at([*grows[:6], grows[5], *grows[6:]])) is None  # it has stopped once
+    assert told("memory_grows", looked_at([500.0 + look for look in range(LOOKS)])) is None  # little
+    assert told("memory_grows", looked_at([5000.0 + 20 * look for look in range(LOOKS)])) is None  # 4 % of it
 
 
 def test_a_clock_that_jumps_is_told() -> None:
