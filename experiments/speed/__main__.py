@@ -11,8 +11,9 @@ python -m experiments.speed [KEY=VALUE ...]
   folder=experiments/speed                     where the results go
   quick=true                                   fewer rounds, contestants and parts
 
-Writes results-DEVICE-MODEL.json, its chart and RESULTS.md; the machine should do nothing else. quick=true takes about a
-minute, all parts far longer. README.md explains every key and every table. Exit status: 0 done, 2 refused.
+Prints its tables; writes results-DEVICE-MODEL.json, its chart and RESULTS.md. The machine should do nothing else.
+quick=true takes about a minute, all parts far longer. README.md explains every key and every table. Exit status: 0
+done, 2 refused.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from experiments.speed.entries import check_entries
 from experiments.speed.options import Options, parse
 from experiments.speed.parts import PARTS
 from experiments.speed.results import circumstances, load_results, save_part
-from experiments.speed.tables import document
+from experiments.speed.tables import document, measured_tables
 
 
 def main(arguments: list[str]) -> int:
@@ -65,10 +66,12 @@ def usable_device(options: Options) -> torch.device:
 
 
 def write(options: Options) -> None:
-    """RESULTS.md and the charts, from all files of results in the folder."""
+    """RESULTS.md and the charts, from all files of results in the folder; prints the tables that are new."""
     results = load_results(options.folder)
     for one in results:
         draw(one, options.folder / f"chart-{one['device']}-{one['model']}.svg")
+        if (one["device"], one["model"]) == (options.device, options.model):
+            print(f"\n{measured_tables(one, options.parts)}\n")
     (options.folder / "RESULTS.md").write_text(document(results), encoding="utf-8")
 
 

@@ -53,6 +53,10 @@ def _device(results: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def measured_tables(results: dict[str, Any], parts: Sequence[str]) -> str:
+    return "\n\n".join(f"{SECTIONS[part][0]}\n\n{SECTIONS[part][1](results)}" for part in parts)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

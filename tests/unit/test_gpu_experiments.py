@@ -49,6 +49,7 @@ def test_a_step_waits_once_and_copies_nothing_that_it_waits_for() -> None:
     assert counts.total < 0.75 * plain.total
 
 
+@pytest.mark.slow
 def test_launches_do_not_depend_on_the_batch() -> None:
     totals = [count(atlas.compose([*MODEL, f"train.batch_size={rows}"])).whole.total for rows in (2, 4)]
     assert abs(totals[0] - totals[1]) <= 8  # rows of a kind are picked one by one
@@ -62,6 +63,7 @@ def test_the_half_hour_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         main([f"folder={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_every_command_of_the_half_hour_can_be_read(tmp_path: Path) -> None:
     """On a machine with a GPU no minute goes to a typing error."""
     read: dict[str, Callable[[list[str]], object]] = {
@@ -77,7 +79,7 @@ def test_every_command_of_the_half_hour_can_be_read(tmp_path: Path) -> None:
     seen = set()
     for part in PARTS.values():
         for command in part.commands:
-            module, *given = command.format(folder=tmp_path).split()
+            module, *given = command.format(own=tmp_path).split()
             if module in read:
                 read[module](given)
                 seen.add(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,16 @@ import torch
 import atlas
 from atlas.config import ConfigError, DeviceConfig, DeviceKind, Kernels
 from atlas.kernels import gpu
+from atlas.ops.dual_form import ChunkInputs
+from atlas.ops.fast_weights import FastWeights
+from atlas.ops.rules.rule import ChunkEnd
+from atlas.ops.whole_chunks import triton
 from atlas.runs.build import prepare_device
+from atlas.runs.environment import device_name
+from atlas.runs.run import _missing_kernels as missing_kernels
+from atlas.telemetry.run_files import RunFiles
+from tests.integration.small_runs import JOB
+from tests.unit.ops.test_compiled_scan import inputs
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +105,71 @@ def test_the_name_of_a_gpu_tells_its_kernels(monkeypatch: pytest.MonkeyPatch) ->
     assert gpu.description() == "PyTorch operations (triton is not installed)"
     gpu.use(Kernels.torch)
     assert gpu.description() == "PyTorch operations"
+
+
+def test_a_run_without_kernels_says_so_at_its_start_and_in_the_name_of_its_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100")
+    on_gpu(monkeypatch)
+    assert missing_kernels(cuda) == []
+    assert device_name(cuda) == "NVIDIA H100, Triton kernels 3.7.1"
+    on_gpu(monkeypatch, installed=False)
+    reason = "triton is not installed (it comes with the CUDA builds of torch)"
+    assert missing_kernels(cuda) == [f"no Triton kernels, so steps on the GPU take longer: {reason}"]
+    assert device_name(cuda) == "NVIDIA H100, PyTorch operations (triton is not installed)"
+    on_gpu(monkeypatch, capability=(7, 5))
+    reason = "its compute capability 7.5 is below 8.0"
+    assert missing_kernels(cuda) == [f"no Triton kernels, so steps on the GPU take longer: {reason}"]
+    assert device_name(cuda) == f"NVIDIA H100, PyTorch operations ({reason})"
+    gpu.use(Kernels.torch)  # they are not wanted
+    assert missing_kernels(cuda) == []
+    assert device_name(cuda) == "NVIDIA H100, PyTorch operations"
+
+
+def test_what_the_kernels_do_not_take_is_left_silently_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Open chunks and the last one that is not whole are no case of theirs: `Scan` hands over whole chunks alone."""
+    monkeypatch.setattr(gpu, "takes", lambda tensor: True)
+    monkeypatch.setattr(triton, "ready", lambda *variant: True)
+
+    def taken(
+        *widths: int, chunk: int = 16, prefix: bool = True, end: ChunkEnd = ChunkEnd.step, double: bool = False
+    ) -> bool:
+        down, up, *fields = (part.double() if double else part for part in inputs(1, 16, *widths))
+        tokens = ChunkInputs(*fields, controls=fields[-1][..., None])
+        return triton.takes(end, FastWeights(down, up), tokens, chunk, prefix=prefix)
+
+    assert taken(16, 16, 16)
+    assert taken(16, 16, 16, end=ChunkEnd.momentum)
+    assert taken(16, 16, 16, chunk=256, prefix=False)
+    assert not taken(16, 16, 16, end=ChunkEnd.updates)  # other rules
+    assert not taken(16, 16, 153)  # degree 2
+    assert not taken(16, 256, 16)  # too large for the chip
+    assert not taken(48, 16, 16)
+    assert not taken(16, 16, 16, chunk=256)
+    assert not taken(16, 16, 16, chunk=200, prefix=False)
+    assert not taken(16, 16, 16, double=True)
+    assert gpu.news() == []
+    assert not recwarn
+
+
+@pytest.mark.slow
+def test_a_run_records_once_that_its_kernels_were_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes(*given: object, **named: object) -> bool:
+        if not gpu._selection.failed:
+            gpu.give_up(RuntimeError("out of registers\nmany lines"))
+        return False
+
+    monkeypatch.setattr(triton, "takes", takes)
+    text = Path(__file__).parents[3] / "docs" / "memory.md"
+    settings = [*JOB, f"data.paths=[{text}]", "device.precision=bf16", "train.steps=3"]
+    atlas.train(atlas.compose(settings), tmp_path / "run")
+    warnings = RunFiles(tmp_path / "run").of_kind("warning")
+    found = [event["message"] for event in warnings if "kernel" in event["message"]]
+    assert found == ["a kernel could not be compiled: RuntimeError: out of registers; PyTorch's operations do its work"]
 
 
 def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
