@@ -60,7 +60,7 @@
   const kept = (() => {
     try { return JSON.parse(sessionStorage.getItem("atlas " + location.pathname)) ?? {}; } catch { return {}; }
   })();
-  const chosen = { smoothing: 0, hidden: [], log: {}, range: {}, open: [], another: "", ...kept };
+  const chosen = { smoothing: 0, stays: false, hidden: [], log: {}, range: {}, open: [], another: "", ...kept };
 
   function keep() {
     chosen.open = [...document.querySelectorAll("details[open]")].map(nameOf);
@@ -279,10 +279,29 @@
     }
   }
 
+  // The page loads itself anew, though not where nobody looks, nor under the reader's hands.
+  function reload(tools) {
+    const seconds = Number(document.documentElement.dataset.refresh);
+    if (!seconds) return;
+    const label = document.createElement("label"), box = Object.assign(document.createElement("input"), { type: "checkbox" });
+    let pressed = false;
+    for (const event of ["pointerdown", "pointerup", "pointercancel"]) {
+      window.addEventListener(event, () => { pressed = event === "pointerdown"; }, true);
+    }
+    const busy = () => document.hidden || pressed || document.activeElement?.tagName === "SELECT" || !getSelection().isCollapsed;
+    const look = () => { if (box.checked && !busy()) location.reload(); else setTimeout(look, 500); };
+    box.checked = !chosen.stays;
+    box.addEventListener("change", () => { chosen.stays = !box.checked; });
+    label.append(box, `new numbers every ${seconds} s`);
+    tools.append(label);
+    setTimeout(look, 1000 * seconds);
+  }
+
   function addTools() {
     const tools = document.querySelector(".tools"), slider = document.getElementById("smoothing");
     const say = () => { slider.nextElementSibling.textContent = chosen.smoothing || "off"; };
     tools.hidden = false;
+    reload(tools);
     slider.value = chosen.smoothing;
     say();
     slider.addEventListener("input", () => { chosen.smoothing = Number(slider.value); say(); redraw(); });
