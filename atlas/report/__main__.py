@@ -7,7 +7,7 @@ came.
 
   target=PATH      the folder to write
   one_file=true    index.html holds the script of its charts: one file to send, of about 5 MB
-  watch=SECONDS    write it again every so many seconds until no run goes on; an open page loads itself anew
+  watch=SECONDS    write it again every so many seconds until no run goes on; an open page shows the new numbers
 
 Exit status: 0 written; 2 refused; 130 stopped by Ctrl-C.
 """
@@ -66,6 +66,8 @@ def _write(arguments: Sequence[str]) -> int:
             )
         if tell is not None:
             print_result(printable(f"{folder / 'index.html'}\n{folder / 'report.md'}"))
+            if wanted.watch and not going_on:
+                print_result("no run goes on: written once")
         tell, wanted.target = None, folder
         if going_on:
             time.sleep(wanted.watch)

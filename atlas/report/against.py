@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import inf
+from itertools import pairwise
+from math import inf, log10
 from statistics import mean
 from typing import Any
 
@@ -17,7 +18,8 @@ from atlas.report.wording import count, finite, value_text
 
 WIDE = 10.0  # the largest value over the smallest from which on an axis is logarithmic: learning rates, lengths
 LOSS = "Validation loss"  # low is good, and a diverged run's is out of range
-NAMED = 8  # values of a setting that its axis names
+APART = 1 / 8  # of the axis: between values that are both named
+LONGEST_NAME = 7  # characters
 LEAST_VALUES = 3  # of a setting that each run has its own value of: two are a table
 NOTE = "A dot is a run; the line goes through the means."
 
@@ -83,8 +85,7 @@ def _chart(
         for place, value, index in dots
     ]  # fmt: skip
     kind = "category" if not numeric else "log" if is_wide(ordered) else "linear"
-    named = {"tickvals": ordered, "ticktext": [value_text(x) for x in ordered]} if len(ordered) <= NAMED else {}
-    plain = {} if kind == "category" else {"tickformat": "~g", **named}  # 0.0001, not 100 micro
+    plain = {} if kind == "category" else {"tickformat": "~g", **_ticks(ordered, kind)}  # 0.0001, not 100 micro
     layout: dict[str, Any] = {"xaxis": {"title": {"text": escape(name)}, "type": kind, **plain}, "hovermode": "closest"}
     layout["yaxis"] = {"title": {"text": escape(unit)}}
     if unit == Unit.share:
@@ -95,3 +96,13 @@ def _chart(
         layout["yaxis"]["range"] = [min(inside) - room, max(inside) + room]
     note = f"{NOTE} {count(len(outside), 'run')} above: {max(outside):,.4g} at most." if outside else NOTE
     return Chart(f"{title} against {name}", traces, layout, note)
+
+
+def _ticks(values: Sequence[float], kind: str) -> dict[str, Any]:
+    """The values themselves, where their names do not run into each other; those that a search chose do."""
+    names, places = [value_text(value) for value in values], [log10(x) if kind == "log" else x for x in values]
+    gap = APART * (places[-1] - places[0])
+    clear = all(len(name) <= LONGEST_NAME for name in names) and all(b - a >= gap for a, b in pairwise(places))
+    if clear or kind != "log":
+        return {"tickvals": values, "ticktext": names} if clear else {}
+    return {"dtick": "D2" if values[-1] < 1000 * values[0] else 1}  # 1, 2, 5, 10, or powers of ten

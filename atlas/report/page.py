@@ -27,7 +27,7 @@ def to_page(document: Document, *, inline: str = "", refresh_seconds: int = 0) -
         style=asset["page.css"],
         behaviour=asset["page.js"],
         plotly=f"<script>{inline}</script>" if inline else f'<script defer src="{SCRIPT}"></script>',
-        refresh=f'\n<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else "",
+        refresh=f' data-refresh="{refresh_seconds}"' if refresh_seconds else "",
         contents=printable(_contents(document)),
         sections=printable("\n".join(_section(section) for section in document.sections)),
         notes=printable("\n".join(f"<p>{escape(note)}</p>" for note in document.notes)),

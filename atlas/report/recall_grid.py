@@ -139,7 +139,9 @@ def probe_history(record: RunRecord) -> Table | Text:
     """What the probes during training found."""
     probes = record.kind("probe")
     if not probes:
-        return Text("NIAH was not measured during this run.")
+        return Text(
+            "NIAH was not measured yet." if record.status == "running" else "NIAH was not measured during this run."
+        )
     head = ("step", "level", "outcome", "found", "memory off", "key-blind", "wanted")
     rows = [
         [

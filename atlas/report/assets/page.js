@@ -17,6 +17,7 @@
   const touch = window.matchMedia("(pointer: coarse)").matches;
   const plots = [...document.querySelectorAll(".plot")];
   const drawn = new Map();
+  const ROW = 19; // pixels of a legend's row
 
   const palette = () => PALETTES[dark.matches ? "dark" : "light"];
 
@@ -59,7 +60,7 @@
   const kept = (() => {
     try { return JSON.parse(sessionStorage.getItem("atlas " + location.pathname)) ?? {}; } catch { return {}; }
   })();
-  const chosen = { smoothing: 0, hidden: [], log: {}, range: {}, open: [], another: "", ...kept };
+  const chosen = { smoothing: 0, stays: false, hidden: [], log: {}, range: {}, open: [], another: "", ...kept };
 
   function keep() {
     chosen.open = [...document.querySelectorAll("details[open]")].map(nameOf);
@@ -102,8 +103,18 @@
       layout[axis] = { ...layout[axis], range: range ?? undefined, autorange: range === null };
     }
     const options = { responsive: true, displaylogo: false, displayModeBar: !touch, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
-    if (plot.clientWidth < 500) layout.legend.y = -0.3; // a narrow chart's axis title takes more of its height
-    Plotly.react(plot, coloured(tracesOf(figure), colours), layout, options);
+    const traces = tracesOf(figure);
+    if (plot.clientWidth < 500) { // the axis title takes more of its height, and the legend has more rows
+      layout.legend.y = -0.3;
+      plot.style.height = `${290 + ROW * Math.max(0, legendRows(traces, plot.clientWidth) - 2)}px`;
+    }
+    Plotly.react(plot, coloured(traces, colours), layout, options);
+  }
+
+  // Rows of a legend whose entries stand in columns as wide as the longest name, by the average width of a letter.
+  function legendRows(traces, width) {
+    const names = traces.filter(trace => trace.name && trace.showlegend !== false).map(trace => plain(trace.name).length);
+    return Math.ceil(names.length / Math.max(1, Math.floor((width - 70) / (50 + 6 * Math.max(...names)))));
   }
 
   function figureOf(plot) {
@@ -268,10 +279,29 @@
     }
   }
 
+  // The page loads itself anew, though not where nobody looks, nor under the reader's hands.
+  function reload(tools) {
+    const seconds = Number(document.documentElement.dataset.refresh);
+    if (!seconds) return;
+    const label = document.createElement("label"), box = Object.assign(document.createElement("input"), { type: "checkbox" });
+    let pressed = false;
+    for (const event of ["pointerdown", "pointerup", "pointercancel"]) {
+      window.addEventListener(event, () => { pressed = event === "pointerdown"; }, true);
+    }
+    const busy = () => document.hidden || pressed || document.activeElement?.tagName === "SELECT" || !getSelection().isCollapsed;
+    const look = () => { if (box.checked && !busy()) location.reload(); else setTimeout(look, 500); };
+    box.checked = !chosen.stays;
+    box.addEventListener("change", () => { chosen.stays = !box.checked; });
+    label.append(box, `new numbers every ${seconds} s`);
+    tools.append(label);
+    setTimeout(look, 1000 * seconds);
+  }
+
   function addTools() {
     const tools = document.querySelector(".tools"), slider = document.getElementById("smoothing");
     const say = () => { slider.nextElementSibling.textContent = chosen.smoothing || "off"; };
     tools.hidden = false;
+    reload(tools);
     slider.value = chosen.smoothing;
     say();
     slider.addEventListener("input", () => { chosen.smoothing = Number(slider.value); say(); redraw(); });

@@ -59,6 +59,10 @@ def test_a_wide_setting_has_a_logarithmic_axis_and_a_line_through_its_means() ->
     ]  # fmt: skip
     assert [(dot["name"], dot["legendgroup"]) for dot in dots][-1] == ("f", "5")  # e has no loss
     assert (means["x"], means["y"]) == ([1e-4, 1e-3, 1e-2], pytest.approx([2.1, 3.2, 1.0]))
+    chosen = Difference("optim.lr", "lr", [1.1e-3, 1e-3, 3e-3, 4e-3, 5e-3, 9e-3])  # 0.001 and 0.0011 would overlap
+    assert "tickvals" not in against_charts([chosen], {LOSS: ("nats", LOSSES)}, RUNS)[0].layout["xaxis"]
+    wide = replace(chosen, values=[*chosen.values[:5], 0.02])
+    assert against_charts([wide], {LOSS: ("nats", LOSSES)}, RUNS)[0].layout["xaxis"]["dtick"] == "D2"
     near = Difference("model.width", "width", [32, 64, 96, 32, 64, 96])
     assert against_charts([near], {LOSS: ("nats", LOSSES)}, RUNS)[0].layout["xaxis"]["type"] == "linear"
 

@@ -141,7 +141,9 @@ def test_one_file_needs_no_other(rolled_back: Path, tmp_path: Path) -> None:
     assert "<script defer" not in page
 
 
-def test_a_report_is_written_again_until_the_run_has_ended(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_written_again_until_the_run_has_ended(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run("run", [row(1, loss=3.0)], summary={"status": "running"})
     pages = []
 
@@ -152,10 +154,13 @@ def test_a_report_is_written_again_until_the_run_has_ended(make_run: MakeRun, mo
     monkeypatch.setattr("atlas.report.__main__.time.sleep", sleep)
     assert main([str(run), "watch=7"]) == 0
     ((seconds, page),) = pages
-    refresh = '<meta http-equiv="refresh" content="7">'
+    refresh = '<html lang="en" data-refresh="7">'
     assert (seconds, refresh in page) == (7, True)
     last = (run / "report" / "index.html").read_text()
     assert (refresh in last, "completed" in last) == (False, True)
+    capsys.readouterr()
+    assert main([str(run), "watch=7"]) == 0
+    assert (len(pages), capsys.readouterr().out.splitlines()[-1]) == (1, "no run goes on: written once")
 
 
 def test_the_page_of_one_run_has_its_settings(rolled_back: Path) -> None:
