@@ -138,7 +138,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
-            trainer.watchers.begin(facts_of(config, summary.baseline_loss, state.step), folder)
+            text = len(corpus.train) if corpus else 0
+            trainer.watchers.begin(facts_of(config, summary.baseline_loss, state.step, text), folder)
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary

@@ -97,8 +97,19 @@ def _resume(
     require(unchanged or steps > state.step, "train.steps", steps, f"> {state.step}, the steps that the run has taken")
     if journal is not None and behind:
         journal.apply(state)
+    if chosen is None and not notices:
+        notices = gone(checkpoints.root.parent, manifest.step)
     checkpoints.retire(manifest.step)
     return [*notices, f"resumed from {manifest.path.name}"]
+
+
+def gone(folder: Path, step: int) -> list[str]:
+    """A line where the run has told of a later checkpoint than the newest one that there is."""
+    ends = [event for event in RunFiles(folder, strict=False).events if event["kind"] in ("checkpoint", "rollback")]
+    last = int(ends[-1]["step"]) if ends else step
+    if last <= step:
+        return []
+    return [f"the checkpoint of step {last}, of which events.jsonl tells, is gone: the run goes back to step {step}"]
 
 
 def _require_same_batches(version: object, own: int, manifest: Manifest) -> None:

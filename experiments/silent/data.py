@@ -39,10 +39,11 @@ def changed_between_two_starts(bench: Bench, broken: bool) -> Facts:
     bench.scratch.mkdir(parents=True, exist_ok=True)
     corpus = bench.scratch / "corpus.txt"
     corpus.write_text(little_text(), encoding="utf-8")
-    bench.run("data=text", f'data.paths=["{corpus}"]', "train.steps=50")
+    given = ("data=text", f'data.paths=["{corpus}"]', "data.validation_share=0.2")
+    bench.run(*given, "train.steps=50")
     if broken:
         corpus.write_text(little_text().replace("state", "State"), encoding="utf-8")
-    return facts(bench.run("data=text", f'data.paths=["{corpus}"]', "resume=auto", "train.steps=100"), 50)
+    return facts(bench.run(*given, "resume=auto", "train.steps=100"), 50)
 
 
 def store(bench: Bench, documents: list[str], name: str) -> Path:

@@ -11,16 +11,20 @@ from experiments.silent.failure import Facts, Failure, Procedure, facts, trained
 MIDDLE = 120  # training is past its warm-up, and the watch has its average
 
 
-def resumed_without_moments(bench: Bench, broken: bool) -> Facts:
-    """Stopped in the middle and resumed, with an optimiser that keeps its moments or forgets them."""
-    name = "forgetful" if broken else "sound"
-    settings = (*TEXT, "optim=adamw", "trust=[experiments.silent]")
-    settings += (f"optim._target_=experiments.silent.wrong_optim.{name}",)
-    first = bench.start(*settings)
+def stopped_and_resumed(bench: Bench, *settings: str) -> Facts:
+    """A run that is stopped in the middle and resumed."""
+    given = (*TEXT, "trust=[experiments.silent]", *settings)
+    first = bench.start(*given)
     stopped = first.wait_for_step(MIDDLE)
     os.kill(first.process, signal.SIGINT)
     first.wait()
-    return facts(bench.run(*settings, "resume=auto"), stopped)
+    return facts(bench.run(*given, "resume=auto"), stopped)
+
+
+def resumed_without_moments(bench: Bench, broken: bool) -> Facts:
+    """With an optimiser that keeps its moments or forgets them."""
+    name = "forgetful" if broken else "sound"
+    return stopped_and_resumed(bench, "optim=adamw", f"optim._target_=experiments.silent.wrong_optim.{name}")
 
 
 def _failure(name: str, what: str, run_and_twin: tuple[Procedure, str], says: str = "") -> Failure:

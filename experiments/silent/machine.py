@@ -57,16 +57,21 @@ def kernel_disagrees(bench: Bench, broken: bool) -> Facts:
     return facts(bench.start(*TEXT, environment=environment, executed=True).wait())
 
 
+def two_processes(bench: Bench, *settings: str, at: int = 0) -> Facts:
+    """A run of 150 steps in two processes."""
+    folder = bench.scratch / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    given = [*SMALL, *TEXT, f"seed={bench.seed}", "trust=[experiments.silent]", "train.steps=150", *settings]
+    command = [*launcher, "atlas.train", *given, f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return facts(Ended(done.returncode, done.stdout + done.stderr, folder), at)
+
+
 def rank_differs(bench: Bench, broken: bool) -> Facts:
     """Two processes; the weights of one change by themselves after every step from the middle on."""
     name = "drifting" if broken else "sound"
-    settings = [*SMALL, *TEXT, f"seed={bench.seed}", "optim=adamw", "trust=[experiments.silent]", "train.steps=150"]
-    settings += [f"optim._target_=experiments.silent.wrong_optim.{name}", f"+optim.at={MIDDLE}"]
-    folder = bench.scratch / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = [*launcher, "atlas.train", *settings, f"hydra.run.dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return facts(Ended(done.returncode, done.stdout + done.stderr, folder), MIDDLE)
+    optimizer = f"optim._target_=experiments.silent.wrong_optim.{name}"
+    return two_processes(bench, "optim=adamw", optimizer, f"+optim.at={MIDDLE}", at=MIDDLE)
 
 
 def disk_fills(bench: Bench, broken: bool) -> Facts:

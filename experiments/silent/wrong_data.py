@@ -103,6 +103,25 @@ class Hoarding(Sound):
         return batch
 
 
+class Counting(Sound):
+    """Batches are counted by the source itself, from 1 on at every start; a resumed run sees the first ones again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.asked = 0
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        self.asked += 1
+        return super().batch(self.asked, rows)
+
+
+class SameRows(Sound):
+    """Every process takes the first rows of a batch, and not its own."""
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        return super().batch(step, range(len(rows)) if rows else None)
+
+
 class Unmeasured(Sound):
     """One target of the validation set has a weight that is not a number."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import DIGESTS, LOOKED_AT, BatchFacts, Record
+from atlas.training.watchers.record import DIGESTS, FIRST_BATCHES, LOOKED_AT, BatchFacts, Record
 
 DIFFERENT = 2  # batches among DIGESTS; a text of a few segments that is read again and again has more
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
@@ -27,6 +27,34 @@ def repeated_batch(record: Record) -> Finding | None:
         f"the last {DIGESTS} batches are only {different} different ones",
         "the model learns them by heart",
         "a longer text, or a source whose batch(step) depends on the step",
+    )
+
+
+def data_again(record: Record) -> Finding | None:
+    """The first batches of a resumed run are those of its first steps."""
+    first, here, resumed_at = record.first_digests, record.digests_here, record.facts.first_step
+    if resumed_at < FIRST_BATCHES or len(here) < FIRST_BATCHES or first != here:
+        return None
+    return Finding(
+        "data_again",
+        record.step,
+        None,
+        f"the first {FIRST_BATCHES} batches after step {resumed_at} are those of steps 1 to {FIRST_BATCHES}",
+        "the run reads again what it has read, and never the end of its text",
+        "a data source whose batch(step) depends on the step alone",
+    )
+
+
+def same_rows(record: Record) -> Finding | None:
+    if record.same_rows < LOOKED_AT:
+        return None
+    return Finding(
+        "same_rows",
+        record.step,
+        record.same_rows,
+        "two processes train on the same rows",
+        "the batch is smaller than train.batch_size, and the other rows are never read",
+        "a data source that makes the rows it is asked for: batch(step, rows)",
     )
 
 

@@ -21,6 +21,8 @@ AT_ONCE = 2.0  # times so far above, one mean is enough
 CLIPPED = 10.0  # times the limit: the default run, clipped at nearly every step, has 1 to 4
 CLIPPED_FROM = 100  # steps at full learning rate: gradients are large before
 LOW_SHARE = 0.25  # of the bigram's loss; the default run reaches 0.54 after 1000 steps
+PASSES = 5.0  # of the text
+KNOWN = 0.8  # of the loss of new text: calm runs of few passes have 0.87 and more
 LOW_UNTIL = 500  # steps; a longer run may have learned a repetitive text
 BY_HEART_SHARE = 0.1  # the same of the training loss alone,
 BY_HEART_UNTIL = 200  # and so early that no text of more than a few batches is known by heart
@@ -144,6 +146,29 @@ def loss_too_low(record: Record) -> Finding | None:
         "so fast no text is learned: the inputs may hold the answers, or one batch comes again and again",
         "to look at a batch of the data source, and at the causality of a model of your own",
         {"watched": watched, "baseline": baseline},
+    )
+
+
+def by_heart(record: Record) -> Finding | None:
+    """A text that was read several times, and is much easier by now than one that was not read."""
+    facts, readings = record.facts, record.watched
+    passes = record.step * facts.tokens / facts.text if facts.text else 0.0
+    if passes < PASSES or len(readings) < READINGS or not record.of_text:
+        return None
+    blocks = record.losses[-max((record.step - readings[-READINGS][0]) // BLOCK, 1) :]
+    if not blocks:
+        return None
+    new, known = fmean(loss for _, loss in readings[-READINGS:]), fmean(blocks)
+    if not known < KNOWN * new:
+        return None
+    return Finding(
+        "by_heart",
+        record.step,
+        known / new,
+        f"the text was read {passes:.0f} times: its loss is {known:.3f} nats, that of the watched rows {new:.3f}",
+        "the model learns its text by heart",
+        "more text, fewer steps, or train.patience",
+        {"training": known, "watched": new, "passes": passes},
     )
 
 

@@ -13,6 +13,7 @@ RECENT = 100  # gradient norms kept, one a step
 STEPS = 50  # times of steps kept, of the start and of the newest
 FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
 DIGESTS = 20  # digests kept
+FIRST_BATCHES = 3  # of a run and of a start, whose digests are kept
 LOOKED_AT = 2  # batches that were looked into, kept
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
 READINGS = 2000  # of the watched rows kept
@@ -37,6 +38,8 @@ class Facts:
     shard: int = 0
     global_size: int = 0
     largest_local: int = 0  # chunk
+    tokens: int = 0  # of a step
+    text: int = 0  # tokens of the training text; 0 = unknown
     first_step: int = 0  # of this start: the steps done before it
     unused: tuple[str, ...] = ()  # parts of the names of parameters that most steps do not use
 
@@ -106,7 +109,10 @@ class Record:
     measured: list[Measured] = field(default_factory=list)  # the newest two
     probed: list[Probed] = field(default_factory=list)
     memory_use: list[MemoryUse] = field(default_factory=list)
+    first_digests: list[int] = field(default_factory=list)  # of the first FIRST_BATCHES batches of the run
     # Of this start alone:
+    digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
+    same_rows: int = 0  # looks in a row at which two processes had the same rows
     digests: deque[int] = field(default_factory=lambda: deque(maxlen=DIGESTS))  # of the inputs of every batch
     batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))  # of one in ten
     first_seconds: list[float] = field(default_factory=list)
@@ -134,6 +140,12 @@ class Record:
             self.seconds.append(seconds)
             if len(self.first_seconds) < STEPS:
                 self.first_seconds.append(seconds)
+
+    def add_digest(self, digest: int) -> None:
+        self.digests.append(digest)
+        for kept in (self.first_digests, self.digests_here):
+            if len(kept) < FIRST_BATCHES:
+                kept.append(digest)
 
     def add_memory(self, sizes: dict[str, int]) -> None:
         """Bytes by place."""
@@ -164,6 +176,7 @@ class Record:
             "measured": [asdict(one) for one in self.measured],
             "probed": [asdict(one) for one in self.probed],
             "memory_use": [asdict(one) for one in self.memory_use],
+            "first_digests": list(self.first_digests),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,3 +187,4 @@ class Record:
         self.measured = [Measured(**one) for one in state["measured"]]
         self.probed = [Probed(**one) for one in state["probed"]]
         self.memory_use = [MemoryUse(**one) for one in state["memory_use"]]
+        self.first_digests = list(state.get("first_digests", []))  # older checkpoints have none

@@ -33,8 +33,8 @@ EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
 
 
-def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Facts:
-    """What is known before step 1."""
+def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0) -> Facts:
+    """What is known before step 1. `text`: tokens of the training text, 0 where there is none."""
     memory, chunks = config.model.memory, config.chunk_size
     additive = config.model.fusion is Fusion.additive
     unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
@@ -58,6 +58,8 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int) -> Fact
         shard=chunks.shard,
         global_size=chunks.global_size,
         largest_local=max(chunks.local),
+        tokens=config.train.batch_size * config.train.sequence,
+        text=text,
         first_step=first_step,
         unused=tuple(part for part, holds in unused.items() if holds),
     )
@@ -73,6 +75,7 @@ class Watchers:
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
         self._restored_moments: float | None = None
         self._clock: float | None = None
+        self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
 
     @property
     def on(self) -> bool:
@@ -99,7 +102,12 @@ class Watchers:
         return here and (due(step) or step == self.state.record.facts.steps)
 
     def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
-        """After a step; `batch` is what the data source gave, `seconds` what it took to make and train on it."""
+        """After a step, by all ranks; `batch` is what the data source gave, `seconds` what it took to make and train on
+        it."""
+        if self._compares_rows:
+            found = self.state.ranks.gather(digest(batch))
+            alike = len(set(found)) < len(found)
+            self.state.record.same_rows = self.state.record.same_rows + 1 if alike else 0
         if not self.on:
             return
         record, of_text = self.state.record, result.text == result.text
@@ -110,7 +118,7 @@ class Watchers:
             seconds,
             of_text=of_text,
         )
-        record.digests.append(digest(batch))
+        record.add_digest(digest(batch))
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
@@ -160,6 +168,12 @@ class Watchers:
         if self.on:
             self.state.record.missing += [place.name for place in self.places if not place.exists()]
             self.places = [place for place in self.places if place.exists()]
+
+    @property
+    def _compares_rows(self) -> bool:
+        """Whether the processes compare their rows of this step."""
+        several = self.state.ranks.world > 1 and not self._shares_rows
+        return several and self._wanted and self.state.step % EVERY == 0
 
     @property
     def validation_has_risen(self) -> bool:

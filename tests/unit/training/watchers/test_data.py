@@ -81,3 +81,30 @@ def test_labels_that_are_shifted_or_copied() -> None:
     weights[:, 3] = 1
     masked = [replace(batch, targets=torch.where(weights > 0, batch.targets, 0), weights=weights) for batch in calm]
     assert told("labels", masked) is None  # what has no weight may be anything
+
+
+@pytest.mark.parametrize(
+    ("before", "here", "first_step", "told"),
+    [
+        ([1, 2, 3], [1, 2, 3], 100, True),
+        ([1, 2, 3], [101, 102, 103], 100, False),
+        ([1, 2, 3], [1, 2, 3], 0, False),  # the first start
+        ([1, 2, 3], [1, 2, 3], 2, False),  # stopped after two steps: batch 3 is new
+    ],
+)
+def test_a_resumed_run_that_reads_its_first_batches_again_is_told(
+    before: list[int], here: list[int], first_step: int, told: bool
+) -> None:
+    record = Record(Facts(steps=1000, first_step=first_step))
+    record.load_state_dict(Record(Facts(steps=1000), first_digests=before).state_dict())
+    for one in here:
+        record.add_digest(one)
+    found = JUDGES["data_again"](record)
+    assert (found and found.seen) == ("the first 3 batches after step 100 are those of steps 1 to 3" if told else None)
+
+
+def test_processes_with_the_same_rows_are_told_at_the_second_look() -> None:
+    assert JUDGES["same_rows"](Record(Facts(steps=10), same_rows=1)) is None
+    found = JUDGES["same_rows"](Record(Facts(steps=10), same_rows=2))
+    assert found is not None
+    assert found.seen == "two processes train on the same rows"

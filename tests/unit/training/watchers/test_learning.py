@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import nan
 
 import pytest
@@ -162,3 +163,19 @@ def test_a_record_goes_on_as_it_was_saved() -> None:
     for one in (record, other):
         one.add_step(124, 1.5, 3.0, 0.1)
     assert other.state_dict() == record.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "loss", "seen"),
+    [
+        (10_000, 1.5, "the text was read 40 times: its loss is 1.500 nats, that of the watched rows 2.000"),
+        (10_000, 1.65, None),
+        (100_000, 1.5, None),  # read four times
+        (0, 1.5, None),  # a source without a text
+    ],
+)
+def test_a_text_that_is_known_by_heart_is_told(text: int, loss: float, seen: str | None) -> None:
+    record = made([loss] * 400)
+    record.facts = replace(record.facts, tokens=1000, text=text)
+    record.watched = [(step, 2.0) for step in range(20, 401, 20)]
+    assert told("by_heart", record) == seen

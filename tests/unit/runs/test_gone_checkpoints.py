@@ -1,0 +1,36 @@
+"""A run whose newest checkpoint is older than the one it has told of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from atlas.runs.start import gone
+
+SAVED, BACK = ("checkpoint", 100), ("rollback", 50)
+
+
+@pytest.mark.parametrize(
+    ("events", "step", "told"),
+    [
+        ([("checkpoint", 50), SAVED], 100, []),
+        ([("checkpoint", 50), SAVED, ("end", 130)], 100, []),
+        ([SAVED, BACK], 50, []),
+        ([SAVED, BACK, ("checkpoint", 75)], 75, []),
+        ([], 50, []),
+        (
+            [("checkpoint", 50), SAVED],
+            50,
+            ["the checkpoint of step 100, of which events.jsonl tells, is gone: the run goes back to step 50"],
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_gone_is_told(
+    events: Sequence[tuple[str, int]], step: int, told: list[str], tmp_path: Path
+) -> None:
+    lines = [json.dumps({"kind": kind, "step": at}) for kind, at in events]
+    (tmp_path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert gone(tmp_path, step) == told
