@@ -15,10 +15,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from atlas.kernels.triton_tiles import dot, put_tokens, tokens, tril
+from atlas.kernels.triton_tiles import ANY, dot, put_tokens, tokens, tril
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def products_forward(
     start, q, k, out, total, q_row, q_token, k_row, k_token, count,
     R: tl.constexpr, D: tl.constexpr, PRODUCTS: tl.constexpr,
@@ -36,7 +36,7 @@ def products_forward(
     tl.store(total + n * D * D + square, M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def products_backward(
     q, k, total, d_out, d_total, d_start, d_q, d_k, q_row, q_token, k_row, k_token, out_row, out_token, count,
     R: tl.constexpr, D: tl.constexpr, PRODUCTS: tl.constexpr,

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from atlas.kernels.triton_tiles import (
+    ANY,
     bounded,
     dot,
     down,
@@ -34,7 +35,7 @@ from atlas.kernels.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["rate"])
 def scan_forward(
     q, k, v, pq, pk, rate, gates, start, out, states, momenta, scales, end, momentum,
     q_row, q_token, k_row, k_token, v_row, v_token, pq_row, pq_token, pk_row, pk_token, rate_row, rate_token,

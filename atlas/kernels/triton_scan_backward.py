@@ -12,10 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from atlas.kernels.triton_tiles import dot, down, gate, linear, put, put_tokens, reads, tokens, tril, writes
+from atlas.kernels.triton_tiles import ANY, dot, down, gate, linear, put, put_tokens, reads, tokens, tril, writes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["rate"])
 def scan_backward(
     k, v, pq, pk, rate, gates, states, momenta, scales, end, d_out, d_end,
     d_residual, d_pq, d_pk, d_rate, d_gates, d_start, d_momentum,

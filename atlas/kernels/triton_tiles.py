@@ -16,6 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Numbers that differ from call to call: one kernel for all of them, so that what is compiled before a run is launched.
+ANY = ["chunks", "count", "rate_row", "rate_token"]
+
 
 @triton.jit
 def nearest(x):

@@ -139,7 +139,6 @@ def main(arguments: list[str]) -> int:
     folder, rehearse = Path(options.folder).resolve(), options.rehearse == "true"
     require(not folder.exists(), "folder", folder, "the name of a new folder")
     folder.mkdir(parents=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no command outlives this one
     end = time.monotonic() + 60 * options.minutes
     failed: list[str] = []
     for number, name in enumerate(names(options.parts), start=1):
@@ -196,4 +195,5 @@ def run(commands: Sequence[str], output: Path, seconds: float, environment: Mapp
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no command outlives this one
     sys.exit(run_command(main, None, __doc__ or ""))
