@@ -56,7 +56,8 @@ def main() -> int:
         register()
     except ImportError as error:
         print(
-            f"atlas: the harness must be installed, in an environment of its own ({error}):{__doc__}", file=sys.stderr
+            f"atlas: the harness must be installed, in an environment of its own ({error})\n\n{__doc__}",
+            file=sys.stderr,
         )
         return 2
     from lm_eval.__main__ import cli_evaluate

@@ -63,10 +63,12 @@ def help_text() -> str:
 def _describe(group: str, purpose: str) -> str:
     config = (CONF_DIR / "config.yaml").read_text(encoding="utf-8")
     default = re.search(rf"^  - {group}: (\w+)$", config, re.MULTILINE)
-    lines = [f"{group}: {purpose}"]
+    lines, width = [f"{group}: {purpose}"], max(15, *map(len, options(group)))
     for option in options(group):
         text = (CONF_DIR / group / f"{option}.yaml").read_text(encoding="utf-8")
-        first = next(line for line in text.splitlines() if not line.startswith("# @"))
+        first = next(line for line in text.splitlines() if not line.startswith(("# @", "# python")))
+        if group == "experiment":  # the first sentence of several lines
+            first = re.split(r"[.:](?: |$)|(?<=\?) ", first)[0]
         mark = "*" if default and default[1] == option else " "
-        lines.append(f"  {mark} {option:<15} {first.removeprefix('# ')}")
+        lines.append(f"  {mark} {option:<{width}} {first.removeprefix('# ')}")
     return "\n".join(lines)
