@@ -145,9 +145,9 @@ def scan_backward(
                 Y1 += by_reads1
                 Y2 += by_reads2
                 Y3 += by_reads3
-            # Of the writes
-            if not MOMENTUM:  # loaded and computed again: through the reads they do not fit into the registers
-                W1, W2, W3 = weights(origin, D, H, P)
+            # Of the writes. Through the reads W does not fit into the registers: it is loaded again.
+            W1, W2, W3 = weights(origin, D, H, P)
+            if not MOMENTUM:  # nor do these
                 K, V, PK, eta = written(k, v, pk, rate, first, k_token, v_token, pk_token, rate_token, valid, R, D, P)
                 A3, sigmoid, silu, slope, U, F, r, E, B, X2, X3 = writes(K, V, PK, eta, W1, W2, W3, PRODUCTS)
             dB = dX2 * A3 * slope + dX3 * silu
