@@ -31,7 +31,9 @@ from atlas.kernels.triton_tiles import (
     reads,
     tokens,
     tril,
+    weights,
     writes,
+    written,
 )
 
 
@@ -48,13 +50,12 @@ def scan_forward(
     before every tile (without PREFIX [N, n, STATE], those before every chunk), `momenta` [N, n, STATE], S before every
     chunk, and `scales` [N, n, 2] of every chunk's end."""
     n = tl.program_id(0).to(tl.int64)
+    k, v, pk, rate = k + n * k_row, v + n * v_row, pk + n * pk_row, rate + n * rate_row
     token = tl.arange(0, R)
     STATE: tl.constexpr = D * H + 2 * H * P
     M: tl.constexpr = (C + R - 1) // R
     here = end + n * STATE
-    R1 = down(start + n * STATE, D, H)
-    R2 = gate(start + n * STATE, D, H, P)
-    R3 = linear(start + n * STATE, D, H, P)
+    R1, R2, R3 = weights(start + n * STATE, D, H, P)
     for c in range(chunks):
         if M > 1 or MOMENTUM:
             tl.debug_barrier()
@@ -68,9 +69,7 @@ def scan_forward(
             if M == 1 and not MOMENTUM:
                 W1, W2, W3 = R1, R2, R3
             else:
-                W1 = down(here, D, H)
-                W2 = gate(here, D, H, P)
-                W3 = linear(here, D, H, P)
+                W1, W2, W3 = weights(here, D, H, P)
             if MOMENTUM:
                 L1, L2, L3 = W1 + R1, W2 + R2, W3 + R3
             else:
@@ -82,10 +81,7 @@ def scan_forward(
                     keep(states + (n * chunks + c) * STATE, L1, L2, L3, D, H, P, PRODUCTS)
             valid = i * R + token < C
             first = c * C + i * R
-            K = tokens(k + n * k_row, first, k_token, valid, R, D)
-            V = tokens(v + n * v_row, first, v_token, valid, R, D)
-            PK = tokens(pk + n * pk_row, first, pk_token, valid, R, P)
-            eta = tl.load(rate + n * rate_row + (first + token) * rate_token, mask=valid, other=0.0).to(tl.float32)
+            K, V, PK, eta = written(k, v, pk, rate, first, k_token, v_token, pk_token, rate_token, valid, R, D, P)
             A3, sigmoid, silu, slope, U, F, r, E, B, X2, X3 = writes(K, V, PK, eta, W1, W2, W3, PRODUCTS)
             PQ = tokens(pq + n * pq_row, first, pq_token, valid, R, P)
             O = tokens(q + n * q_row, first, q_token, valid, R, D)
@@ -104,9 +100,7 @@ def scan_forward(
             theta = tl.load(gates + (n * chunks + c) * 2)
             alpha = 1 - tl.load(gates + (n * chunks + c) * 2 + 1)
             kept = momentum + n * STATE
-            S1 = down(kept, D, H)
-            S2 = gate(kept, D, H, P)
-            S3 = linear(kept, D, H, P)
+            S1, S2, S3 = weights(kept, D, H, P)
             if KEEP:
                 keep(momenta + (n * chunks + c) * STATE, S1, S2, S3, D, H, P, PRODUCTS)
             W1 = down(here, D, H)

@@ -12,7 +12,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from atlas.kernels.triton_tiles import ANY, dot, down, gate, linear, put, put_tokens, reads, tokens, tril, writes
+from atlas.kernels.triton_tiles import (
+    ANY,
+    dot,
+    down,
+    gate,
+    linear,
+    put,
+    put_tokens,
+    reads,
+    tokens,
+    tril,
+    weights,
+    writes,
+    written,
+)
 
 
 @triton.jit(do_not_specialize=ANY, do_not_specialize_on_alignment=["rate"])
@@ -28,13 +42,12 @@ def scan_backward(
     at the tile's end. Y1, Y2, Y3 gather those of W where D cannot hold them. `d_momentum` [N, STATE] holds the gradient
     of S, given and left."""
     n = tl.program_id(0).to(tl.int64)
+    k, v, pk, rate = k + n * k_row, v + n * v_row, pk + n * pk_row, rate + n * rate_row
     token = tl.arange(0, R)
     STATE: tl.constexpr = D * H + 2 * H * P
     M: tl.constexpr = (C + R - 1) // R
     KEPT: tl.constexpr = M if PREFIX else 1
-    D1 = down(d_end + n * STATE, D, H)
-    D2 = gate(d_end + n * STATE, D, H, P)
-    D3 = linear(d_end + n * STATE, D, H, P)
+    D1, D2, D3 = weights(d_end + n * STATE, D, H, P)
     straight = d_start + n * STATE  # working memory until the end: what goes past the tiles to the chunk's start
     for back in range(chunks):
         c = chunks - 1 - back
@@ -85,24 +98,17 @@ def scan_backward(
             Y3 = tl.zeros((H, P), tl.float32)
         for i_back in range(M):
             i = M - 1 - i_back
-            W1 = down(origin, D, H)
-            W2 = gate(origin, D, H, P)
-            W3 = linear(origin, D, H, P)
+            W1, W2, W3 = weights(origin, D, H, P)
             valid = i * R + token < C
             first = c * C + i * R
-            K = tokens(k + n * k_row, first, k_token, valid, R, D)
-            V = tokens(v + n * v_row, first, v_token, valid, R, D)
-            PK = tokens(pk + n * pk_row, first, pk_token, valid, R, P)
-            eta = tl.load(rate + n * rate_row + (first + token) * rate_token, mask=valid, other=0.0).to(tl.float32)
+            K, V, PK, eta = written(k, v, pk, rate, first, k_token, v_token, pk_token, rate_token, valid, R, D, P)
             A3, sigmoid, silu, slope, U, F, r, E, B, X2, X3 = writes(K, V, PK, eta, W1, W2, W3, PRODUCTS)
             PQ = tokens(pq + n * pq_row, first, pq_token, valid, R, P)
             dO = tokens(d_out + n * chunks * C * D, first, D, valid, R, D)
             if M == 1 or not PREFIX:
                 R1, R2, R3 = W1, W2, W3
             else:
-                R1 = down(origin + i * STATE, D, H)
-                R2 = gate(origin + i * STATE, D, H, P)
-                R3 = linear(origin + i * STATE, D, H, P)
+                R1, R2, R3 = weights(origin + i * STATE, D, H, P)
             G, P3, read_sigmoid, read_silu = reads(PK, PQ, X2, X3, R2, R3, R, PREFIX, PRODUCTS)
             Z = read_silu * P3
             # Of the reads, and of the updates R_next = R - E^T U, - X^T phi(K)
@@ -139,15 +145,10 @@ def scan_backward(
                 Y1 += by_reads1
                 Y2 += by_reads2
                 Y3 += by_reads3
-            # Of the writes
-            if not MOMENTUM:  # loaded and computed again: through the reads they do not fit into the registers
-                W1 = down(origin, D, H)
-                W2 = gate(origin, D, H, P)
-                W3 = linear(origin, D, H, P)
-                K = tokens(k + n * k_row, first, k_token, valid, R, D)
-                V = tokens(v + n * v_row, first, v_token, valid, R, D)
-                PK = tokens(pk + n * pk_row, first, pk_token, valid, R, P)
-                eta = tl.load(rate + n * rate_row + (first + token) * rate_token, mask=valid, other=0.0).to(tl.float32)
+            # Of the writes. Through the reads W does not fit into the registers: it is loaded again.
+            W1, W2, W3 = weights(origin, D, H, P)
+            if not MOMENTUM:  # nor do these
+                K, V, PK, eta = written(k, v, pk, rate, first, k_token, v_token, pk_token, rate_token, valid, R, D, P)
                 A3, sigmoid, silu, slope, U, F, r, E, B, X2, X3 = writes(K, V, PK, eta, W1, W2, W3, PRODUCTS)
             dB = dX2 * A3 * slope + dX3 * silu
             dE += dot(dB, W1.T, PRODUCTS)

@@ -67,6 +67,19 @@ def put_tokens(base, first, value, valid, R: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def written(
+    k, v, pk, rate, first, k_token, v_token, pk_token, rate_token, valid,
+    R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Keys, values, phi(k) and rates of a tile's tokens, of one row."""
+    K = tokens(k, first, k_token, valid, R, D)
+    V = tokens(v, first, v_token, valid, R, D)
+    PK = tokens(pk, first, pk_token, valid, R, P)
+    at = rate + (first + tl.arange(0, R)) * rate_token
+    return K, V, PK, tl.load(at, mask=valid, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def place(base, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return base + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
@@ -87,6 +100,11 @@ def gate(at, D: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
 @triton.jit
 def linear(at, D: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
     return tl.load(place(at + D * H + H * P, H, P))
+
+
+@triton.jit
+def weights(at, D: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
+    return down(at, D, H), gate(at, D, H, P), linear(at, D, H, P)
 
 
 @triton.jit
