@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,7 +129,7 @@ class _Axis:
                 None if value is None else ABOVE if value > limit else (scale(value) - low) / span for value in numbers
             ]
         else:
-            names = sorted(set(self.texts) - {MISSING})
+            names = sorted(set(self.texts) - {MISSING}, key=_natural)
             at = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
             self.places = [at.get(text) for text in self.texts]
 
@@ -141,6 +142,11 @@ class _Axis:
             return ordered
         ends = (min(ordered), max(place for place in ordered if place <= 1), max(ordered))
         return {place: ordered[place] for place in ends}
+
+
+def _natural(name: str) -> list[Any]:
+    """The order of names with numbers: c8 before c16."""
+    return [int(part) if at % 2 else part for at, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:

@@ -194,3 +194,23 @@ def test_the_numbers_of_a_chart_are_saved(page: Path, browser: Browser) -> None:
     assert lines[0] == "series,step,value"
     assert "1 lr=0.1 data=text,5,2.5" in lines
     assert f"2 lr=0.2 data={HOSTILE[:31]}…,1,2.9" in lines
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_that_goes_on_loads_itself_anew_unless_it_is_held(browser: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "summary.json").write_text(json.dumps({"status": "running", "folder": str(run)}))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "segment": 0, "loss": 3.0}) + "\n")
+    tab = browser.new_page()
+    tab.clock.install()
+    tab.goto((write_report([run], refresh_seconds=5) / "index.html").as_uri())
+    box = tab.get_by_label("new numbers every 5 s")
+    box.uncheck()
+    tab.evaluate("window.before = true")
+    tab.clock.run_for(20_000)
+    assert tab.evaluate("window.before === true")
+    box.check()
+    tab.clock.run_for(1000)
+    tab.wait_for_function("window.before === undefined")
+    assert box.is_checked()

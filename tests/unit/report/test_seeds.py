@@ -9,7 +9,8 @@ from statistics import mean, stdev
 import pytest
 
 from atlas.report.against import LOSS, against_charts
-from atlas.report.document import Facts, Table
+from atlas.report.comparison_charts import Field, comparison_charts
+from atlas.report.document import Chart, Facts, Table
 from atlas.report.marks import outliers
 from atlas.report.metric_columns import to_columns
 from atlas.report.run_record import RunRecord
@@ -92,3 +93,12 @@ def test_a_probe_level_of_one_s_own_is_among_the_facts() -> None:
     facts = next(block for block in section.blocks if isinstance(block, Facts))
     texts = {name: cell.text for name, cell in facts.pairs}
     assert (texts["NIAH recall"], texts["NIAH mine_level.echo"]) == ("PASSED", "FAILED: 1 %")
+
+
+def test_names_with_numbers_stand_in_the_order_of_the_numbers() -> None:
+    chunks = Difference("chunk_size", "chunk_size", ["c16", "c8", "c32", "c64"])
+    labels = list(chunks.values)
+    _, parallel, *_ = comparison_charts(Field(RECORDS[:4], labels, None), [chunks], 100)
+    assert isinstance(parallel, Chart)
+    places = {trace["name"]: trace["y"][0] for trace in parallel.traces}
+    assert sorted(places, key=lambda name: places[name]) == ["c8", "c16", "c32", "c64"]
