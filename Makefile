@@ -31,7 +31,7 @@ decisions: $(STAMP)  ## measure all that is decided by rule anew: experiments/ph
 gate: $(STAMP)  ## the exit gate of Phase 2 on a quiet machine; make gate ARGS="only=G2-3,G2-6"
 	$(BIN)/python -m experiments.phase2.gate $(ARGS)
 
-test: lint types fast slow  ## style, types and all tests; continuous integration runs it, and `triton`
+test: lint types fast slow  ## style, types and all tests; continuous integration runs it
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
