@@ -18,9 +18,20 @@ LOSSES = ("loss", "loss/recall", "loss/text", "validation/loss", "validation/los
 GATES = ("gate/mean", "gate/std", "gate/polarised")
 DELTA = "Perplexity delta of the watched sequences"
 UPDATES = "update_ratio/"
+MEMORY_USE = ("memory_use/on", "memory_use/off", "memory_use/frozen")
 LIMIT = re.compile(r"\(limit ([\d.]+)%\)")  # in the message of a spike
 NEAR = 3.0  # times the threshold: the range of the delta that is shown first
-NOT_DRAWN = ("time", "tokens", "ppl_delta", "perplexity", "tokens_per_second", "niah/accuracy", *LOSSES, *GATES)
+NOT_DRAWN = (
+    "time",
+    "tokens",
+    "ppl_delta",
+    "perplexity",
+    "tokens_per_second",
+    "niah/accuracy",
+    *LOSSES,
+    *GATES,
+    *MEMORY_USE,
+)
 
 
 def run_charts(record: RunRecord, limit: int) -> list[Chart]:
@@ -31,6 +42,7 @@ def run_charts(record: RunRecord, limit: int) -> list[Chart]:
         _perplexity(lines, layout),
         _delta(lines, layout),
         _gates(lines, layout),
+        _memory_use(lines, layout),
         _niah(lines, layout),
         _speed(lines, layout),
         _updates(lines, layout),
@@ -121,6 +133,15 @@ def _gates(lines: Lines, layout: dict[str, Any]) -> Chart | None:
         trace for key, name, colour in zip(GATES, names, COLOURS, strict=False) for trace in lines.of(key, name, colour)
     ]
     return step_chart("Memory gates", traces, layout, "gate", range=[-0.03, 1.03])
+
+
+def _memory_use(lines: Lines, layout: dict[str, Any]) -> Chart | None:
+    """Of the watched rows; what was measured once stands among the results."""
+    names = ("memory on", "memory off", "memory writes nothing")
+    found = [lines.of(key, name, colour) for key, name, colour in zip(MEMORY_USE, names, COLOURS, strict=False)]
+    traces = [trace for own in found for trace in own]
+    several = any(len(trace["y"]) > 1 for trace in traces)
+    return step_chart("What the memory is worth", traces if several else [], layout, "nats per token")
 
 
 def _niah(lines: Lines, layout: dict[str, Any]) -> Chart | None:

@@ -13,7 +13,7 @@ from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, T
 from atlas.report.memory_charts import memory_charts
 from atlas.report.options import options_of
 from atlas.report.recall_grid import needle_blocks, probe_history
-from atlas.report.run_charts import run_charts
+from atlas.report.run_charts import MEMORY_USE, run_charts
 from atlas.report.run_record import RunRecord
 from atlas.report.samples import sample_blocks
 from atlas.report.wording import (
@@ -91,6 +91,7 @@ def _facts(record: RunRecord) -> Facts:
         *_bits_per_byte(record),
         ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
         *((title, Cell(str(found.get("verdict", MISSING)))) for title, found in _probes(record)),
+        *_memory_use(record),
         ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),
         ("peak memory", size_cell(summary.get("peak_memory_bytes"))),
         ("overhead", Cell(_overhead(record))),
@@ -108,6 +109,12 @@ def _probes(record: RunRecord) -> list[tuple[str, Mapping[str, Any]]]:
     names = [*LEVELS, *(level for level in record.levels if level not in LEVELS)]  # those of the user's own last
     found = [(level_of(name).title, record.probe(name)) for name in names]
     return [(title, probe) for title, probe in found if probe]
+
+
+def _memory_use(record: RunRecord) -> list[tuple[str, Cell]]:
+    on, off, frozen = (number(record.rows.last(key), ".4f") for key in MEMORY_USE)
+    text = f"loss of the watched rows {on} nats with it, {off} with it off, {frozen} if it writes nothing"
+    return [] if on == MISSING else [("memory", Cell(text))]
 
 
 def _overhead(record: RunRecord) -> str:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas.report.document import Chart
+from atlas.report.document import Chart, Facts
 from atlas.report.marks import common_range, range_of_runs
 from atlas.report.memory_charts import memory_charts
 from atlas.report.run_charts import run_charts
 from atlas.report.run_record import read_run
+from atlas.report.run_section import run_sections
 from tests.unit.report.conftest import MakeRun, event, row
 
 
@@ -55,6 +56,20 @@ def test_the_delta_is_shown_around_its_threshold(charts: dict[str, Chart]) -> No
 def test_memories_share_a_chart_for_each_quantity(charts: dict[str, Chart]) -> None:
     lines = charts["Memory: weight norm"].traces
     assert [(line["name"], line["y"]) for line in lines] == [("layer0 local0", [1.5]), ("layer1 local0", [2.5])]
+
+
+def test_what_the_memory_is_worth_is_a_result_and_a_chart_once_it_was_measured_twice(make_run: MakeRun) -> None:
+    use = {"memory_use/on": 1.26, "memory_use/off": 3.84, "memory_use/frozen": 1.38}
+    once = read_run(make_run("once", [row(1, loss=3.0), row(2, loss=2.0, **use)]), "once")
+    told = "loss of the watched rows 1.2600 nats with it, 3.8400 with it off, 1.3800 if it writes nothing"
+    facts = next(block for block in run_sections(once, "Run", "run", 100)[0].blocks if isinstance(block, Facts))
+    assert dict(facts.pairs)["memory"].text == told
+    assert [chart.title for chart in run_charts(once, limit=100)] == ["Loss"]
+    twice = read_run(make_run("twice", [row(1, loss=3.0, **use), row(2, loss=2.0, **use)]), "twice")
+    chart = {chart.title: chart for chart in run_charts(twice, limit=100)}["What the memory is worth"]
+    assert [(trace["name"], trace["y"]) for trace in chart.traces] == [
+        ("memory on", [1.26, 1.26]), ("memory off", [3.84, 3.84]), ("memory writes nothing", [1.38, 1.38]),
+    ]  # fmt: skip
 
 
 def test_a_range_leaves_out_the_rare_extreme_and_says_so() -> None:
