@@ -35,19 +35,16 @@ def test_what_a_rank_keeps_and_sends_is_counted() -> None:
     assert context_efficiency(6, 1, 4) == pytest.approx(6 / 9)
 
 
-def test_what_a_part_of_a_sequence_hands_on_is_counted() -> None:
-    shape = ["model.layers=2", "model.width=32", "model.heads=2", "model.window=8", "model.memory.hidden=8"]
-    config = atlas.compose([*shape, "train.batch_size=3", "train.sequence=512"])
-    window, convolution = 7 * (32 + 32 + 1), 3 * 96  # keys, values and whether they are valid
-    memory = 2 * 2 * (16 * 8 + 16 * 16) + 1  # of two heads the weights and their update; tokens of the open chunk
-    assert crossing_elements(config) == 2 * (window + convolution + memory)
+def test_the_shapes_are_those_of_the_model_and_of_what_its_layers_hand_on() -> None:
+    config = atlas.compose(["model=tiny", "train.batch_size=3"])
+    shape, hidden = config.model, config.model.memory.hidden
+    head = shape.width // shape.heads
+    window, convolution = (shape.window - 1) * (2 * shape.width + 1), 3 * 3 * shape.width  # keys, values, valid or not
+    memory = 2 * shape.heads * (head * hidden + 2 * hidden * head) + 1  # weights, their update; tokens of the chunk
+    assert crossing_elements(config) == shape.layers * (window + convolution + memory)
     assert handed_bytes(config, 1) == 0
     assert handed_bytes(config, 2) == 4 * 3 * crossing_elements(config)
     assert handed_bytes(config, 4) == 4 * 3 * 2 * crossing_elements(config)
-
-
-def test_the_shapes_are_those_of_the_model() -> None:
-    config = atlas.compose(["model=tiny"])
     model = atlas.build_model(config)
     assert sum(one.elements for one in shapes(config)) == sum(parameter.numel() for parameter in model.parameters())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 import atlas
 from atlas.config import ConfigError, ParallelKind
@@ -13,8 +15,6 @@ LEAST = "(least common multiple of train.accumulate=1 and 3 processes)"
 REFUSED = {
     "device.processes=0": "device.processes=0: must be in [1, 64] (torchrun or Slurm starts those of several machines)",
     "device.processes=3": f"train.batch_size=8: must be a multiple of 3 {LEAST}",
-    "parallel.kind=zero": "parallel.kind=zero: must be one of auto, ddp, fsdp",
-    "parallel=zero": "parallel=zero: must be one of ddp, auto, fsdp",
     "parallel.context=0": "parallel.context=0: must be >= 1",
     "parallel.context=4 train.sequence=512 chunk_size.shard=256": (
         "parallel.context=4: must be such that train.sequence=512 is cut into parts of whole shards"
@@ -24,10 +24,10 @@ REFUSED = {
         "parallel.context=2: must be 1 with parallel.kind=fsdp (parallel.kind=ddp cuts sequences)"
     ),
     "parallel.context=2 train.carry_memory=true": "parallel.context=2: must be 1 with train.carry_memory=true",
-    "parallel.context=2 model.window=0 niah=off": (
+    "parallel.context=2 model.window=0 niah.enabled=false": (
         "parallel.context=2: must be 1 with model.window=0: attention to all tokens is not cut"
     ),
-    "parallel.context=2 data=tokens data.path=store data.documents=separate": (
+    "parallel.context=2 data.documents=separate": (
         "parallel.context=2: must be 1 with data.documents=separate: its rows are of any length"
     ),
     "parallel.context=2 device.processes=3": ("parallel.context=2: must be a divisor of the number of processes, 3"),
@@ -37,18 +37,34 @@ REFUSED = {
     ),
     "parallel.start_timeout_s=0": "parallel.start_timeout_s=0.0: must be > 0",
     "parallel.step_timeout_s=-1": "parallel.step_timeout_s=-1.0: must be > 0",
-    "checkpoint.layout=parts": "checkpoint.layout=parts: must be one of whole, sharded",
-    "train.carry_memory=true": (
+    "parallel.kind=fsdp train.carry_memory=true": (
         "train.carry_memory=True: must be false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
     ),
 }
+UNKNOWN = {
+    "parallel.kind=zero": "parallel.kind=zero: must be one of auto, ddp, fsdp",
+    "parallel=zero": "parallel=zero: must be one of ddp, auto, fsdp",
+    "checkpoint.layout=parts": "checkpoint.layout=parts: must be one of whole, sharded",
+}
 
 
-@pytest.mark.parametrize("override", REFUSED)
-def test_what_several_processes_cannot_do_is_refused(override: str) -> None:
-    given = ["parallel=fsdp", override] if override.startswith("train.carry") else override.split()
-    with pytest.raises(ConfigError, match=f"^{re.escape(REFUSED[override])}$"):
-        atlas.compose(["train.batch_size=8", *given])
+@cache
+def base() -> DictConfig:
+    """Composed once: it takes longer than all the checks."""
+    config: DictConfig = OmegaConf.structured(atlas.compose(["train.batch_size=8"]))
+    return config
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_what_several_processes_cannot_do_is_refused(settings: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(REFUSED[settings])}$"):
+        OmegaConf.to_object(OmegaConf.merge(base(), OmegaConf.from_dotlist(settings.split())))
+
+
+@pytest.mark.parametrize("override", UNKNOWN)
+def test_an_unknown_kind_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(UNKNOWN[override])}$"):
+        atlas.compose([override])
 
 
 def test_the_options_of_the_group() -> None:
