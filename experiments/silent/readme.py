@@ -1,6 +1,8 @@
 """The part of README.md that says what was measured, between two markers: from silent.json and calm.json.
 
 python -m experiments.silent.readme
+
+Writes it into README.md, which a test compares with the two files.
 """
 
 from __future__ import annotations
