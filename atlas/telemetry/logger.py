@@ -52,13 +52,17 @@ class TelemetryLogger:
         return early or step % self._every == 0 or step in (self._last_step, self._kept)
 
     def log_step(self, step: int, metrics: Mapping[str, Any], *, keep: bool = False) -> None:
-        """Add values of `step`, whose row is due with `keep`. The row of the step before, if due, is written now."""
+        """Add values of `step`, whose row is due with `keep`. The row of the step before, if due, is written now.
+
+        Values that the row has already, of a step that a signal interrupted, do not write it again.
+        """
         if step != self._step:
             self.flush()
             self._step, self._values = step, {}
         self._kept = step if keep else self._kept
-        self._values.update(metrics)
-        self._unwritten = True
+        if not metrics.items() <= self._values.items():
+            self._values.update(metrics)
+            self._unwritten = True
         self._each(lambda sink: sink.progress(step, self._values))
 
     def event(self, kind: str, step: int, **fields: Any) -> None:

@@ -15,8 +15,13 @@ class EarlyStop:
     lowest: float | None = None
     step: int = 0  # of the lowest
     waited: int = 0  # validations since
+    seen: int = 0  # step of the last validation
 
     def see(self, step: int, loss: float) -> None:
+        """A validation that a resumed run repeats, since a signal interrupted its step, counts once."""
+        if step == self.seen:
+            return
+        self.seen = step
         if loss < (inf if self.lowest is None else self.lowest):
             self.lowest, self.step, self.waited = loss, step, 0
         else:
@@ -35,3 +40,4 @@ class EarlyStop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.lowest, self.step, self.waited = state["lowest"], state["step"], state["waited"]
+        self.seen = state.get("seen", 0)  # older checkpoints lack it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,23 @@ def test_a_resumed_average_is_that_of_a_run_that_never_stopped(
     assert same_state(whole["average"], parts["average"])
     assert whole["early_stop"] == parts["early_stop"]
     assert not torch.equal(whole["average"]["embedding.weight"], whole["model"]["embedding.weight"])
+
+
+def test_a_validation_that_a_signal_makes_repeated_counts_once(
+    tiny: Tiny, tmp_path: Path, left: Callable[..., Any], signalling: Callable[..., dict[str, Any]]
+) -> None:
+    settings = [*SHORT, "train.steps=6", "train.patience=1", "telemetry.samples=1", "trust=[signalling]"]
+    whole = atlas.train(tiny(*settings), tmp_path / "whole")
+    stopped = tiny(*settings)
+    stopped.logger = signalling(signal.SIGTERM, at=2, key="validation/loss")  # the samples of step 2 are not drawn
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train(stopped, tmp_path / "parts")
+    assert left(tmp_path / "parts").events("sample") == []
+    parts = atlas.train(tiny(*settings, "resume=auto"), tmp_path / "parts")
+    assert (parts.status, parts.step, parts.reason) == (whole.status, whole.step, whole.reason) == ("completed", 6, "")
+    assert left(tmp_path / "parts").rows == left(tmp_path / "whole").rows
+    texts = [[one["text"] for one in left(tmp_path / name).events("sample")] for name in ("parts", "whole")]
+    assert texts[0] == texts[1]
 
 
 def test_samples_are_what_the_model_of_their_step_generates_and_change_no_bit(

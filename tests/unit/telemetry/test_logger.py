@@ -250,3 +250,16 @@ def test_too_many_rows_that_wait_are_an_error(tmp_path: Path, monkeypatch: pytes
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EFBIG
     logger.close("failed")
+
+
+def test_values_that_a_row_has_already_do_not_write_it_again(tmp_path: Path) -> None:
+    logger = started(tmp_path)
+    for _ in range(2):  # the second time after a signal that came between
+        logger.log_step(10, {"loss": 1.0, "validation/loss": 2.0})
+        logger.event("sample", 10, text="a")
+    logger.log_step(10, {"niah/recall/accuracy": 1.0})
+    logger.close("completed")
+    rows = [without_clock(row) for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    first = {"step": 10, "loss": 1.0, "validation/loss": 2.0}
+    assert [{key: row[key] for key in first} for row in rows] == [first, first]
+    assert [row.get("niah/recall/accuracy") for row in rows] == [None, 1.0]
