@@ -29,7 +29,7 @@ import torch
 from atlas.config import ConfigError
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.runs.environment import versions
-from experiments.silent.bench import MIXED, TEXT, Bench
+from experiments.silent.bench import LITTLE_TEXT, MIXED, TEXT, Bench
 from experiments.silent.data import little_text, store
 from experiments.silent.failure import facts, of_machine
 from experiments.silent.table import QUIET as QUIET_KINDS
@@ -104,7 +104,9 @@ def calm(name: str, place: Path) -> dict[str, Any]:
 def text_of(found: dict[str, dict[str, Any]]) -> str:
     lines = ["| run | settings beside the defaults or the small model | findings |", "| --- | --- | --- |"]
     for name, one in found.items():
-        settings = " ".join(CALM[name]) or "`python -m atlas.train`"
+        settings = (
+            " ".join(CALM[name]).replace(str(LITTLE_TEXT), "atlas/training/[!_]*.py") or "`python -m atlas.train`"
+        )
         lines.append(f"| {name} | {settings.replace('|', '/')} | {'; '.join(one['findings']) or '0'} |")
     count = sum(len(one["findings"]) for one in found.values())
     lines += ["", f"{count} findings in {len(found)} calm runs."]
