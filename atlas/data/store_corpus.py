@@ -37,7 +37,8 @@ class StoreCorpus(Corpus):
 
     def require_length(self, sequence: int) -> None:
         shorter = min(len(self.train), len(self.validation))
-        allowed = f"< {shorter}, the tokens of the shorter of the two parts of {self.source}"
+        part = "validation" if shorter == len(self.validation) else "training"
+        allowed = f"< {shorter}, the tokens of the {part} part of {self.source}, or that part longer (validation_share)"
         require(shorter > sequence, "train.sequence", sequence, allowed)
 
     def describe(self) -> dict[str, str | int | float]:

@@ -165,6 +165,13 @@ def _finish(
 ) -> StoreRecord:
     """Write store.json, and give the folder its name."""
     counts = {split: work.total(split, "documents") for split in SPLITS}
+    records = [work.done[index] for index in range(work.taken)]
+    if not any(counts.values()):
+        remove_work(work.root)
+        empty, skipped = sum(one.empty for one in records), sum(one.skipped_count for one in records)
+        lost = f"{empty} are empty and {skipped} could not be read"
+        names = ", ".join(source.name for source in sources[:3])
+        raise ConfigError(f"SOURCE={names}: must hold at least two documents with text; {lost}")
     for split, count in counts.items():
         if not count:
             remove_work(work.root)
@@ -172,7 +179,6 @@ def _finish(
             allowed = f"such that training and validation each get a document: none is for {split}; {found}"
             raise ConfigError(f"validation_share={settings.validation_share}: must be {allowed}")
     work.sync()
-    records = [work.done[index] for index in range(work.taken)]
     splits = {
         split: SplitRecord(
             work.total(split, "tokens"),

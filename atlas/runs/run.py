@@ -159,7 +159,7 @@ def _cut_documents(what: Mapping[str, object]) -> list[str]:
     if "padding" not in what or not isinstance(cut, float) or cut <= MOST_CUT:
         return []
     why = f"{cut:.0%} of the text belongs to documents that are longer than a row, so rows hold parts of documents"
-    return [f"{why}: data.documents=separate with a longer train.sequence keeps them whole"]
+    return [f"{why}: a longer train.sequence keeps them whole"]
 
 
 def _long_warmup(config: RunConfig) -> list[str]:

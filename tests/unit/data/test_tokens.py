@@ -179,8 +179,8 @@ def test_a_sequence_longer_than_the_shortest_part_is_refused(folder: Path) -> No
     with pytest.raises(ConfigError) as refusal:
         data.batch(1)
     shorter = len(np.fromfile(folder / "bytes/validation.tokens", dtype="<u2"))
-    source = f"token store {folder}/bytes"
-    allowed = f"< {shorter}, the tokens of the shorter of the two parts of {source}"
+    source = f"token store {folder}/bytes, or that part longer (validation_share)"
+    allowed = f"< {shorter}, the tokens of the validation part of {source}"
     assert str(refusal.value) == f"train.sequence=100000: must be {allowed}"
 
 

@@ -202,3 +202,11 @@ def test_inspecting_shows_counts_and_three_documents(tmp_path: Path, capsys: pyt
     assert "tokenizer  bytes, 257 ids (uint16)" in made
     assert "0 documents that equal an earlier one" in made
     assert "\n\ndocument 1 of 22, 11 tokens:\ndocument 1\n\ndocument 12 of 22, 12 tokens:\ndocument 23\n\n" in shown
+
+
+def test_sources_without_any_text_say_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": ""}\n')
+    found = error(capsys, tmp_path / "a.jsonl", f"out={tmp_path / 'out'}", "tokenizer=bytes")
+    lost = "2 are empty and 0 could not be read"
+    assert found == f"SOURCE={tmp_path / 'a.jsonl'}: must hold at least two documents with text; {lost}"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
