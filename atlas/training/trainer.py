@@ -127,7 +127,7 @@ class Trainer:
                     self._watch(result)
                     self._log(result)
                     self._check_gates(result)
-                    if state.step % watchers.EVERY == 0:
+                    if state.step % watchers.EVERY == 0 and not self._validates:
                         self._heed()
                     if not self._rolled_back(finite=result.finite):
                         self._measure_and_save()
@@ -224,6 +224,11 @@ class Trainer:
         else:
             self.telemetry.event("warning", state.step, message=complaint)
 
+    @property
+    def _validates(self) -> bool:
+        """Whether this step does. What the watchers tell writes its row, so they look after it."""
+        return self.state.step % self.config.train.validation_every == 0 or self.state.step == self.config.train.steps
+
     def _heed(self) -> None:
         """Let the watchers look, and do what their settings say about what is new."""
         state = self.state
@@ -249,9 +254,8 @@ class Trainer:
 
     def _measure_and_save(self) -> None:
         """Validation, probe and checkpoint after a step that was not rolled back, each where it is due."""
-        state, settings = self.state, self.config.train
+        state, settings, validates = self.state, self.config.train, self._validates
         self.measured = False
-        validates = state.step % settings.validation_every == 0 or state.step == settings.steps
         if validates:
             with self.clocks.measure("validation"):
                 losses = self._validate()

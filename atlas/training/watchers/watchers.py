@@ -27,7 +27,7 @@ from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.measuring import batch_facts, digest, due, measure, memory_sizes, share_with_moments
-from atlas.training.watchers.record import READINGS, Facts, MemoryUse, Probed
+from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
@@ -104,10 +104,9 @@ class Watchers:
     def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
         """After a step, by all ranks; `batch` is what the data source gave, `seconds` what it took to make and train on
         it."""
-        if self._compares_rows:
-            found = self.state.ranks.gather(digest(batch))
-            alike = len(set(found)) < len(found)
-            self.state.record.same_rows = self.state.record.same_rows + 1 if alike else 0
+        digests = self.state.ranks.gather(digest(batch)) if self._compares_rows else [digest(batch)]
+        alike = len(set(digests)) < len(digests)
+        self.state.record.same_rows = self.state.record.same_rows + 1 if alike else 0
         if not self.on:
             return
         record, of_text = self.state.record, result.text == result.text
@@ -118,7 +117,7 @@ class Watchers:
             seconds,
             of_text=of_text,
         )
-        record.add_digest(digest(batch))
+        record.add_digest(sum(digests))
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
@@ -171,9 +170,11 @@ class Watchers:
 
     @property
     def _compares_rows(self) -> bool:
-        """Whether the processes compare their rows of this step."""
+        """Whether the processes compare their rows of this step: now and then, and where a digest is kept."""
         several = self.state.ranks.world > 1 and not self._shares_rows
-        return several and self._wanted and self.state.step % EVERY == 0
+        step = self.state.step
+        first = step <= self.state.record.facts.first_step + FIRST_BATCHES
+        return several and self._wanted and (first or step % EVERY == 0)
 
     @property
     def validation_has_risen(self) -> bool:
