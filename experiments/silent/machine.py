@@ -138,8 +138,8 @@ def removed(name: str, *settings: str) -> Procedure:
         running = bench.start(*TEXT, *settings)
         at = running.wait_for_step(MIDDLE)
         if broken:
-            place = running.folder / name
-            shutil.rmtree(place) if place.is_dir() else place.unlink()
+            gone = (running.folder / name).rename(bench.scratch / "gone")  # at once: the run writes there meanwhile
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         return facts(running.wait(), at)
 
     return run
