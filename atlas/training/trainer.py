@@ -78,9 +78,8 @@ class Trainer:
         clocks: Clocks,
     ) -> None:
         self.config, self.state, self.data, self.step, self.evaluator = config, state, data, step, evaluator
-        self.ranks = step.ranks
         self.telemetry, self.checkpoints, self.probe = telemetry, checkpoints, probe
-        self.faults, self.clocks = faults, clocks
+        self.ranks, self.faults, self.clocks = step.ranks, faults, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.watchers = Watchers(config, state, telemetry)
         self.stage2 = Stage2(config, state, step)
