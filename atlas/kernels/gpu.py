@@ -130,7 +130,10 @@ def give_up_graph(what: str, error: Exception) -> None:
 
 
 def cuda_capture(work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-    """Record `work` as a CUDA graph; returns what it returned, which every replay writes again, and the replay."""
+    """Record `work` as a CUDA graph; returns what it returned, which every replay writes again, and the replay.
+
+    The replay holds `work`, and with it the memory that the graph reads.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # gradients are added up on the stream of their first backward pass
@@ -139,7 +142,11 @@ def cuda_capture(work: Callable[[], Result]) -> tuple[Result, Callable[[], None]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the thread that makes batches asks for memory
         found = work()
-    return found, graph.replay
+
+    def replay(kept: Callable[[], Result] = work) -> None:
+        graph.replay()
+
+    return found, replay
 
 
 def _first_line(error: Exception) -> str:

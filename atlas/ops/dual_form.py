@@ -40,8 +40,11 @@ def cut_fields(fields: Iterable[Tensor], cut: Callable[[Tensor], Cut]) -> tuple[
     """`cut` of every field. A field that occurs twice (features of degree 1 are the keys) is cut once, so that the
     backward pass adds the gradients of its pieces once."""
     fields = tuple(fields)
-    done = {id(field): cut(field) for field in {id(field): field for field in fields}.values()}
-    return tuple(done[id(field)] for field in fields)
+    done: list[Cut] = []  # annotated: PyTorch 2.11 cannot trace list[Cut]()
+    for number, field in enumerate(fields):
+        same = next((at for at in range(number) if fields[at] is field), None)
+        done.append(cut(field) if same is None else done[same])
+    return tuple(done)
 
 
 class Coverage(NamedTuple):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 def autocasts(tensor: Tensor) -> bool:
     """Whether autocast is on where the tensor lies."""
-    device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # `torch.amp.is_autocast_available` would be the question, but PyTorch 2.11 cannot trace it.
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
 
 def own_precision(tensor: Tensor) -> AbstractContextManager[None]:
