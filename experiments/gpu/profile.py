@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         step(state, batches.take(number))
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
-    with profile(activities=activities) as found:
+    with profile(activities=activities, record_shapes=True, acc_events=True) as found:
         began = time.perf_counter()
         step(state, batches.take(WARM_UPS + 1))
         if on_gpu:
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         seconds = time.perf_counter() - began
     batches.close()
     place = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    kernels = [event for event in found.key_averages() if event.device_type == place]
+    kernels = [event for event in found.key_averages() if event.device_type == place and not event.is_user_annotation]
     busy = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in kernels) / 1e6
     tokens = config.train.batch_size * config.train.sequence
     print(f"{' '.join(arguments)} on {device}")
@@ -55,7 +55,13 @@ def main(arguments: list[str]) -> int:
         :LONGEST
     ]:
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        print(f"{spent / 1e3:9.2f} ms {event.count:7,} x {event.key[:80]}")
+        print(f"{spent / 1e3:9.2f} ms {event.count:7,} x {event.key[:110]}")
+    if on_gpu:
+        print("\noperations and the shapes of their inputs")
+        shaped = [one for one in found.key_averages(group_by_input_shape=True) if one.device_type == DeviceType.CPU]
+        for event in sorted(shaped, key=lambda one: -one.self_device_time_total)[: 3 * LONGEST]:
+            shapes = " ".join(str(shape).replace(" ", "") for shape in event.input_shapes if shape)
+            print(f"{event.self_device_time_total / 1e3:9.2f} ms {event.count:7,} x {event.key[:40]} {shapes[:110]}")
     return 0
 
 

@@ -9,6 +9,7 @@ python -m experiments.speed [KEY=VALUE ...]
   batch=2  sequence=0                          shape of a step of `whole` and `titans`; 0 = what the model is made for
   contexts=  tokens=0                          lengths, and tokens of a step, of `contexts` and `branch`
   folder=experiments/speed                     where the results go
+  compile=false                                true: blocks by torch.compile, of all contestants
   quick=true                                   fewer rounds, contestants and parts
 
 Prints its tables; writes results-DEVICE-MODEL.json, its chart and RESULTS.md. The machine should do nothing else.

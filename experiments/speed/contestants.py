@@ -6,6 +6,8 @@ Legend: B sequences, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from atlas.kernels.library import use
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import MemoryMode
+from atlas.training.compiled import CompiledBlocks
 from experiments.speed.names import BRANCHES, MODELS, TITANS, Memory
 from experiments.speed.plain_transformer import PlainTransformer
 
@@ -73,9 +76,13 @@ class MemoryBranch(nn.Module):
 
 
 class TrainingStep:
-    """Forward, backward and AdamW on random bytes: what all contestants are timed at, each with the same call."""
+    """Forward, backward and AdamW on random bytes: what all contestants are timed at, each with the same call.
 
-    def __init__(self, name: str, shape: Shape, device: torch.device) -> None:
+    On a GPU forward and backward are one CUDA graph after `record`, as in a run of atlas; so the host's launches slow
+    down no contestant. `compiled`: blocks by torch.compile, of every contestant.
+    """
+
+    def __init__(self, name: str, shape: Shape, device: torch.device, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.device = device
         self.kernels = _kernels(name)
@@ -83,16 +90,39 @@ class TrainingStep:
         self.parameters = sum(parameter.numel() for parameter in self.loss.parameters())
         self.optimizer = torch.optim.AdamW(self.loss.parameters(), lr=LEARNING_RATE, fused=True)
         self.batch = torch.randint(0, VOCABULARY, (shape.batch, shape.sequence + 1)).to(device)
+        self._blocks = _compiled_blocks(self.loss) if compiled else nullcontext
+        self._replay: tuple[Tensor, Callable[[], None]] | None = None
 
     def __call__(self) -> Tensor:
+        if self._replay is None:
+            loss = self.gradients()
+        else:
+            loss, replay = self._replay
+            replay()
+        self.optimizer.step()
+        return loss
+
+    def gradients(self) -> Tensor:
+        """Forward and backward."""
         use(self.kernels)
         gpu.use(self.kernels)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), self._blocks():
             loss: Tensor = self.loss(self.batch)
         loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def record(self) -> None:
+        """Forward and backward as a CUDA graph from now on. Raises what the device raises."""
+        self._replay = gpu.cuda_capture(self.gradients)
+
+
+def _compiled_blocks(loss: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    if isinstance(loss, NextToken) and isinstance(loss.model, AtlasModel):
+        return CompiledBlocks(loss.model)
+    for block in loss.model.blocks:  # type: ignore[union-attr]
+        block.compile(fullgraph=True, dynamic=False)  # type: ignore[operator]
+    return nullcontext
 
 
 def _kernels(name: str) -> Kernels:

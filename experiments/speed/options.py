@@ -31,6 +31,7 @@ class Options:
     sequence: int = 0  # tokens per sequence, part whole; 0 = what the model is made for
     tokens: int = 0  # per step, part contexts and branch; 0 = the longest context
     threads: int = 0  # 0 = torch's own choice
+    compile: bool = False  # blocks by torch.compile, of all contestants
     quick: bool = False  # few rounds, contestants and parts, unless they are named
     folder: Path = HERE  # where the results go
 
@@ -78,7 +79,7 @@ def _read(key: str, text: str) -> object:
         return tuple(_number(key, part) for part in text.split(",")) if text else ()
     if key in ("rounds", "batch", "sequence", "tokens", "threads"):
         return _number(key, text)
-    if key == "quick":
+    if key in ("quick", "compile"):
         require(text in ("true", "false"), key, text, "true or false")
         return text == "true"
     return Path(text) if key == "folder" else text

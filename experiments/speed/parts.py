@@ -29,13 +29,15 @@ TITANS_TURN_SECONDS = 20.0  # or its few rounds would set a long step beside a s
 
 def whole(options: Options, device: torch.device) -> dict[str, Any]:
     """Whole models at one shape: speed, peak memory, and how far each step is from its matrix products."""
-    rows = _raced(entries("whole", options), options.rounds, device, with_peaks=True, with_products=True)
+    rows = _raced(
+        entries("whole", options), options.rounds, device, compiled=options.compile, with_peaks=True, with_products=True
+    )
     return {"rows": rows, "peak_flops": peak_flops(device)}
 
 
 def contexts(options: Options, device: torch.device) -> dict[str, Any]:
     """Whole models over context lengths, as many tokens in every step. Long steps: half of the rounds."""
-    return {"rows": _raced(entries("contexts", options), max(options.rounds // 2, 1), device)}
+    return {"rows": _raced(entries("contexts", options), max(options.rounds // 2, 1), device, compiled=options.compile)}
 
 
 def branch(options: Options, device: torch.device) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def _raced(
     rounds: int,
     device: torch.device,
     *,
+    compiled: bool = False,
     with_peaks: bool = False,
     with_flops: bool = False,
     with_products: bool = False,
@@ -77,7 +80,7 @@ def _raced(
         rows.append(row | _memory(name, shape, device, with_peaks))
     steps: dict[str, TrainingStep] = {}
     for row in filter(measured, rows):
-        prepared = _prepared(_shape(row), row["name"], device)
+        prepared = _prepared(_shape(row), row["name"], device, compiled)
         if isinstance(prepared, str):
             row["reason"] = prepared
             continue
@@ -112,12 +115,15 @@ def _memory(name: str, shape: Shape, device: torch.device, with_peak: bool) -> R
     return peak._asdict() if isinstance(peak, Peak) else {"reason": peak}
 
 
-def _prepared(shape: Shape, name: str, device: torch.device) -> TrainingStep | str:
-    """A step that has run before, or why there is none."""
+def _prepared(shape: Shape, name: str, device: torch.device, compiled: bool) -> TrainingStep | str:
+    """A step that has run before, recorded on a GPU, or why there is none."""
     _say(f"{name}: first steps, {shape.batch} x {shape.sequence} tokens")
     try:
-        step = TrainingStep(name, shape, device)
+        step = TrainingStep(name, shape, device, compiled=compiled)
         for _ in range(WARM_UPS[device.type]):
+            step()
+        if device.type == "cuda":
+            step.record()
             step()
     except torch.OutOfMemoryError as error:
         gc.collect()
@@ -139,7 +145,8 @@ def _products(step: TrainingStep, device: torch.device, *, replayed: bool) -> Ro
     """Counted where PyTorch's operations do them: nobody sees into a compiled kernel of the same function."""
     kernels, step.kernels = step.kernels, Kernels.torch
     with Recorder() as seen:
-        step()
+        step.gradients()
+        step.optimizer.step()
     step.kernels = kernels
     found: Row = {"flops": seen.flops} | ({"products_seconds": seen.replay_seconds(device)} if replayed else {})
     return found | ({"not_counted": sorted(seen.foreign)} if seen.foreign else {})
