@@ -5,7 +5,7 @@ python -m experiments.silent [KEY=VALUE ...]
   only=NAME,KIND     these failures, or all of a kind (learning, memory, data, machine, process, invented)
   seeds=3            seeds 0, 1, ...
   folder=PATH        the runs are kept there; otherwise in a temporary folder
-  older=true         runs that silent.json has of earlier revisions stay, but for those of `only`; each names its revision
+  older=true         runs of earlier revisions in silent.json stay, but for those of `only`; each names its revision
 
 A run takes some seconds, all of them half an hour on one quiet core. After each it writes silent.json and RESULTS.md
 beside this file: a command that was stopped, or that asks for others, goes on from there with the same revision.
