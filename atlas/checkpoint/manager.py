@@ -89,6 +89,8 @@ class CheckpointManager:
         self._protected: int | None = None
         self._lock: RunLock | None = None
         self._background: Future[SavedCheckpoint] | None = None  # a save that a thread does
+        self._newest: Path | None = None  # checkpoint that was saved here
+        self._removed: list[Path] = []  # of those, what the next save did not find any more
 
     def due(self, step: int) -> bool:
         """Whether `step` is to be saved."""
@@ -153,6 +155,11 @@ class CheckpointManager:
             return None
         ended, self._background = self._background, None
         return ended.result()
+
+    def take_removed(self) -> list[Path]:
+        """The newest checkpoint of before where somebody had removed it when the next one was saved, once."""
+        found, self._removed = self._removed, []
+        return found
 
     def begin(self, step: int) -> Path:
         """The folder that becomes the checkpoint of `step`, for layout `sharded` (`together.py`)."""
@@ -262,6 +269,8 @@ class CheckpointManager:
     def _begin(self, step: int) -> Path:
         """The folder that becomes the checkpoint of `step`."""
         final = self.root / f"step-{step:08d}"
+        if self._newest is not None and not self._newest.exists():
+            self._removed, self._newest = [self._newest], None
         if final.exists():
             self._make_room(final)
         temporary = self.root / f".tmp-{final.name}"
@@ -303,6 +312,7 @@ class CheckpointManager:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(self.root)
+        self._newest = final
         return manifest
 
     def _make_room(self, final: Path) -> None:
@@ -320,6 +330,7 @@ class CheckpointManager:
     def _set_aside(self, folder: Path, reason: str) -> Path:
         number = sum(1 for _ in self.root.glob(f"{reason}-*"))
         target = self.root / f"{reason}-{number:03d}-{folder.name}"
+        self._newest = None if folder == self._newest else self._newest
         try:
             folder.rename(target)
             sync_folder(self.root)

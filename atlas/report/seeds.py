@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import mean, stdev
 
 from atlas.config import RECALL
-from atlas.report.document import MISSING, Block, Cell, Table
+from atlas.report.document import MISSING, Block, Cell, Table, Text
 from atlas.report.run_record import RunRecord
 from atlas.report.settings import Difference
 from atlas.report.wording import finite, number, setting_cell
@@ -39,7 +40,31 @@ def seed_table(records: Sequence[RunRecord], differing: Sequence[Difference]) ->
         count = Cell(f"{len(done)} of {len(group)}", order=float(len(done)), numeric=True)
         rows.append([*chosen, count, *(_spread(values, form) for values, form in measured)])
     head = (*(difference.name for difference in others), "runs", "validation loss", RECALL.title, "tokens/s")
-    return [Table("Means over seeds", head, rows, NOTE, sortable=True)] if rows else []
+    table = Table("Means over seeds", head, rows, NOTE, sortable=True)
+    return [*_alike(records, differing), table] if rows else []
+
+
+def _alike(records: Sequence[RunRecord], differing: Sequence[Difference]) -> list[Block]:
+    """A paragraph for runs of different seeds that are one: every loss that they recorded is the same number."""
+    seeds = next((difference.values for difference in differing if difference.key == SEED), None)
+    if seeds is None:
+        return []
+    found: list[Block] = []
+    for group in seed_groups(records, differing):
+        by_losses: dict[tuple[float, ...], list[int]] = {}
+        for index in group:
+            losses = records[index].rows.values.get("loss")
+            if losses is not None:
+                known = tuple(loss for loss in losses.tolist() if isfinite(loss))
+                by_losses.setdefault(known, []).append(index)
+        for alike in by_losses.values():
+            if len({seeds[index] for index in alike}) > 1:
+                names = ", ".join(records[index].name for index in alike)
+                what = f"{names} have different seeds and the same losses at every step: they are one result"
+                why = "a spread over them says nothing"
+                hint = "does a data source or optimiser of your own use its seed?"
+                found.append(Text(f"{what}, and {why}; {hint}", tone="bad"))
+    return found
 
 
 def _spread(found: Sequence[float | None], form: str) -> Cell:

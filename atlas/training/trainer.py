@@ -155,7 +155,7 @@ class Trainer:
         measured = self.watchers.measures(state.step + 1)
         caught = logged or (measured and self.ranks.first)
         self.step.looks_for_gradients = measured
-        self.watchers.see_files()
+        self.watchers.see_files(self.checkpoints.take_removed())
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
         with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:

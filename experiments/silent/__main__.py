@@ -5,7 +5,7 @@ python -m experiments.silent [KEY=VALUE ...]
   only=NAME,KIND     these failures, or all of a kind (learning, memory, data, machine, process, invented)
   seeds=3            seeds 0, 1, ...
   folder=PATH        the runs are kept there; otherwise in a temporary folder
-  older=true         runs that silent.json has of earlier revisions stay; each names its revision
+  older=true         runs of earlier revisions in silent.json stay, but for those of `only`; each names its revision
 
 A run takes some seconds, all of them half an hour on one quiet core. After each it writes silent.json and RESULTS.md
 beside this file: a command that was stopped, or that asks for others, goes on from there with the same revision.
@@ -83,7 +83,12 @@ def cause(failures: Sequence[Failure], seeds: int, place: Path, found: list[Caus
 def main(arguments: list[str]) -> int:
     options = read_settings(Options, arguments)
     failures = chosen(options.only)
-    found = read_results(CATALOGUE, older=options.older)
+    again = {failure.name for failure in failures} if options.only else set()
+    found = [
+        one
+        for one in read_results(CATALOGUE, older=options.older)
+        if one.failure.name not in again or one.git == revision() or one.seed >= options.seeds
+    ]
     torch.set_num_threads(1)
     library()  # loaded once, and not by every run
     with tempfile.TemporaryDirectory() as scratch:

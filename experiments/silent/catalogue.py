@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.silent import data, invented, learning, machine, memory, process
+from experiments.silent import data, invented, invented_third, learning, machine, memory, process
 
-CATALOGUE = tuple(one for part in (learning, memory, data, machine, process, invented) for one in part.FAILURES)
+PARTS = (learning, memory, data, machine, process, invented, invented_third)
+CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

@@ -50,7 +50,8 @@ FAILURES = (
         "all keys of a sequence have one value: recall is learnt without reading a key",
         trained(
             "data._target_=experiments.silent.wrong_data.KeyBlind",
-            shared=(*MIXED, *RECALL, "trust=[experiments.silent]"),
+            # A calm run has 6 % after 240 steps, 46 to 52 % after 600, which is a key-blind reader's, and 83 % now.
+            shared=(*MIXED, *RECALL, "trust=[experiments.silent]", "train.steps=1200"),
         ),
         says="key-blind|key blind|without reading|ignores the key",
     ),

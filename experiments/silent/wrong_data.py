@@ -9,10 +9,14 @@ import os
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from atlas.data.batch import Batch
 from atlas.data.mixed import MixedData
+from atlas.data.needles import Tokens
+from atlas.data.sampler import RowGenerators, Stream
 from atlas.data.text import TextData
 
 
@@ -120,6 +124,30 @@ class SameRows(Sound):
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         return super().batch(step, range(len(rows)) if rows else None)
+
+
+class OwnSeed(Sound):
+    """Its random numbers have a seed of their own, whatever the run's is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seed = 0
+
+
+class RowsAlike(Sound):
+    """The generator of every row has the same seed."""
+
+    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
+        first, fresh = super().rows(step, range(1))
+        return first.repeat(len(rows), axis=0), fresh.repeat(len(rows))
+
+
+class Strangers(Sound):
+    """Rows start anywhere, and are said to go on where those of the step before have ended."""
+
+    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
+        rng = RowGenerators.of_step(self.seed, Stream.text, step, rows)
+        return self._stretches(rng, len(rows), self.corpus.train), np.full(len(rows), step == 1)
 
 
 class Unmeasured(Sound):

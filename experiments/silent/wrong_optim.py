@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 
 Act = Callable[[], None]
@@ -176,6 +177,29 @@ def drifting(*, model: nn.Module, steps: int, at: int, **settings: Any) -> Sched
             next(model.parameters()).view(-1)[0] += 1e-3
 
     return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=drift)
+
+
+class _LookingAhead(MemoryInputs):
+    """The convolution is padded on both sides: at each token it reads the next one too."""
+
+    def _tokens(self, with_history: Tensor) -> MemoryTokens:
+        return super()._tokens(nn.functional.pad(with_history, (0, 0, 0, 1))[:, 1:])
+
+
+def looking_ahead(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    for module in model.modules():
+        if isinstance(module, MemoryInputs):
+            module.__class__ = _LookingAhead
+    return _Disturbed(adamw(model=model, steps=steps, **settings), 0)
+
+
+def large_epsilon(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """An epsilon from a recipe for another model."""
+    made = adamw(model=model, steps=steps, **settings)
+    for optimizer in made.optimizers:
+        for group in optimizer.param_groups:
+            group["eps"] = 0.1
+    return _Disturbed(made, 0)
 
 
 class _Unreadable(_Disturbed):

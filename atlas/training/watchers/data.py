@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import DIGESTS, FIRST_BATCHES, LOOKED_AT, BatchFacts, Record
+from atlas.training.watchers.record import CONTINUED, DIGESTS, FIRST_BATCHES, LOOKED_AT, BatchFacts, Record
 
 DIFFERENT = 2  # batches among DIGESTS; a text of a few segments that is read again and again has more
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
 BASELINE = 0.05  # nats of a bigram: real text, source code and logs have 1 and more
 PADDED = 0.5  # of the targets of text rows: more than half of the work is for nothing
 WRONG = 0.5  # share of targets that are not the next token; a contract of every source, so any value would do
+ALIKE = 0.5  # share of different rows in a batch: random places of a text coincide where it is not longer than a row
+WENT_ON = 0.5  # share of rows; a token of another text is the expected one in one case of ten
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
 
@@ -46,6 +48,18 @@ def data_again(record: Record) -> Finding | None:
 
 
 def same_rows(record: Record) -> Finding | None:
+    """Within a batch, or of two processes. Rows of a text that is one symbol are the same rightly."""
+    batches = _full(record)
+    different = max((batch.different_rows for batch in batches), default=1.0)
+    if different <= ALIKE and one_symbol(record) is None:
+        return Finding(
+            "same_rows",
+            record.step,
+            different,
+            f"only {different:.0%} of the rows of a batch are different ones",
+            "a batch is worth fewer rows than train.batch_size",
+            "a data source whose random numbers depend on the row, or a longer text",
+        )
     if record.same_rows < LOOKED_AT:
         return None
     return Finding(
@@ -55,6 +69,21 @@ def same_rows(record: Record) -> Finding | None:
         "two processes train on the same rows",
         "the batch is smaller than train.batch_size, and the other rows are never read",
         "a data source that makes the rows it is asked for: batch(step, rows)",
+    )
+
+
+def carried_rows(record: Record) -> Finding | None:
+    """With `carry_memory`: rows that do not begin where the same row has ended one step before."""
+    share = max(record.continued, default=1.0)
+    if len(record.continued) < CONTINUED or share >= WENT_ON:
+        return None
+    return Finding(
+        "carried_rows",
+        record.step,
+        share,
+        f"at most {share:.0%} of the rows that are said to go on begin where the same row has ended a step before",
+        "the memory of one text is carried into another",
+        "a data source that reads one segment after the other, or fresh=true for rows that begin anew",
     )
 
 

@@ -157,6 +157,33 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
     return sum(kept) / max(len(kept), 1)
 
 
+@torch.no_grad()
+def share_below_epsilon(optimizer: ScheduledOptimizer) -> float:
+    """Share of the elements that belong to parameters whose gradients, in root mean square, are smaller than epsilon.
+
+    Of optimisers of Adam's kind, by their second moment without its bias; of slices those of this rank.
+    """
+    squares, limits, sizes = list[Tensor](), list[float](), list[int]()
+    for one in optimizer.optimizers:
+        for group in one.param_groups:
+            for parameter in group["params"]:
+                state = one.state.get(parameter, {})
+                if not {"exp_avg_sq", "step"} <= state.keys() or not {"eps", "betas"} <= group.keys():
+                    continue
+                moment = state["exp_avg_sq"]
+                own = moment.to_local() if hasattr(moment, "to_local") else moment
+                if own.numel():
+                    steps = torch.as_tensor(state["step"]).to(own.device)
+                    squares.append(own.float().mean() / (1 - group["betas"][1] ** steps))
+                    limits.append(group["eps"] ** 2)
+                    sizes.append(own.numel())
+    if not squares:
+        return 0.0
+    found = torch.stack(squares).tolist()  # one wait
+    small = sum(size for square, limit, size in zip(found, limits, sizes, strict=True) if 0 < square < limit)
+    return small / sum(sizes)
+
+
 def _has_value(part: Tensor) -> bool:
     """Of a tensor in slices those of this rank count: the others do not ask. A single number counts steps."""
     if part.numel() == 1:
@@ -193,7 +220,22 @@ def batch_facts(batch: Batch) -> BatchFacts:
         padding=1 - symbols.numel() / max(int(text.sum()), 1) if bool(text.any()) else 0.0,
         next_tokens=_share(same, inner),
         copies=_share(batch.targets == batch.inputs, counted),
+        different_rows=min(_different(batch.inputs[rows & counted.any(1)]) for rows in (batch.recall, ~batch.recall)),
     )
+
+
+def _different(rows: Tensor) -> float:
+    """Share of different ones among rows [N, T]; 1 for none."""
+    return len({row.tobytes() for row in rows.numpy()}) / len(rows) if len(rows) else 1.0
+
+
+def continued_share(before: Batch | None, batch: Batch) -> float | None:
+    """Of the rows that are not fresh, the share whose first input is the last target of the same row one step before.
+    None without such a row; a target without weight may be anything."""
+    if before is None or len(before.fresh) != len(batch.fresh):
+        return None
+    goes_on = ~batch.fresh & (before.weights[:, -1] > 0)
+    return _share(batch.inputs[:, 0] == before.targets[:, -1], goes_on) if bool(goes_on.any()) else None
 
 
 def _share(holds: Tensor, among: Tensor) -> float:

@@ -221,7 +221,7 @@ def memory_unused(record: Record) -> Finding | None:
         controls["with a memory that writes nothing"] = use.frozen
     control = min(controls, key=controls.__getitem__)
     gain = controls[control] - use.on
-    known_by_probe = any(probe.level == "recall" and probe.passed for probe in record.probed)
+    known_by_probe = any(probe.level == "recall" and (probe.passed or _recalls(probe)) for probe in record.probed)
     if use.step < USED_FROM or use.on >= baseline or gain >= USED * use.on or known_by_probe:
         return None
     return Finding(
@@ -233,6 +233,12 @@ def memory_unused(record: Record) -> Finding | None:
         "more recall in training (data=mixed), a smaller model.window, or another seed",
         {"on": use.on, "off": use.off, "frozen": use.frozen},
     )
+
+
+def _recalls(probe: Probed) -> bool:
+    """Whether it finds values that it does not find with the memory off."""
+    without = max(probe.chance, probe.control or 0.0)
+    return probe.accuracy is not None and probe.accuracy > ABOVE_CHANCE * without
 
 
 def key_blind(record: Record) -> Finding | None:

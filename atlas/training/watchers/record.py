@@ -15,6 +15,7 @@ FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
 DIGESTS = 20  # digests kept
 FIRST_BATCHES = 3  # of a run and of a start, whose digests are kept
 LOOKED_AT = 2  # batches that were looked into, kept
+CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
 READINGS = 2000  # of the watched rows kept
 
@@ -53,6 +54,7 @@ class Measured:
     unmoved: list[str] = field(default_factory=list)  # parameters of which the step has moved no element
     unmoved_share: float = 0.0  # of all elements
     kept_gradients: bool = False  # the step has added its gradients to those of earlier steps
+    below_epsilon: float = 0.0  # share of the elements that `share_below_epsilon` counts
 
     def of(self, quantity: str) -> dict[str, float]:
         """Of every layer and memory, by its name: `layer0/global`."""
@@ -70,6 +72,7 @@ class Probed:
     accuracy: float | None
     key_blind: float | None
     chance: float
+    control: float | None = None  # accuracy with the memory off
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class BatchFacts:
     padding: float  # share of targets without weight in text rows; 0 without text rows
     next_tokens: float  # share of weighted targets that are the next input
     copies: float  # share of weighted targets that are the input itself
+    different_rows: float = 1.0  # share of different ones among the text rows, or the recall rows, whichever is less
 
 
 @dataclass
@@ -113,6 +117,7 @@ class Record:
     # Of this start alone:
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
+    continued: deque[float] = field(default_factory=lambda: deque(maxlen=CONTINUED))  # see `continued_share`
     digests: deque[int] = field(default_factory=lambda: deque(maxlen=DIGESTS))  # of the inputs of every batch
     batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))  # of one in ten
     first_seconds: list[float] = field(default_factory=list)

@@ -26,7 +26,16 @@ from atlas.training.step import StepResult
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.measuring import batch_facts, digest, due, measure, memory_sizes, share_with_moments
+from atlas.training.watchers.measuring import (
+    batch_facts,
+    continued_share,
+    digest,
+    due,
+    measure,
+    memory_sizes,
+    share_below_epsilon,
+    share_with_moments,
+)
 from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
@@ -75,6 +84,7 @@ class Watchers:
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
         self._restored_moments: float | None = None
         self._clock: float | None = None
+        self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
 
     @property
@@ -118,6 +128,9 @@ class Watchers:
             of_text=of_text,
         )
         record.add_digest(sum(digests))
+        if record.facts.carries:
+            share, self._batch = continued_share(self._batch, batch), batch
+            record.continued.extend(() if share is None else (share,))
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
@@ -139,7 +152,8 @@ class Watchers:
     ) -> None:
         """At a step that is measured. `kept_gradients`: it has added its gradients to earlier ones."""
         found = measure(self.state.step, model, catch, moved, norms)
-        self.state.record.add_measured(replace(found, kept_gradients=kept_gradients))
+        below = share_below_epsilon(self.state.optimizer)
+        self.state.record.add_measured(replace(found, kept_gradients=kept_gradients, below_epsilon=below))
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""
@@ -153,19 +167,22 @@ class Watchers:
         record = self.state.record
         record.probed = [probe for probe in record.probed if probe.step < step]
         for one in outcomes:
-            level, passed, accuracy, blind, chance = (
-                one.get(key) for key in ("level", "passed", "accuracy", "key_blind", "chance")
+            level, passed, accuracy, blind, chance, control = (
+                one.get(key) for key in ("level", "passed", "accuracy", "key_blind", "chance", "control")
             )
-            record.probed.append(Probed(step, level, passed, accuracy, blind, chance or 0.0))  # type: ignore[arg-type]
+            record.probed.append(
+                Probed(step, level, passed, accuracy, blind, chance or 0.0, control)  # type: ignore[arg-type]
+            )
 
     def see_memory_use(self, use: MemoryUse) -> None:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
 
-    def see_files(self) -> None:
-        """Before a row may be written: a removed file is then written anew."""
+    def see_files(self, removed: Sequence[Path]) -> None:
+        """Before a row may be written: a removed file is then written anew. `removed`: what a save has missed."""
         if self.on:
-            self.state.record.missing += [place.name for place in self.places if not place.exists()]
+            missing = [place.name for place in self.places if not place.exists()]
+            self.state.record.missing += [*missing, *(f"{CHECKPOINTS}/{folder.name}" for folder in removed)]
             self.places = [place for place in self.places if place.exists()]
 
     @property

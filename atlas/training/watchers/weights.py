@@ -8,6 +8,7 @@ from atlas.training.watchers.record import Record
 UNMOVED = 0.5  # of all elements; the default run has below 0.01
 SHOWN = 3  # names
 LOST = 0.5  # of the parameters
+SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and more, the usual epsilon is 1e-8
 
 
 def frozen_weights(record: Record) -> Finding | None:
@@ -64,4 +65,21 @@ def optimizer_state(record: Record) -> Finding | None:
         f"at step {record.facts.first_step} only {restored:.0%} of the parameters had moments in the optimiser",
         "its state was lost: the next steps are as large as the first ones of a run, without a warm-up",
         "another checkpoint, or init_from=RUN with a warm-up",
+    )
+
+
+def epsilon(record: Record) -> Finding | None:
+    """In two measurements in a row so large that half of all elements move less than half as far as they should."""
+    if not record.twice:
+        return None
+    share = min(one.below_epsilon for one in record.twice)
+    if share <= SMALL:
+        return None
+    return Finding(
+        "epsilon",
+        record.step,
+        share,
+        f"{share:.0%} of the weights have gradients smaller than the optimiser's epsilon",
+        "their steps are a small part of optim.lr",
+        "a smaller eps in the optimiser, as 1e-8",
     )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_retired_checkpoints_are_never_chosen_again_and_their_steps_are_free(
     manager.retire(after_step=10)
     assert names(root) == ["retired-000-step-00000020", "retired-001-step-00000020", "step-00000010"]
     assert [manifest.step for manifest in manager.list()] == [10]
+
+
+def test_a_folder_that_was_removed_before_a_save_is_told_once(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10, 20)
+    manager.retire(after_step=10)  # by the run itself
+    save(manager, 20, 30)
+    assert manager.take_removed() == []
+    shutil.rmtree(root)
+    save(manager, 40)
+    assert manager.take_removed() == [root / "step-00000030"]
+    save(manager, 50)
+    assert manager.take_removed() == []
 
 
 def test_a_snapshot_does_not_follow_the_training_and_keeps_tied_weights_tied() -> None:

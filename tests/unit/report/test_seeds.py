@@ -10,7 +10,7 @@ import pytest
 
 from atlas.report.against import LOSS, against_charts
 from atlas.report.comparison_charts import Field, comparison_charts
-from atlas.report.document import Chart, Facts, Table
+from atlas.report.document import Chart, Facts, Table, Text
 from atlas.report.marks import outliers
 from atlas.report.metric_columns import to_columns
 from atlas.report.run_record import RunRecord
@@ -45,6 +45,26 @@ def test_runs_of_one_setting_are_a_mean_with_its_spread() -> None:
         "1.0000",
     ]
     assert [row[3] for row in texts] == ["-"] * 3
+
+
+def test_seeds_that_are_one_result_are_told() -> None:
+    def with_losses(index: int, *losses: float) -> RunRecord:
+        rows = [{"step": step, "segment": 0, "loss": loss} for step, loss in enumerate(losses, start=1)]
+        return replace(record(index), rows=to_columns(rows, []))
+
+    alike = [with_losses(0, 3.0, 2.5), with_losses(1, 3.0, 2.5), with_losses(2, 3.0, 2.4)]
+    found, table = seed_table(alike, [Difference("seed", "seed", [0, 1, 2])])
+    assert found == Text(
+        "0, 1 have different seeds and the same losses at every step: they are one result, and a spread over them says "
+        "nothing; does a data source or optimiser of your own use its seed?",
+        tone="bad",
+    )
+    assert isinstance(table, Table)
+    again = [Difference("seed", "seed", [0, 0, 1])]  # one seed twice
+    assert [type(block) for block in seed_table(alike, again)] == [Table]
+    other = [Difference("seed", "seed", [0, 1, 2]), Difference("optim.lr", "lr", [1.0, 2.0, 1.0])]
+    assert [type(block) for block in seed_table(alike, other)] == [Table]
+    assert [type(block) for block in seed_table(RECORDS, [RATES, SEEDS])] == [Table]  # no rows
 
 
 def test_runs_that_differ_in_more_have_no_such_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.measuring import batch_facts, digest
-from atlas.training.watchers.record import DIGESTS, Facts, Record
+from atlas.training.watchers.measuring import batch_facts, continued_share, digest
+from atlas.training.watchers.record import CONTINUED, DIGESTS, Facts, Record
 
 ROWS, TOKENS = 4, 32
 
@@ -36,7 +37,7 @@ def told(name: str, batches: list[Batch], baseline: float = 2.0) -> str | None:
     return None if found is None else found.seen
 
 
-DATA = ("labels", "repeated_batch", "one_symbol", "padding")
+DATA = ("labels", "repeated_batch", "same_rows", "one_symbol", "padding")
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -108,3 +109,48 @@ def test_processes_with_the_same_rows_are_told_at_the_second_look() -> None:
     found = JUDGES["same_rows"](Record(Facts(steps=10), same_rows=2))
     assert found is not None
     assert found.seen == "two processes train on the same rows"
+
+
+def test_rows_of_a_batch_that_are_the_same_are_told() -> None:
+    calm = [drawn(seed) for seed in range(DIGESTS)]
+    one_row = [batch_of(torch.cat((one.inputs, one.targets[:, -1:]), 1)[:1].expand(ROWS, -1)) for one in calm]
+    assert told("same_rows", one_row) == "only 25% of the rows of a batch are different ones"
+    # Each kind of row counts for itself, and rows without a target that counts do not.
+    half = torch.tensor([False, False, True, True])
+    mixed = [replace(one, recall=half, inputs=torch.where(half[:, None], two.inputs, one.inputs))
+             for one, two in zip(one_row, calm, strict=True)]  # fmt: skip
+    assert told("same_rows", mixed) == "only 50% of the rows of a batch are different ones"
+    empty = [replace(one, weights=one.weights * torch.tensor([1.0, 0.0, 0.0, 0.0])[:, None]) for one in one_row]
+    assert told("same_rows", empty) is None
+    assert told("same_rows", [batch_of(torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64))] * DIGESTS) is None
+
+
+def segments(steps: int) -> list[Batch]:
+    """Rows that go on, each through a text of its own."""
+    text = torch.randint(0, 256, (ROWS, steps * TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    cut = [text[:, step * TOKENS : (step + 1) * TOKENS + 1] for step in range(steps)]
+    return [replace(batch_of(tokens), fresh=torch.full((ROWS,), step == 0)) for step, tokens in enumerate(cut)]
+
+
+def carried(batches: list[Batch]) -> str | None:
+    shares = [continued_share(before, batch) for before, batch in pairwise([None, *batches])]
+    record = Record(Facts(steps=100, carries=True))
+    record.continued.extend(share for share in shares if share is not None)
+    found = JUDGES["carried_rows"](record)
+    return None if found is None else found.seen
+
+
+def test_rows_that_go_on_with_another_text_are_told() -> None:
+    sound = segments(CONTINUED + 1)
+    assert carried(sound) is None
+    shuffled = [replace(one, fresh=sound[0].fresh if step == 0 else ~sound[0].fresh)
+                for step, one in enumerate(drawn(seed) for seed in range(CONTINUED + 1))]  # fmt: skip
+    assert carried(shuffled) == (
+        "at most 0% of the rows that are said to go on begin where the same row has ended a step before"
+    )
+    assert carried(shuffled[:-1]) is None  # too few steps
+    skipped = [*sound[:2], *segments(CONTINUED + 4)[4:]]  # a rollback leaves steps out
+    assert carried(skipped) is None
+    assert carried([replace(one, fresh=sound[0].fresh) for one in shuffled]) is None  # each row begins anew
+    masked = [replace(one, weights=torch.zeros(ROWS, TOKENS)) for one in shuffled]
+    assert carried(masked) is None  # what has no weight may be anything

@@ -157,6 +157,10 @@ def test_a_memory_that_only_recalls_is_used() -> None:
     record.memory_use = [MemoryUse(1000, on=1.5, off=1.5, frozen=1.5)]
     record.probed = [Probed(1000, "recall", True, 0.98, 0.32, 0.06)]
     assert JUDGES["memory_unused"](record) is None
+    record.probed = [Probed(600, "recall", False, 0.46, 0.42, 0.06, 0.04)]  # on the way to it
+    assert JUDGES["memory_unused"](record) is None
+    record.probed = [Probed(600, "recall", False, 0.46, 0.42, 0.06, 0.4)]  # attention finds them
+    assert JUDGES["memory_unused"](record) is not None
 
 
 def test_recall_that_ignores_the_key_is_told() -> None:

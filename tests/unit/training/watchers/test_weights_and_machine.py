@@ -11,7 +11,7 @@ from torch import nn
 
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.measuring import share_with_moments
+from atlas.training.watchers.measuring import share_below_epsilon, share_with_moments
 from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Facts, Measured, Record
 
 
@@ -80,6 +80,30 @@ def test_lost_moments_are_told_after_the_first_step() -> None:
         state["exp_avg"].zero_()
         state["exp_avg_sq"].zero_()
     assert share_with_moments(fresh) == 0.0
+
+
+def test_an_epsilon_that_dwarfs_gradients_is_told() -> None:
+    small = Measured(100, below_epsilon=0.9)
+    assert told("epsilon", record_of(small, small)) == (
+        "90% of the weights have gradients smaller than the optimiser's epsilon"
+    )
+    assert told("epsilon", record_of(small)) is None
+    assert told("epsilon", record_of(small, Measured(200, below_epsilon=0.1))) is None
+
+
+@pytest.mark.parametrize(("eps", "share"), [(1e-8, 0.0), (0.015, 0.8), (0.1, 1.0)])
+def test_gradients_are_compared_with_epsilon_by_parameter(eps: float, share: float) -> None:
+    """16 elements with gradients of 0.01, 4 of 0.02, and 4 without: after one step and after ten."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(size)) for size in (16, 4, 4)])
+    optimizer = optimizer_of(model)
+    for group in optimizer.optimizers[0].param_groups:
+        group["eps"] = eps
+    assert share_below_epsilon(optimizer) == 0.0  # it has no moments yet
+    for step in range(1, 11):
+        for parameter, gradient in zip(model, (0.01, 0.02), strict=False):
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step(step)
+        assert share_below_epsilon(optimizer) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
