@@ -42,7 +42,7 @@ class Options:
 def gradients(form: object, given: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     leaves = [part.detach().requires_grad_() for part in given]
     out = form.causal_products(*leaves)  # type: ignore[attr-defined]
-    return list(out), list(torch.autograd.grad(out[0].square().mean(), leaves))
+    return list(out), list(torch.autograd.grad(out[0].square().sum(), leaves))
 
 
 def main(arguments: list[str]) -> int:

@@ -74,7 +74,7 @@ def run(given: list[Tensor], chunk: int) -> list[Tensor]:
 def gradients(given: list[Tensor], chunk: int) -> tuple[list[Tensor], list[Tensor]]:
     leaves = [part.detach().requires_grad_() for part in given]
     out = run(leaves, chunk)
-    return out, list(torch.autograd.grad(out[0].square().mean(), leaves))
+    return out, list(torch.autograd.grad(out[0].square().sum(), leaves))
 
 
 def error(ours: list[Tensor], exact: list[Tensor]) -> float:
