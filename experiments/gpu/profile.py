@@ -32,7 +32,10 @@ def main(arguments: list[str]) -> int:
     model = build_model(config).to(device)
     optimizer = build_optimizer(config, model)
     state = TrainState(model, optimizer, GateMonitor(config.train.gate), History(config.rollback))
-    step, batches = TrainStep(config.train, device, precision), BatchAhead(build_data(config), device)
+    step, batches = (
+        TrainStep(config.train, device, precision, compiled=config.device.compile),
+        BatchAhead(build_data(config), device),
+    )
     for number in range(1, WARM_UPS + 1):
         step(state, batches.take(number))
     on_gpu = device.type == "cuda"
