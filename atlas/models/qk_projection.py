@@ -148,7 +148,8 @@ class QueryProjector:
             open_tokens = start.tokens if start.tokens < chunk else 0
             initial = partial(self._start, persistent, batch)
             out, end = run_periods(self._project, initial, start, tokens, open_tokens, chunk)
-            return out, end._replace(tokens=end.tokens % chunk)
+            # Not `_replace`: PyTorch 2.11 cannot return what it makes from a compiled block.
+            return out, Accumulator(end.matrix, end.norm, end.tokens % chunk)
 
         return run
 

@@ -42,7 +42,7 @@ def open_state(rule: LearningRule, weights: FastWeights) -> ScanState:
     return ScanState(weights, zeros_like(weights), rule.initial(weights), 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # PyTorch 2.11 cannot trace a call of an object that hashes its fields
 class Scan:
     """How a memory learns and reads. The chunk size can change between two calls; a longer open chunk is then closed.
 
@@ -115,7 +115,8 @@ class Scan:
         """The same in groups of chunks whose intermediate values are computed again in the backward pass."""
         total = tokens.rate.shape[1]
         group = self.chunk * isqrt(ceil(total / self.chunk))
-        outputs, keeping = list[Tensor](), replace(self, recompute=False)
+        outputs: list[Tensor] = []  # annotated: PyTorch 2.11 cannot trace list[Tensor]()
+        keeping = replace(self, recompute=False)
         for first in range(0, total, group):
             tokens_of_group = itemgetter((slice(None), slice(first, first + group)))
             piece = ChunkInputs(*cut_fields(tokens, tokens_of_group))

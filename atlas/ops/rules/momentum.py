@@ -36,12 +36,17 @@ class MomentumState(NamedTuple):
         return MomentumState(self.momentum, self.gates + tokens.controls.sum(1), self.tokens + tokens.controls.shape[1])
 
     def next_chunk(self, momentum: FastWeights) -> MomentumState:
-        return initial_momentum(momentum, self.gates.shape[-1])._replace(momentum=momentum)
+        return MomentumState(momentum, *no_gates(momentum, self.gates.shape[-1]))
 
 
 def initial_momentum(weights: FastWeights, controls: int) -> MomentumState:
+    return MomentumState(zeros_like(weights), *no_gates(weights, controls))
+
+
+def no_gates(weights: FastWeights, controls: int) -> tuple[Tensor, Tensor]:
+    """The sums of a chunk without tokens."""
     rows = weights.down.shape[0]
-    return MomentumState(zeros_like(weights), weights.down.new_zeros(rows, controls), weights.down.new_zeros(rows))
+    return weights.down.new_zeros(rows, controls), weights.down.new_zeros(rows)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Omega:
         state = OmegaState(*kept)
         left = start if self.alpha == 1 else scale(start, 1 - state.forget / state.tokens.clamp(min=1))
         none = torch.zeros_like(state.tokens)
-        return subtract(left, update), state._replace(forget=none, tokens=none)
+        return subtract(left, update), OmegaState(state.window, state.gate, none, none)
 
     def _band(self, rate: Tensor) -> Tensor:
         """1 where token s writes token j of carried and own tokens, s <= j <= s + c - 1 in that numbering: [C, J]."""

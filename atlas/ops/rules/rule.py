@@ -14,6 +14,7 @@ from atlas.ops.dual_form import ChunkInputs, Writes
 from atlas.ops.fast_weights import FastWeights
 
 # What a rule keeps between chunks besides the weights: a NamedTuple of tensors whose first dimension is the row.
+# Made by its constructor: PyTorch 2.11 cannot return what `_replace` has made from a compiled block.
 Kept = tuple[Any, ...]
 
 

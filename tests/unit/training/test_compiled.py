@@ -27,6 +27,8 @@ SETTINGS = [
 CASES = {
     "kernels": ["model.layers=3", "model.memory.rule=momentum"],
     "operations": ["device.kernels=torch", "device.precision=bf16"],
+    "recomputed": ["model.memory.rule=muon", "model.memory.recompute=true"],
+    "windows": ["model.memory.rule=omega", "model.memory.qk_projection.range=chunk"],
 }
 
 
