@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before a group is there: it would keep the group as a default of its functions
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +26,8 @@ from atlas.parallel.ranks import RankError, Ranks, log_name, portable
 from atlas.parallel.relay import Relay
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from atlas.parallel.slices import Model, Slices
 
 T = TypeVar("T")
@@ -44,6 +49,7 @@ class Group(Ranks):
         self._limit = f"parallel.start_timeout_s={timeout.total_seconds():g}"
         self._settled = self._parted = self._deciding = self._sliced = False
         self._heard: BaseException | None = None  # the last error of another rank
+        self._meshes: list[DeviceMesh] = []
 
     def told_by_first(self, name: str, value: str) -> str:
         """The value of rank 0. Waits for no rank but that one."""
@@ -241,7 +247,9 @@ class Group(Ranks):
         # A state that the model returns is a view of a tensor, and nothing changes it in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self._sliced = True
-        return Slices(model, units, DeviceMesh.from_group(self._of_gradients(device), device.type))
+        mesh = DeviceMesh.from_group(self._of_gradients(device), device.type)
+        self._meshes.append(mesh)
+        return Slices(model, units, mesh)
 
     def write_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> str:
         from atlas.parallel.tensor_writer import write
@@ -274,10 +282,21 @@ class Group(Ranks):
             return unsummed(module)
         return cast(DistributedDataParallel, module).no_sync()
 
-    def leave(self) -> None:
-        """End the group, at the end of the process."""
+    def leave(self, error: BaseException | None) -> None:
+        """End the group and its threads. `error`: the exception that ends it, whose frames lose their variables.
+
+        A thread of gloo lets go of a tensor some time after its work is done. Where the interpreter ends meanwhile, the
+        process is aborted (pytorch issue 190489). torch joins these threads when nothing holds the group any more.
+        """
         with suppress(RuntimeError):
             dist.destroy_process_group()
+        del self._waiting, self._steps
+        for mesh in self._meshes:  # caches of DTensor keep it; in torch 2.9 it has names of groups only
+            getattr(mesh, "_pg_registry", {}).clear()
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        gc.collect()  # DistributedDataParallel holds the group, and is part of cycles
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -61,7 +62,7 @@ def launched(start_timeout_s: float = ParallelConfig.start_timeout_s) -> Iterato
         yield group
     finally:
         _current.remove(group)
-        group.leave()
+        group.leave(sys.exc_info()[1])
         if folder is None:
             del os.environ[RUN_DIR]
 
