@@ -102,8 +102,12 @@ PARTS = {  # in order of value
         ("experiments.gpu.products device=cpu rows=2 tokens=40 width=16 repeats=1",),
     ),
     "compile": Part(
-        2.5,
-        (f"experiments.gpu.step_graph model=small chunk_size=c16 {QUIET} device.compile=true",),
+        4,
+        (
+            f"experiments.gpu.step_graph model=small chunk_size=c16 {QUIET} device.compile=true",
+            f"{SPEED} model=atlas_60m parts=contexts "
+            "contestants=transformer,gd_c16 contexts=2048 tokens=32768 compile=true",
+        ),
         (f"experiments.gpu.step_graph steps=2 {TINY} device.precision=fp32 device.compile=true",),
     ),
     "long": Part(
