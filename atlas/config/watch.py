@@ -48,6 +48,7 @@ class WatchConfig(Choices, prefix="watch."):
     gradients: WatchAction = _watcher("steps that add their gradients to those of earlier steps")
     optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
     epsilon: WatchAction = _watcher("an optimiser whose epsilon is larger than most gradients")
+    weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
     loss_too_low: WatchAction = _watcher("a loss that is far too low too early: answers leak")
     by_heart: WatchAction = _watcher("a text that was read several times and is known by heart")
     labels: WatchAction = _watcher("targets that are not the next token")

@@ -42,6 +42,7 @@ class StepResult(NamedTuple):
     finite: bool  # of loss and gradient; False: the weights are unchanged
     gates: GateStatistics | None  # of all layers; None without a memory
     gate_seconds: float  # that their statistics took
+    weight_norm: float  # of all weights, before the update
 
     @property
     def perplexity(self) -> float:
@@ -181,7 +182,9 @@ class TrainStep:
         of_gates = gate_numbers(gates).unbind() if gates else ()
         gate_seconds = time.perf_counter() - began
         sums = [sum(column) for column in every[:, :3].float().T]
-        loss, text, recall, norm, *others = read(*sums, norms, *of_gates, *every[:, 3])
+        loss, text, recall, norm, weights, *others = read(
+            *sums, norms, self._weight_norm(state.model), *of_gates, *every[:, 3]
+        )
         statistics = GateStatistics(*others[:3]) if gates else None
         polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
@@ -193,7 +196,7 @@ class TrainStep:
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         text = text if totals.recall < totals.rows else nan
         recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
-        return StepResult(loss, text, recall, norm, polarisation, lr, finite, statistics, gate_seconds)
+        return StepResult(loss, text, recall, norm, polarisation, lr, finite, statistics, gate_seconds, weights)
 
     def _run(self, state: TrainState, batch: Batch, totals: Totals, weight: float, micro_batches: int) -> Done:
         """The step without fixed memory."""
@@ -272,6 +275,11 @@ class TrainStep:
         limit = self.clip or float("inf")
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
         return norm
+
+    @torch.no_grad()
+    def _weight_norm(self, model: nn.Module) -> Tensor:
+        with self.ranks.losing():
+            return self.ranks.whole(torch.nn.utils.get_total_norm(list(model.parameters())))
 
 
 def read(*numbers: Tensor) -> list[float]:

@@ -22,6 +22,7 @@ _JUDGES: Mapping[str, Judge] = {
         weights.gradients,
         weights.optimizer_state,
         weights.epsilon,
+        weights.weights_jump,
         learning.loss_too_low,
         learning.by_heart,
         data.labels,

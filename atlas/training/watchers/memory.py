@@ -17,6 +17,7 @@ BOUND_SHARE = 0.9  # of the rows
 # Directions, see `directions` in measuring.py: a calm model has 3.3 of queries with heads of width 4, 5 with 8, 9 with
 # 16 and 14 to 22 with 64; of values 2.9, 4, 6 and more.
 FEWEST, FEWEST_SHARE = 4.0, 0.4  # of queries and keys; the share is that of the head width
+GROWTH = 1.1  # between two measurements; deep layers begin with 2 to 4 directions of heads of 64
 ONE_LINE = 1.5  # of values, and of projected queries, which have 2 and more without `mix`
 USED = 0.001  # of the loss with the memory: the default run has 1.2 with the memory off, 0.03 if it writes nothing, a
 # calm text model of one layer 0.0017; one that ignores its memory 0.0000
@@ -33,6 +34,7 @@ class Limit(NamedTuple):
     quantity: str
     is_out: Callable[[float, Facts], bool]
     tell: Callable[[str, float], str]  # of (layer or memory, value)
+    grows: bool = False  # one that is out and rises is on its way
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LimitWatcher:
                 name: value
                 for name, value in now.of(limit.quantity).items()
                 if all(limit.is_out(one, record.facts) for one in (value, was.get(name, value)))
+                and not (limit.grows and value > GROWTH * was.get(name, value))
             }
             if found:
                 name, value = next(iter(found.items()))
@@ -140,8 +143,9 @@ LIMITS = (
                 "query_directions",
                 lambda found, facts: found < fewest_directions(facts.head_width),
                 _directions("queries"),
+                grows=True,
             ),
-            Limit("read_directions", lambda found, _: found < ONE_LINE, _directions("projected queries")),
+            Limit("read_directions", lambda found, _: found < ONE_LINE, _directions("projected queries"), grows=True),
         ],
         "memories answer the same, whatever is asked",
         "model.memory.qk_projection.mix=true, activate_keys=false, or another seed",
@@ -153,8 +157,9 @@ LIMITS = (
                 "key_directions",
                 lambda found, facts: found < fewest_directions(facts.head_width),
                 _directions("keys"),
+                grows=True,
             ),
-            Limit("value_directions", lambda found, _: found < ONE_LINE, _directions("values")),
+            Limit("value_directions", lambda found, _: found < ONE_LINE, _directions("values"), grows=True),
         ],
         "memories cannot tell one pair from another",
         "another seed, or a look at the weights of memory.inputs.qkv",

@@ -9,7 +9,7 @@ from typing import Any
 
 BLOCK = 10  # steps whose losses are one mean
 BLOCKS = 4000  # kept
-RECENT = 100  # gradient norms kept, one a step
+RECENT = 100  # norms of gradients and of weights kept, one a step
 STEPS = 50  # times of steps kept, of the start and of the newest
 FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
 DIGESTS = 20  # digests kept
@@ -108,6 +108,7 @@ class Record:
     open_losses: list[float] = field(default_factory=list)  # of the block that is not full yet
     of_text: bool = True  # the newest of them
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # gradient norms before clipping
+    weight_norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # of all weights, before each step
     watched: list[tuple[int, float]] = field(default_factory=list)  # regular readings: step, loss of the watched rows
     validations: list[tuple[int, float]] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)  # the newest two
@@ -130,8 +131,10 @@ class Record:
     ended: bool = False
     open_suspicion: str = ""  # at the last step: what is out of line
 
-    def add_step(self, step: int, loss: float, norm: float, seconds: float, *, of_text: bool = True) -> None:
-        """`loss`: of text, else of recall. A step that is not finite is left to the rollback."""
+    def add_step(
+        self, step: int, loss: float, norm: float, seconds: float, *, weights: float | None = None, of_text: bool = True
+    ) -> None:
+        """`loss`: of text, else of recall; `weights`: their norm. A step that is not finite is left to the rollback."""
         self.step, self.of_text = step, of_text
         if not (isfinite(loss) and isfinite(norm)):
             return
@@ -140,6 +143,7 @@ class Record:
             self.losses = [*self.losses[-(BLOCKS - 1) :], sum(self.open_losses) / BLOCK]
             self.open_losses = []
         self.norms.append(norm)
+        self.weight_norms.extend(() if weights is None else (weights,))
         self.steps_here += 1
         if self.steps_here > FIRST_STEPS:
             self.seconds.append(seconds)
@@ -176,6 +180,7 @@ class Record:
             "losses": list(self.losses),
             "open_losses": list(self.open_losses),
             "norms": list(self.norms),
+            "weight_norms": list(self.weight_norms),
             "watched": [list(reading) for reading in self.watched],
             "validations": [list(one) for one in self.validations],
             "measured": [asdict(one) for one in self.measured],
@@ -187,6 +192,7 @@ class Record:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.open_losses = list(state["losses"]), list(state["open_losses"])
         self.norms = deque(state["norms"], maxlen=RECENT)
+        self.weight_norms = deque(state.get("weight_norms", ()), maxlen=RECENT)  # older checkpoints have none
         self.watched = [(step, loss) for step, loss in state["watched"]]
         self.validations = [(step, loss) for step, loss in state["validations"]]
         self.measured = [Measured(**one) for one in state["measured"]]

@@ -125,6 +125,7 @@ class Watchers:
             result.text if of_text else result.recall,
             result.gradient_norm,
             seconds,
+            weights=result.weight_norm,
             of_text=of_text,
         )
         record.add_digest(sum(digests))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from statistics import median
+
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
 
@@ -9,6 +12,10 @@ UNMOVED = 0.5  # of all elements; the default run has below 0.01
 SHOWN = 3  # names
 LOST = 0.5  # of the parameters
 SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and more, the usual epsilon is 1e-8
+
+JUMP = 8.0  # times the usual change of the norm of all weights in a step
+LEAST = 0.005  # of the norm; a calm run changes it by less in a step
+ENOUGH = 20  # steps
 
 
 def frozen_weights(record: Record) -> Finding | None:
@@ -82,4 +89,23 @@ def epsilon(record: Record) -> Finding | None:
         f"{share:.0%} of the weights have gradients smaller than the optimiser's epsilon",
         "their steps are a small part of optim.lr",
         "a smaller eps in the optimiser, as 1e-8",
+    )
+
+
+def weights_jump(record: Record) -> Finding | None:
+    """A step that changed the norm of all weights far more than others did: noise of any direction adds to it."""
+    norms = record.weight_norms
+    if len(norms) < ENOUGH:
+        return None
+    changes = [abs(after - before) / before if before else 0.0 for before, after in pairwise(norms)]
+    largest = max(changes)
+    if largest <= LEAST or largest <= JUMP * median(changes):
+        return None
+    return Finding(
+        "weights_jump",
+        record.step,
+        largest,
+        f"a step changed the norm of all weights by {largest:.2%}, where {median(changes):.2%} is usual",
+        "something else than the gradient has changed them: memory that is damaged, or an optimiser that is",
+        "watch.weights_jump=rollback, and a look at optimisers and hooks of your own",
     )

@@ -167,3 +167,26 @@ def test_removed_files_are_named() -> None:
     record = Record(Facts(steps=10), missing=["metrics.jsonl", "offline-run-1"])
     assert told("files", record) == "metrics.jsonl, offline-run-1 was removed while the run went on"
     assert told("files", Record(Facts(steps=10))) is None
+
+
+@pytest.mark.parametrize(("jump", "seen"), [(0.02, "2.00%"), (-0.02, "2.00%"), (0.004, None)])
+def test_a_step_that_changes_the_weights_as_no_other_is_told(jump: float, seen: str | None) -> None:
+    record = record_of()
+    norm = 100.0
+    for step in range(60):
+        record.add_step(step, 2.0, 1.0, 0.1, weights=norm)
+        norm *= 1 + (jump if step == 40 else 0.0005 * (-1) ** step)
+    usual = "a step changed the norm of all weights by {}, where 0.05% is usual"
+    assert told("weights_jump", record) == (seen and usual.format(seen))
+    again = Record(record.facts)
+    again.load_state_dict(record.state_dict())
+    assert again.weight_norms == record.weight_norms
+
+
+def test_weights_that_change_fast_at_first_are_no_jump() -> None:
+    """A warm-up, then steps of one size, then a decay."""
+    record, norm = record_of(), 10.0
+    for step in range(150):
+        record.add_step(step, 2.0, 1.0, 0.1, weights=norm)
+        norm *= 1 + 0.01 * min(step / 50, 1.0, (150 - step) / 50)
+        assert told("weights_jump", record) is None
