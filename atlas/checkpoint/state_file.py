@@ -24,6 +24,7 @@ def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
             torch.save(state, cast(IO[bytes], stream))
         except RuntimeError as error:  # torch hides the reason, such as a full disk or Ctrl-C
             reason = stream.error or error.__context__
+            stream.error = None  # torch never frees a stream that failed, and a traceback holds the whole run
             if reason is not outer and isinstance(reason, OSError | KeyboardInterrupt):
                 raise reason from None
             raise

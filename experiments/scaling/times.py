@@ -33,13 +33,6 @@ def of_two_ranks(config: RunConfig, rounds: int) -> Times:
     return Times(median(alone), median(rows), median(sequences), _faster(alone, rows), _faster(alone, sequences))
 
 
-def launched_alone(config: RunConfig, rounds: int) -> float:
-    """Seconds of a step without a launcher over those of the only rank of one: a median over rounds."""
-    (seconds,) = on_ranks(1, _rounds_alone, config, rounds)
-    plainly, launched = zip(*seconds, strict=True)
-    return _faster(plainly, launched)
-
-
 def _faster(before: Sequence[float], now: Sequence[float]) -> float:
     return median(one / other for one, other in zip(before, now, strict=True))
 
@@ -47,10 +40,6 @@ def _faster(before: Sequence[float], now: Sequence[float]) -> float:
 def _rounds(ranks: Ranks, config: RunConfig, rounds: int) -> list[list[float]]:
     halves = replace(config, parallel=ParallelConfig(context=2))
     return _timed(ranks, [(config, ALONE), (config, ranks), (halves, ranks)], rounds)
-
-
-def _rounds_alone(ranks: Ranks, config: RunConfig, rounds: int) -> list[list[float]]:
-    return _timed(ranks, [(config, ALONE), (config, ranks)], rounds)
 
 
 def _timed(ranks: Ranks, ways: Sequence[tuple[RunConfig, Ranks]], rounds: int) -> list[list[float]]:

@@ -6,7 +6,7 @@ import pytest
 
 import atlas
 from atlas.config import ConfigError, ParallelKind
-from experiments.scaling.__main__ import main
+from experiments.scaling.__main__ import RESULTS, main
 from experiments.scaling.cost import (
     Backend,
     Shape,
@@ -20,6 +20,7 @@ from experiments.scaling.cost import (
 )
 
 DDP, FSDP = ParallelKind.ddp, ParallelKind.fsdp
+DOCUMENTS = "README.md", "docs/scaling.md"
 # 20 elements of a matrix in a block, 6 others; two ranks have 3 + 2 and 2 + 1 rows of them, padded to 6 and 4
 TWO = [Shape(5, 4, matrix=True, in_block=True), Shape(3, 2, matrix=False, in_block=False)]
 
@@ -47,6 +48,18 @@ def test_the_shapes_are_those_of_the_model_and_of_what_its_layers_hand_on() -> N
     assert handed_bytes(config, 4) == 4 * 3 * 2 * crossing_elements(config)
     model = atlas.build_model(config)
     assert sum(one.elements for one in shapes(config)) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_documents_show_the_times_that_were_measured() -> None:
+    section = RESULTS.read_text(encoding="utf-8").partition("## Two ranks on this machine")[2].partition("\n## ")[0]
+    two, six = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith(("| 2 |", "| 6 |"))]
+    root = RESULTS.parents[2]
+    readme, scaling = (" ".join((root / name).read_text(encoding="utf-8").split()) for name in DOCUMENTS)
+    assert f"at {two[4]} times the tokens/s of one process with one thread;" in readme
+    assert f"with `parallel.context=2` at {two[5]} times, with 6 layers at {six[5]} times." in readme
+    for layers, _, _, _, _, *measured in (two, six):
+        assert f"| {layers} | {' | '.join(measured)} |" in scaling
+    assert f"the same two ranks have {two[4]} and {six[4]} times the tokens/s" in scaling
 
 
 def test_bad_options_are_refused() -> None:

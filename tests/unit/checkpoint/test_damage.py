@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, missing or hostile, and disks that take no more."""
 
+import gc
 import hashlib
 import itertools
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from atlas.checkpoint import state_file
 from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.checkpoint.manifest import encode, read_manifest
 from tests.unit.checkpoint.checkpoints import SOUND, names, payload, same, save
+
+FULL = Path("/dev/full")
 
 
 def truncate(folder: Path) -> None:
@@ -236,6 +240,21 @@ def test_an_error_while_an_interrupt_is_handled_stays_an_error(tmp_path: Path, m
     except KeyboardInterrupt:
         with pytest.raises(RuntimeError, match="torch's own"):
             state_file.write_state(tmp_path / "state.pt", payload(1))
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs Linux")
+def test_a_failed_write_keeps_nothing_of_the_caller_in_memory() -> None:
+    """torch never frees the stream, through which the error of the write holds the caller's variables."""
+
+    def write() -> weakref.ref[torch.Tensor]:
+        variable = torch.zeros(10_000)
+        with pytest.raises(OSError, match="No space left"):
+            state_file.write_state(FULL, {"variable": variable})
+        return weakref.ref(variable)
+
+    kept = write()
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.fixture
