@@ -94,6 +94,15 @@ def test_directions_are_judged_by_the_width_of_a_head(head_width: int, calm: flo
             assert (JUDGES[watch](made(values, values, head_width=head_width)) is not None) is told
 
 
+def test_directions_that_grow_or_are_young_are_not_told() -> None:
+    few = {"layer0/key_directions": 2.0}
+    assert JUDGES["pairs"](made(few, few)) is not None
+    assert JUDGES["pairs"](made(few, {"layer0/key_directions": 2.3})) is None
+    early = made(few, few)
+    early.measured = [replace(one, step=one.step // 2) for one in early.measured]
+    assert JUDGES["pairs"](early) is None
+
+
 def test_projected_queries_on_one_line_are_told() -> None:
     values = {"layer0/read_directions": 1.2}
     found = JUDGES["queries"](made(values, values))
