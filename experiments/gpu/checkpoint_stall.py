@@ -2,7 +2,8 @@
 
 python -m experiments.gpu.checkpoint_stall [device=cpu] [model=atlas_60m] [saves=4]
 
-No step is trained: the optimiser's state is that of gradients of zero. `ready` is when the checkpoint is verified.
+One short step is trained before, as in a run: its freed memory takes the copies. `ready` is when the checkpoint is
+verified.
 Prints the table; the checkpoints are written into a temporary folder.
 """
 
@@ -14,17 +15,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import DeviceConfig, DeviceKind, require
+from atlas.config import DeviceKind, require
 from atlas.config.arguments import read_settings, run_command
 from atlas.runs.allocator import keep_freed_memory
-from atlas.runs.build import build_model, build_optimizer, prepare_device
+from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
 from atlas.training.state import TrainState
+from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+
+TOKENS = 1024  # of the step
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Options:
 def main(arguments: list[str]) -> int:
     options = read_settings(Options, arguments)
     keep_freed_memory()
-    config = atlas.compose([f"model={options.model}", "niah=off"])
-    device, _ = prepare_device(DeviceConfig(kind=options.device))
+    shape = [f"{key}={TOKENS}" for key in ("train.sequence", "chunk_size.shard", "chunk_size.global_size")]
+    overrides = [f"model={options.model}", *shape, "train.batch_size=1", "niah=off", "logger=none", "data=stdlib"]
+    config = atlas.compose([*overrides, f"device={options.device.value}"])
+    device, precision = prepare_device(config.device)
     model = build_model(config).to(device)
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step(1)
+    TrainStep(config.train, device, precision)(state, build_data(config).batch(1))
     print("| save | MB | stall s | ready s |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
