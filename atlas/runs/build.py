@@ -129,6 +129,8 @@ def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.
     use(Kernels.torch if on_gpu or kernels is Kernels.triton else kernels)
     if on_gpu:
         torch.set_float32_matmul_precision("high")  # TF32: without it float32 products do not use the tensor cores
+        # cuDNN's backward pass of attention with a mask is wrong in some shapes (pytorch issue 196678, from 2.11 on).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     control_spinning()

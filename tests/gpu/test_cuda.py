@@ -1,6 +1,7 @@
 """What must hold on a GPU as well. Skipped without one."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import atlas
+from atlas.config import DeviceConfig, DeviceKind
 from atlas.ops.banded_attention.torch import Prefix, block_products, one_kernel
+from atlas.runs.build import prepare_device
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,31 +56,31 @@ def test_a_stopped_run_goes_on_bitwise(tmp_path: Path) -> None:
     assert again.loss == whole.loss
 
 
-@pytest.mark.parametrize("prefix_size", [0, 8])
-def test_window_attention_uses_a_fused_kernel(prefix_size: int) -> None:
-    """Scores are not kept; 100 tokens are no multiple of the window."""
+@pytest.mark.parametrize(("window", "prefix_size"), [(32, 0), (64, 64), (512, 64)], ids=["no prefix", "small", "60m"])
+def test_window_attention_and_its_gradients_by_a_fused_kernel(window: int, prefix_size: int) -> None:
+    """Scores are not kept; the tokens are no multiple of the window. The shapes of keys are those of the models."""
+    prepare_device(DeviceConfig(kind=DeviceKind.cuda))  # which chooses the kernel
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    window, tokens = 32, 100
-    query, keys, values = (
-        draw(2, 3, tokens, 64),
-        draw(2, 3, window - 1 + tokens, 64),
-        draw(2, 3, window - 1 + tokens, 64),
-    )
+    tokens = 3 * window + 4
+    query, keys, values = draw(2, 3, tokens, 64), *(draw(2, 3, window - 1 + tokens, 64) for _ in range(2))
     valid = torch.ones(2, window - 1 + tokens, dtype=torch.bool)
     valid[1, : window - 1] = False
     pairs = [draw(3, prefix_size, 64), draw(3, prefix_size, 64)] if prefix_size else []
-    exact = block_products(
-        *(part.double() for part in (query, keys, values)),
-        valid,
-        window,
-        Prefix(*(pair.double() for pair in pairs)) if pairs else None,
-    )
-    given = [part.cuda().bfloat16() for part in (query, keys, values)]
-    prefix = Prefix(*(pair.cuda().bfloat16() for pair in pairs)) if pairs else None
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
-        found = one_kernel(*given, valid.cuda(), window, prefix)
-    assert (found.cpu().double() - exact).norm() < 2e-2 * exact.norm()
+    weight = draw(2, 3, tokens, 64)
+
+    def run(attend: Callable[..., torch.Tensor], parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        leaves = [part.detach().requires_grad_() for part in parts]
+        device = leaves[0].device
+        out = attend(*leaves[:3], valid.to(device), window, Prefix(*leaves[3:]) if prefix_size else None)
+        return [out, *torch.autograd.grad((out * weight.to(device, out.dtype)).sum(), leaves)]
+
+    given = [query, keys, values, *pairs]
+    wanted = run(block_products, [part.double() for part in given])
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]):
+        found = run(one_kernel, [part.cuda().bfloat16() for part in given])
+    for ours, exact in zip(found, wanted, strict=True):
+        assert (ours.cpu().double() - exact).norm() < 2e-2 * exact.norm()
