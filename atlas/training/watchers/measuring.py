@@ -226,7 +226,7 @@ def batch_facts(batch: Batch) -> BatchFacts:
 
 
 def _counted_tails(batch: Batch) -> float:
-    """Share of the text rows whose last T / 8 tokens, and 8 at least, are one symbol that counts, as input and target."""
+    """Share of the text rows whose last T / 8 tokens, and 8 at least, are one symbol, and count as targets."""
     rows, last = ~batch.recall, max(batch.targets.shape[1] // 8, 8)
     targets, inputs, counted = (part[rows, -last:] for part in (batch.targets, batch.inputs, batch.weights > 0))
     alike = ((targets == targets[:, -1:]) & (inputs == targets) & counted).all(dim=1)

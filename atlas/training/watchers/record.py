@@ -111,7 +111,7 @@ class Record:
     open_losses: list[float] = field(default_factory=list)  # of the block that is not full yet
     of_text: bool = True  # the newest of them
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # gradient norms before clipping
-    highest_lr: float = 0.0  # of the run, without what rollbacks have lowered it by
+    highest_lr: float = 0.0  # of the run, whatever rollbacks and faults have made of it
     low_steps: int = 0  # newest steps in a row whose learning rate is below LOW_RATE of the highest
     weight_norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # of all weights, before each step
     watched: list[tuple[int, float]] = field(default_factory=list)  # regular readings: step, loss of the watched rows

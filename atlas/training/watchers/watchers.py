@@ -128,7 +128,7 @@ class Watchers:
             weights=result.weight_norm,
             of_text=of_text,
         )
-        record.add_lr(result.lr / self.state.optimizer.scale)
+        record.add_lr(result.lr / (self.state.optimizer.scale * self.state.optimizer.burst))
         record.add_digest(sum(digests))
         if record.facts.carries:
             share, self._batch = continued_share(self._batch, batch), batch
