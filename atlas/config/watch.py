@@ -49,6 +49,9 @@ class WatchConfig(Choices, prefix="watch."):
     optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
     epsilon: WatchAction = _watcher("an optimiser whose epsilon is larger than most gradients")
     weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
+    learning_rate: WatchAction = _watcher(
+        "a learning rate that is low for most of the run: a schedule that has ended too early"
+    )
     loss_too_low: WatchAction = _watcher("a loss that is far too low too early: answers leak")
     by_heart: WatchAction = _watcher("a text that was read several times and is known by heart")
     labels: WatchAction = _watcher("targets that are not the next token")
@@ -71,7 +74,7 @@ class WatchConfig(Choices, prefix="watch."):
     same_rows: WatchAction = _watcher("rows of a batch that are the same, or processes that train on the same rows")
     carried_rows: WatchAction = _watcher("rows that are said to go on, and begin with another text")
     one_symbol: WatchAction = _watcher("text that is one repeated symbol")
-    padding: WatchAction = _watcher("most targets of text rows are padding")
+    padding: WatchAction = _watcher("most targets of text rows are padding, or padding that counts in the loss")
     slowdown: WatchAction = _watcher("steps that take four times as long as at the start")
     memory_grows: WatchAction = _watcher("memory of the process or its device that grows step by step")
     clock: WatchAction = _watcher("a wall clock that jumps")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.silent import data, invented, invented_third, learning, machine, memory, process
+from experiments.silent import data, invented, invented_fourth, invented_third, learning, machine, memory, process
 
-PARTS = (learning, memory, data, machine, process, invented, invented_third)
+PARTS = (learning, memory, data, machine, process, invented, invented_third, invented_fourth)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

@@ -78,6 +78,48 @@ class Short(Sound):
         )
 
 
+class Documents(Sound):
+    """A document of 16 tokens or more in each row, padded to the row's length; padding does not count."""
+
+    padding_weight = 0.0
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        return self._padded(batch, step, rows.start if rows else 0)
+
+    def validation(self, index: int) -> Batch:
+        return self._padded(super().validation(index), -1 - index, 0)
+
+    def _padded(self, batch: Batch, number: int, first: int) -> Batch:
+        count, length = batch.inputs.shape
+        ends = [
+            np.random.default_rng((abs(number), number < 0, first + row)).integers(16, length) for row in range(count)
+        ]
+        inputs, targets = (torch.arange(length) + more >= torch.tensor(ends)[:, None] for more in (0, 1))
+        return replace(
+            batch,
+            inputs=batch.inputs.masked_fill(inputs, 0),
+            targets=batch.targets.masked_fill(targets, 0),
+            weights=batch.weights.masked_fill(targets, self.padding_weight),
+        )
+
+
+class CountedPadding(Documents):
+    """The mask of the labels is forgotten: padding counts like text."""
+
+    padding_weight = 1.0
+
+
+class InOrder(Sound):
+    """The text is read once from its first file to its last: no shuffling."""
+
+    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
+        rng = RowGenerators.of_step(self.seed, Stream.text, step, rows)
+        train = self.corpus.train
+        start = (len(train) - self.sequence - 1) * (step - 1) // self.steps
+        size = max(len(train) // self.steps, self.sequence + 1)
+        return self._stretches(rng, len(rows), train[start : start + size]), np.ones(len(rows), dtype=np.bool_)
+
+
 class Slow(Sound):
     """A file server that has become slow: a batch takes as long as twelve steps took."""
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
-from atlas.training.optimizer import ScheduledOptimizer, adamw
+from atlas.models.plan import MemoryMode
+from atlas.training.optimizer import ScheduledOptimizer, adamw, muon
 
 Act = Callable[[], None]
 
@@ -200,6 +202,41 @@ def large_epsilon(*, model: nn.Module, steps: int, **settings: Any) -> Scheduled
         for group in optimizer.param_groups:
             group["eps"] = 0.1
     return _Disturbed(made, 0)
+
+
+class _Hasty(ScheduledOptimizer):
+    def lr_at(self, step: int) -> float:
+        """The scheduler is stepped for each of four micro-batches."""
+        return super().lr_at(min(4 * step, self.steps))
+
+
+def hasty(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """Warm-up and cosine take a quarter of the steps; the others have the learning rate of the last one."""
+    made = adamw(model=model, steps=steps, **settings)
+    made.__class__ = _Hasty
+    return made
+
+
+def matrices_alone(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """Muon without the AdamW beside it: embedding, norms, biases and initial memories are in no optimiser."""
+    made = muon(model=model, steps=steps, **settings)
+    del made.optimizers[1:]
+    return made
+
+
+class _WritesWithGradients(AtlasMemory):
+    def forward(self, x: Tensor, state: MemoryState, *given: Any) -> tuple[Tensor, MemoryState]:
+        *others, mode = given
+        writes = torch.is_grad_enabled() or mode != MemoryMode.learn
+        return super().forward(x, state, *others, mode if writes else MemoryMode.frozen)
+
+
+def silent_without_gradients(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The memory takes its writes for a matter of training: under `torch.no_grad` it writes nothing."""
+    for module in model.modules():
+        if isinstance(module, AtlasMemory):
+            module.__class__ = _WritesWithGradients
+    return _Disturbed(adamw(model=model, steps=steps, **settings), 0)
 
 
 class _Unreadable(_Disturbed):

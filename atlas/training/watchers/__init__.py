@@ -23,6 +23,7 @@ _JUDGES: Mapping[str, Judge] = {
         weights.optimizer_state,
         weights.epsilon,
         weights.weights_jump,
+        learning.learning_rate,
         learning.loss_too_low,
         learning.by_heart,
         data.labels,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import CONTINUED, DIGESTS, FIRST_BATCHES, LOOKED_AT, BatchFacts, Record
+from atlas.training.watchers.record import CONTINUED, DIGESTS, FIRST_BATCHES, LOOKED_AT, TAILS, BatchFacts, Record
 
 DIFFERENT = 2  # batches among DIGESTS; a text of a few segments that is read again and again has more
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
 BASELINE = 0.05  # nats of a bigram: real text, source code and logs have 1 and more
 PADDED = 0.5  # of the targets of text rows: more than half of the work is for nothing
+COUNTED_TAILS = 0.5  # of the text rows; indented source code has 0.1
 WRONG = 0.5  # share of targets that are not the next token; a contract of every source, so any value would do
 ALIKE = 0.5  # share of different rows in a batch: random places of a text coincide where it is not longer than a row
 WENT_ON = 0.5  # share of rows; a token of another text is the expected one in one case of ten
@@ -110,7 +111,16 @@ def one_symbol(record: Record) -> Finding | None:
 
 def padding(record: Record) -> Finding | None:
     batches = _full(record)
-    share = _mean([batch.padding for batch in batches])
+    share, tails = _mean([batch.padding for batch in batches]), _mean(record.tails)
+    if len(record.tails) == TAILS and tails > COUNTED_TAILS and one_symbol(record) is None:
+        return Finding(
+            "padding",
+            record.step,
+            tails,
+            f"{tails:.0%} of the text rows end with one repeated symbol that counts in the loss",
+            "padding is easy to predict: the loss is lower than that of the text",
+            "weights of 0 for the targets of padding, in training and in validation",
+        )
     if share <= PADDED:
         return None
     return Finding(

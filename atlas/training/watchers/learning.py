@@ -6,7 +6,7 @@ from math import isfinite, sqrt
 from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import BLOCK, RECENT, Record
+from atlas.training.watchers.record import BLOCK, LOW_RATE, RECENT, Record
 
 # The default run is below a uniform guess after 20 steps and below the bigram after 100.
 PLATEAU_STEPS = 200  # at full learning rate before a loss above a uniform guess counts
@@ -20,6 +20,7 @@ RISE_SHARE = 0.05
 AT_ONCE = 2.0  # times so far above, one mean is enough
 CLIPPED = 10.0  # times the limit: the default run, clipped at nearly every step, has 1 to 4
 CLIPPED_FROM = 100  # steps at full learning rate: gradients are large before
+LOW_STEPS = 0.5  # of the steps of the run: cosine and linear schedules have 0.3 at most, drops at a half 0.5
 LOW_SHARE = 0.25  # of the bigram's loss; the default run reaches 0.54 after 1000 steps
 PASSES = 5.0  # of the text
 KNOWN = 0.8  # of the loss of new text: calm runs of few passes have 0.87 and more
@@ -124,6 +125,21 @@ def clipping(record: Record) -> Finding | None:
         f"train.gradient_clip={limit:g}",
         "the limit, not the gradient, decides how far a step goes",
         "a higher train.gradient_clip, or a lower optim.lr if the norms grow",
+    )
+
+
+def learning_rate(record: Record) -> Finding | None:
+    """Most of the steps of the run at a low learning rate, after a high one."""
+    if record.low_steps <= LOW_STEPS * record.facts.steps:
+        return None
+    return Finding(
+        "learning_rate",
+        record.step,
+        record.low_steps,
+        f"the learning rate of the last {record.low_steps} of {record.facts.steps} steps is below {LOW_RATE:g} of its "
+        f"highest, {record.highest_lr:.3g}",
+        "most of the run learns slowly: the schedule has ended too early",
+        "a schedule over train.steps that goes on once a step, whatever the accumulation and the processes",
     )
 
 

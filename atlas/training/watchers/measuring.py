@@ -220,8 +220,17 @@ def batch_facts(batch: Batch) -> BatchFacts:
         padding=1 - symbols.numel() / max(int(text.sum()), 1) if bool(text.any()) else 0.0,
         next_tokens=_share(same, inner),
         copies=_share(batch.targets == batch.inputs, counted),
+        counted_tails=_counted_tails(batch),
         different_rows=min(_different(batch.inputs[rows & counted.any(1)]) for rows in (batch.recall, ~batch.recall)),
     )
+
+
+def _counted_tails(batch: Batch) -> float:
+    """Share of the text rows whose last T / 8 tokens, and 8 at least, are one symbol, and count as targets."""
+    rows, last = ~batch.recall, max(batch.targets.shape[1] // 8, 8)
+    targets, inputs, counted = (part[rows, -last:] for part in (batch.targets, batch.inputs, batch.weights > 0))
+    alike = ((targets == targets[:, -1:]) & (inputs == targets) & counted).all(dim=1)
+    return alike.double().mean().item() if len(alike) else 0.0
 
 
 def _different(rows: Tensor) -> float:

@@ -19,6 +19,7 @@ BOUND_SHARE = 0.9  # of the rows
 FEWEST, FEWEST_SHARE = 4.0, 0.4  # of queries and keys; the share is that of the head width
 # Deep layers begin with 2 directions: the last of 4 layers with heads of 64 has 1.8 at step 50 and 3.2 at step 200.
 DIRECTIONS_FROM = 200  # steps
+PADDED = 0.1  # of the targets: directions are those of the last tokens, and padding has one
 GROWTH = 1.1  # between two measurements
 ONE_LINE = 1.5  # of values, and of projected queries, which have 2 and more without `mix`
 USED = 0.001  # of the loss with the memory: the default run has 1.2 with the memory off, 0.03 if it writes nothing, a
@@ -49,10 +50,13 @@ class LimitWatcher:
     hint: str
     applies: Callable[[Facts], bool] = lambda facts: True
     first: int = 0  # step from which it judges
+    of_last_tokens: bool = False  # which are padding in some texts
 
     def __call__(self, record: Record) -> Finding | None:
         """Of the first memory or layer; the others in `numbers`."""
         if not (record.twice and self.applies(record.facts)) or record.twice[1].step < self.first:
+            return None
+        if self.of_last_tokens and max((batch.padding for batch in record.batches), default=0.0) > PADDED:
             return None
         before, now = record.twice
         for limit in self.limits:
@@ -153,6 +157,7 @@ LIMITS = (
         "memories answer the same, whatever is asked",
         "model.memory.qk_projection.mix=true, activate_keys=false, or another seed",
         first=DIRECTIONS_FROM,
+        of_last_tokens=True,
     ),
     LimitWatcher(
         "pairs",
@@ -168,6 +173,7 @@ LIMITS = (
         "memories cannot tell one pair from another",
         "another seed, or a look at the weights of memory.inputs.qkv",
         first=DIRECTIONS_FROM,
+        of_last_tokens=True,
     ),
 )
 

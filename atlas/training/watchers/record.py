@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+LOW_RATE = 0.2  # of the highest learning rate
 BLOCK = 10  # steps whose losses are one mean
 BLOCKS = 4000  # kept
 RECENT = 100  # norms of gradients and of weights kept, one a step
@@ -15,6 +16,7 @@ FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
 DIGESTS = 20  # digests kept
 FIRST_BATCHES = 3  # of a run and of a start, whose digests are kept
 LOOKED_AT = 2  # batches that were looked into, kept
+TAILS = 5  # batches whose ends of rows are kept
 CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
 READINGS = 2000  # of the watched rows kept
@@ -97,6 +99,7 @@ class BatchFacts:
     padding: float  # share of targets without weight in text rows; 0 without text rows
     next_tokens: float  # share of weighted targets that are the next input
     copies: float  # share of weighted targets that are the input itself
+    counted_tails: float = 0.0  # share of text rows whose last eighth is one repeated symbol that counts
     different_rows: float = 1.0  # share of different ones among the text rows, or the recall rows, whichever is less
 
 
@@ -108,6 +111,8 @@ class Record:
     open_losses: list[float] = field(default_factory=list)  # of the block that is not full yet
     of_text: bool = True  # the newest of them
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # gradient norms before clipping
+    highest_lr: float = 0.0  # of the run, whatever rollbacks and faults have made of it
+    low_steps: int = 0  # newest steps in a row whose learning rate is below LOW_RATE of the highest
     weight_norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # of all weights, before each step
     watched: list[tuple[int, float]] = field(default_factory=list)  # regular readings: step, loss of the watched rows
     validations: list[tuple[int, float]] = field(default_factory=list)
@@ -121,6 +126,7 @@ class Record:
     continued: deque[float] = field(default_factory=lambda: deque(maxlen=CONTINUED))  # see `continued_share`
     digests: deque[int] = field(default_factory=lambda: deque(maxlen=DIGESTS))  # of the inputs of every batch
     batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))  # of one in ten
+    tails: deque[float] = field(default_factory=lambda: deque(maxlen=TAILS))  # `counted_tails`, of one in ten
     first_seconds: list[float] = field(default_factory=list)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS))
     steps_here: int = 0
@@ -149,6 +155,10 @@ class Record:
             self.seconds.append(seconds)
             if len(self.first_seconds) < STEPS:
                 self.first_seconds.append(seconds)
+
+    def add_lr(self, lr: float) -> None:
+        self.highest_lr = max(self.highest_lr, lr)
+        self.low_steps = self.low_steps + 1 if lr < LOW_RATE * self.highest_lr else 0
 
     def add_digest(self, digest: int) -> None:
         self.digests.append(digest)
@@ -181,6 +191,7 @@ class Record:
             "open_losses": list(self.open_losses),
             "norms": list(self.norms),
             "weight_norms": list(self.weight_norms),
+            "learning_rate": [self.highest_lr, self.low_steps],
             "watched": [list(reading) for reading in self.watched],
             "validations": [list(one) for one in self.validations],
             "measured": [asdict(one) for one in self.measured],
@@ -193,6 +204,8 @@ class Record:
         self.losses, self.open_losses = list(state["losses"]), list(state["open_losses"])
         self.norms = deque(state["norms"], maxlen=RECENT)
         self.weight_norms = deque(state.get("weight_norms", ()), maxlen=RECENT)  # older checkpoints have none
+        highest, low = state.get("learning_rate", (0.0, 0))
+        self.highest_lr, self.low_steps = float(highest), int(low)
         self.watched = [(step, loss) for step, loss in state["watched"]]
         self.validations = [(step, loss) for step, loss in state["validations"]]
         self.measured = [Measured(**one) for one in state["measured"]]

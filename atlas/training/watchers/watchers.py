@@ -128,12 +128,14 @@ class Watchers:
             weights=result.weight_norm,
             of_text=of_text,
         )
+        record.add_lr(result.lr / (self.state.optimizer.scale * self.state.optimizer.burst))
         record.add_digest(sum(digests))
         if record.facts.carries:
             share, self._batch = continued_share(self._batch, batch), batch
             record.continued.extend(() if share is None else (share,))
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
+            record.tails.append(record.batches[-1].counted_tails)
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
         offset = time.time() - time.monotonic()
         if self._clock is not None:

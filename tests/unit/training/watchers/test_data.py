@@ -33,6 +33,7 @@ def told(name: str, batches: list[Batch], baseline: float = 2.0) -> str | None:
     record = Record(Facts(steps=100, baseline=baseline))
     record.digests.extend(map(digest, batches))
     record.batches.extend(map(batch_facts, batches[::10]))
+    record.tails.extend(batch_facts(batch).counted_tails for batch in batches[::4])
     found = JUDGES[name](record)
     return None if found is None else found.seen
 
@@ -57,6 +58,17 @@ def test_one_symbol() -> None:
     assert told("one_symbol", zeros) == "100.0% of the targets are the same symbol"
     pattern = [drawn(seed) for seed in range(DIGESTS)]
     assert told("one_symbol", pattern, baseline=0.01) == "a bigram has a loss of 0.01 nats on the text"
+
+
+def test_padding_that_counts_is_told() -> None:
+    padded = [drawn(seed) for seed in range(DIGESTS)]
+    for batch in padded:
+        batch.inputs[:3, 20:], batch.targets[:3, 19:] = 0, 0
+    seen = "75% of the text rows end with one repeated symbol that counts in the loss"
+    assert told("padding", padded) == seen
+    weightless = [replace(batch, weights=batch.weights * (batch.targets > 0)) for batch in padded]
+    assert told("padding", weightless) is None
+    assert told("padding", [replace(batch, recall=~batch.recall) for batch in padded]) is None
 
 
 def test_padding_of_text_rows_alone_counts() -> None:

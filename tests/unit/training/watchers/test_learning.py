@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import nan
+from math import cos, nan, pi
 
 import pytest
 
@@ -179,3 +179,19 @@ def test_a_text_that_is_known_by_heart_is_told(text: int, loss: float, seen: str
     record.facts = replace(record.facts, tokens=1000, text=text)
     record.watched = [(step, 2.0) for step in range(20, 401, 20)]
     assert told("by_heart", record) == seen
+
+
+def test_a_schedule_that_ends_too_early_is_told() -> None:
+    def seen(*rates: float) -> str | None:
+        record = Record(Facts(steps=len(rates)))
+        for rate in rates:
+            record.add_lr(rate)
+        again = Record(record.facts)
+        again.load_state_dict(record.state_dict())
+        return told("learning_rate", again)
+
+    early = "the learning rate of the last 60 of 100 steps is below 0.2 of its highest, 0.002"
+    assert seen(*[2e-3] * 40, *[2e-4] * 60) == early
+    assert seen(*[2e-3] * 50, *[2e-4] * 50) is None  # a drop at half of the run
+    assert seen(*[2e-3 * (1 + cos(pi * step / 100)) / 2 for step in range(100)]) is None
+    assert seen(*[2e-5 * step for step in range(100)]) is None  # warm-up

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.record import Facts, Measured, MemoryUse, Probed, Record
+from atlas.training.watchers.record import BatchFacts, Facts, Measured, MemoryUse, Probed, Record
 
 FACTS = {
     "steps": 1000,
@@ -188,3 +188,10 @@ def test_recall_that_ignores_the_key_is_told() -> None:
     ):
         record.probed = [blind, calm]
         assert JUDGES["key_blind"](record) is None
+
+
+def test_directions_are_not_judged_where_the_last_tokens_are_padding() -> None:
+    few = {"layer0/key_directions": 2.0}
+    padded = made(few, few)
+    padded.batches.append(BatchFacts(commonest=0.1, padding=0.4, next_tokens=1.0, copies=0.0))
+    assert JUDGES["pairs"](padded) is None
