@@ -60,7 +60,7 @@ def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny
     assert (summary.status, summary.watch) == ("completed", [])
 
 
-@pytest.mark.parametrize(("fault", "found"), [("weights@58:3", ["last_steps"]), (None, [])])
+@pytest.mark.parametrize(("fault", "found"), [("weights@58:3", ["weights_jump", "last_steps"]), (None, [])])
 def test_damage_in_the_last_steps_marks_the_last_checkpoint(
     fault: str | None, found: list[str], tiny: Any, tmp_path: Path
 ) -> None:
