@@ -24,9 +24,10 @@ import sys
 
 import torch
 
-from atlas.config import require
+from atlas.config import DeviceConfig, DeviceKind, require
 from atlas.config.arguments import run_command
 from atlas.runs.allocator import keep_freed_memory
+from atlas.runs.build import prepare_device
 from experiments.speed.chart import draw
 from experiments.speed.entries import check_entries
 from experiments.speed.options import Options, parse
@@ -61,6 +62,8 @@ def usable_device(options: Options) -> torch.device:
     keep_freed_memory()  # as a run does: contestants of different sizes would disturb each other
     available = torch.cuda.is_available()
     require(options.device != "cuda" or available, "device", options.device, "cpu: no GPU was found")
+    if options.device == "cuda":
+        prepare_device(DeviceConfig(kind=DeviceKind.cuda))  # products and attention as in a run
     if options.threads:
         torch.set_num_threads(options.threads)
     return torch.device(options.device)
