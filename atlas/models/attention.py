@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.models.persistent import PersistentMemory
+from atlas.models.stacked_linear import StackedLinear
 from atlas.ops.banded_attention import Prefix, banded_attention, with_prefix
 from atlas.ops.rotary import Rotary
 
@@ -33,7 +34,7 @@ class SlidingWindowAttention(nn.Module):
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads, self.window = heads, window
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = StackedLinear(width, width, parts=3)
 
     def initial_state(self, batch: int) -> AttentionState:
         cached, width = max(self.window - 1, 0), self.qkv.in_features // self.heads

@@ -20,6 +20,7 @@ from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.models.stacked_linear import StackedLinear
 from atlas.ops.rotary import Rotary
 from atlas.ops.swiglu import swiglu
 
@@ -46,7 +47,7 @@ class BlockState(NamedTuple):
 class SwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.up = StackedLinear(width, hidden, parts=2)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

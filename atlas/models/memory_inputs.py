@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from atlas.config import MemoryConfig
 from atlas.models.convolution import CONVOLUTION, CausalConvolution
+from atlas.models.stacked_linear import StackedLinear
 from atlas.ops.memory_inputs import memory_inputs, rows_of_heads
 from atlas.ops.unit_rows import unit_rows
 
@@ -35,7 +36,7 @@ class MemoryInputs(nn.Module):
         super().__init__()
         self.heads, self.activate_keys = heads, config.activate_keys
         self.rate_max, self.threshold = config.rate_max, config.rate_threshold
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = StackedLinear(width, width, parts=3)
         self.convolution = CausalConvolution(width) if config.convolution else None
         self.rate = nn.Linear(width, heads * memories)
         gate = self.threshold + (1 - self.threshold) * config.rate_init / config.rate_max

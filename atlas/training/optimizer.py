@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from atlas.config.values import Allowed, Share, within
-from atlas.training.batched_muon import BatchedMuon
+from atlas.models.stacked_linear import StackedLinear
+from atlas.training.muon import Muon
 
 Positive = Annotated[float, within("(0, inf)")]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
@@ -57,23 +58,24 @@ def muon(
 ) -> ScheduledOptimizer:
     """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
     matrices, rest = parameter_groups(model)
+    stacked = {layer.weight: layer.parts for layer in model.modules() if isinstance(layer, StackedLinear)}
+    parts = {matrix: stacked.get(matrix, 1) for matrix in matrices}
     optimizers = [
-        _muon_of(model)(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        _muon_of(model)(parts, lr=lr, weight_decay=weight_decay, at_once=_on_gpu(model)),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0, fused=_on_gpu(model) or None),
     ]
     return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio, schedule, decay)
 
 
-def _muon_of(model: nn.Module) -> type[torch.optim.Muon]:
+def _muon_of(model: nn.Module) -> type[Muon]:
     if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
         from atlas.training.whole_muon import WholeMuon  # imported late: what it needs takes a second
 
         return WholeMuon
-    return BatchedMuon if _on_gpu(model) else torch.optim.Muon
+    return Muon
 
 
 def _on_gpu(model: nn.Module) -> bool:
-    """There few large kernels are fast. On a CPU they would gain little and round in another way."""
     return all(parameter.is_cuda for parameter in model.parameters())
 
 
