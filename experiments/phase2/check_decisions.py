@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from atlas.config.keys import lies_in
 from experiments.phase2.decide import PROTOCOLS
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.finding import CheckOutcome, Finding, failed
+from experiments.phase2.quiet import Quiet
 from experiments.phase2.sweeps import read_sweep
 
 # A finished sweep is evidence only if these groups are those of the configuration on trial.
@@ -19,20 +21,24 @@ VARIED = ("model.memory.use_global", "model.memory.qk_projection")  # not these:
 FREE = ("device.threads", "device.kernels")  # nor these: they are part of the device's name
 
 
-def judge_decision(protocol: str, decision: ProtocolDecision | str) -> Finding:
-    """`decision` is a text where none could be made: the reason."""
+def judge_decision(protocol: str, decision: ProtocolDecision | str, quiet: Quiet | None) -> Finding:
+    """`decision` is a text where none could be made: the reason. Then `quiet` may be None."""
     if isinstance(decision, str):
         return failed(decision)
+    assert quiet is not None
     numbers = {
         "protocol": protocol,
         "outcome": decision.outcome.value,
         "headline": decision.headline,
         "passed": decision.passed,
+        "machine": asdict(quiet),
     }
+    if quiet.trouble:
+        return failed(quiet.trouble, quiet.sentence, f"Not counted: {decision.line}", numbers=numbers)
     outcome = CheckOutcome(decision.outcome.value)
     if not decision.passed and decision.outcome is not DecisionOutcome.stop:
         outcome = CheckOutcome.failed
-    return Finding(outcome, decision.headline, (decision.reason,), numbers)
+    return Finding(outcome, decision.headline, (decision.reason, quiet.sentence), numbers)
 
 
 def require_same_origin(

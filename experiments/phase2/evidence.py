@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, Ru
 from experiments.phase2.arguments import ExitArguments, override_group
 from experiments.phase2.decide import PROTOCOLS, decide_sweeps
 from experiments.phase2.decision import ProtocolDecision
+from experiments.phase2.quiet import OthersClock, Quiet, cores, spread_between_rounds
 
 if TYPE_CHECKING:
     from atlas.models.language_model import AtlasModel
@@ -104,6 +106,8 @@ class Evidence:
 
     def __init__(self, arguments: ExitArguments, folder: Path, show: Callable[[str], None]) -> None:
         self.arguments, self.folder, self.show = arguments, folder, show
+        self.quiet: dict[str, Quiet] = {}  # by protocol, once its times are read
+        self._load_before = os.getloadavg()[0]
         self._runs: dict[str, CheckedRun | Exception] = {}  # by the name of the run's folder
 
     @property
@@ -140,9 +144,9 @@ class Evidence:
 
     def decision(self, protocol: str) -> ProtocolDecision | str:
         """The decision from the protocol's sweep, or why there is none."""
-        sweep = self.arguments.sweeps.get(protocol)
+        sweep, clock = self.arguments.sweeps.get(protocol), None
         if sweep is None:
-            sweep = self.folder / protocol
+            sweep, clock = self.folder / protocol, OthersClock()
             given = sweep_overrides(protocol, self.arguments.overrides)
             status, last = self._command(protocol, "-m", *given, f"hydra.sweep.dir={_quoted(sweep)}")
             if status not in (0, 1):  # 1: a job failed; whether that is evidence too is for the rule to say
@@ -151,6 +155,9 @@ class Evidence:
             (record,) = decide_sweeps([sweep], protocol).values()
         except ConfigError as error:
             return f"the sweep is no evidence: {error}"
+        others = None if clock is None else clock.share()
+        spread = spread_between_rounds(record.evidence)
+        self.quiet[protocol] = Quiet(self._load_before, len(cores()), others, spread)
         return record.decision
 
     def _run(self, name: str, overrides: Sequence[str]) -> CheckedRun:

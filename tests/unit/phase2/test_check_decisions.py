@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from experiments.phase2.check_decisions import judge_decision, require_same_orig
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.evidence import sweep_overrides
 from experiments.phase2.finding import CheckOutcome
+from experiments.phase2.quiet import OthersClock, Quiet
 
+QUIET = Quiet(load_before=0.31, cores=2, others=0.01, spread=0.03)
 VERSIONS = {"torch": "2.13.0", "python": "3.11.7"}
 
 
@@ -37,21 +41,61 @@ VERSIONS = {"torch": "2.13.0", "python": "3.11.7"}
 def test_only_a_decision_that_passed_its_criterion_passes(
     outcome: DecisionOutcome, passed: bool, found: CheckOutcome
 ) -> None:
-    finding = judge_decision(
-        "chunk_sizes", ProtocolDecision(outcome, "Set A: {8,16,32,64}", "the numbers", "Use it.", passed)
+    decision = ProtocolDecision(outcome, "Set A: {8,16,32,64}", "the numbers", "Use it.", passed)
+    finding = judge_decision("chunk_sizes", decision, QUIET)
+    quiet = (
+        "Load before: 0.31 on 2 cores. Used by others meanwhile: 1% (at most 10%)."
+        " Spread between rounds: 3% (at most 15%)."
     )
-    assert (finding.outcome, finding.detail, finding.evidence) == (found, "Set A: {8,16,32,64}", ("the numbers",))
+    evidence = ("the numbers", quiet)
+    assert (finding.outcome, finding.detail, finding.evidence) == (found, "Set A: {8,16,32,64}", evidence)
     assert finding.passed is passed
     assert finding.numbers == {
         "protocol": "chunk_sizes",
         "outcome": outcome.value,
         "headline": "Set A: {8,16,32,64}",
         "passed": passed,
+        "machine": {"load_before": 0.31, "cores": 2, "others": 0.01, "spread": 0.03},
     }
 
 
+@pytest.mark.parametrize(
+    ("found", "trouble"),
+    [
+        (Quiet(0.1, 2, 0.38, 0.03), "other processes used 38% of its cores' time"),
+        (Quiet(0.1, 2, 0.01, 0.2), "rounds differ by 20%"),
+        (Quiet(0.6, 2, None, 0.03), "its load before was 0.60 on 2 cores"),
+    ],
+)
+def test_times_of_a_machine_that_is_not_quiet_do_not_pass(found: Quiet, trouble: str) -> None:
+    decision = ProtocolDecision(DecisionOutcome.decided, "Set A", "the numbers", "Use it.", True)
+    finding = judge_decision("chunk_sizes", decision, found)
+    assert (finding.outcome, finding.detail) == (CheckOutcome.failed, f"the machine was not quiet: {trouble}")
+    assert finding.evidence[-1] == "Not counted: DECIDED (Set A)"
+
+
+def test_work_of_others_is_told_from_that_of_a_child() -> None:
+    """The other process is not waited for by this one until its share was read."""
+    burn = "import time; end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    own = OthersClock()
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    of_a_child = own.share()
+    clock = OthersClock()
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", burn + "\nprint(flush=True)\ntime.sleep(60)"], stdout=subprocess.PIPE
+    )
+    assert stranger.stdout is not None
+    stranger.stdout.readline()
+    of_a_stranger = clock.share()
+    stranger.kill()
+    stranger.communicate()
+    assert of_a_child is not None
+    assert of_a_stranger is not None
+    assert of_a_stranger - of_a_child > 0.1
+
+
 def test_a_decision_that_could_not_be_made_does_not_pass() -> None:
-    finding = judge_decision("chunk_sizes", "the sweep is no evidence: a baseline is missing")
+    finding = judge_decision("chunk_sizes", "the sweep is no evidence: a baseline is missing", None)
     assert (finding.outcome, finding.detail) == (
         CheckOutcome.failed,
         "the sweep is no evidence: a baseline is missing",

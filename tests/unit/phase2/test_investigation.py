@@ -18,6 +18,7 @@ from experiments.phase2.check_decisions import judge_decision
 from experiments.phase2.chunk_sizes import decide
 from experiments.phase2.chunk_tables import tables
 from experiments.phase2.investigation import SHARDS, SetInvestigation
+from experiments.phase2.quiet import Quiet
 from experiments.phase2.report import ExitReport
 from tests.unit.phase2.test_chunk_sizes import runs, table
 
@@ -90,7 +91,7 @@ def test_a_finding_that_fails_stops_the_decision_and_is_named(changes: dict[str,
     ],
 )
 def test_the_exit_gate_passes_or_names_the_finding(changes: dict[str, Any], line: str) -> None:
-    finding = judge_decision("chunk_sizes", decide(evidence(**changes)))
+    finding = judge_decision("chunk_sizes", decide(evidence(**changes)), Quiet(0.1, 2, 0.01, 0.02))
     assert ExitReport({}, {"G2-1": finding}).lines()[2] == f"[G2-1] Chunk sizes... {line}"
     assert finding.passed is (changes == {})
 
