@@ -24,23 +24,19 @@ from typing import Any
 
 import torch
 
-from atlas.config import ConfigError, require
+from atlas.config import require
 from atlas.config.arguments import names, read_settings, run_command
-from atlas.config.composition import load_config
-from atlas.config.keys import flat
 from atlas.data.batch import Batch
 from atlas.niah import probe_run
 from atlas.runs.build import build_data, load_checkpointed
 from atlas.runs.environment import git_revision, versions
-from atlas.runs.summary import read_summary
-from atlas.sweeps.sweep_record import RECORD_FILE
-from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
+from atlas.telemetry.run_files import RunFiles
 from atlas.training.losses import language_loss
 from experiments.ablations.table import Run, document
+from experiments.finished_runs import changes, jobs, read_run
 
 HERE = Path(__file__).parent
 ANSWER_BATCHES = 32
-IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.")  # what a run learns does not depend on it
 
 
 @dataclass
@@ -52,28 +48,6 @@ class Settings:
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", self.samples, ">= 1")
         require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
-
-
-def jobs(sweeps: Sequence[str], trust: str) -> list[Path]:
-    """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
-    found: list[Path] = []
-    for sweep in sweeps:
-        nested = (Path(sweep) / RECORD_FILE).is_file()  # any folder else may hold runs that were not asked for
-        folders = [path.parent for path in Path(sweep).glob("**/summary.json" if nested else "*/summary.json")]
-        completed = [folder for folder in folders if read_run(folder, trust)[1]["status"] == "completed"]
-        require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")
-        for left_out in sorted(set(folders) - set(completed)):
-            print(f"left out, it did not complete: {left_out}")
-        found += sorted(completed, key=lambda folder: (len(folder.name), folder.name))  # 2 before 10
-    return found
-
-
-def read_run(folder: Path, trust: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings by their flat keys, and the summary."""
-    summary = read_summary(folder)
-    if summary is None:
-        raise ConfigError(f"SWEEP={folder}: must hold a summary.json that can be read")
-    return flat(asdict(load_config(folder / CONFIG_FILE, names(trust)))), asdict(summary)
 
 
 def recall_of(folder: Path, samples: int, control: Path | None, trust: str) -> dict[str, Any]:
@@ -119,8 +93,7 @@ def collect(folders: Sequence[Path], samples: int, trust: str) -> list[Run]:
     }
     runs = []
     for folder, (settings, summary) in read.items():
-        changed = {key: value for key, value in settings.items() if value != reference.get(key)}
-        changed = {key: value for key, value in changed.items() if not key.startswith(IGNORED)}
+        changed = changes(settings, reference)
         control = memory_free.get(settings["seed"]) if settings["model.memory.enabled"] else None
         found = recall_of(folder, samples, control, trust) if settings["model.memory.enabled"] else {}
         found["polarised_peak"] = polarised_at_peak(folder, settings)

@@ -17,6 +17,7 @@ from atlas.config import RunConfig
 from atlas.models.plan import MemoryMode
 from atlas.runs.build import build_model
 from experiments.ablations.__main__ import main as ablations
+from experiments.lengths.needles import main as needles
 from tests.integration.small_runs import RUN
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -103,7 +104,7 @@ def test_the_rule_of_decoding(
 
 
 @pytest.mark.slow
-def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recall = ["pairs=4", "queries=3", "sparse_queries=3", "sparse_share=0", "distance_min=8"]
     mixed = ["data=mixed", f"data.paths=[{text}]", *(f"data.recall.{setting}" for setting in recall)]
     common = [*(setting for setting in RUN if setting != "data=text"), *mixed, "train.steps=2", "checkpoint.every=2"]
@@ -149,3 +150,18 @@ def test_ablations_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: py
     ):
         assert ablations([*arguments, f"folder={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
+    assert needles([str(tmp_path / "sweep"), "samples=2", "factors=1,4", f"folder={tmp_path}"]) == 0
+    probed = json.loads((tmp_path / "needles.json").read_text())["runs"]
+    assert [(run["setting"], run["seed"], run["needles"]) for run in probed] == [
+        ("reference", 0, 6),
+        ("reference", 1, 6),
+        ("model.fusion=additive", 0, 6),
+    ]
+    noise, of_text = (part.splitlines() for part in (tmp_path / "NEEDLES.md").read_text().split("## In ")[1:])
+    for rows, haystack in ((noise, "noise"), (of_text, "text")):
+        short, long = (probed[2]["found"][haystack][length] for length in ("64", "256"))
+        met = int(short - long <= 0.015)
+        cells = f"{short:.1%} | {long:.1%} | {short - long:+.1%} | {met} of 1 |"
+        assert f"| model.fusion=additive | 0 | {losses[3]:.4f} | {cells}" in rows
+    assert needles([str(tmp_path / "sweep"), "factors=0", f"folder={tmp_path}"]) == 2
+    assert "atlas: factors=0: must be whole numbers >= 1" in capsys.readouterr().err
