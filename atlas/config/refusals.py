@@ -133,7 +133,9 @@ def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> C
     if override and full_key:
         wanted = dict(_schema_keys(RunConfig, "")).get(re.sub(r"\[\d+\]$", "", full_key[1]))
         if wanted is not None:
-            return ConfigError(f"{override[1]}: must be {describe(wanted)}")
+            default = OmegaConf.select(OmegaConf.structured(RunConfig), key)
+            example = f", such as {default}" if wanted is int else ""
+            return ConfigError(f"{override[1]}: must be {describe(wanted)}{example}")
     return ConfigError(f"{_one_line(error)}: {_one_line(cause)}" if cause else _one_line(error))
 
 

@@ -55,6 +55,7 @@ def base() -> DictConfig:
     return config
 
 
+    "device.processes=abc": "device.processes=abc: must be an integer, such as 1",
 @pytest.mark.parametrize("settings", REFUSED)
 def test_what_several_processes_cannot_do_is_refused(settings: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(REFUSED[settings])}$"):
