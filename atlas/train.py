@@ -33,8 +33,14 @@ from atlas.config.console import drop_unwritten, print_result
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
-from atlas.config.refusals import flags_first, is_multirun, refuse, refuse_flags
-from atlas.parallel.launch import current, launched, refuse_launch, start_timeout_of
+from atlas.config.refusals import flags_first, is_multirun, only_shows, refuse, refuse_flags
+from atlas.parallel.launch import (
+    current,
+    first_by_environment,
+    launched,
+    refuse_launch,
+    start_timeout_of,
+)
 from atlas.parallel.ranks import log_name
 from atlas.runs.folder import make_folder, reason, record_failure, remove_if_empty, require_folder, say
 from atlas.runs.resume import resumed_config, run_folder
@@ -77,13 +83,17 @@ def _chosen_folder(config: RunConfig, folder: str | Path | None) -> Path:
 
 def main() -> int:
     """The command line."""
+    shows = only_shows(sys.argv[1:])
+    if shows and not first_by_environment():
+        return 0
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         return run_command(lambda _: 0, ["--help"], help_text())
     register()
     try:
         with handled_by(interrupt), ExitStack() as ranks:
             try:
-                ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
+                if not shows:
+                    ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
                 given = [argument for argument in sys.argv[1:] if argument != PLAN]
                 task = run_composed if given == sys.argv[1:] else plan_composed
                 refuse_flags(given, CONF_DIR)

@@ -23,6 +23,11 @@ def current() -> Ranks:
     return _current[-1] if _current else ALONE
 
 
+def first_by_environment() -> bool:
+    """Whether this is rank 0 or a process alone, where the ranks need not find each other."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def start_timeout_of(arguments: Sequence[str]) -> float:
     """What a command line gives, or the default: ranks find each other before the configuration is composed."""
     given = [text.partition("=")[2] for text in arguments if text.startswith("parallel.start_timeout_s=")]
