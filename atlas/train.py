@@ -8,6 +8,8 @@ SIGTERM, SIGHUP or SIGUSR1.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import shlex
@@ -90,6 +92,7 @@ def main() -> int:
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         return run_command(lambda _: 0, ["--help"], help_text())
     register()
+    atexit.register(gc.freeze)  # the search for cycles in all of torch took seconds at the end
     try:
         with handled_by(interrupt), ExitStack() as ranks:
             try:

@@ -6,6 +6,8 @@ file how it ended; the process that has started them raises what one process alo
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pickle
 import signal
@@ -173,6 +175,7 @@ def _blocked_signals() -> Iterator[None]:
 def _rank(rank: int, start: Start) -> None:
     """One rank of the run, in a process of its own."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C reaches it once, by the process that has started it
+    atexit.register(gc.freeze)  # the search for cycles in all of torch took seconds at the end
     signal.signal(STARTER_GONE, interrupt)
     _prctl_pr_set_pdeathsig(STARTER_GONE)  # torch has asked for SIGINT, which would be told as Ctrl-C
     starter = parent_process()
