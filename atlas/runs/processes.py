@@ -68,9 +68,10 @@ def run_in_processes(config: RunConfig, folder: Path, job: SweepJob | None) -> R
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as ends:
         endings = _run(Start(config, folder, job, store.port, Path(ends)))
-    errors = [end for end in endings if end.error is not None]
     if endings[0].error is not None:  # else the run is complete, and rank 0 has told of ranks that were lost at its end
-        raise min(errors, key=lambda end: (end.told, not end.tells)).error
+        for end in sorted(endings, key=lambda end: (end.told, not end.tells)):
+            if end.error is not None:
+                raise end.error
     summary = read_summary(folder)
     assert summary is not None, "every rank has ended well"
     return summary
@@ -210,8 +211,8 @@ def _ending(ends: Path, rank: int, process: BaseProcess, told: bool) -> End:
     try:
         end: End = pickle.loads((ends / str(rank)).read_bytes())
     except OSError:
-        killed = process.exitcode is not None and process.exitcode < 0
-        how = f"was killed by {signal.Signals(-process.exitcode).name}" if killed else "ended without a word"
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "ended without a word"
         how = "did not end by itself and was killed" if told else how
         return End(RankError(f"rank {rank} {how} (its log: {log_name(rank)})"), False, told)
     return End(end.error, end.tells, told and isinstance(end.error, KeyboardInterrupt))

@@ -44,7 +44,7 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
     that may not change, and for a result that cannot be used.
     """
     with refuse(CONF_DIR):
-        source = OmegaConf.create(given)  # type: ignore[call-overload]
+        source = OmegaConf.structured(given) if isinstance(given, RunConfig) else given.copy()
         check_keys(source)
         OmegaConf.resolve(source)
     result = OmegaConf.structured(load_config(folder / CONFIG_FILE, source.trust))
