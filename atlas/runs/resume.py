@@ -20,6 +20,7 @@ from atlas.config.files import CONF_DIR
 from atlas.config.keys import flat, lies_in, override_name
 from atlas.config.path_overrides import expanded
 from atlas.config.refusals import refuse
+from atlas.config.run import MOST_PROCESSES
 from atlas.parallel.launch import current, to_launched_config
 from atlas.telemetry.run_files import CONFIG_FILE
 
@@ -60,7 +61,7 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
             transfer(source, result, key.split("."))
     launched = current().world
     if "device.processes" not in names and result.device.processes not in (1, launched) and launched > 1:
-        result.device.processes = 1  # another start had them
+        result.device.processes = launched if launched <= MOST_PROCESSES else 1  # another start had others
     return to_launched_config(result)
 
 
