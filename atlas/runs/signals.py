@@ -18,7 +18,8 @@ from atlas.training.stop import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 REPEAT_SECONDS = 0.2
-STARTER_GONE = signal.SIGUSR2  # sent to a rank when the process that has started it ends (runs/processes.py)
+# Linux sends it to a rank when the process that has started it ends (runs/processes.py); clusters use SIGUSR2.
+STARTER_GONE = getattr(signal, "SIGRTMIN", signal.SIGUSR2)
 Handler = Callable[[int, FrameType | None], Any]
 _listening: list[StopRequest] = []  # of the run of this process's main thread, if there is one
 
