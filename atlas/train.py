@@ -8,6 +8,8 @@ SIGTERM, SIGHUP or SIGUSR1.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import shlex
@@ -28,13 +30,20 @@ from omegaconf import DictConfig, open_dict
 
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import run_command
-from atlas.config.composition import register, to_run_config
+from atlas.config.composition import register
 from atlas.config.console import drop_unwritten, print_result
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
-from atlas.config.refusals import flags_first, is_multirun, refuse, refuse_flags
-from atlas.parallel.launch import current, launched, refuse_launch, start_timeout_of
+from atlas.config.refusals import flags_first, is_multirun, only_shows, refuse, refuse_flags
+from atlas.parallel.launch import (
+    current,
+    first_by_environment,
+    launched,
+    refuse_launch,
+    start_timeout_of,
+    to_launched_config,
+)
 from atlas.parallel.ranks import log_name
 from atlas.runs.folder import make_folder, reason, record_failure, remove_if_empty, require_folder, say
 from atlas.runs.resume import resumed_config, run_folder
@@ -77,13 +86,18 @@ def _chosen_folder(config: RunConfig, folder: str | Path | None) -> Path:
 
 def main() -> int:
     """The command line."""
+    shows = only_shows(sys.argv[1:])
+    if shows and not first_by_environment():
+        return 0
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         return run_command(lambda _: 0, ["--help"], help_text())
     register()
+    atexit.register(gc.freeze)  # the search for cycles in all of torch took seconds at the end
     try:
         with handled_by(interrupt), ExitStack() as ranks:
             try:
-                ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
+                if not shows:
+                    ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
                 given = [argument for argument in sys.argv[1:] if argument != PLAN]
                 task = run_composed if given == sys.argv[1:] else plan_composed
                 refuse_flags(given, CONF_DIR)
@@ -136,9 +150,10 @@ class Check(Callback):
             task = config.copy()
             with open_dict(task):
                 del task["hydra"]
-            to_run_config(task)
             require_folder("hydra.run.dir", config.hydra.run.dir)
-            make_folder(Path(config.hydra.run.dir), "hydra.run.dir")
+            made = Path(config.hydra.run.dir)
+            _settings(task, config.hydra.overrides, made)
+            make_folder(made, "hydra.run.dir")
         except ConfigError as error:  # Hydra would turn it into a warning, but lets SystemExit through
             _tell(error)
             sys.exit(2)
@@ -154,10 +169,11 @@ def run_composed(composed: DictConfig) -> None:
     ranks = current()
     try:
         with ranks.starting():
-            given = to_run_config(composed)
-            seeds = given.sweep.seeds
+            config, folder = _settings(composed, hydra_config.overrides, made)
+            if folder.resolve() != made.resolve():
+                remove_if_empty(made)
+            seeds = composed.sweep.seeds
             require(seeds == 1, "sweep.seeds", seeds, "given with -m: only a sweep has several jobs")
-            config, folder = _resumed(given, hydra_config.overrides, made)
             from atlas.runs.run import run  # imports torch
 
             status = run(config, folder, ranks=ranks).status
@@ -183,12 +199,14 @@ def run_composed(composed: DictConfig) -> None:
 
 def plan_composed(composed: DictConfig) -> None:
     """Print what the run would need. Hydra calls this."""
-    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    ranks = current()
+    hydra_config, ranks = HydraConfig.get(), current()
+    made = Path(hydra_config.runtime.output_dir)
     try:
+        config, _ = _settings(composed, hydra_config.overrides, made)
+        remove_if_empty(made)
         from atlas.runs.plan import plan  # imports torch
 
-        text = plan(to_run_config(composed), ranks)
+        text = plan(config, ranks)
     except ConfigError as error:
         _tell(error)
         sys.exit(2)
@@ -196,18 +214,22 @@ def plan_composed(composed: DictConfig) -> None:
         print_result(text)
 
 
-def _resumed(config: RunConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:
-    """The configuration and the folder to run in, with `resume` those of the resumed run. `made`: Hydra's folder."""
+def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:
+    """The configuration and the folder to run in, with `resume` those of the resumed run. `made`: Hydra's folder.
+
+    Raises `ConfigError`. What a resumed run has set counts before anything is checked.
+    """
     folder = made
-    if config.resume not in (None, "auto"):
-        folder = run_folder(config.resume)
+    with refuse(CONF_DIR):
+        resume = composed.resume
+    if resume not in (None, "auto"):
+        folder = run_folder(resume)
         if made.resolve() != folder:
-            remove_if_empty(made)
             chosen = next((text for text in overrides.hydra if text.startswith("hydra.run.dir=")), None)
-            require(chosen is None, "resume", config.resume, f"given without {chosen}: the run goes on in {folder}")
-    if config.resume is not None and (folder / CONFIG_FILE).exists():
-        config = resumed_config(config, overrides.task, folder)
-    return config, folder
+            require(chosen is None, "resume", resume, f"given without {chosen}: the run goes on in {folder}")
+    if resume is not None and (folder / CONFIG_FILE).exists():
+        return resumed_config(composed, overrides.task, folder), folder
+    return to_launched_config(composed), folder
 
 
 def _print_how_to_continue(folder: Path) -> None:

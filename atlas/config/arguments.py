@@ -20,6 +20,7 @@ from atlas.config.choices import member
 from atlas.config.console import OutputError, print_result
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
+from atlas.config.values import describe
 
 Settings = TypeVar("Settings")
 
@@ -32,7 +33,6 @@ class Weights(StrEnum):
 
 
 LATEST, RUNS = "latest", Path("outputs/runs")
-WORDS = {int: "an integer, such as 100", float: "a number, such as 0.5"}
 
 
 def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
@@ -109,7 +109,8 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = 
     argument sets. Raises `ConfigError` naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind) if field.name not in fixed]  # type: ignore[arg-type]
+    defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    known = [name for name in defaults if name not in fixed]
     given: dict[str, Any] = {}
     for argument in arguments:
         key, _, text = argument.partition("=")
@@ -118,14 +119,14 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = 
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             keys = ", ".join(f"{prefix}{name}" for name in known)
             raise ConfigError(f"{prefix}{argument}: must be one of the keys {keys}{hint}")
-        given[key] = _value(hints[key], f"{prefix}{key}", text)
+        given[key] = _value(hints[key], f"{prefix}{key}", text, defaults[key])
     return kind(**given, **fixed)
 
 
-def _value(kind: Any, key: str, text: str) -> Any:
+def _value(kind: Any, key: str, text: str, default: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return member(kind, key, text)
     try:
         return kind(text)
     except ValueError as error:
-        raise ConfigError(f"{key}={text}: must be {WORDS[kind]}") from error
+        raise ConfigError(f"{key}={text}: must be {describe(kind)}, such as {default}") from error

@@ -103,7 +103,7 @@ def _own_hydra() -> Iterator[None]:
 def to_run_config(composed: DictConfig) -> RunConfig:
     """Resolve and check what Hydra composed. Raises `ConfigError` for an unusable value, key or component."""
     with refuse(CONF_DIR):
-        _check_keys(composed, "")
+        check_keys(composed)
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
         _check_numbers(config, "")
@@ -180,7 +180,7 @@ def _check_numbers(settings: Any, prefix: str) -> None:
                 require(-(2**63) <= number < 2**63, f"{prefix}{name}", value, "in [-2**63, 2**63)")
 
 
-def _check_keys(node: DictConfig, prefix: str) -> None:
+def check_keys(node: DictConfig, prefix: str = "") -> None:
     """Refuse keys that `+key=value` added beside those of the schema."""
     schema = OmegaConf.get_type(node)
     if schema is None or not dataclasses.is_dataclass(schema):
@@ -191,4 +191,4 @@ def _check_keys(node: DictConfig, prefix: str) -> None:
             raise unknown_key(f"{prefix}{key!s}={node._get_node(key)}", CONF_DIR)
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            _check_keys(child, f"{prefix}{key!s}.")
+            check_keys(child, f"{prefix}{key!s}.")

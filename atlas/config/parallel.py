@@ -31,6 +31,7 @@ class ParallelConfig(Choices, prefix="parallel."):
 
     def groups(self, processes: int) -> int:
         """The number of groups of processes that share their sequences. Raises `ConfigError`."""
-        allowed = f"a divisor of the number of processes, {processes}"
+        number = f"{processes} is no multiple of {self.context} (device.processes or the launcher sets it)"
+        allowed = f"a divisor of the number of processes, and {number}"
         require(processes % self.context == 0, "parallel.context", self.context, allowed)
         return processes // self.context

@@ -21,6 +21,8 @@ from atlas.config import ConfigError, RunConfig
 from atlas.config.path_overrides import shell_example
 from atlas.config.values import describe
 
+SHOWING = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info")
+
 
 @contextmanager
 def refuse(conf_dir: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
@@ -111,6 +113,11 @@ def is_multirun(arguments: Sequence[str]) -> bool:
     return bool(parsed.multirun) or any(text.lower() == "hydra.mode=multirun" for text in parsed.overrides)
 
 
+def only_shows(arguments: Sequence[str]) -> bool:
+    """Whether Hydra, or our help, prints something and starts nothing."""
+    return any(text.partition("=")[0] in SHOWING for text in arguments)
+
+
 def known_keys(conf_dir: Path) -> list[str]:
     """Every key of the schema, and every key that an option of a component sets."""
     keys = {key for key, _ in _schema_keys(RunConfig, "")}
@@ -131,9 +138,12 @@ def _explain_composition(error: ConfigCompositionException, conf_dir: Path) -> C
     override = re.match(r"Error merging override (.*)", message)
     full_key = re.search(r"full_key: (\S+)", str(cause))
     if override and full_key:
-        wanted = dict(_schema_keys(RunConfig, "")).get(re.sub(r"\[\d+\]$", "", full_key[1]))
+        key = re.sub(r"\[\d+\]$", "", full_key[1])
+        wanted = dict(_schema_keys(RunConfig, "")).get(key)
         if wanted is not None:
-            return ConfigError(f"{override[1]}: must be {describe(wanted)}")
+            default = OmegaConf.select(OmegaConf.structured(RunConfig), key)
+            example = f", such as {default}" if wanted is int else ""
+            return ConfigError(f"{override[1]}: must be {describe(wanted)}{example}")
     return ConfigError(f"{_one_line(error)}: {_one_line(cause)}" if cause else _one_line(error))
 
 

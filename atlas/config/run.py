@@ -79,6 +79,18 @@ class DeviceConfig(Choices, prefix="device."):
         )
 
 
+def number_of_processes(device: DeviceConfig, parallel: ParallelConfig, launched: int) -> int:
+    """Of a run of which a launcher has started `launched` processes; 1: the run starts `device.processes` itself.
+
+    Raises `ConfigError` where the settings do not go together with it.
+    """
+    fits = launched == 1 or device.processes in (1, launched)
+    require(fits, "device.processes", device.processes, f"1 or {launched}, the processes of the launcher")
+    processes = max(launched, device.processes)
+    parallel.groups(processes)
+    return processes
+
+
 @dataclass
 class TelemetryConfig:
     every: int = 100  # steps between rows of metrics.jsonl; the first 100 steps have ten

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from atlas.config.errors import ConfigError
 
 _WORDS: dict[Any, str] = {
-    int: "an integer, such as 1000",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
     str: "a text",
@@ -88,7 +88,7 @@ def describe(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         ranges = " ".join(note.text for note in arguments[1:] if isinstance(note, Allowed))
-        return f"{describe(arguments[0]).partition(', such as 1000')[0]} {ranges}"
+        return f"{describe(arguments[0])} {ranges}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(member) for member in arguments)
     if origin is typing.Literal:

@@ -8,8 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
+from typing import cast
 
-from atlas.config import ConfigError, ParallelConfig, require
+from omegaconf import DictConfig, OmegaConf
+
+from atlas.config import ConfigError, DeviceConfig, ParallelConfig, RunConfig, require
+from atlas.config.composition import to_run_config
+from atlas.config.files import CONF_DIR
+from atlas.config.refusals import refuse
+from atlas.config.run import number_of_processes
 from atlas.parallel.ranks import ALONE, Ranks
 
 RUN_DIR = "ATLAS_RUN_DIR"
@@ -21,6 +28,11 @@ _current: list[Ranks] = []
 def current() -> Ranks:
     """The ranks inside of `launched`; elsewhere this process is alone."""
     return _current[-1] if _current else ALONE
+
+
+def first_by_environment() -> bool:
+    """Whether this is rank 0 or a process alone, where the ranks need not find each other."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def start_timeout_of(arguments: Sequence[str]) -> float:
@@ -80,6 +92,19 @@ def refuse_launch(arguments: Sequence[str], multirun: bool) -> None:
     continues = resume != "null" and (resume != "auto" or "hydra.run.dir" in given)
     if _number("TORCHELASTIC_MAX_RESTARTS", 0) and not continues:
         raise ConfigError("hydra.run.dir: must be given, with resume=auto, for torchrun --max-restarts")
+
+
+def to_launched_config(settings: DictConfig) -> RunConfig:
+    """Resolve and check what Hydra composed, for the processes that this start has. Raises `ConfigError`.
+
+    Their number is looked at first: what else has to fit it may be right already.
+    """
+    with refuse(CONF_DIR):
+        device, parallel = (OmegaConf.to_object(settings[group]) for group in ("device", "parallel"))
+        processes = number_of_processes(cast(DeviceConfig, device), cast(ParallelConfig, parallel), current().world)
+    config = to_run_config(settings)
+    config.train.require_parts(config.parallel.groups(processes), config.parallel.context)
+    return config
 
 
 def _number(name: str, default: int) -> int:

@@ -6,31 +6,37 @@ file how it ended; the process that has started them raises what one process alo
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pickle
 import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import connection, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import start_processes
 
 from atlas.config import RunConfig
 from atlas.parallel.launch import launched
 from atlas.parallel.ranks import RankError, log_name, portable
-from atlas.runs.signals import SIGNALS, handled_by, interrupt, listening
+from atlas.runs.signals import SIGNALS, STARTER_GONE, handled_by, interrupt, listening
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.sinks import SweepJob
 from atlas.training.stop import StopRequest
 
 HOST = "127.0.0.1"
-ENDING_SECONDS = 30.0  # for the ranks that are left after one of them was killed, besides the time of a step
+ENDING_SECONDS = 30.0  # for the ranks that are left after one of them has ended, besides the time of a step
+HALTED_SECONDS = 3.0  # for ranks that cannot end by themselves, unless somebody lets them go on
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,12 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended. `tells`: whether its error is the one that the user is to see."""
+    """How a rank ended. `tells`: whether its error is the one that the user is to see. `told`: the error is that it did
+    not end by itself."""
 
     error: BaseException | None
     tells: bool
+    told: bool = False
 
 
 def run_in_processes(config: RunConfig, folder: Path, job: SweepJob | None) -> RunSummary:
@@ -59,11 +67,11 @@ def run_in_processes(config: RunConfig, folder: Path, job: SweepJob | None) -> R
     """
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as ends:
-        killed_by = _run(Start(config, folder, job, store.port, Path(ends)))
-        found = [_read(Path(ends), rank, killed_by) for rank in range(config.device.processes)]
-    errors = [end.error for end in sorted(found, key=lambda end: not end.tells) if end.error is not None]
-    if errors:
-        raise errors[0]
+        endings = _run(Start(config, folder, job, store.port, Path(ends)))
+    if endings[0].error is not None:  # else the run is complete, and rank 0 has told of ranks that were lost at its end
+        for end in sorted(endings, key=lambda end: (end.told, not end.tells)):
+            if end.error is not None:
+                raise end.error
     summary = read_summary(folder)
     assert summary is not None, "every rank has ended well"
     return summary
@@ -89,32 +97,71 @@ class _PassedOn(StopRequest):
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    def to(self, ranks: ProcessContext) -> None:
-        self._processes = ranks.processes
+    def to(self, processes: list[BaseProcess]) -> None:
+        self._processes = processes
         for number in self._asked:
             self.send(number)
 
 
-def _run(start: Start) -> dict[int, str]:
-    """Start the ranks and wait for all of them; returns the signal that killed a rank, by rank."""
+def _run(start: Start) -> list[End]:
+    """Start the ranks and wait for all of them."""
     config, request = start.config, _PassedOn()
     resource_tracker.ensure_running()  # else it unblocks signals when the first rank is started
     with listening(request):
         with _blocked_signals():  # a rank inherits that, until it handles them
             ranks = start_processes(_rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn")
-            request.to(ranks)
+            request.to(ranks.processes)
         try:
-            with suppress(ProcessException):  # of a rank that was killed: the others name it
-                while not ranks.join(grace_period=config.parallel.step_timeout_s + ENDING_SECONDS):
-                    pass
+            told = _wait(ranks.processes, start)
         except KeyboardInterrupt:  # a second signal
             request.send(signal.SIGINT)
             for process in ranks.processes:
                 process.join(ENDING_SECONDS)
                 process.kill()
             raise
-    codes = {rank: process.exitcode for rank, process in enumerate(ranks.processes)}
-    return {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
+    return [_ending(start.ends, rank, process, process in told) for rank, process in enumerate(ranks.processes)]
+
+
+def _wait(processes: Sequence[BaseProcess], start: Start) -> list[BaseProcess]:
+    """Until all of them have ended; returns those that had to be told to.
+
+    A rank that is left when another one has ended notices that within the time of a step, and ends as well. One that is
+    halted cannot, nor can one that still waits for all others to come.
+    """
+    left = {process.sentinel: process for process in processes}
+
+    def collect(timeout: float | None) -> None:
+        for sentinel in connection.wait(list(left), timeout):
+            left.pop(cast(int, sentinel)).join()
+
+    collect(None)
+    deadline, patience = time.monotonic() + start.config.parallel.step_timeout_s + ENDING_SECONDS, ENDING_SECONDS
+    while left and time.monotonic() < deadline:
+        met = [process for rank, process in enumerate(processes) if _met(start.ends, rank).exists()]
+        if all(process not in met or _is_halted(process) for process in left.values()):
+            patience = HALTED_SECONDS
+            break
+        collect(1.0)
+    for process in left.values():
+        process.terminate()
+    for process in left.values():
+        process.join(patience)
+        process.kill()
+        process.join()
+    return list(left.values())
+
+
+def _is_halted(process: BaseProcess) -> bool:
+    """Whether a signal (SIGSTOP) has stopped it."""
+    try:
+        return Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
+    except OSError:  # it has ended, or there is no /proc
+        return False
+
+
+def _met(ends: Path, rank: int) -> Path:
+    """There once the rank has found the others."""
+    return ends / f"{rank}.met"
 
 
 @contextmanager
@@ -129,6 +176,12 @@ def _blocked_signals() -> Iterator[None]:
 def _rank(rank: int, start: Start) -> None:
     """One rank of the run, in a process of its own."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C reaches it once, by the process that has started it
+    atexit.register(gc.freeze)  # the search for cycles in all of torch took seconds at the end
+    signal.signal(STARTER_GONE, interrupt)
+    _prctl_pr_set_pdeathsig(STARTER_GONE)  # torch has asked for SIGINT, which would be told as Ctrl-C
+    starter = parent_process()
+    if starter is None or not starter.is_alive():  # it ended before that
+        return
     world = start.config.device.processes
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": HOST, "MASTER_PORT": str(start.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -142,6 +195,7 @@ def _rank(rank: int, start: Start) -> None:
         with handled_by(interrupt):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             with launched(start.config.parallel.start_timeout_s) as ranks:
+                _met(start.ends, rank).touch()
                 try:
                     with ranks.starting():
                         run(start.config, start.folder, start.job, ranks)
@@ -153,10 +207,12 @@ def _rank(rank: int, start: Start) -> None:
     (start.ends / str(rank)).write_bytes(pickle.dumps(end))
 
 
-def _read(ends: Path, rank: int, killed_by: dict[int, str]) -> End:
+def _ending(ends: Path, rank: int, process: BaseProcess, told: bool) -> End:
     try:
         end: End = pickle.loads((ends / str(rank)).read_bytes())
     except OSError:
-        how = f"was killed by {killed_by[rank]}" if rank in killed_by else "ended without a word"
-        end = End(RankError(f"rank {rank} {how} (its log: {log_name(rank)})"), False)
-    return end
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "ended without a word"
+        how = "did not end by itself and was killed" if told else how
+        return End(RankError(f"rank {rank} {how} (its log: {log_name(rank)})"), False, told)
+    return End(end.error, end.tells, told and isinstance(end.error, KeyboardInterrupt))

@@ -5,19 +5,23 @@ Imports no torch, so that a refusal answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from atlas.config import ConfigError, RunConfig
-from atlas.config.composition import load_config, to_run_config
+from atlas.config.composition import check_keys, load_config
 from atlas.config.continuing import Effect, change_rule, changeable
+from atlas.config.files import CONF_DIR
 from atlas.config.keys import flat, lies_in, override_name
 from atlas.config.path_overrides import expanded
+from atlas.config.refusals import refuse
+from atlas.config.run import MOST_PROCESSES
+from atlas.parallel.launch import current, to_launched_config
 from atlas.telemetry.run_files import CONFIG_FILE
 
 
@@ -33,22 +37,32 @@ def run_folder(resume: str) -> Path:
     raise ConfigError(f"resume={resume}: must be auto, a run folder (with {CONFIG_FILE}) or one of its checkpoints")
 
 
-def resumed_config(given: RunConfig, overrides: Sequence[str], folder: Path) -> RunConfig:
+def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], folder: Path) -> RunConfig:
     """The frozen configuration of the run in `folder`, with what `overrides` change of it; `given` holds their values.
 
-    An override may repeat what the run was started with. Raises `ConfigError` for one that may not change.
+    `given` may be what Hydra composed, unchecked: the defaults beside the overrides are not those of the run, so that
+    only the result can be checked. An override may repeat what the run was started with. Raises `ConfigError` for one
+    that may not change, and for a result that cannot be used.
     """
-    frozen = load_config(folder / CONFIG_FILE, given.trust)
+    with refuse(CONF_DIR):
+        source = OmegaConf.structured(given) if isinstance(given, RunConfig) else given.copy()
+        check_keys(source)
+        OmegaConf.resolve(source)
+    result = OmegaConf.structured(load_config(folder / CONFIG_FILE, source.trust))
+    values, before = (flat(cast(dict[str, Any], OmegaConf.to_container(one))) for one in (source, result))
     names = [override_name(override) for override in overrides]
     all_given = "experiment" in names  # an experiment may set any key
-    wanted = {key: value for key, value in flat(asdict(given)).items() if all_given or lies_in(key, names)}
-    refuse_other_settings(wanted, flat(asdict(frozen)), folder)
+    wanted = {key: value for key, value in values.items() if all_given or lies_in(key, names)}
+    refuse_other_settings(wanted, before, folder)
     for name in filter(changeable, names):  # whole groups: another logger has other keys
-        transfer(given, frozen, name.split("."))
+        transfer(source, result, name.split("."))
     for key in wanted:
         if not changeable(key):
-            transfer(given, frozen, key.split("."))
-    return to_run_config(OmegaConf.structured(frozen))  # what fits alone may not fit together
+            transfer(source, result, key.split("."))
+    launched = current().world
+    if "device.processes" not in names and result.device.processes not in (1, launched) and launched > 1:
+        result.device.processes = launched if launched <= MOST_PROCESSES else 1  # another start had others
+    return to_launched_config(result)
 
 
 def refuse_other_settings(wanted: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
@@ -78,17 +92,17 @@ def differences(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]
 
 
 def transfer(source: Any, target: Any, path: Sequence[str]) -> None:
-    """Give the setting at `path` in `target` its value in `source`; both are dataclasses, components are dicts."""
+    """Give the setting at `path` in `target` its value in `source`; both are dataclasses or mappings."""
     for name in path[:-1]:
         source, target = _get(source, name), _get(target, name)
-    if isinstance(target, dict):
+    if isinstance(target, MutableMapping):
         target[path[-1]] = source[path[-1]]
     else:
         setattr(target, path[-1], getattr(source, path[-1]))
 
 
 def _get(node: Any, name: str) -> Any:
-    return node[name] if isinstance(node, dict) else getattr(node, name)
+    return node[name] if isinstance(node, MutableMapping) else getattr(node, name)
 
 
 def as_text(value: Any) -> str:

@@ -17,6 +17,7 @@ import torch
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import CheckpointLayout, ConfigError, RunConfig, require
 from atlas.config.keys import flat, plain
+from atlas.config.run import number_of_processes
 from atlas.data.sampler import batches_of
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
@@ -172,8 +173,7 @@ def _long_warmup(config: RunConfig) -> list[str]:
 
 def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> Trainer:
     """The trainer at step 0; every rank makes its own."""
-    processes, world = config.device.processes, ranks.world
-    require(processes in (1, world), "device.processes", processes, f"1 or {world}, the processes of the launcher")
+    world = number_of_processes(config.device, config.parallel, ranks.world)
     config.train.require_parts(config.parallel.groups(world), config.parallel.context)
     device, precision = prepare_device(config.device, ranks)
     if config.resume:

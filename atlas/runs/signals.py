@@ -18,17 +18,20 @@ from atlas.training.stop import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 REPEAT_SECONDS = 0.2
+# Linux sends it to a rank when the process that has started it ends (runs/processes.py); clusters use SIGUSR2.
+STARTER_GONE = getattr(signal, "SIGRTMIN", signal.SIGUSR2)
 Handler = Callable[[int, FrameType | None], Any]
 _listening: list[StopRequest] = []  # of the run of this process's main thread, if there is one
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
     """The handler. It only records the request: the signal may have interrupted a write."""
-    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    names = {signal.SIGINT: "Ctrl-C", STARTER_GONE: "the end of the process that started the ranks"}
+    by = names.get(signal.Signals(number)) or signal.Signals(number).name
     request = _listening[-1] if _listening else None
     if request is not None and not request.by:
         request.make(by)
-    elif request is None or not _repeats(request, by):
+    elif request is None or not (number == STARTER_GONE or _repeats(request, by)):
         raise KeyboardInterrupt
 
 

@@ -12,8 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from atlas.config import RunConfig, require
-from atlas.config.composition import to_run_config
-from atlas.parallel.launch import launched
+from atlas.parallel.launch import launched, to_launched_config
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import resumed_config
 from atlas.sweeps.launchers import JOBLIB, SERIAL, SUBMITIT, export_tasks, launcher_name
@@ -98,10 +97,10 @@ def _worker(sweep: Path, launcher: str) -> Iterator[None]:
 
 def _settings(composed: DictConfig, overrides: list[str], folder: Path) -> RunConfig:
     """The job's configuration; if its folder holds an earlier start, the one that continues it."""
-    config = to_run_config(composed)
     allowed = "left out, or auto, in a sweep (sweep.resume=DIR continues one)"
-    require(config.resume in (None, "auto"), "resume", config.resume, allowed)
-    if (folder / CONFIG_FILE).exists():
-        config = resumed_config(config, overrides, folder)
-        config.resume = "auto"  # from its newest sound checkpoint, without one from step 1
+    require(composed.resume in (None, "auto"), "resume", composed.resume, allowed)
+    if not (folder / CONFIG_FILE).exists():
+        return to_launched_config(composed)
+    config = resumed_config(composed, overrides, folder)
+    config.resume = "auto"  # from its newest sound checkpoint, without one from step 1
     return config

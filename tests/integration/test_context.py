@@ -54,8 +54,10 @@ def test_ranks_share_rows_and_sequences_of_a_step(overrides: list[str], tmp_path
     ranks.add("1 x 4", "parallel.context=4", do="gradients")
     ranks.add("1 x 3", "parallel.context=3", "train.sequence=96")
     ended = ranks.run()
-    divisor = "parallel.context=3: must be a divisor of the number of processes, 4"
-    assert ended.pop("1 x 3") == [f"refused: {divisor}"] * 4
+    divisor = (
+        "a divisor of the number of processes, and 4 is no multiple of 3 (device.processes or the launcher sets it)"
+    )
+    assert ended.pop("1 x 3") == [f"refused: parallel.context=3: must be {divisor}"] * 4
     assert ended == {name: ["done"] * 4 for name in ended}
     for job in ranks.jobs[:2]:
         found = torch.load(job["folder"])

@@ -90,7 +90,7 @@ def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, caps
         (["prompt_file=empty.txt"], "prompt_file=empty.txt: must be a file that is not empty"),
         (["prompt=a", "tokens=0"], "tokens=0: must be in [1, 2**31)"),
         (["prompt=a", f"tokens={10**30}"], f"tokens={10**30}: must be in [1, 2**31)"),
-        (["prompt=a", f"tokens={'9' * 5000}"], f"tokens={'9' * 5000}: must be an integer, such as 100"),
+        (["prompt=a", f"tokens={'9' * 5000}"], f"tokens={'9' * 5000}: must be an integer, such as 256"),
         (["prompt=a", "temperature=-0.1"], "temperature=-0.1: must be >= 0"),
         (["prompt=a", "temperature=nan"], "temperature=nan: must be >= 0"),
         (["prompt=a", "top_k=-1"], "top_k=-1: must be in [0, 2**31) (0 = all)"),

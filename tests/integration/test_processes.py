@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import atlas
-from tests.integration.sweep_commands import command
+from tests.integration.sweep_commands import command, finished, process
 from tests.integration.test_ranks import troubled
 
 pytestmark = pytest.mark.slow
+
+
+def test_ranks_end_where_one_is_halted_and_where_the_command_that_started_them_is_killed(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """Both at the same time, in step 5."""
+    folders = [tmp_path / "halted", tmp_path / "killed"]
+    troubles = [[*troubled("SIGSTOP@5"), "parallel.step_timeout_s=3"], troubled("^SIGKILL@5")]
+    running = [
+        process(*overrides, *trouble, "device.processes=2", f"hydra.run.dir={folder}")
+        for trouble, folder in zip(troubles, folders, strict=True)
+    ]
+    halted, killed = map(finished, running)  # the output of the command ends with its ranks
+    late = "rank 1 did not reach step 5 within parallel.step_timeout_s=3"
+    assert halted.status == 1
+    assert halted.err[-1] == f"atlas: the run failed: {late}; the traceback is in {tmp_path / 'halted' / 'train.log'}"
+    assert killed.status == -signal.SIGKILL
+    ends = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    gone = "stopped by the end of the process that started the ranks"
+    assert [(end["status"], end["reason"]) for end in ends] == [("failed", late), ("aborted", gone)]
 
 
 def test_each_job_of_a_sweep_has_two_ranks_and_a_signal_stops_both(

@@ -17,6 +17,7 @@ import torch
 
 import atlas
 from atlas.config import Fusion, Rule
+from atlas.config.composition import save_config
 from tests.integration import rank_group
 from tests.integration.test_data_of_a_resumed_run import NEEDLES
 
@@ -165,15 +166,24 @@ def test_ranks_that_differ_do_not_start(overrides: list[str], tmp_path: Path) ->
     assert not any((tmp_path / job["name"]).exists() for job in ranks.jobs)
 
 
-def test_the_command_line_makes_one_folder_and_says_everything_once(overrides: list[str], tmp_path: Path) -> None:
+def test_the_command_line_makes_one_folder_and_says_everything_once(
+    overrides: list[str], tiny: Any, tmp_path: Path
+) -> None:
+    """Also what only shows something, and a run of four processes that is resumed by two."""
     ranks = Ranks(2, [*overrides, "train.steps=2"], tmp_path)
+    four = tmp_path / "four" / "config.yaml"
+    four.parent.mkdir()
+    save_config(tiny("train.steps=2", "device.processes=4"), four)
     swept = ranks.add("swept", "-m", "seed=0,1", do="command")
     refused = ranks.add("refused", "train.batch_size=3", do="command")
     unequal = ranks.add("unequal", do="command", also=["seed=1"])
     alone = ranks.add("alone", do="command", also=["train.steps=0"])
     trained = ranks.add("trained", do="command")
+    ranks.add("resumed", f"resume={four.parent}", do="command")
+    for flags in (["--help"], ["--cfg", "job"], ["--plan"]):
+        ranks.add(flags[0], *flags, do="command")
     ended = ranks.run()
-    assert list(ended.values()) == [*[["status 2"] * 2] * 4, ["status 0"] * 2]
+    assert list(ended.values()) == [*[["status 2"] * 2] * 4, *[["status 0"] * 2] * 5]
     messages = [
         "-m: must be left out under torchrun, each of the 2 processes would run the sweep"
         " (hydra/launcher=joblib runs jobs side by side)",
@@ -184,7 +194,9 @@ def test_the_command_line_makes_one_folder_and_says_everything_once(overrides: l
     assert [line for line in ranks.output.splitlines() if line.startswith("atlas: ")] == [
         f"atlas: {message}" for message in messages
     ]
-    assert ranks.output.count("status") == 1
+    assert ranks.output.count("status  ") == 2
+    for once in ("trains a language model whose memory", "\nniah:\n", "\npeak memory "):
+        assert ranks.output.count(once) == 1, once
     assert [list(folder.glob("outputs/runs/*")) for folder in (swept, refused, unequal, alone)] == [[]] * 4
     assert [sorted(path.name for path in run.iterdir()) for run in trained.glob("outputs/runs/*")] == [
         [

@@ -18,11 +18,19 @@ import pytest
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, Rule
+from atlas.config.composition import save_config
+from atlas.parallel import launch
+from atlas.parallel.ranks import Ranks
 from atlas.runs.resume import resumed_config
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
+from tests.integration.sweep_commands import command
 
 FAULT = "debug.inject=nan_loss@23"
+
+
+class Three(Ranks):
+    world = 3
 
 
 def stop(config: Any, folder: Path, logger: dict[str, Any]) -> None:
@@ -163,6 +171,25 @@ def test_what_changes_no_number_is_taken_and_repeating_is_allowed(
     atlas.config.composition.save_config(tiny("telemetry.every=7", "logger=wandb"), tmp_path / "config.yaml")
     untouched = resumed_config(atlas.compose(["logger.project=x"]), ["logger.project=x"], tmp_path)
     assert untouched == tiny("telemetry.every=7", "logger=wandb", "logger.project=x")
+
+
+def test_what_must_fit_a_resumed_run_is_checked_with_its_own_settings(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the defaults: of a batch of 8 three are no part. Processes of a launcher count before the run's own."""
+    monkeypatch.chdir(tmp_path)
+    save_config(tiny("train.batch_size=6", "device.processes=2"), tmp_path / "config.yaml")
+    refused = command(f"resume={tmp_path}", "train.accumulate=3", "device.processes=4")
+    message = (
+        "train.batch_size=6: must be a multiple of 12 (least common multiple of train.accumulate=3 and 4 processes)"
+    )
+    assert (refused.status, refused.err) == (2, [f"atlas: {message}"])
+    assert not (tmp_path / "outputs").exists()
+    given = atlas.compose([f"resume={tmp_path}"])
+    assert resumed_config(given, [f"resume={tmp_path}"], tmp_path).device.processes == 2
+    with monkeypatch.context() as launched:
+        launched.setattr(launch, "_current", [Three()])
+        assert resumed_config(given, [f"resume={tmp_path}"], tmp_path).device.processes == 3
 
 
 def test_resume_auto_starts_a_run_where_there_is_none(tiny: Any, left: Any, tmp_path: Path) -> None:

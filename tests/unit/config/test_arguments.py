@@ -34,8 +34,8 @@ def test_values_get_the_type_of_their_field() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("count=many", "count=many: must be an integer, such as 100"),
-        ("count=1.5", "count=1.5: must be an integer, such as 100"),
+        ("count=many", "count=many: must be an integer, such as 3"),
+        ("count=1.5", "count=1.5: must be an integer, such as 3"),
         ("share=", "share=: must be a number, such as 0.5"),
         ("colour=blue", "colour=blue: must be one of red, 1"),
         ("cuont=1", "cuont=1: must be one of the keys text, count, share, colour; did you mean count?"),

@@ -117,7 +117,7 @@ def test_experiment_files_begin_with_their_command() -> None:
         ("train.gate.monitor=maybe", "train.gate.monitor=maybe: must be one of abort, warn, off"),
         ("device.kind=tpu", "device.kind=tpu: must be one of auto, cpu, cuda"),
         ("seed=-1", "seed=-1: must be in [0, 2**63)"),
-        ("seed=null", "seed=null: must be an integer, such as 1000"),
+        ("seed=null", "seed=null: must be an integer, such as 0"),
         ("model.memory.enabled=perhaps", "model.memory.enabled=perhaps: must be true or false"),
         ("model.heads=3", "model.heads=3: must be a divisor of model.width=128"),
         ("chunk_size.local=8", "chunk_size.local=8: must be a list, such as [8,16]"),

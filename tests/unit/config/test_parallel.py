@@ -10,8 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import atlas
 from atlas.config import ConfigError, ParallelKind
+from atlas.parallel import launch
+from atlas.parallel.ranks import Ranks
 
 LEAST = "(least common multiple of train.accumulate=1 and 3 processes)"
+DIVISOR, SETS = "a divisor of the number of processes, and", "(device.processes or the launcher sets it)"
 REFUSED = {
     "device.processes=0": "device.processes=0: must be in [1, 64] (torchrun or Slurm starts those of several machines)",
     "device.processes=3": f"train.batch_size=8: must be a multiple of 3 {LEAST}",
@@ -30,7 +33,7 @@ REFUSED = {
     "parallel.context=2 data.documents=separate": (
         "parallel.context=2: must be 1 with data.documents=separate: its rows are of any length"
     ),
-    "parallel.context=2 device.processes=3": ("parallel.context=2: must be a divisor of the number of processes, 3"),
+    "parallel.context=2 device.processes=3": f"parallel.context=2: must be {DIVISOR} 3 is no multiple of 2 {SETS}",
     "parallel.context=2 device.processes=6": (
         "train.batch_size=8: must be a multiple of 3"
         " (least common multiple of train.accumulate=1 and 3 groups of 2 processes)"
@@ -41,9 +44,18 @@ REFUSED = {
         "train.carry_memory=True: must be false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
     ),
 }
+# Of three processes that torchrun has started: the number comes before what is to fit it.
+LAUNCHED = {
+    "device.processes=2 train.batch_size=7": "device.processes=2: must be 1 or 3, the processes of the launcher",
+    "parallel.context=2 train.batch_size=7 train.sequence=384": (
+        f"parallel.context=2: must be {DIVISOR} 3 is no multiple of 2 {SETS}"
+    ),
+    "train.batch_size=8": f"train.batch_size=8: must be a multiple of 3 {LEAST}",
+}
 UNKNOWN = {
     "parallel.kind=zero": "parallel.kind=zero: must be one of auto, ddp, fsdp",
     "parallel=zero": "parallel=zero: must be one of ddp, auto, fsdp",
+    "device.processes=abc": "device.processes=abc: must be an integer, such as 1",
     "checkpoint.layout=parts": "checkpoint.layout=parts: must be one of whole, sharded",
 }
 
@@ -59,6 +71,19 @@ def base() -> DictConfig:
 def test_what_several_processes_cannot_do_is_refused(settings: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(REFUSED[settings])}$"):
         OmegaConf.to_object(OmegaConf.merge(base(), OmegaConf.from_dotlist(settings.split())))
+
+
+class Three(Ranks):
+    world = 3
+
+
+@pytest.mark.parametrize("settings", LAUNCHED)
+def test_what_three_processes_of_a_launcher_cannot_do_is_refused(
+    settings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_current", [Three()])
+    with pytest.raises(ConfigError, match=f"^{re.escape(LAUNCHED[settings])}$"):
+        launch.to_launched_config(OmegaConf.merge(base(), OmegaConf.from_dotlist(settings.split())))
 
 
 @pytest.mark.parametrize("override", UNKNOWN)
