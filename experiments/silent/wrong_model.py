@@ -42,6 +42,20 @@ def writes_detached(*, model: nn.Module, steps: int, **settings: Any) -> Schedul
     return sound(model=model, steps=steps, **settings)
 
 
+class _OtherRows(MemoryInputs):
+    def forward(self, x: Tensor, recent: Tensor) -> tuple[MemoryTokens, Tensor]:
+        tokens, recent = super().forward(x, recent)
+        return tokens._replace(query=tokens.query.roll(self.heads, dims=0)), recent
+
+
+def memories_of_other_rows(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """Batch and heads are folded in another order for queries: the memory of a row answers the next row's questions."""
+    for module in model.modules():
+        if isinstance(module, MemoryInputs):
+            module.__class__ = _OtherRows
+    return sound(model=model, steps=steps, **settings)
+
+
 class _Probabilities(AtlasModel):
     """Its logits are probabilities."""
 
