@@ -13,7 +13,8 @@ Ten were written down, as users of training frameworks tell of them:
   memories_of_other_rows  rows read the memory of another row of the batch (titans-pytorch 6, MP-SENet 64)
   second_moment_poisoned  gradients of one step keep the loss scale: Adam's second moment stays large (pytorch 26512)
 
-`random.Random(20261126).sample(these, 10)` gave five, and the order in which the others replace one that does no harm: memories_of_other_rows, unknown_tokens, answers_masked, head_untied, gradients_overwritten. The five drawn were
+`random.Random(20261126).sample(these, 10)` gave five, and the order in which the others replace one that does no harm:
+memories_of_other_rows, unknown_tokens, answers_masked, head_untied, gradients_overwritten. The five were
 writes_detached, second_moment_poisoned, softmax_twice, binaries_match and weights_made_anew. `binaries_match` does no
 harm: files that are no text are passed over, with a warning, and its losses are those of its calm run to the bit. So
 memories_of_other_rows has its place.
