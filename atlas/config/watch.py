@@ -38,8 +38,10 @@ def _watcher(sees: str, *, undone: bool = False, default: WatchAction = WatchAct
 class WatchConfig(Choices, prefix="watch."):
     """`watch.<name>`: what follows when the watcher of this name finds something."""
 
-    first_loss: WatchAction = _watcher("a first loss far above what a sound start can have: weights too large")
-    plateau: WatchAction = _watcher("the loss never falls, or stays above a uniform guess or the bigram's")
+    first_loss: WatchAction = _watcher(
+        "a first loss far above what a sound start can have, or weights of init_from that know nothing"
+    )
+    plateau: WatchAction = _watcher("the loss never falls, or stays near a uniform guess or above the bigram's")
     divergence: WatchAction = _watcher(
         "the watched perplexity rises over hundreds of steps, without a spike", undone=True
     )
@@ -48,6 +50,9 @@ class WatchConfig(Choices, prefix="watch."):
     gradients: WatchAction = _watcher("steps that add their gradients to those of earlier steps")
     optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
     epsilon: WatchAction = _watcher("an optimiser whose epsilon is larger than most gradients")
+    second_moment: WatchAction = _watcher(
+        "a second moment far larger than the gradients: one that was too large still divides every step", undone=True
+    )
     weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
     learning_rate: WatchAction = _watcher(
         "a learning rate that is low for most of the run: a schedule that has ended too early"

@@ -22,6 +22,7 @@ _JUDGES: Mapping[str, Judge] = {
         weights.gradients,
         weights.optimizer_state,
         weights.epsilon,
+        weights.second_moment,
         weights.weights_jump,
         learning.learning_rate,
         learning.loss_too_low,

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from math import sqrt
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -157,12 +159,15 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
     return sum(kept) / max(len(kept), 1)
 
 
-@torch.no_grad()
-def share_below_epsilon(optimizer: ScheduledOptimizer) -> float:
-    """Share of the elements that belong to parameters whose gradients, in root mean square, are smaller than epsilon.
+class SecondMoments(NamedTuple):
+    """Of optimisers of Adam's kind, without their bias; of slices those of this rank. 0 where there are none."""
 
-    Of optimisers of Adam's kind, by their second moment without its bias; of slices those of this rank.
-    """
+    below_epsilon: float  # share of the elements of parameters whose gradients, in root mean square, are smaller
+    norm: float  # root of the sum of all: the norm of the gradients that steps are divided by
+
+
+@torch.no_grad()
+def second_moments(optimizer: ScheduledOptimizer) -> SecondMoments:
     squares, limits, sizes = list[Tensor](), list[float](), list[int]()
     for one in optimizer.optimizers:
         for group in one.param_groups:
@@ -178,10 +183,10 @@ def share_below_epsilon(optimizer: ScheduledOptimizer) -> float:
                     limits.append(group["eps"] ** 2)
                     sizes.append(own.numel())
     if not squares:
-        return 0.0
+        return SecondMoments(0.0, 0.0)
     found = torch.stack(squares).tolist()  # one wait
     small = sum(size for square, limit, size in zip(found, limits, sizes, strict=True) if 0 < square < limit)
-    return small / sum(sizes)
+    return SecondMoments(small / sum(sizes), sqrt(sum(s * size for s, size in zip(found, sizes, strict=True))))
 
 
 def _has_value(part: Tensor) -> bool:

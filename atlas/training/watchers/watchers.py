@@ -33,7 +33,7 @@ from atlas.training.watchers.measuring import (
     due,
     measure,
     memory_sizes,
-    share_below_epsilon,
+    second_moments,
     share_with_moments,
 )
 from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, MemoryUse, Probed
@@ -70,6 +70,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
         tokens=config.train.batch_size * config.train.sequence,
         text=text,
         first_step=first_step,
+        given_weights=config.init_from is not None,
         unused=tuple(part for part, holds in unused.items() if holds),
     )
 
@@ -155,8 +156,9 @@ class Watchers:
     ) -> None:
         """At a step that is measured. `kept_gradients`: it has added its gradients to earlier ones."""
         found = measure(self.state.step, model, catch, moved, norms)
-        below = share_below_epsilon(self.state.optimizer)
-        self.state.record.add_measured(replace(found, kept_gradients=kept_gradients, below_epsilon=below))
+        below, norm = second_moments(self.state.optimizer)
+        found = replace(found, kept_gradients=kept_gradients, below_epsilon=below, second_moment=norm)
+        self.state.record.add_measured(found)
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""
