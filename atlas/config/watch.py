@@ -60,6 +60,7 @@ class WatchConfig(Choices, prefix="watch."):
     loss_too_low: WatchAction = _watcher("a loss that is far too low too early: answers leak")
     by_heart: WatchAction = _watcher("a text that was read several times and is known by heart")
     labels: WatchAction = _watcher("targets that are not the next token")
+    leaks: WatchAction = _watcher("outputs that depend on other rows of the batch, or on tokens after them")
     validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
     last_steps: WatchAction = _watcher("damage in the last steps, too late for a rollback to be decided")
     memory_unused: WatchAction = _watcher("the loss is the same with the memory switched off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from atlas.config.watch import WATCHERS
-from atlas.training.watchers import data, learning, machine, memory, weights
+from atlas.training.watchers import data, learning, machine, memory, model, weights
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
 
@@ -28,6 +28,7 @@ _JUDGES: Mapping[str, Judge] = {
         learning.loss_too_low,
         learning.by_heart,
         data.labels,
+        model.leaks,
         learning.validation_loss,
         learning.last_steps,
         memory.memory_unused,

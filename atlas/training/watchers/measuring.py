@@ -27,7 +27,7 @@ from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, blocks_of, project_queries
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.watchers.record import BatchFacts, Measured
+from atlas.training.watchers.record import BatchFacts, Leaks, Measured
 
 EVERY = 100  # steps between two measurements
 FIRST = (10, 50)  # and these: a short run has some as well
@@ -157,6 +157,16 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
         if parameter.numel() > 1
     ]
     return sum(kept) / max(len(kept), 1)
+
+
+def find_leaks(model: AtlasModel, row: Tensor) -> Leaks:
+    """The outputs of `row` [1, T], with other tokens beside it, and of its first half with others in its second."""
+    row = row[:, : max(model.tokens_at_once // 4, 1)]
+    other, half = (row + 1) % model.embedding.num_embeddings, row.shape[1] // 2
+    later = torch.cat((row[:, :half], other[:, half:]), dim=1)
+    calm, changed = (model.read(torch.cat(rows)).hidden.float() for rows in ([row] * 4, [other, row, other, later]))
+    changes = (calm - changed).abs().amax(dim=-1) / calm.square().mean().sqrt()  # [4, T]
+    return Leaks(changes[1].max().item(), changes[3, :half].max().item() if half else 0.0)
 
 
 class SecondMoments(NamedTuple):

@@ -95,6 +95,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Leaks:
+    """Largest change of an output that has no part in what was changed, in root mean squares of the outputs."""
+
+    rows: float  # the other rows of the batch were changed
+    future: float  # later tokens of the row
+
+
+@dataclass(frozen=True)
 class BatchFacts:
     """Of the rows that rank 0 has made."""
 
@@ -124,6 +132,7 @@ class Record:
     memory_use: list[MemoryUse] = field(default_factory=list)
     first_digests: list[int] = field(default_factory=list)  # of the first FIRST_BATCHES batches of the run
     # Of this start alone:
+    leaks: Leaks | None = None
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
     continued: deque[float] = field(default_factory=lambda: deque(maxlen=CONTINUED))  # see `continued_share`

@@ -36,7 +36,7 @@ from atlas.training.watchers.measuring import (
     second_moments,
     share_with_moments,
 )
-from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, MemoryUse, Probed
+from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, Leaks, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
@@ -112,6 +112,10 @@ class Watchers:
         here = self.on or (self._wanted and self.state.slices is not None)
         return here and (due(step) or step == self.state.record.facts.steps)
 
+    def tests(self, step: int) -> bool:
+        """Whether all processes test the model at this step: once a start, when no weight is 0 any more."""
+        return self._wanted and step == self.state.record.facts.first_step + EVERY
+
     def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
         """After a step, by all ranks; `batch` is what the data source gave, `seconds` what it took to make and train on
         it."""
@@ -182,6 +186,9 @@ class Watchers:
     def see_memory_use(self, use: MemoryUse) -> None:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
+
+    def see_leaks(self, found: Leaks) -> None:
+        self.state.record.leaks = found
 
     def see_files(self, removed: Sequence[Path]) -> None:
         """Before a row may be written: a removed file is then written anew. `removed`: what a save has missed."""
