@@ -16,7 +16,7 @@ def leaks(record: Record) -> Finding | None:
     if found.rows > LEAK:
         seen = f"other rows of the batch change the outputs of a row by {found.rows:.0%}"
         why, hint = (
-            "a row reads what is not its own, and alone it would be read otherwise",
+            "what a row means depends on its neighbours, and generation reads it alone",
             "its order of batch and heads",
         )
     else:
