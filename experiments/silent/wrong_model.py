@@ -80,7 +80,7 @@ class _MadeAnew(AtlasModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *given: Any, **options: Any) -> Any:
         super().load_state_dict(state_dict, *given, **options)
-        self.__class__ = AtlasModel  # once: later checkpoints are loaded as they should be
+        self.__class__ = AtlasModel  # type: ignore[assignment]  # once: later checkpoints are loaded as they should be
         return self.load_state_dict(self.initial)
 
 
