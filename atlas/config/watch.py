@@ -38,8 +38,10 @@ def _watcher(sees: str, *, undone: bool = False, default: WatchAction = WatchAct
 class WatchConfig(Choices, prefix="watch."):
     """`watch.<name>`: what follows when the watcher of this name finds something."""
 
-    first_loss: WatchAction = _watcher("a first loss far above what a sound start can have: weights too large")
-    plateau: WatchAction = _watcher("the loss never falls, or stays above a uniform guess or the bigram's")
+    first_loss: WatchAction = _watcher(
+        "a first loss far above what a sound start can have, or weights of init_from that know nothing"
+    )
+    plateau: WatchAction = _watcher("the loss never falls, or stays near a uniform guess or above the bigram's")
     divergence: WatchAction = _watcher(
         "the watched perplexity rises over hundreds of steps, without a spike", undone=True
     )
@@ -48,6 +50,9 @@ class WatchConfig(Choices, prefix="watch."):
     gradients: WatchAction = _watcher("steps that add their gradients to those of earlier steps")
     optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
     epsilon: WatchAction = _watcher("an optimiser whose epsilon is larger than most gradients")
+    second_moment: WatchAction = _watcher(
+        "a second moment far larger than the gradients: one that was too large still divides every step", undone=True
+    )
     weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
     learning_rate: WatchAction = _watcher(
         "a learning rate that is low for most of the run: a schedule that has ended too early"
@@ -55,6 +60,7 @@ class WatchConfig(Choices, prefix="watch."):
     loss_too_low: WatchAction = _watcher("a loss that is far too low too early: answers leak")
     by_heart: WatchAction = _watcher("a text that was read several times and is known by heart")
     labels: WatchAction = _watcher("targets that are not the next token")
+    leaks: WatchAction = _watcher("outputs that depend on other rows of the batch, or on tokens after them")
     validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
     last_steps: WatchAction = _watcher("damage in the last steps, too late for a rollback to be decided")
     memory_unused: WatchAction = _watcher("the loss is the same with the memory switched off")

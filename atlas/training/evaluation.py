@@ -15,7 +15,8 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
-from atlas.training.watchers.record import MemoryUse
+from atlas.training.watchers.measuring import find_leaks
+from atlas.training.watchers.record import Leaks, MemoryUse
 
 
 @contextmanager
@@ -57,6 +58,14 @@ class Evaluator:
         return self.step.ranks.from_first(
             lambda: MemoryUse(step, *(self._loss(model, self.watched, mode) for mode in modes))
         )
+
+    def leaks(self, model: AtlasModel) -> Leaks:
+        """Of the first watched row."""
+        return self.step.ranks.from_first(lambda: self._leaks(model))
+
+    def _leaks(self, model: AtlasModel) -> Leaks:
+        with evaluating(model), self.step.autocast():
+            return find_leaks(model, self.watched.inputs[:1])
 
     def _loss(
         self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None

@@ -126,6 +126,9 @@ class Trainer:
                     self._watch(result)
                     self._log(result)
                     self._check_gates(result)
+                    if self.watchers.tests(state.step):
+                        with self.clocks.measure("watchers"), state.whole_model() as model:
+                            self.watchers.see_leaks(self.evaluator.leaks(model))
                     if state.step % watchers.EVERY == 0 and not self._validates:
                         self._heed()
                     if not self._rolled_back(finite=result.finite):

@@ -4,7 +4,7 @@ python -m experiments.silent.calm [KEY=VALUE ...]
 
   only=NAME          these runs
   folder=PATH        the runs are kept there; otherwise in a temporary folder
-  older=true         runs that calm.json has of earlier revisions stay; each names its revision
+  older=true         runs of earlier revisions in calm.json stay, but for those of `only`; each names its revision
 
 The default recipe to its end, `small` for 300 steps, and the small model of the catalogue with each learning rule, each
 fusion, carried memory, each optimiser, each source of text, 10,000 steps, and more. An hour on one core, of which the
@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> int:
     found: dict[str, dict[str, Any]] = {
         name: run
         for name, run in kept.get("runs", {}).items()
-        if name in CALM and (options.older or run["git"] == revision)
+        if name in CALM and (run["git"] == revision or (options.older and not (options.only and name in wanted)))
     }
     with tempfile.TemporaryDirectory() as scratch:
         for number, name in enumerate(CALM):

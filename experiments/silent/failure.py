@@ -11,7 +11,9 @@ from atlas.telemetry.run_files import RunFiles
 from experiments.silent.bench import STEPS, TEXT, Bench, Ended, of_table
 
 TELLING = ("watch", "warning", "spike", "rollback", "error", "notice")
-USUAL = re.compile("injects |resumed from|W&B is offline")  # notices of what the catalogue itself does
+USUAL = re.compile(
+    "injects |resumed from|starts from the weights of|W&B is offline"
+)  # notices of what the catalogue itself does
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,20 @@ def corrupting(*, model: nn.Module, steps: int, at: int, share: float, **setting
     return _Disturbed(adamw(model=model, steps=steps, **settings), at, after=strike)
 
 
+def unscaled_once(*, model: nn.Module, steps: int, at: int, **settings: Any) -> ScheduledOptimizer:
+    """Mixed precision without care: the gradients of one step keep the factor 2^16 of their loss scale."""
+    struck: list[bool] = []
+
+    def forget() -> None:
+        if not struck:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(2.0**16)
+        struck.append(True)
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), at, before=forget)
+
+
 def _held(model: nn.Module, steps: int, at: int, settings: dict[str, Any], values: dict[str, float]) -> _Disturbed:
     """Parameters whose name ends so are held at a value."""
 

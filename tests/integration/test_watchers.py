@@ -39,13 +39,13 @@ def test_a_plateau_is_told_everywhere(tiny: Any, tmp_path: Path, capsys: pytest.
     names = [event["watch"] for event in events]
     assert "plateau" in names
     plateau = events[names.index("plateau")]
-    assert (plateau["step"], plateau["action"]) == (120, "warn")
+    assert (plateau["step"], plateau["action"]) == (110, "warn")
     assert plateau["message"] == f"{plateau['seen']}: {plateau['why']}; try {plateau['hint']} (watch.plateau)"
     assert [found["watch"] for found in summary.watch] == names
     printed = capsys.readouterr().out
-    assert f"step 120  watch: {plateau['message']}" in printed
+    assert f"step 110  watch: {plateau['message']}" in printed
     assert "  health" in printed
-    assert "plateau at step 120" in printed.splitlines()[-2]
+    assert "plateau at step 110" in printed.splitlines()[-2]
 
 
 def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny: Any, tmp_path: Path) -> None:

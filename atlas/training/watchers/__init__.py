@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from atlas.config.watch import WATCHERS
-from atlas.training.watchers import data, learning, machine, memory, weights
+from atlas.training.watchers import data, learning, machine, memory, model, weights
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
 
@@ -22,11 +22,13 @@ _JUDGES: Mapping[str, Judge] = {
         weights.gradients,
         weights.optimizer_state,
         weights.epsilon,
+        weights.second_moment,
         weights.weights_jump,
         learning.learning_rate,
         learning.loss_too_low,
         learning.by_heart,
         data.labels,
+        model.leaks,
         learning.validation_loss,
         learning.last_steps,
         memory.memory_unused,

@@ -9,7 +9,9 @@ from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import BLOCK, LOW_RATE, RECENT, Record
 
 # The default run is below a uniform guess after 20 steps and below the bigram after 100.
+KNOWS = 0.1  # of the way from a uniform guess to the bigram: a model without training is at 0 and below
 PLATEAU_STEPS = 200  # at full learning rate before a loss above a uniform guess counts
+WAY, WAY_STEPS = 0.25, 100  # of that way, and steps at full learning rate: to know how frequent symbols are is 0.6
 FALL = 0.005  # of the loss, from one quarter of the run to the next; a loss that follows a power law falls by 3 %
 QUARTERS_FROM = 400  # steps of training before quarters of it are compared
 SHORT_FALL = 0.02  # of the loss, from the first quarter of a short run to its last
@@ -35,9 +37,10 @@ def first_loss(record: Record) -> Finding | None:
     facts = record.facts
     if facts.first_step or not record.losses or record.step >= 2 * BLOCK:
         return None
-    limit = facts.uniform + 2 * sqrt(facts.width)
+    limit, way = facts.uniform + 2 * sqrt(facts.width), record.on_the_way(record.losses[0])
     if record.losses[0] <= limit:
-        return None
+        knows_nothing = facts.given_weights and record.of_text and way is not None and way < KNOWS
+        return _unknowing(record, record.losses[0]) if knows_nothing else None
     return Finding(
         "first_loss",
         record.step,
@@ -45,6 +48,18 @@ def first_loss(record: Record) -> Finding | None:
         f"the loss of the first {BLOCK} steps is {record.losses[0]:.3g} nats, a sound start has at most {limit:.3g}",
         "the first steps go into undoing the start, and may undo more",
         "smaller initial weights, the embedding first, or the weights that init_from took",
+    )
+
+
+def _unknowing(record: Record, loss: float) -> Finding:
+    return Finding(
+        "first_loss",
+        record.step,
+        loss,
+        f"the loss of the first {BLOCK} steps after init_from is {loss:.3f} nats, and that of a uniform guess "
+        f"{record.facts.uniform:.3f}",
+        "the weights that were taken know nothing of this text, or were not kept",
+        "a base of the same tokenizer and kind of text, and a look at code of yours that initialises weights",
     )
 
 
@@ -58,6 +73,13 @@ def plateau(record: Record) -> Finding | None:
         return _plateau(record, newest, seen)
     if facts.baseline is None or newest <= facts.baseline:
         return None
+    way = record.on_the_way(newest)
+    if record.settled >= WAY_STEPS and steps >= WAY_STEPS and way is not None and way < WAY:
+        seen = (
+            f"the loss is {newest:.3f} nats after {record.step} steps, {max(way, 0):.0%} of the way from a uniform "
+            f"guess ({facts.uniform:.3f}) to the bigram's ({facts.baseline:.3f})"
+        )
+        return _plateau(record, newest, seen)
     quarter = len(blocks) // 4
     above = f"and above the bigram's ({facts.baseline:.3f})"
     if steps >= QUARTERS_FROM and record.settled >= QUARTERS_FROM:
@@ -80,7 +102,7 @@ def _plateau(record: Record, value: float, seen: str) -> Finding:
         value,
         seen,
         "the model has learned next to nothing",
-        "another optim.lr, ten times as high and ten times as low",
+        "another optim.lr, ten times as high and ten times as low, and a loss of your own on logits, not probabilities",
     )
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from math import sqrt
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -25,7 +27,7 @@ from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, blocks_of, project_queries
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.watchers.record import BatchFacts, Measured
+from atlas.training.watchers.record import BatchFacts, Leaks, Measured
 
 EVERY = 100  # steps between two measurements
 FIRST = (10, 50)  # and these: a short run has some as well
@@ -157,12 +159,25 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
     return sum(kept) / max(len(kept), 1)
 
 
-@torch.no_grad()
-def share_below_epsilon(optimizer: ScheduledOptimizer) -> float:
-    """Share of the elements that belong to parameters whose gradients, in root mean square, are smaller than epsilon.
+def find_leaks(model: AtlasModel, row: Tensor) -> Leaks:
+    """The outputs of `row` [1, T], with other tokens beside it, and of its first half with others in its second."""
+    row = row[:, : max(model.tokens_at_once // 4, 1)]
+    other, half = (row + 1) % model.embedding.num_embeddings, row.shape[1] // 2
+    later = torch.cat((row[:, :half], other[:, half:]), dim=1)
+    calm, changed = (model.read(torch.cat(rows)).hidden.float() for rows in ([row] * 4, [other, row, other, later]))
+    changes = (calm - changed).abs().amax(dim=-1) / calm.square().mean().sqrt()  # [4, T]
+    return Leaks(changes[1].max().item(), changes[3, :half].max().item() if half else 0.0)
 
-    Of optimisers of Adam's kind, by their second moment without its bias; of slices those of this rank.
-    """
+
+class SecondMoments(NamedTuple):
+    """Of optimisers of Adam's kind, without their bias; of slices those of this rank. 0 where there are none."""
+
+    below_epsilon: float  # share of the elements of parameters whose gradients, in root mean square, are smaller
+    norm: float  # root of the sum of all: the norm of the gradients that steps are divided by
+
+
+@torch.no_grad()
+def second_moments(optimizer: ScheduledOptimizer) -> SecondMoments:
     squares, limits, sizes = list[Tensor](), list[float](), list[int]()
     for one in optimizer.optimizers:
         for group in one.param_groups:
@@ -178,10 +193,10 @@ def share_below_epsilon(optimizer: ScheduledOptimizer) -> float:
                     limits.append(group["eps"] ** 2)
                     sizes.append(own.numel())
     if not squares:
-        return 0.0
+        return SecondMoments(0.0, 0.0)
     found = torch.stack(squares).tolist()  # one wait
     small = sum(size for square, limit, size in zip(found, limits, sizes, strict=True) if 0 < square < limit)
-    return small / sum(sizes)
+    return SecondMoments(small / sum(sizes), sqrt(sum(s * size for s, size in zip(found, sizes, strict=True))))
 
 
 def _has_value(part: Tensor) -> bool:

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 LOW_RATE = 0.2  # of the highest learning rate
+LEAST_WAY = 0.5  # nats from a uniform guess to the bigram: of noise there is nothing to learn
 BLOCK = 10  # steps whose losses are one mean
 BLOCKS = 4000  # kept
 RECENT = 100  # norms of gradients and of weights kept, one a step
@@ -44,6 +45,7 @@ class Facts:
     tokens: int = 0  # of a step
     text: int = 0  # tokens of the training text; 0 = unknown
     first_step: int = 0  # of this start: the steps done before it
+    given_weights: bool = False  # by init_from
     unused: tuple[str, ...] = ()  # parts of the names of parameters that most steps do not use
 
 
@@ -56,7 +58,8 @@ class Measured:
     unmoved: list[str] = field(default_factory=list)  # parameters of which the step has moved no element
     unmoved_share: float = 0.0  # of all elements
     kept_gradients: bool = False  # the step has added its gradients to those of earlier steps
-    below_epsilon: float = 0.0  # share of the elements that `share_below_epsilon` counts
+    below_epsilon: float = 0.0  # and
+    second_moment: float = 0.0  # the norm, of `SecondMoments`
 
     def of(self, quantity: str) -> dict[str, float]:
         """Of every layer and memory, by its name: `layer0/global`."""
@@ -92,6 +95,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Leaks:
+    """Largest change of an output that has no part in what was changed, in root mean squares of the outputs."""
+
+    rows: float  # the other rows of the batch were changed
+    future: float  # later tokens of the row
+
+
+@dataclass(frozen=True)
 class BatchFacts:
     """Of the rows that rank 0 has made."""
 
@@ -121,6 +132,7 @@ class Record:
     memory_use: list[MemoryUse] = field(default_factory=list)
     first_digests: list[int] = field(default_factory=list)  # of the first FIRST_BATCHES batches of the run
     # Of this start alone:
+    leaks: Leaks | None = None
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
     continued: deque[float] = field(default_factory=lambda: deque(maxlen=CONTINUED))  # see `continued_share`
@@ -178,6 +190,12 @@ class Record:
     def twice(self) -> list[Measured]:
         """The newest two measurements, or none: one alone may be chance."""
         return self.measured if len(self.measured) == 2 else []
+
+    def on_the_way(self, loss: float) -> float | None:
+        """How far from a uniform guess (0) to the bigram (1); None where the two are nearly the same."""
+        facts = self.facts
+        way = facts.uniform - facts.baseline if facts.baseline is not None else 0.0
+        return (facts.uniform - loss) / way if way > LEAST_WAY else None
 
     @property
     def settled(self) -> int:

@@ -33,10 +33,10 @@ from atlas.training.watchers.measuring import (
     due,
     measure,
     memory_sizes,
-    share_below_epsilon,
+    second_moments,
     share_with_moments,
 )
-from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, MemoryUse, Probed
+from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, Leaks, MemoryUse, Probed
 
 EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
@@ -70,6 +70,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
         tokens=config.train.batch_size * config.train.sequence,
         text=text,
         first_step=first_step,
+        given_weights=config.init_from is not None,
         unused=tuple(part for part, holds in unused.items() if holds),
     )
 
@@ -110,6 +111,10 @@ class Watchers:
         """Whether this process measures the model at this step: rank 0, or each its slices."""
         here = self.on or (self._wanted and self.state.slices is not None)
         return here and (due(step) or step == self.state.record.facts.steps)
+
+    def tests(self, step: int) -> bool:
+        """Whether all processes test the model at this step: once a start, when no weight is 0 any more."""
+        return self._wanted and step == self.state.record.facts.first_step + EVERY
 
     def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
         """After a step, by all ranks; `batch` is what the data source gave, `seconds` what it took to make and train on
@@ -155,8 +160,9 @@ class Watchers:
     ) -> None:
         """At a step that is measured. `kept_gradients`: it has added its gradients to earlier ones."""
         found = measure(self.state.step, model, catch, moved, norms)
-        below = share_below_epsilon(self.state.optimizer)
-        self.state.record.add_measured(replace(found, kept_gradients=kept_gradients, below_epsilon=below))
+        below, norm = second_moments(self.state.optimizer)
+        found = replace(found, kept_gradients=kept_gradients, below_epsilon=below, second_moment=norm)
+        self.state.record.add_measured(found)
 
     def see_reading(self, step: int, loss: float) -> None:
         """A regular reading of the watched rows, in nats per token."""
@@ -180,6 +186,9 @@ class Watchers:
     def see_memory_use(self, use: MemoryUse) -> None:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
+
+    def see_leaks(self, found: Leaks) -> None:
+        self.state.record.leaks = found
 
     def see_files(self, removed: Sequence[Path]) -> None:
         """Before a row may be written: a removed file is then written anew. `removed`: what a save has missed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf
 from statistics import median
 
 from atlas.training.watchers.finding import Finding
@@ -11,6 +12,7 @@ from atlas.training.watchers.record import Record
 UNMOVED = 0.5  # of all elements; the default run has below 0.01
 SHOWN = 3  # names
 LOST = 0.5  # of the parameters
+OUTGROWN = 20.0  # times the largest gradient: the moment is a mean of squares, so it is below 1 if none was larger
 SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and more, the usual epsilon is 1e-8
 
 JUMP = 8.0  # times the usual change of the norm of all weights in a step
@@ -89,6 +91,26 @@ def epsilon(record: Record) -> Finding | None:
         f"{share:.0%} of the weights have gradients smaller than the optimiser's epsilon",
         "their steps are a small part of optim.lr",
         "a smaller eps in the optimiser, as 1e-8",
+    )
+
+
+def second_moment(record: Record) -> Finding | None:
+    """A moment of gradients that no step has had for a while. `betas` of 0.95 forget a gradient in 100 steps."""
+    if not record.measured or not record.norms:
+        return None
+    *before, newest = record.measured
+    largest = min(max(record.norms), record.facts.clip or inf)
+    if newest.step != record.step or newest.second_moment <= OUTGROWN * largest:
+        return None
+    return Finding(
+        "second_moment",
+        record.step,
+        newest.second_moment,
+        f"the optimiser's second moment is that of gradients with a norm of {newest.second_moment:.3g}; the largest of "
+        f"the last {len(record.norms)} that it was given has {largest:.3g}",
+        "it divides every step, so the weights hardly move",
+        "watch.second_moment=rollback, init_from=RUN (a new optimiser), and a look at what scales gradients",
+        since=max((one.step - 1 for one in before), default=0),
     )
 
 

@@ -40,11 +40,31 @@ def test_a_start_with_weights_too_large_is_told() -> None:
     assert told("first_loss", made([60.0] * 12, width=128, first_step=100)) is None
 
 
+def test_weights_of_init_from_that_know_nothing_are_told() -> None:
+    seen = "the loss of the first 10 steps after init_from is 5.400 nats, and that of a uniform guess 5.545"
+    assert told("first_loss", made([5.4] * 12, given_weights=True)) == seen
+    assert told("first_loss", made([4.9] * 12, given_weights=True)) is None  # a text of another kind
+    assert told("first_loss", made([5.4] * 12)) is None
+    assert told("first_loss", made([5.4] * 12, given_weights=True, baseline=5.5)) is None  # noise
+    recall = made([5.4] * 12, given_weights=True)
+    recall.of_text = False
+    assert told("first_loss", recall) is None  # the base has learned text
+
+
 def test_a_loss_above_a_uniform_guess_is_told_200_steps_after_the_warm_up() -> None:
     seen = "the loss is 6.260 nats after 300 steps, above a uniform guess (5.545)"
-    assert told("plateau", made([6.26] * 300, warmup=100)) == seen
-    assert told("plateau", made([6.26] * 299, warmup=100)) is None
+    assert told("plateau", made([6.26] * 300, warmup=100, baseline=5.5)) == seen
+    assert told("plateau", made([6.26] * 299, warmup=100, baseline=5.5)) is None
     assert told("plateau", made(learning(300), warmup=100)) is None
+
+
+def test_a_loss_near_a_uniform_guess_is_told_100_steps_after_the_warm_up() -> None:
+    seen = "the loss is 5.300 nats after 200 steps, 8% of the way from a uniform guess (5.545) to the bigram's (2.320)"
+    assert told("plateau", made([5.3] * 200, warmup=100)) == seen
+    assert told("plateau", made([5.3] * 199, warmup=100)) is None
+    assert told("plateau", made([4.7] * 200, warmup=100)) is None  # more than the frequencies of few symbols
+    assert told("plateau", made([6.0] * 200, warmup=100)) == seen.replace("5.300", "6.000").replace("8%", "0%")
+    assert told("plateau", made(learning(200), warmup=100)) is None
 
 
 def test_a_loss_that_stays_above_the_bigram_is_told() -> None:
@@ -55,13 +75,13 @@ def test_a_loss_that_stays_above_the_bigram_is_told() -> None:
 
 
 def test_a_short_run_is_judged_at_its_end() -> None:
-    record = made([5.0, 5.02] * 60)
+    record = made([4.5, 4.52] * 60)
     assert told("plateau", record) is None
     record.ended = True
-    seen = "the loss has not fallen in 120 steps: 5.010, now 5.010 nats, and above the bigram's (2.320)"
+    seen = "the loss has not fallen in 120 steps: 4.510, now 4.510 nats, and above the bigram's (2.320)"
     assert told("plateau", record) == seen
     for steps in (5, 90):
-        short = made([5.0] * steps)
+        short = made([4.5] * steps)
         short.ended = True
         assert told("plateau", short) is None
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.measuring import share_below_epsilon, share_with_moments
+from atlas.training.watchers.measuring import second_moments, share_with_moments
 from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Facts, Measured, Record
 
 
@@ -98,12 +98,37 @@ def test_gradients_are_compared_with_epsilon_by_parameter(eps: float, share: flo
     optimizer = optimizer_of(model)
     for group in optimizer.optimizers[0].param_groups:
         group["eps"] = eps
-    assert share_below_epsilon(optimizer) == 0.0  # it has no moments yet
+    assert second_moments(optimizer) == (0.0, 0.0)  # it has none yet
     for step in range(1, 11):
         for parameter, gradient in zip(model, (0.01, 0.02), strict=False):
             parameter.grad = torch.full_like(parameter, gradient)
         optimizer.step(step)
-        assert share_below_epsilon(optimizer) == pytest.approx(share)
+        assert second_moments(optimizer) == pytest.approx((share, (16 * 0.01**2 + 4 * 0.02**2) ** 0.5))
+
+
+def given(norms: Sequence[float], *moments: float, clip: float = 0.0) -> Record:
+    """A record of these gradients, whose second moment was measured so every 100 steps."""
+    record = Record(Facts(steps=1000, clip=clip))
+    for step, norm in enumerate(norms, start=1):
+        record.add_step(step, 2.0, norm, 0.1)
+        if step % 100 == 0:
+            record.add_measured(Measured(step, second_moment=moments[step // 100 - 1]))
+    return record
+
+
+def test_a_second_moment_of_no_gradient_of_late_is_told() -> None:
+    seen = (
+        "the optimiser's second moment is that of gradients with a norm of 90; the largest of the last 100 that it "
+        "was given has 2"
+    )
+    assert told("second_moment", given([2.0] * 200, 1.5, 90.0)) == seen
+    assert told("second_moment", given([2.0] * 200, 1.5, 90.0, clip=1.0)) == seen.replace("has 2", "has 1")
+    found = JUDGES["second_moment"](given([2.0] * 200, 1.5, 90.0))
+    assert found is not None
+    assert found.since == 99  # a rollback goes back to before it
+    assert told("second_moment", given([2.0] * 199 + [90.0], 1.5, 90.0)) is None  # a gradient was that large
+    assert told("second_moment", given([30.0] * 20 + [1.0] * 180, 13.0, 9.5)) is None  # betas of 0.999, no clipping
+    assert told("second_moment", given([2.0] * 210, 1.5, 90.0)) is None  # of another step
 
 
 @pytest.mark.parametrize(
