@@ -159,7 +159,15 @@ def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
         except OSError as error:
             raise ConfigError(f"{path}: must be a file that can be read ({error.strerror})") from error
         require_values(path, content)
+        _as_it_was(content)
         return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), content))  # type: ignore[arg-type]
+
+
+def _as_it_was(content: dict[str, Any]) -> None:
+    """Give settings that are newer than the run the values by which it was trained."""
+    memory = (content.get("model") or {}).get("memory")
+    if isinstance(memory, dict):
+        memory.setdefault("curvature_max", 0.0)
 
 
 def options(group: str) -> list[str]:

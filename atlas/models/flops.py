@@ -78,6 +78,7 @@ def _memory(model: ModelConfig, chunks: ChunkSizeConfig) -> float:
     head += sum(_chunked(memory, head_width, chunk, prefix=True) for chunk in chunks.local)
     if memory.use_global:
         head += _chunked(memory.of_global(), head_width, chunks.global_size, prefix=False)
+        head += head_width**2 * (memory.curvature_max > 0)  # k k^T
     return shared + heads * head
 
 

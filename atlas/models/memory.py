@@ -45,9 +45,11 @@ class MemoryState(NamedTuple):
 class InitialWeights(nn.Module):
     """Learnable W_init of one memory, per head. `down` starts at zero, so an unwritten memory returns its query."""
 
-    def __init__(self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule) -> None:
+    def __init__(
+        self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule, *, curved: bool
+    ) -> None:
         super().__init__()
-        self.rule = rule
+        self.rule, self.curved = rule, curved
         # ||U|| is about 1 for a unit key: a rate near 1 writes a pair in one step.
         scale = (4 / config.hidden) ** 0.25 / feature_norm(config.degree)
         self.down = nn.Parameter(torch.zeros(heads, width, config.hidden))
@@ -56,7 +58,7 @@ class InitialWeights(nn.Module):
     def forward(self, batch: int, rows: int) -> ScanState:
         """The state before the first token, for `rows` = batch * heads * folded shards."""
         weights = FastWeights(per_row(self.down, batch, rows), per_row(self.up, batch, rows))
-        return open_state(self.rule, weights)
+        return open_state(self.rule, weights, curved=self.curved)
 
 
 class AtlasMemory(nn.Module):
@@ -74,8 +76,11 @@ class AtlasMemory(nn.Module):
         head_width = width // heads
         self.features = FeatureMap(heads, head_width, config)
         shape = (heads, head_width, self.features.count, config)
-        self.local = nn.ModuleList(InitialWeights(*shape, self.rule) for _ in range(local_count))
-        self.global_memory = nn.ModuleList(InitialWeights(*shape, self.global_rule) for _ in range(config.use_global))
+        self.local = nn.ModuleList(InitialWeights(*shape, self.rule, curved=False) for _ in range(local_count))
+        curved = config.curvature_max > 0
+        self.global_memory = nn.ModuleList(
+            InitialWeights(*shape, self.global_rule, curved=curved) for _ in range(config.use_global)
+        )
         self.norm = RMSNorm(width)
 
     def initial_state(self, batch: int, persistent: PersistentMemory, plan: ChunkPlan) -> MemoryState:
@@ -123,7 +128,7 @@ class AtlasMemory(nn.Module):
         reads: list[Tensor] = []
         global_memory, local = [], []
         for after in state.global_memory:  # one, or none; it reads with q and is never reset
-            scan = Scan(self.global_rule, plan.global_size, bound, read_at_start=True, recompute=recompute)
+            scan = Scan(self.global_rule, plan.global_size, bound, True, recompute, self.config.curvature_max)
             read, after = scan(after, inputs(tokens.query, self.features(tokens.query), -1))
             reads.append(read)
             global_memory.append(after)

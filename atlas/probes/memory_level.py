@@ -133,7 +133,10 @@ def _cosines(
     """Of what was learnt about the needle with what there was to learn, and of f(k; W) with v: [N] each."""
     key, value = (field[:, :1].transpose(1, 2).flatten(0, 1) for field in (tokens.key, tokens.value))  # [N, 1, d]
     features = layer.memory.features(key)
-    before, now = read(empty.start, key, features), read(written(rule, full), key, features)
+    before, now = (
+        read(empty.start, key, features),
+        read(written(rule, full, layer.memory.config.curvature_max), key, features),
+    )
     learnt = F.cosine_similarity(now - before, value - before, dim=-1, eps=EPSILON)
     return learnt.squeeze(-1), F.cosine_similarity(now, value, dim=-1).squeeze(-1)
 
@@ -150,14 +153,19 @@ def _faults(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> set[str]
     beyond = tokens.part(0, length + 1).with_rate_logit(length, -inf)
     after, fresh = _write(layer, plan, beyond), _write(layer, plan, beyond.part(length, length + 1))
     for chunk, *states in zip(plan.local, initial.local, full.local, after.local, fresh.local, strict=True):
-        before, holding, reset, wanted = (written(rule, state) for state in states)
+        before, holding, reset, wanted = (written(rule, state, 0.0) for state in states)
         change = _distance(holding, before)
         if change == 0:
             faults.add(f"the local memory of chunk {chunk} is not written at all")
         elif plan.shard and _distance(reset, wanted) > TOLERANCE * change:
             faults.add(f"the local memory of chunk {chunk} is not back at W_init after a shard boundary")
     for before_state, holding_state in zip(initial.global_memory, full.global_memory, strict=True):
-        if _distance(written(layer.memory.global_rule, holding_state), before_state.start) == 0:
+        if (
+            _distance(
+                written(layer.memory.global_rule, holding_state, layer.memory.config.curvature_max), before_state.start
+            )
+            == 0
+        ):
             faults.add("the global memory is not written at all")
     return faults
 

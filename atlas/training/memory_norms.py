@@ -126,7 +126,7 @@ def blocks_of(model: AtlasModel) -> list[AtlasMAGBlock]:
 @torch.no_grad()
 def _start(memory: AtlasMemory, before: MemoryState) -> Starts:
     return Starts(
-        [_copy(written(memory.global_rule, scan)) for scan in before.global_memory],
+        [_copy(written(memory.global_rule, scan, memory.config.curvature_max)) for scan in before.global_memory],
         [_copy(init(1, memory.heads).start) for init in memory.local],
     )
 
@@ -143,7 +143,7 @@ def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Ten
     scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
     found: dict[str, Tensor] = {}
     for (name, rule), scan, start, rate in zip(names, scans, origins, in_order, strict=True):
-        weights = written(rule, scan)
+        weights = written(rule, scan, memory.config.curvature_max)
         heads = [
             matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)
         ]

@@ -122,7 +122,7 @@ def _carried_weights(model: AtlasModel, rows: Tensor) -> Iterator[list[FastWeigh
         state = model.read(rows[:, first : first + shard], state, plan=plan).state
         memories = zip(_memories(model), (block.memory for block in state.blocks if block.memory), strict=True)
         yield [
-            FastWeights(*(matrix.unflatten(0, (rows.shape[0], -1)) for matrix in written(memory.rule, scan)))
+            FastWeights(*(matrix.unflatten(0, (rows.shape[0], -1)) for matrix in written(memory.rule, scan, 0.0)))
             for memory, after in memories
             for scan in after.local
         ]

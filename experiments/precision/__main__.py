@@ -29,7 +29,7 @@ from atlas.ops.rules import RULES
 WIDTH, ROWS, SEEDS, ALLOWED = 64, 2, 2, 0.01
 RATES = (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0)
 MEASURED = Rule.gd, Rule.momentum, Rule.omega  # behind Newton-Schulz the step has a length of its own
-KEYS = {"all differ": 1, "4 equal": 4, "16 equal": 16}  # keys in a row that are the same
+KEYS = {"all differ": 1, "4 equal": 4, "16 equal": 16, "128 equal": 128}  # keys in a row that are the same
 
 
 class Memory(NamedTuple):
@@ -37,12 +37,15 @@ class Memory(NamedTuple):
     tokens: int
     chunk: int
     read_at_start: bool = False
+    curvature_max: float = 0.0
 
 
 MEMORIES = (
     Memory("local, chunk 1, 128 tokens", 128, 1),
     Memory("local, chunk 16, 512 tokens", 512, 16),
     Memory("global, chunk 128, 1,024 tokens", 1024, 128, read_at_start=True),
+    Memory("global, chunk 128, 8,192 tokens", 8192, 128, read_at_start=True),
+    Memory("the same, `curvature_max=2`", 8192, 128, read_at_start=True, curvature_max=MemoryConfig().curvature_max),
 )
 
 
@@ -61,8 +64,9 @@ def gradients(rule: Rule, memory: Memory, equal: int, rate: float, seed: int, dt
     controls = torch.tensor([control.initial for control in learner.controls], dtype=dtype)
     rates = torch.full((ROWS, memory.tokens), rate, dtype=dtype)
     tokens = ChunkInputs(query, key, value, query, key, rates, controls.expand(ROWS, memory.tokens, -1))
-    scan = Scan(learner, memory.chunk, MemoryConfig().weight_norm_max, memory.read_at_start)
-    out, _ = scan(open_state(learner, FastWeights(down, up)), tokens)
+    limit = memory.curvature_max
+    scan = Scan(learner, memory.chunk, MemoryConfig().weight_norm_max, memory.read_at_start, curvature_max=limit)
+    out, _ = scan(open_state(learner, FastWeights(down, up), curved=limit > 0), tokens)
     found = torch.autograd.grad((out * normal(memory.tokens, WIDTH)).sum(), leaves)
     return torch.cat([gradient.flatten().double() for gradient in found])
 

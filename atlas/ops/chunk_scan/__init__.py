@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from atlas.ops.curvature import curvature, damped_rates, damping
 from atlas.ops.dual_form import ChunkInputs, cut_fields, read_prefix, write_sum
-from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, subtract, zeros_like
+from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, scale, subtract, zeros_like
 from atlas.ops.own_precision import autocasts, own_precision
 from atlas.ops.rules.rule import Kept, LearningRule
 from atlas.ops.whole_chunks import chosen_form
@@ -30,16 +31,24 @@ class ScanState(NamedTuple):
     update: FastWeights  # sum of the scaled gradients of the open chunk's tokens so far
     kept: Kept  # what the learning rule keeps besides the weights
     tokens: int  # tokens of the open chunk so far
+    curvature: Tensor  # [N, d, d] of the open chunk so far; [N, 0, 0] where it is not bounded
 
 
-def written(rule: LearningRule, state: ScanState) -> FastWeights:
+def written(rule: LearningRule, state: ScanState, curvature_max: float) -> FastWeights:
     """The weights with all writes so far, as if the open chunk ended here; their norm is not bounded."""
-    return rule.close(state.start, state.update, state.kept)[0] if state.tokens else state.start
+    return rule.close(state.start, _damped(state, curvature_max), state.kept)[0] if state.tokens else state.start
 
 
-def open_state(rule: LearningRule, weights: FastWeights) -> ScanState:
-    """A memory before its first token."""
-    return ScanState(weights, zeros_like(weights), rule.initial(weights), 0)
+def open_state(rule: LearningRule, weights: FastWeights, *, curved: bool = False) -> ScanState:
+    """A memory before its first token. `curved`: for a scan with a `curvature_max`."""
+    rows, width, _ = weights.down.shape
+    size = width if curved else 0
+    return ScanState(weights, zeros_like(weights), rule.initial(weights), 0, weights.down.new_zeros(rows, size, size))
+
+
+def _damped(state: ScanState, curvature_max: float) -> FastWeights:
+    """The update of the open chunk as it is written."""
+    return scale(state.update, damping(state.curvature, curvature_max)) if state.curvature.numel() else state.update
 
 
 @dataclass(frozen=True, eq=False)  # PyTorch 2.11 cannot trace a call of an object that hashes its fields
@@ -50,6 +59,8 @@ class Scan:
     except where the rule has `reads_start`.
     `read_at_start=True`: token t reads the weights of its chunk's start (global memory, TNT Eq 5).
     It computes in the precision of the weights, under autocast too: a memory adds up small updates.
+    `curvature_max` scales down the writes of a chunk that act together (`curvature.py`); 0 does not. A token of a local
+    memory reads a part of its chunk, when the rest is not known yet: so only with `read_at_start`.
     `recompute=True`: the backward pass recomputes groups of about sqrt(T / C) chunks instead of keeping all.
     """
 
@@ -58,6 +69,7 @@ class Scan:
     norm_max: float  # bound of the weights, see `bound_norm`
     read_at_start: bool
     recompute: bool = False
+    curvature_max: float = 0.0
 
     def __call__(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """Learn from and read for every token of a stretch [N, T, ...] -> outputs [N, T, d] and the state after it.
@@ -88,10 +100,13 @@ class Scan:
             outputs: list[Tensor] = []
             for part in _split(tokens, [length for length in lengths if length]):
                 if form is not None and joins and not state.tokens and part.rate.shape[1] >= self.chunk:
+                    if self.curvature_max:
+                        rate = damped_rates(part.key, part.rate, self.chunk, self.curvature_max)
+                        part = part._replace(rate=rate)
                     out, weights, kept = form.closed_chunks(
                         end, state.start, state.kept, part, self.chunk, self.norm_max, prefix
                     )
-                    state = ScanState(weights, nothing, kept, 0)
+                    state = ScanState(weights, nothing, kept, 0, state.curvature)  # of an open chunk without tokens: 0
                 else:
                     out, state = self._part_of_chunk(state, part)
                     if state.tokens >= self.chunk:
@@ -140,12 +155,13 @@ class Scan:
             update = write_sum(writes)
         if state.tokens:
             update = add(state.update, update)
-        return out, ScanState(state.start, update, self.rule.keep(state.kept, tokens), state.tokens + length)
+        curved = state.curvature + curvature(tokens.key, tokens.rate) if self.curvature_max else state.curvature
+        return out, ScanState(state.start, update, self.rule.keep(state.kept, tokens), state.tokens + length, curved)
 
     def _closed(self, state: ScanState, nothing: FastWeights) -> ScanState:
         """The state at the start of the next chunk; `nothing` is an update of zeros."""
-        weights, kept = self.rule.close(state.start, state.update, state.kept)
-        return ScanState(bound_norm(weights, self.norm_max), nothing, kept, 0)
+        weights, kept = self.rule.close(state.start, _damped(state, self.curvature_max), state.kept)
+        return ScanState(bound_norm(weights, self.norm_max), nothing, kept, 0, torch.zeros_like(state.curvature))
 
     @property
     def _reads_prefix(self) -> bool:

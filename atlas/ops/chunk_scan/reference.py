@@ -46,6 +46,7 @@ class ReferenceMemory:
     window: int = 1  # c, tokens
     iterations: int | None = None  # of Newton-Schulz; None: updates are not orthogonalised
     floor: float = 0.0  # under the norm in Newton-Schulz
+    curvature_max: float = 0.0  # 0: a chunk's writes are not scaled down
     momentum: Weights | None = None
     history: list[Token] = field(default_factory=list)
     chunk: list[Token] = field(default_factory=list)  # tokens of the open chunk
@@ -86,6 +87,8 @@ class ReferenceMemory:
     def end_chunk(self) -> None:
         """The weights at the start of the next chunk."""
         update = self.writes()
+        if self.curvature_max:
+            update = times(update, self.damping())
         mean = token_mean(self.chunk)
         update = self.momentum = add(times(self.momentum or zeros(self.weights), self.gate(mean, "theta", 0.0)), update)
         if self.iterations is not None:
@@ -93,6 +96,12 @@ class ReferenceMemory:
         kept = times(self.weights, 1 - self.gate(mean, "forget", 0.0))
         self.weights = bounded(subtract(kept, times(update, self.gate(mean, "rate", 1.0))), self.norm_max)
         self.chunk = []
+
+    def damping(self) -> Tensor:
+        """min(1, maximum / ||sum eta k k^T||_F)."""
+        curvature = torch.stack([token.rate * torch.outer(token.key, token.key) for token in self.chunk]).sum(0)
+        share: Tensor = self.curvature_max / curvature.norm()
+        return share.clamp(max=1)
 
     def orthogonal(self, matrix: Tensor, iterations: int) -> Tensor:
         """Newton-Schulz, written out for one matrix."""

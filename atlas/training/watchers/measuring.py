@@ -97,7 +97,7 @@ def _of_writes(
     names += [("global", memory.global_rule, scan) for scan in after.global_memory]
     for index, (name, rule, scan) in enumerate(names):
         found[f"{name}/rate_max"] = rates[index].max()
-        weights = written(rule, scan)
+        weights = written(rule, scan, memory.config.curvature_max)
         full = [
             matrix.float().norm(dim=(-2, -1)) >= AT_BOUND * limit
             for matrix, limit in zip(weights, norm_limits(weights, memory.config.weight_norm_max), strict=True)

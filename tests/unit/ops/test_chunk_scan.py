@@ -28,6 +28,7 @@ from atlas.ops.rules.rule import LearningRule
 
 ROWS, TOKENS, WIDTH, HIDDEN, FEATURES = 2, 11, 4, 3, 5
 NORM_MAX = 0.9  # small enough to bind
+CURVATURE_MAX = 3.0  # of a global memory: binds in some of the chunks
 SETTINGS = MemoryConfig(
     momentum=0.5,
     retention=0.9,
@@ -69,9 +70,9 @@ def run(
     name: str, weights: FastWeights, tokens: ChunkInputs, schedule: Sequence[tuple[int, int]], read_at_start: bool
 ) -> tuple[Tensor, ScanState]:
     """Run pieces of (tokens, chunk), one call each."""
-    state, outputs, done = open_state(CASES[name], weights), [], 0
+    state, outputs, done = open_state(CASES[name], weights, curved=read_at_start), [], 0
     for count, chunk in schedule:
-        scan = Scan(CASES[name], chunk, NORM_MAX, read_at_start)
+        scan = Scan(CASES[name], chunk, NORM_MAX, read_at_start, curvature_max=CURVATURE_MAX * read_at_start)
         out, state = scan(state, cut(tokens, done, done + count))
         outputs.append(out)
         done += count
@@ -93,7 +94,10 @@ def run_reference(
     for row in range(tokens.rate.shape[0]):
         start = Weights(weights.down[row], *weights.up[row].chunk(2))
         gates = tuple(control.name for control in CASES[name].controls)
-        memory = ReferenceMemory(start, read_at_start, NORM_MAX, gates, **slow(CASES[name]), floor=FLOOR)
+        limit = CURVATURE_MAX * read_at_start
+        memory = ReferenceMemory(
+            start, read_at_start, NORM_MAX, gates, **slow(CASES[name]), floor=FLOOR, curvature_max=limit
+        )
         fields = (Token(*(field[row, t] for field in tokens)) for t in range(len(chunks)))
         outputs.append(torch.stack([memory.recall(token, chunk) for token, chunk in zip(fields, chunks, strict=True)]))
         downs.append(memory.weights.W1)
@@ -246,7 +250,7 @@ def test_one_update_lowers_its_own_loss(name: str) -> None:
     def loss(at: FastWeights) -> Tensor:
         return (read(at, tokens.key, tokens.key_features) - tokens.value).square().sum((1, 2))
 
-    assert (loss(written(CASES[name], after)) < loss(weights)).all()
+    assert (loss(written(CASES[name], after, 0.0)) < loss(weights)).all()
 
 
 @pytest.mark.parametrize(
@@ -289,8 +293,8 @@ def test_recomputation_changes_neither_outputs_nor_gradients(name: str, read_at_
     weights, tokens = random_weights(), random_tokens(CASES[name], 40)
     leaves, results = [*weights, *tokens], []
     for recompute in (False, True):
-        scan = Scan(CASES[name], 4, NORM_MAX, read_at_start, recompute)
-        first, state = scan(open_state(CASES[name], weights), cut(tokens, 0, 3))
+        scan = Scan(CASES[name], 4, NORM_MAX, read_at_start, recompute, CURVATURE_MAX * read_at_start)
+        first, state = scan(open_state(CASES[name], weights, curved=read_at_start), cut(tokens, 0, 3))
         rest, state = scan(state, cut(tokens, 3, None))
         results.append([first, rest, *gradients([first, rest, *state.start], leaves)])
     assert_equal(*results)
