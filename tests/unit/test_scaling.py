@@ -41,7 +41,8 @@ def test_the_shapes_are_those_of_the_model_and_of_what_its_layers_hand_on() -> N
     shape, hidden = config.model, config.model.memory.hidden
     head = shape.width // shape.heads
     window, convolution = (shape.window - 1) * (2 * shape.width + 1), 3 * 3 * shape.width  # keys, values, valid or not
-    memory = 2 * shape.heads * (head * hidden + 2 * hidden * head) + 1  # weights, their update; tokens of the chunk
+    weights = head * hidden + 2 * hidden * head
+    memory = shape.heads * (2 * weights + head**2) + 1  # weights, update, curvature; tokens of the chunk
     assert crossing_elements(config) == shape.layers * (window + convolution + memory)
     assert handed_bytes(config, 1) == 0
     assert handed_bytes(config, 2) == 4 * 3 * crossing_elements(config)

@@ -135,7 +135,7 @@ def test_a_memory_that_reads_what_the_whole_chunk_wrote_is_caught(monkeypatch: p
 
     def update_then_read(self: Scan, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         _, after = scan(self, state, tokens)
-        return read(written(self.rule, after), tokens.query, tokens.query_features), after
+        return read(written(self.rule, after, self.curvature_max), tokens.query, tokens.query_features), after
 
     torch.manual_seed(0)
     model = AtlasModel(SMALL, CHUNKS, 256)
