@@ -30,6 +30,11 @@ def current() -> Ranks:
     return _current[-1] if _current else ALONE
 
 
+def launched_number() -> int:
+    """The processes that a launcher has started for this run; 0 where the run starts its own."""
+    return current().world if current().world > 1 or "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def first_by_environment() -> bool:
     """Whether this is rank 0 or a process alone, where the ranks need not find each other."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
@@ -101,7 +106,7 @@ def to_launched_config(settings: DictConfig) -> RunConfig:
     """
     with refuse(CONF_DIR):
         device, parallel = (OmegaConf.to_object(settings[group]) for group in ("device", "parallel"))
-        processes = number_of_processes(cast(DeviceConfig, device), cast(ParallelConfig, parallel), current().world)
+        processes = number_of_processes(cast(DeviceConfig, device), cast(ParallelConfig, parallel), launched_number())
     config = to_run_config(settings)
     config.train.require_parts(config.parallel.groups(processes), config.parallel.context)
     return config
