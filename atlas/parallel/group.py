@@ -136,10 +136,13 @@ class Group(Ranks):
         return self.first or (self._parted and error is not self._heard and not isinstance(error, RankError))
 
     def limit(self, step_timeout_s: float) -> None:
-        self._limit = f"parallel.step_timeout_s={step_timeout_s:g}"
-        self._steps = _gloo(timedelta(seconds=step_timeout_s))
-        # The others wait for rank 0 as long as its work takes; it waits for them no longer than for a step.
-        self._waiting = _gloo(timedelta(seconds=step_timeout_s) if self.first else NO_LIMIT)
+        with self.losing():  # until all are here it is the start that counts, however short a step may be
+            dist.barrier()
+        self._limit, timeout = f"parallel.step_timeout_s={step_timeout_s:g}", timedelta(seconds=step_timeout_s)
+        with self.losing():
+            self._steps = _gloo(timeout)
+            # The others wait for rank 0 as long as its work takes; it waits for them no longer than for a step.
+            self._waiting = _gloo(timeout if self.first else NO_LIMIT)
 
     def part(self, reason: str) -> None:
         if not self._parted:

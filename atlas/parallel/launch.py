@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from atlas.config import ConfigError, DeviceConfig, ParallelConfig, RunConfig, require
 from atlas.config.composition import to_run_config
 from atlas.config.files import CONF_DIR
+from atlas.config.parallel import is_timeout
 from atlas.config.refusals import refuse
 from atlas.config.run import number_of_processes
 from atlas.parallel.ranks import ALONE, Ranks
@@ -44,7 +45,7 @@ def start_timeout_of(arguments: Sequence[str]) -> float:
     """What a command line gives, or the default: ranks find each other before the configuration is composed."""
     given = [text.partition("=")[2] for text in arguments if text.startswith("parallel.start_timeout_s=")]
     with suppress(ValueError):  # which the configuration refuses
-        if given and 0 < float(given[-1]) < float("inf"):
+        if given and is_timeout(float(given[-1])):
             return float(given[-1])
     return ParallelConfig.start_timeout_s
 

@@ -42,8 +42,8 @@ REFUSED = {
         "train.batch_size=8: must be a multiple of 3"
         " (least common multiple of train.accumulate=1 and 3 groups of 2 processes)"
     ),
-    "parallel.start_timeout_s=0": "parallel.start_timeout_s=0.0: must be > 0",
-    "parallel.step_timeout_s=-1": "parallel.step_timeout_s=-1.0: must be > 0",
+    "parallel.start_timeout_s=1e300": "parallel.start_timeout_s=1e+300: must be in [1, 31536000] (a year)",
+    "parallel.step_timeout_s=0.001": "parallel.step_timeout_s=0.001: must be in [1, 31536000] (a year)",
     "parallel.kind=fsdp train.carry_memory=true": (
         "train.carry_memory=True: must be false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
     ),
