@@ -49,6 +49,7 @@ from atlas.runs.folder import make_folder, reason, record_failure, remove_if_emp
 from atlas.runs.resume import resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.runs.torchrun import ending_with_torchrun
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
@@ -66,7 +67,7 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
     that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
     are not handled here. In processes that torchrun has started, each calls it with the same configuration.
     """
-    with launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
+    with ending_with_torchrun(), launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
         chosen = _chosen_folder(config, folder)
         from atlas.runs.run import run  # imports torch
 
@@ -94,7 +95,7 @@ def main() -> int:
     register()
     atexit.register(gc.freeze)  # the search for cycles in all of torch took seconds at the end
     try:
-        with handled_by(interrupt), ExitStack() as ranks:
+        with handled_by(interrupt), ending_with_torchrun(), ExitStack() as ranks:
             try:
                 if not shows:
                     ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))

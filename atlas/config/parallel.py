@@ -8,7 +8,7 @@ from enum import StrEnum
 from atlas.config.choices import Choices
 from atlas.config.errors import require
 
-LEAST_SECONDS, MOST_SECONDS = 1.0, 365 * 86_400.0  # less than connecting may take; torch counts nanoseconds in 64 bits
+LEAST_SECONDS, MOST_SECONDS = 1.0, 365 * 86_400.0  # connecting may take nearly one; torch holds a year
 
 
 class ParallelKind(StrEnum):
