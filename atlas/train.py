@@ -189,9 +189,10 @@ def run_composed(composed: DictConfig) -> None:
         _tell(error)
         sys.exit(2)
     except Exception as error:
-        if ranks.first:
+        stands_in = not ranks.first and ranks.lowest and _is_killed(folder)  # for rank 0, which torchrun has lost
+        if ranks.first or stands_in:
             record_failure(folder, error, composed)
-        if ranks.tells(error):
+        if ranks.tells(error) or stands_in:
             say(f"the run failed: {reason(error)}; the traceback is in {folder / log_name(ranks.rank)}")
         status = "failed"
     if status != "completed":
@@ -231,6 +232,11 @@ def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tup
     if resume is not None and (folder / CONFIG_FILE).exists():
         return resumed_config(composed, overrides.task, folder), folder
     return to_launched_config(composed), folder
+
+
+def _is_killed(folder: Path) -> bool:
+    summary = read_summary(folder)
+    return summary is not None and summary.status == "killed"
 
 
 def _print_how_to_continue(folder: Path) -> None:

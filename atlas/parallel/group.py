@@ -58,6 +58,10 @@ class Group(Ranks):
         return self._store.get(name).decode()
 
     @property
+    def lowest(self) -> bool:
+        return all(self._runs(rank) is False for rank in range(self.rank))
+
+    @property
     def free_to_raise(self) -> bool:
         return self._deciding
 
