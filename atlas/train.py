@@ -54,6 +54,7 @@ from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
 from atlas.telemetry.run_files import CONFIG_FILE
+from atlas.training.errors import StopRequested
 
 PLAN = "--plan"
 
@@ -114,7 +115,9 @@ def main() -> int:
                     raise
                 _tell(error)
                 return 2
-    except KeyboardInterrupt:  # before a run began, or a second Ctrl-C
+    except KeyboardInterrupt as interruption:
+        if first_by_environment():
+            _tell_of_no_step(interruption)
         return 130
     return 0
 
@@ -178,8 +181,9 @@ def run_composed(composed: DictConfig) -> None:
             from atlas.runs.run import run  # imports torch
 
             status = run(config, folder, ranks=ranks).status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if ranks.first:
+            _tell_of_no_step(interruption)
             _print_how_to_continue(folder)
         drop_unwritten()
         sys.exit(130)
@@ -232,6 +236,13 @@ def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tup
     if resume is not None and (folder / CONFIG_FILE).exists():
         return resumed_config(composed, overrides.task, folder), folder
     return to_launched_config(composed), folder
+
+
+def _tell_of_no_step(interruption: KeyboardInterrupt) -> None:
+    """Say which signal stopped this process before a run began; the closing table tells of one that had begun."""
+    if str(interruption) and not isinstance(interruption, StopRequested):
+        resumes = any(argument.partition("=")[0] in ("resume", "sweep.resume") for argument in sys.argv[1:])
+        say(f"{interruption} before {'the first step of this start' if resumes else 'step 1'}")
 
 
 def _is_killed(folder: Path) -> bool:
