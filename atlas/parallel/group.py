@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NO_LIMIT = timedelta(days=365)  # for the work of rank 0 that the others wait for
 ENDED = "ended"  # in the store: rank 0 has written the end of the run
+REFUSED = "refused"  # in the store: rank 0 knows why the ranks do not start, and tells it
 REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to say that they are
 
 
@@ -127,7 +128,15 @@ class Group(Ranks):
         if self._settled:
             return error
         self._settled = True
-        found = self.gather(None if error is None else portable(error))
+        try:
+            found = self.gather(None if error is None else portable(error))
+        except RankError:  # rank 0 may have told of the error already, and ended
+            if error is None:
+                raise
+            return error
+        if self.first and any(one is not None for one in found):
+            with suppress(RuntimeError):
+                self._store.set(REFUSED, "")
         rank, first = next(((rank, one) for rank, one in enumerate(found) if one is not None), (self.rank, None))
         if first is None or rank == self.rank or str(first) == str(error):
             return error
@@ -137,7 +146,8 @@ class Group(Ranks):
         return theirs
 
     def tells(self, error: BaseException) -> bool:
-        return self.first or (self._parted and error is not self._heard and not isinstance(error, RankError))
+        own = self._parted and error is not self._heard and not isinstance(error, RankError)
+        return self.first or (own and not self._store_has(REFUSED))
 
     def limit(self, step_timeout_s: float) -> None:
         with self.losing():  # until all are here it is the start that counts, however short a step may be

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from atlas import train
 from atlas.runs import signals
 from atlas.runs.signals import handled_by, interrupt, listening
+from atlas.train import main
 from atlas.training.stop import StopRequest
 
 
@@ -35,7 +35,7 @@ def test_the_command_says_in_one_line_what_stopped_it_before_a_run(
     monkeypatch.setattr(signals, "_begun", threading.Event())
     monkeypatch.setattr("atlas.train.require_installed", signalled)
     monkeypatch.setattr("sys.argv", ["atlas.train", given])
-    assert train.main() == 130
+    assert main() == 130
     assert capsys.readouterr().err == told
 
 
