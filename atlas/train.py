@@ -49,10 +49,12 @@ from atlas.runs.folder import make_folder, reason, record_failure, remove_if_emp
 from atlas.runs.resume import resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.runs.torchrun import ending_with_torchrun
 from atlas.sweeps.job import run_job
 from atlas.sweeps.launchers import require_installed
 from atlas.sweeps.resumption import full_command
 from atlas.telemetry.run_files import CONFIG_FILE
+from atlas.training.errors import StopRequested
 
 PLAN = "--plan"
 
@@ -66,7 +68,7 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
     that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
     are not handled here. In processes that torchrun has started, each calls it with the same configuration.
     """
-    with launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
+    with ending_with_torchrun(), launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
         chosen = _chosen_folder(config, folder)
         from atlas.runs.run import run  # imports torch
 
@@ -94,7 +96,7 @@ def main() -> int:
     register()
     atexit.register(gc.freeze)  # the search for cycles in all of torch took seconds at the end
     try:
-        with handled_by(interrupt), ExitStack() as ranks:
+        with handled_by(interrupt), ending_with_torchrun(), ExitStack() as ranks:
             try:
                 if not shows:
                     ranks.enter_context(launched(start_timeout_of(sys.argv[1:])))
@@ -113,7 +115,9 @@ def main() -> int:
                     raise
                 _tell(error)
                 return 2
-    except KeyboardInterrupt:  # before a run began, or a second Ctrl-C
+    except KeyboardInterrupt as interruption:
+        if first_by_environment():
+            _tell_of_no_step(interruption)
         return 130
     return 0
 
@@ -177,8 +181,9 @@ def run_composed(composed: DictConfig) -> None:
             from atlas.runs.run import run  # imports torch
 
             status = run(config, folder, ranks=ranks).status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if ranks.first:
+            _tell_of_no_step(interruption)
             _print_how_to_continue(folder)
         drop_unwritten()
         sys.exit(130)
@@ -188,9 +193,10 @@ def run_composed(composed: DictConfig) -> None:
         _tell(error)
         sys.exit(2)
     except Exception as error:
-        if ranks.first:
+        stands_in = not ranks.first and ranks.lowest and _is_killed(folder)  # for rank 0, which torchrun has lost
+        if ranks.first or stands_in:
             record_failure(folder, error, composed)
-        if ranks.tells(error):
+        if ranks.tells(error) or stands_in:
             say(f"the run failed: {reason(error)}; the traceback is in {folder / log_name(ranks.rank)}")
         status = "failed"
     if status != "completed":
@@ -230,6 +236,18 @@ def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tup
     if resume is not None and (folder / CONFIG_FILE).exists():
         return resumed_config(composed, overrides.task, folder), folder
     return to_launched_config(composed), folder
+
+
+def _tell_of_no_step(interruption: KeyboardInterrupt) -> None:
+    """Say which signal stopped this process before a run began; the closing table tells of one that had begun."""
+    if str(interruption) and not isinstance(interruption, StopRequested):
+        resumes = any(argument.partition("=")[0] in ("resume", "sweep.resume") for argument in sys.argv[1:])
+        say(f"{interruption} before {'the first step of this start' if resumes else 'step 1'}")
+
+
+def _is_killed(folder: Path) -> bool:
+    summary = read_summary(folder)
+    return summary is not None and summary.status == "killed"
 
 
 def _print_how_to_continue(folder: Path) -> None:

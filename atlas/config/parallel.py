@@ -8,6 +8,8 @@ from enum import StrEnum
 from atlas.config.choices import Choices
 from atlas.config.errors import require
 
+LEAST_SECONDS, MOST_SECONDS = 1.0, 365 * 86_400.0  # connecting may take nearly one; torch holds a year
+
 
 class ParallelKind(StrEnum):
     auto = "auto"  # ddp
@@ -27,7 +29,8 @@ class ParallelConfig(Choices, prefix="parallel."):
         allowed = "1 with parallel.kind=fsdp (parallel.kind=ddp cuts sequences)"
         require(self.context == 1 or self.kind is not ParallelKind.fsdp, "parallel.context", self.context, allowed)
         for key in ("start_timeout_s", "step_timeout_s"):
-            require(getattr(self, key) > 0, f"parallel.{key}", getattr(self, key), "> 0")
+            seconds, allowed = getattr(self, key), f"in [{LEAST_SECONDS:.0f}, {MOST_SECONDS:.0f}] (a year)"
+            require(is_timeout(seconds), f"parallel.{key}", seconds, allowed)
 
     def groups(self, processes: int) -> int:
         """The number of groups of processes that share their sequences. Raises `ConfigError`."""
@@ -35,3 +38,7 @@ class ParallelConfig(Choices, prefix="parallel."):
         allowed = f"a divisor of the number of processes, and {number}"
         require(processes % self.context == 0, "parallel.context", self.context, allowed)
         return processes // self.context
+
+
+def is_timeout(seconds: float) -> bool:
+    return LEAST_SECONDS <= seconds <= MOST_SECONDS

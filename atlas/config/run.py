@@ -80,13 +80,14 @@ class DeviceConfig(Choices, prefix="device."):
 
 
 def number_of_processes(device: DeviceConfig, parallel: ParallelConfig, launched: int) -> int:
-    """Of a run of which a launcher has started `launched` processes; 1: the run starts `device.processes` itself.
+    """Of a run of which a launcher has started `launched` processes; 0: the run starts `device.processes` itself.
 
     Raises `ConfigError` where the settings do not go together with it.
     """
-    fits = launched == 1 or device.processes in (1, launched)
-    require(fits, "device.processes", device.processes, f"1 or {launched}, the processes of the launcher")
-    processes = max(launched, device.processes)
+    fits = launched == 0 or device.processes in (1, launched)
+    allowed = f"{launched}, or left out: the launcher has started {launched}"
+    require(fits, "device.processes", device.processes, allowed)
+    processes = launched or device.processes
     parallel.groups(processes)
     return processes
 

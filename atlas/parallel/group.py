@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NO_LIMIT = timedelta(days=365)  # for the work of rank 0 that the others wait for
 ENDED = "ended"  # in the store: rank 0 has written the end of the run
+REFUSED = "refused"  # in the store: rank 0 knows why the ranks do not start, and tells it
 REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to say that they are
 
 
@@ -56,6 +57,10 @@ class Group(Ranks):
         if self.first:
             self._store.set(name, value)
         return self._store.get(name).decode()
+
+    @property
+    def lowest(self) -> bool:
+        return all(self._runs(rank) is False for rank in range(self.rank))
 
     @property
     def free_to_raise(self) -> bool:
@@ -123,7 +128,15 @@ class Group(Ranks):
         if self._settled:
             return error
         self._settled = True
-        found = self.gather(None if error is None else portable(error))
+        try:
+            found = self.gather(None if error is None else portable(error))
+        except RankError:  # rank 0 may have told of the error already, and ended
+            if error is None:
+                raise
+            return error
+        if self.first and any(one is not None for one in found):
+            with suppress(RuntimeError):
+                self._store.set(REFUSED, "")
         rank, first = next(((rank, one) for rank, one in enumerate(found) if one is not None), (self.rank, None))
         if first is None or rank == self.rank or str(first) == str(error):
             return error
@@ -133,13 +146,17 @@ class Group(Ranks):
         return theirs
 
     def tells(self, error: BaseException) -> bool:
-        return self.first or (self._parted and error is not self._heard and not isinstance(error, RankError))
+        own = self._parted and error is not self._heard and not isinstance(error, RankError)
+        return self.first or (own and not self._store_has(REFUSED))
 
     def limit(self, step_timeout_s: float) -> None:
-        self._limit = f"parallel.step_timeout_s={step_timeout_s:g}"
-        self._steps = _gloo(timedelta(seconds=step_timeout_s))
-        # The others wait for rank 0 as long as its work takes; it waits for them no longer than for a step.
-        self._waiting = _gloo(timedelta(seconds=step_timeout_s) if self.first else NO_LIMIT)
+        with self.losing():  # until all are here it is the start that counts, however short a step may be
+            dist.barrier()
+        self._limit, timeout = f"parallel.step_timeout_s={step_timeout_s:g}", timedelta(seconds=step_timeout_s)
+        with self.losing():
+            self._steps = _gloo(timeout)
+            # The others wait for rank 0 as long as its work takes; it waits for them no longer than for a step.
+            self._waiting = _gloo(timeout if self.first else NO_LIMIT)
 
     def part(self, reason: str) -> None:
         if not self._parted:

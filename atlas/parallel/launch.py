@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from atlas.config import ConfigError, DeviceConfig, ParallelConfig, RunConfig, require
 from atlas.config.composition import to_run_config
 from atlas.config.files import CONF_DIR
+from atlas.config.parallel import is_timeout
 from atlas.config.refusals import refuse
 from atlas.config.run import number_of_processes
 from atlas.parallel.ranks import ALONE, Ranks
@@ -30,6 +31,11 @@ def current() -> Ranks:
     return _current[-1] if _current else ALONE
 
 
+def launched_number() -> int:
+    """The processes that a launcher has started for this run; 0 where the run starts its own."""
+    return current().world if current().world > 1 or "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def first_by_environment() -> bool:
     """Whether this is rank 0 or a process alone, where the ranks need not find each other."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
@@ -39,7 +45,7 @@ def start_timeout_of(arguments: Sequence[str]) -> float:
     """What a command line gives, or the default: ranks find each other before the configuration is composed."""
     given = [text.partition("=")[2] for text in arguments if text.startswith("parallel.start_timeout_s=")]
     with suppress(ValueError):  # which the configuration refuses
-        if given and 0 < float(given[-1]) < float("inf"):
+        if given and is_timeout(float(given[-1])):
             return float(given[-1])
     return ParallelConfig.start_timeout_s
 
@@ -101,7 +107,7 @@ def to_launched_config(settings: DictConfig) -> RunConfig:
     """
     with refuse(CONF_DIR):
         device, parallel = (OmegaConf.to_object(settings[group]) for group in ("device", "parallel"))
-        processes = number_of_processes(cast(DeviceConfig, device), cast(ParallelConfig, parallel), current().world)
+        processes = number_of_processes(cast(DeviceConfig, device), cast(ParallelConfig, parallel), launched_number())
     config = to_run_config(settings)
     config.train.require_parts(config.parallel.groups(processes), config.parallel.context)
     return config

@@ -52,6 +52,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def lowest(self) -> bool:
+        """Whether no rank below this one is left: those are on this machine, and gone. By one rank."""
+        return True
+
+    @property
     def free_to_raise(self) -> bool:
         """Whether an exception raised here, by one rank, reaches all of them."""
         return True

@@ -16,8 +16,9 @@ from atlas.config import ConfigError, require
 from atlas.config.untrusted import printable
 from atlas.parallel.ranks import RankError
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.events import EventLog
 from atlas.telemetry.room import when_there_is_room
-from atlas.telemetry.run_files import CONFIG_FILE
+from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, RunFiles
 
 LOG_FILE = "train.log"
 log = logging.getLogger("atlas")
@@ -82,13 +83,14 @@ class _LogFile(logging.FileHandler):
 def record_failure(folder: Path, error: Exception, composed: DictConfig, launcher: str = "") -> None:
     """Write summary.json, train.log and config.yaml for a run that failed before it could write them itself.
 
-    The numbers in summary.json and the lines in train.log of an earlier start stay.
+    The numbers in summary.json and the lines in train.log of an earlier start stay. Events without an end get one.
     """
     summary = read_summary(folder)
     if summary is not None and (summary.status, summary.reason) == ("failed", reason(error)):
         return
     summary = summary or RunSummary(str(folder), launcher=launcher)
     summary.status, summary.reason = "failed", reason(error)
+    summary.take_last_step()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with log_file(folder):
@@ -98,6 +100,11 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
                 OmegaConf.resolve(composed)
             OmegaConf.save(composed, folder / CONFIG_FILE)
         when_there_is_room(summary.write)
+        events = RunFiles(folder, strict=False).events
+        if events and events[-1].get("kind") != "end":
+            file = EventLog(folder / EVENTS_FILE)
+            file.record("end", summary.step, status=summary.status, reason=summary.reason)
+            file.close()
     except OSError as refusal:
         say(f"warning: the failure is not on record in {folder} ({refusal.strerror})")
 

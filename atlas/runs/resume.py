@@ -21,7 +21,7 @@ from atlas.config.keys import flat, lies_in, override_name
 from atlas.config.path_overrides import expanded
 from atlas.config.refusals import refuse
 from atlas.config.run import MOST_PROCESSES
-from atlas.parallel.launch import current, to_launched_config
+from atlas.parallel.launch import launched_number, to_launched_config
 from atlas.telemetry.run_files import CONFIG_FILE
 
 
@@ -59,8 +59,8 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
     for key in wanted:
         if not changeable(key):
             transfer(source, result, key.split("."))
-    launched = current().world
-    if "device.processes" not in names and result.device.processes not in (1, launched) and launched > 1:
+    launched = launched_number()
+    if "device.processes" not in names and result.device.processes not in (1, launched) and launched:
         result.device.processes = launched if launched <= MOST_PROCESSES else 1  # another start had others
     return to_launched_config(result)
 

@@ -277,7 +277,11 @@ def _end(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
 def _new_summary(config: RunConfig, folder: Path, state: TrainState, device: torch.device) -> RunSummary:
     return RunSummary(
         folder=str(folder),
+        step=state.step,
         steps=config.train.steps,
+        tokens=state.tokens,
+        segment=state.segment,
+        rollbacks=state.rollbacks,
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         device=device_name(device),
         versions=versions(),

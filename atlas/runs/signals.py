@@ -1,6 +1,7 @@
 """Signals that end a run: Ctrl-C, SIGTERM, SIGHUP (its terminal was closed), SIGUSR1 (a cluster's warning).
 
-The first one asks the run to end in good order; without a run, or the second time, it raises KeyboardInterrupt.
+The first one asks the run to end in good order; before a run it raises a KeyboardInterrupt that names it, after a run
+and the second time one without a message.
 Imports no torch.
 """
 
@@ -22,6 +23,7 @@ REPEAT_SECONDS = 0.2
 STARTER_GONE = getattr(signal, "SIGRTMIN", signal.SIGUSR2)
 Handler = Callable[[int, FrameType | None], Any]
 _listening: list[StopRequest] = []  # of the run of this process's main thread, if there is one
+_begun = threading.Event()  # a run has: it may be over when a signal comes
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
@@ -31,7 +33,9 @@ def interrupt(number: int, frame: FrameType | None = None) -> None:
     request = _listening[-1] if _listening else None
     if request is not None and not request.by:
         request.make(by)
-    elif request is None or not (number == STARTER_GONE or _repeats(request, by)):
+    elif request is None and not _begun.is_set():
+        raise KeyboardInterrupt(f"stopped by {by}")
+    elif request is None or (number != STARTER_GONE and not _repeats(request, by)):
         raise KeyboardInterrupt
 
 
@@ -47,6 +51,7 @@ def listening(request: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _begun.set()
     _listening.append(request)
     try:
         with handled_by(interrupt):

@@ -34,7 +34,8 @@ SHOWN = (
 class RunSummary:
     """`status`: completed, failed (an error) or aborted (stopped by the user or by a safeguard), with the `reason`.
 
-    A run that was killed leaves the status `running`; `read_summary` calls it killed where that is sure.
+    A run that was killed leaves the status `running` and the step of its start; `read_summary` calls it killed where
+    that is sure, and takes the last step from the other files.
     """
 
     folder: str
@@ -84,6 +85,18 @@ class RunSummary:
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that was removed while the run went on
         write_atomically(path, json.dumps(plain(asdict(self)), indent=1) + "\n")
 
+    def take_last_step(self) -> None:
+        """Take the newest step of which the run's files tell: a process that was killed could not write it here."""
+        files, segment = RunFiles(Path(self.folder), strict=False), 0
+        found: list[tuple[Any, Any, Any]] = [(self.segment, self.step, self.tokens)]
+        found += [(row.get("segment") or 0, row.get("step"), row.get("tokens")) for row in files.rows]
+        for event in files.of_kind("rollback", "checkpoint"):
+            segment = event.get("segment", segment)
+            found.append((segment, event.get("step"), 0))
+        sound = [position for position in found if all(type(number) is int for number in position)]
+        self.segment, self.step, _ = max(sound)
+        self.tokens = max(tokens for _, step, tokens in sound if step == self.step)
+
     def metrics(self) -> Any:
         """metrics.jsonl by columns: a pandas DataFrame where pandas is installed, else a dict of numpy arrays.
 
@@ -129,7 +142,11 @@ def read_summary(folder: Path) -> RunSummary | None:
         return None
     if files.status == "killed":
         summary.status = "killed"
-    return summary if all(_fits(getattr(summary, key), kind) for key, kind in _KINDS.items()) else None
+    if not all(_fits(getattr(summary, key), kind) for key, kind in _KINDS.items()):
+        return None
+    if summary.status == "killed":
+        summary.take_last_step()
+    return summary
 
 
 def _fits(value: Any, kind: Any) -> bool:

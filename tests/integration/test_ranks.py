@@ -160,7 +160,7 @@ def test_ranks_that_differ_do_not_start(overrides: list[str], tmp_path: Path) ->
     assert first.startswith("refused: persistent memory: must be the same on every rank before step 1; rank 1 has ")
     assert first.endswith(" (first at blocks.0.persistent.keys)")
     allowed = "must be a multiple of 2 (least common multiple of train.accumulate=1 and 2 processes)"
-    launcher = "device.processes=3: must be 1 or 2, the processes of the launcher"
+    launcher = "device.processes=3: must be 2, or left out: the launcher has started 2"
     assert ended["processes"] == [f"refused: {launcher}"] * 2
     assert ended["indivisible"] == [f"refused: train.batch_size=3: {allowed}"] * 2
     assert not any((tmp_path / job["name"]).exists() for job in ranks.jobs)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
+from typing import cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import atlas
-from atlas.config import ConfigError, ParallelKind
+from atlas.config import ConfigError, ParallelKind, RunConfig
+from atlas.config.composition import save_config
 from atlas.parallel import launch
 from atlas.parallel.ranks import Ranks
+from atlas.runs.resume import resumed_config
 
 LEAST = "(least common multiple of train.accumulate=1 and 3 processes)"
 DIVISOR, SETS = "a divisor of the number of processes, and", "(device.processes or the launcher sets it)"
@@ -38,15 +42,15 @@ REFUSED = {
         "train.batch_size=8: must be a multiple of 3"
         " (least common multiple of train.accumulate=1 and 3 groups of 2 processes)"
     ),
-    "parallel.start_timeout_s=0": "parallel.start_timeout_s=0.0: must be > 0",
-    "parallel.step_timeout_s=-1": "parallel.step_timeout_s=-1.0: must be > 0",
+    "parallel.start_timeout_s=1e300": "parallel.start_timeout_s=1e+300: must be in [1, 31536000] (a year)",
+    "parallel.step_timeout_s=0.001": "parallel.step_timeout_s=0.001: must be in [1, 31536000] (a year)",
     "parallel.kind=fsdp train.carry_memory=true": (
         "train.carry_memory=True: must be false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
     ),
 }
 # Of three processes that torchrun has started: the number comes before what is to fit it.
 LAUNCHED = {
-    "device.processes=2 train.batch_size=7": "device.processes=2: must be 1 or 3, the processes of the launcher",
+    "device.processes=2 train.batch_size=7": "device.processes=2: must be 3, or left out: the launcher has started 3",
     "parallel.context=2 train.batch_size=7 train.sequence=384": (
         f"parallel.context=2: must be {DIVISOR} 3 is no multiple of 2 {SETS}"
     ),
@@ -84,6 +88,21 @@ def test_what_three_processes_of_a_launcher_cannot_do_is_refused(
     monkeypatch.setattr(launch, "_current", [Three()])
     with pytest.raises(ConfigError, match=f"^{re.escape(LAUNCHED[settings])}$"):
         launch.to_launched_config(OmegaConf.merge(base(), OmegaConf.from_dotlist(settings.split())))
+
+
+@pytest.mark.parametrize(("environment", "processes"), [({}, 2), ({"TORCHELASTIC_RUN_ID": "none"}, 1)])
+def test_one_process_of_torchrun_resumes_a_run_of_two_alone(
+    environment: dict[str, str], processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torchrun the run starts its own two."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = OmegaConf.to_object(OmegaConf.merge(base(), {"device": {"processes": 2}}))
+    save_config(cast(RunConfig, config), tmp_path / "config.yaml")
+    assert resumed_config(base(), [f"resume={tmp_path}"], tmp_path).device.processes == processes
+    if environment:
+        with pytest.raises(ConfigError, match=r"^device.processes=2: must be 1, or left out: the launcher has started"):
+            launch.to_launched_config(OmegaConf.merge(base(), {"device": {"processes": 2}}))
 
 
 @pytest.mark.parametrize("override", UNKNOWN)

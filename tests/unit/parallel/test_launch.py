@@ -47,5 +47,6 @@ def test_an_environment_that_does_not_tell_the_rank_is_refused(
 
 
 def test_the_time_for_the_start_is_read_from_the_command_line() -> None:
-    assert start_timeout_of(["parallel.start_timeout_s=9", "seed=1", "parallel.start_timeout_s=0.2"]) == 0.2
-    assert start_timeout_of(["parallel.start_timeout_s=soon"]) == start_timeout_of([]) == 600
+    assert start_timeout_of(["parallel.start_timeout_s=9", "seed=1", "parallel.start_timeout_s=2"]) == 2
+    for refused in ("soon", "1e300", "nan", "0.2"):
+        assert start_timeout_of([f"parallel.start_timeout_s={refused}"]) == start_timeout_of([]) == 600

@@ -6,9 +6,14 @@ from math import inf, nan
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from atlas.parallel.ranks import RankError
 from atlas.runs.finish import closing_table
+from atlas.runs.folder import record_failure
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.events import make_event
+from atlas.telemetry.jsonl import read_jsonl
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
@@ -39,6 +44,26 @@ def test_a_summary_is_read_back(tmp_path: Path) -> None:
     assert read_summary(tmp_path) == summary
     (tmp_path / "summary.json").write_text("{")
     assert read_summary(tmp_path) is None
+
+
+def test_a_failure_that_the_run_could_not_write_has_the_last_step_of_its_files(tmp_path: Path) -> None:
+    """Rank 0 was killed after a rollback to step 4, when row 5 was written."""
+    RunSummary(str(tmp_path), steps=9).write()
+    rows = [(0, 4, 400), (0, 8, 800), (1, 5, 500)]
+    metrics = [{"step": step, "segment": segment, "tokens": tokens} for segment, step, tokens in rows]
+    happened = [("checkpoint", 8, {}), ("rollback", 4, {"segment": 1}), ("warning", 7, {})]
+    events = [make_event(kind, step, more) for kind, step, more in happened]
+    for name, lines in (("metrics.jsonl", metrics), ("events.jsonl", events)):
+        (tmp_path / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    for _ in range(2):  # one end, however often it is recorded
+        record_failure(tmp_path, RankError("rank 0 was killed by SIGKILL"), OmegaConf.create())
+    found = read_summary(tmp_path)
+    assert found is not None
+    assert (found.status, found.step, found.segment, found.tokens) == ("failed", 5, 1, 500)
+    *_, end = read_jsonl(tmp_path / "events.jsonl")
+    assert len(read_jsonl(tmp_path / "events.jsonl")) == 4
+    told = [end[key] for key in ("kind", "step", "status", "reason")]
+    assert told == ["end", 5, "failed", "rank 0 was killed by SIGKILL"]
 
 
 def test_a_summary_belongs_to_the_folder_in_which_it_lies(tmp_path: Path) -> None:
