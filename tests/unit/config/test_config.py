@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,16 @@ def test_every_option_composes_and_is_saved_and_loaded(group: str, option: str, 
     config = atlas.compose([f"{group}={option}"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_a_run_from_before_a_setting_keeps_what_it_was_trained_with(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(atlas.compose([]), path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"\n *curvature_max: .*", "", text), encoding="utf-8")
+    assert load_config(path).model.memory.curvature_max == 0
+    path.write_text(text, encoding="utf-8")
+    assert load_config(path).model.memory.curvature_max == 2
 
 
 LOCAL = {
