@@ -124,11 +124,13 @@ class AtlasMemory(nn.Module):
             pair = tokens.key, tokens.value
             return ChunkInputs(query, *pair, query_features, key_features, rates[memory], controls[memory])
 
-        bound, recompute = self.config.weight_norm_max, self.config.recompute
+        bound, recompute, limit = self.config.weight_norm_max, self.config.recompute, self.config.curvature_max
         reads: list[Tensor] = []
         global_memory, local = [], []
         for after in state.global_memory:  # one, or none; it reads with q and is never reset
-            scan = Scan(self.global_rule, plan.global_size, bound, True, recompute, self.config.curvature_max)
+            scan = Scan(
+                self.global_rule, plan.global_size, bound, read_at_start=True, recompute=recompute, curvature_max=limit
+            )
             read, after = scan(after, inputs(tokens.query, self.features(tokens.query), -1))
             reads.append(read)
             global_memory.append(after)
