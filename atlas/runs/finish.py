@@ -22,7 +22,7 @@ from atlas.runs.summary import RunSummary
 from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.telemetry.sinks import TelemetryError
-from atlas.training.step import StepResult
+from atlas.training.observed_step import Observed
 from atlas.training.trainer import Trainer
 from atlas.training.watch.rollback_threshold import write_suggestion
 
@@ -56,11 +56,10 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
         _take_utilisation(summary, trainer)
     summary.peak_memory_bytes = peak.read()
     summary.device = device_name(trainer.step.device)  # kernels may have been given up since the start
-    summary.niah = {result.level: result.describe() for result in trainer.probe_results}
+    summary.niah = {result.level: result.describe() for result in trainer.measurements.probe_results}
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)
-    if trainer.memory_use is not None:
-        use = trainer.memory_use
+    if (use := trainer.measurements.memory_use) is not None:
         summary.memory_use = {"step": use.step, "on": use.on, "off": use.off, "frozen": use.frozen}
     folder = Path(summary.folder)
     with suppress(OSError, ValueError, LookupError, TypeError):  # files that another program changed
@@ -85,15 +84,16 @@ def _take_utilisation(summary: RunSummary, trainer: Trainer) -> None:
         summary.flops_utilisation = summary.flops_per_token * summary.tokens_per_second / summary.peak_flops
 
 
-def _take_last_step(summary: RunSummary, trainer: Trainer, last: StepResult) -> None:
-    summary.loss, summary.perplexity, summary.recall_loss = last.loss, last.perplexity, last.recall
-    summary.validation_loss = trainer.validation[1] if trainer.validation else None
+def _take_last_step(summary: RunSummary, trainer: Trainer, last: Observed) -> None:
+    result, validation = last.result, trainer.measurements.validation
+    summary.loss, summary.perplexity, summary.recall_loss = result.loss, result.perplexity, result.recall
+    summary.validation_loss = validation[1] if validation else None
     if summary.validation_loss is not None:
         if summary.step == summary.steps and trainer.config.model.memory.enabled:
             summary.baselines = comparable(trainer.config, summary.parameters, summary.data_digest)
         summary.validation_bits_per_byte = summary.validation_loss / log(2) / summary.bytes_per_token
-    if trainer.gates is not None:
-        summary.gate_mean, summary.gate_std, summary.gate_polarised = trainer.gates
+    if last.gates is not None:
+        summary.gate_mean, summary.gate_std, summary.gate_polarised = last.gates
 
 
 def _take_record(summary: RunSummary, folder: Path) -> None:
@@ -155,7 +155,7 @@ def _send_heatmap(trainer: Trainer, folder: Path) -> None:
     """Give the loggers that take pictures the needles of the last probe, depth by length."""
     if not trainer.telemetry.takes_pictures:
         return
-    grids = [result.record()["cells"] for result in trainer.probe_results if level_of(result.level).grid]
+    grids = [result.record()["cells"] for result in trainer.measurements.probe_results if level_of(result.level).grid]
     cells = [cell for grid in grids for cell in grid]
     if not cells:
         return

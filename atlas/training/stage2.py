@@ -21,8 +21,3 @@ class Stage2:
             plan, limit = ChunkPlan.at_step(self.config, step), self.config.stage2.limit(step)
             self.state.model.plan, self.step.clip = plan, limit
             self.metrics = {"stage2/chunk": max(plan.local), "stage2/clip": limit}
-
-    @property
-    def inference(self) -> ChunkPlan | None:
-        """Chunk 1, the last validation's second reading; None without Stage 2."""
-        return self.state.model.plan.each_token if self.config.stage2.enabled else None

@@ -1,0 +1,111 @@
+"""A training step of a run, and what is observed around it: speed, norms of memories and update, the watchers' look.
+
+Nothing that is observed changes the step.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import NamedTuple
+
+from atlas.config import RunConfig
+from atlas.data.batch import Batch
+from atlas.data.source import DataSource
+from atlas.kernels import gpu
+from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.batch_ahead import BatchAhead
+from atlas.training.clocks import Clocks
+from atlas.training.memory_norms import catching, memory_norms
+from atlas.training.own_metrics import own_metrics
+from atlas.training.regions import region
+from atlas.training.stage2 import Stage2
+from atlas.training.state import TrainState
+from atlas.training.step import StepResult, TrainStep
+from atlas.training.update_ratio import copied, update_ratios
+from atlas.training.watch.faults import FaultInjector
+from atlas.training.watch.gate_monitor import GateStatistics, over_ranks
+from atlas.training.watchers.measuring import moved_elements
+from atlas.training.watchers.watchers import Watchers
+
+
+class Observed(NamedTuple):
+    """Of one step."""
+
+    result: StepResult
+    gates: GateStatistics | None  # over all ranks; None without a memory
+    norms: dict[str, float | None]  # of memories and update, own metrics; empty where the step is not logged
+    tokens: int  # of all ranks
+    speed: float  # tokens/s
+
+
+class ObservedStep:
+    """Takes the next batch, trains on it, and observes."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: TrainState,
+        data: DataSource,
+        step: TrainStep,
+        telemetry: TelemetryLogger,
+        faults: FaultInjector,
+        watchers: Watchers,
+        clocks: Clocks,
+    ) -> None:
+        self.config, self.state, self.step, self.ranks = config, state, step, step.ranks
+        self.telemetry, self.faults, self.watchers, self.clocks = telemetry, faults, watchers, clocks
+        self.batches = BatchAhead(data, step.device, step.rows)
+        self.stage2 = Stage2(config, state, step)
+
+    def __call__(self) -> Observed:
+        state, number = self.state, self.state.step + 1
+        self.stage2.begin(number)
+        if self.faults.begins(state):
+            self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
+        due, measured = self.telemetry.due(number), self.watchers.measures(number)
+        logged = due and self.ranks.first
+        caught = logged or (measured and self.ranks.first)
+        with self.clocks.measure("norms"):
+            before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
+        with catching(state.model) if caught else nullcontext() as catch:
+            batch, result, seconds = self._trained(looks_for_gradients=measured, watched=caught)
+        with self.clocks.measure("norms"):
+            norms = memory_norms(state.model, catch) if catch else {}
+            shown = norms | update_ratios(before, state.model, self.ranks) | self._own_metrics(logged) if due else {}
+        with self.clocks.measure("watchers"):
+            self.watchers.see_step(result, batch, seconds)
+            if measured and result.finite:
+                moved = moved_elements(before, state.model, self.ranks)
+                if catch:
+                    self.watchers.see_model(state.model, catch, moved, norms, self.step.found_gradients)
+        with self.clocks.measure("gates"):
+            gates = over_ranks(result.gates, self.ranks)
+        if state.average is not None and result.finite:
+            state.average.update(state.model, state.step)
+        tokens = batch.inputs.numel() * self.step.groups
+        return Observed(result, gates, shown, tokens, tokens / seconds)
+
+    def _trained(self, *, looks_for_gradients: bool, watched: bool) -> tuple[Batch, StepResult, float]:
+        """The batch, what the step made of it, and the seconds of both."""
+        state = self.state
+        self.step.looks_for_gradients = looks_for_gradients
+        with self.clocks.measure("train"):
+            began = time.perf_counter()
+            with region("data"):
+                batch = self.batches.take(state.step + 1 + state.skipped)
+            batch = self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0)
+            result = self.step(state, batch, watched=watched)
+            seconds = time.perf_counter() - began - result.gate_seconds
+        self.clocks.move(result.gate_seconds, "train", "gates")
+        for lost in gpu.news():
+            self.telemetry.event("warning", state.step, message=lost)
+        return batch, result, seconds
+
+    def _own_metrics(self, logged: bool) -> dict[str, float | None]:
+        """Every rank takes part where the model lies in slices."""
+        own = self.config.telemetry.metrics
+        if not own:
+            return {}
+        with self.state.whole_model() as model:
+            return own_metrics(own if logged else [], model, self.state.step)
