@@ -53,6 +53,7 @@ class WatchConfig(Choices, prefix="watch."):
     second_moment: WatchAction = _watcher(
         "a second moment far larger than the gradients: one that was too large still divides every step", undone=True
     )
+    updates: WatchAction = _watcher("steps that do not go down the gradient")
     weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
     learning_rate: WatchAction = _watcher(
         "a learning rate that is low for most of the run: a schedule that has ended too early"
@@ -61,6 +62,9 @@ class WatchConfig(Choices, prefix="watch."):
     by_heart: WatchAction = _watcher("a text that was read several times and is known by heart")
     labels: WatchAction = _watcher("targets that are not the next token")
     leaks: WatchAction = _watcher("outputs that depend on other rows of the batch, or on tokens after them")
+    noise: WatchAction = _watcher("outputs that differ from one reading of a text to the next, or by the mode")
+    parts: WatchAction = _watcher("a text that is read in parts gives other outputs than read at once")
+    slopes: WatchAction = _watcher("gradients that are not the slope of the loss, in a part of the model")
     validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
     last_steps: WatchAction = _watcher("damage in the last steps, too late for a rollback to be decided")
     memory_unused: WatchAction = _watcher("the loss is the same with the memory switched off")
@@ -78,6 +82,7 @@ class WatchConfig(Choices, prefix="watch."):
     repeated_batch: WatchAction = _watcher("one batch again and again")
     data_again: WatchAction = _watcher("a resumed run that reads its first batches again")
     same_rows: WatchAction = _watcher("rows of a batch that are the same, or processes that train on the same rows")
+    text_part: WatchAction = _watcher("rows that all come from one part of the text: it is read in order")
     carried_rows: WatchAction = _watcher("rows that are said to go on, and begin with another text")
     one_symbol: WatchAction = _watcher("text that is one repeated symbol")
     padding: WatchAction = _watcher("most targets of text rows are padding, or padding that counts in the loss")

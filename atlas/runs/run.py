@@ -139,8 +139,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
-            text = len(corpus.train) if corpus else 0
-            trainer.watchers.begin(facts_of(config, summary.baseline_loss, state.step, text), folder)
+            text = corpus.train if corpus else None
+            facts = facts_of(config, summary.baseline_loss, state.step, 0 if text is None else len(text))
+            trainer.watchers.begin(facts, folder, text)
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary

@@ -15,8 +15,8 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
-from atlas.training.watchers.measuring import find_leaks
-from atlas.training.watchers.record import Leaks, MemoryUse
+from atlas.training.watchers.model_facts import model_facts
+from atlas.training.watchers.record import MemoryUse, ModelFacts
 
 
 @contextmanager
@@ -59,13 +59,13 @@ class Evaluator:
             lambda: MemoryUse(step, *(self._loss(model, self.watched, mode) for mode in modes))
         )
 
-    def leaks(self, model: AtlasModel) -> Leaks:
-        """Of the first watched row."""
-        return self.step.ranks.from_first(lambda: self._leaks(model))
+    def model_facts(self, model: AtlasModel) -> ModelFacts:
+        """On the first watched row."""
+        return self.step.ranks.from_first(lambda: self._model_facts(model))
 
-    def _leaks(self, model: AtlasModel) -> Leaks:
+    def _model_facts(self, model: AtlasModel) -> ModelFacts:
         with evaluating(model), self.step.autocast():
-            return find_leaks(model, self.watched.inputs[:1])
+            return model_facts(model, self.watched.inputs[:1], self.watched.targets[:1])
 
     def _loss(
         self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None

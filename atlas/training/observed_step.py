@@ -25,7 +25,7 @@ from atlas.training.step import StepResult, TrainStep
 from atlas.training.update_ratio import copied, update_ratios
 from atlas.training.watch.faults import FaultInjector
 from atlas.training.watch.gate_monitor import GateStatistics, over_ranks
-from atlas.training.watchers.measuring import moved_elements
+from atlas.training.watchers.measuring import descent, moved_elements
 from atlas.training.watchers.watchers import Watchers
 
 
@@ -69,7 +69,7 @@ class ObservedStep:
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
         with catching(state.model) if caught else nullcontext() as catch:
-            batch, result, seconds = self._trained(looks_for_gradients=measured, watched=caught)
+            batch, result, seconds = self._trained(watches_gradients=measured, watched=caught)
         with self.clocks.measure("norms"):
             norms = memory_norms(state.model, catch) if catch else {}
             shown = norms | update_ratios(before, state.model, self.ranks) | self._own_metrics(logged) if due else {}
@@ -77,8 +77,9 @@ class ObservedStep:
             self.watchers.see_step(result, batch, seconds)
             if measured and result.finite:
                 moved = moved_elements(before, state.model, self.ranks)
+                self.watchers.see_descent(descent(before, self.step.gradients, state.model, self.ranks))
                 if catch:
-                    self.watchers.see_model(state.model, catch, moved, norms, self.step.found_gradients)
+                    self.watchers.see_model(state.model, catch, moved, norms, self.step.kept_gradients)
         with self.clocks.measure("gates"):
             gates = over_ranks(result.gates, self.ranks)
         if state.average is not None and result.finite:
@@ -86,10 +87,10 @@ class ObservedStep:
         tokens = batch.inputs.numel() * self.step.groups
         return Observed(result, gates, shown, tokens, tokens / seconds)
 
-    def _trained(self, *, looks_for_gradients: bool, watched: bool) -> tuple[Batch, StepResult, float]:
+    def _trained(self, *, watches_gradients: bool, watched: bool) -> tuple[Batch, StepResult, float]:
         """The batch, what the step made of it, and the seconds of both."""
         state = self.state
-        self.step.looks_for_gradients = looks_for_gradients
+        self.step.watches_gradients = watches_gradients
         with self.clocks.measure("train"):
             began = time.perf_counter()
             with region("data"):

@@ -146,8 +146,9 @@ class TrainStep:
         `context`: ranks that share a sequence.
         """
         self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
-        self.looks_for_gradients = False  # whether the next call says in `found_gradients` what `zero_grad` has left
-        self.found_gradients = False
+        self.watches_gradients = False  # whether the next call fills the two below
+        self.kept_gradients = False  # whether `zero_grad` has left some
+        self.gradients: dict[str, Tensor] = {}  # copies of those that the optimiser was given, clipped
         self.clip = config.gradient_clip  # Stage 2 changes it
         self._replica: tuple[AtlasModel, nn.Module] | None = None
         self._compiles, self._capture, self._watched = compiled, capture, False
@@ -162,8 +163,8 @@ class TrainStep:
         self._watched = watched
         step = state.step + 1
         state.optimizer.zero_grad()
-        left = [p.grad for p in state.model.parameters() if self.looks_for_gradients and p.grad is not None]
-        self.found_gradients = any(bool(gradient.any()) for gradient in left)
+        left = [p.grad for p in state.model.parameters() if self.watches_gradients and p.grad is not None]
+        self.kept_gradients = any(bool(gradient.any()) for gradient in left)
         count = lcm(self.config.accumulate, self.groups) // self.groups
         micro_batches = count * self.ranks.world  # of the whole batch; each part of a sequence is in another one
         weight = polarisation_weight(step, self.config.steps, self.config.gate)
@@ -188,6 +189,7 @@ class TrainStep:
         statistics = GateStatistics(*others[:3]) if gates else None
         polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
+        self.gradients = copied_gradients(state.model, self.ranks) if self.watches_gradients else {}
         with region("optimizer"), self.ranks.losing():  # Muon gathers its matrices from their slices
             lr = state.optimizer.step(step) if finite else state.optimizer.lr_at(step)
         if finite:
@@ -280,6 +282,12 @@ class TrainStep:
     def _weight_norm(self, model: nn.Module) -> Tensor:
         with self.ranks.losing():
             return self.ranks.whole(torch.nn.utils.get_total_norm(list(model.parameters())))
+
+
+def copied_gradients(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
+    """By the name of the parameter; of slices those of this rank."""
+    named = ((name, parameter.grad) for name, parameter in model.named_parameters())
+    return {name: ranks.own(gradient).clone() for name, gradient in named if gradient is not None}
 
 
 def read(*numbers: Tensor) -> list[float]:

@@ -89,7 +89,7 @@ class Trainer:
                     self._check_gates(seen)
                     if self.watchers.tests(state.step):
                         with self.clocks.measure("watchers"), state.whole_model() as model:
-                            self.watchers.see_leaks(self.evaluator.leaks(model))
+                            self.watchers.see_model_facts(self.evaluator.model_facts(model))
                     if state.step % watchers.EVERY == 0 and not self._validates:
                         self._heed()
                     if not self._rolled_back(finite=seen.result.finite):

@@ -29,7 +29,7 @@ def update_ratios(before: Mapping[str, Tensor], model: nn.Module, ranks: Ranks =
     for name, parameter in model.named_parameters() if before else ():
         old = before[name]
         pair = torch.stack(((ranks.own(parameter) - old).float().square().sum(), old.float().square().sum()))
-        squares.setdefault(_part(name), []).append(pair)
+        squares.setdefault(part_of(name), []).append(pair)
     if not squares:
         return {}
     sums = ranks.sum_of_slices(torch.stack([torch.stack(pairs).sum(0) for pairs in squares.values()]))
@@ -39,7 +39,7 @@ def update_ratios(before: Mapping[str, Tensor], model: nn.Module, ranks: Ranks =
     }
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
     """`blocks.0.attention.qkv.weight` -> attention, `embedding.weight` -> embedding."""
     first, *rest = name.split(".")
     return rest[1] if first == "blocks" and len(rest) > 1 else first

@@ -149,6 +149,13 @@ def with_optimizer(name: str, *settings: str, at: int | None = None, steps: int 
     return trained(*cause, calm=(f"{target}sound",), shared=shared, at=at or 0)
 
 
+def with_model(name: str, data: Sequence[str] = TEXT) -> tuple[Procedure, str]:
+    """A model with a mistake in it (wrong_model.py) beside a sound one."""
+    target = "optim._target_=experiments.silent."
+    shared = ("optim=adamw", "trust=[experiments.silent]", *data)
+    return trained(f"{target}wrong_model.{name}", calm=(f"{target}wrong_optim.sound",), shared=shared)
+
+
 def with_data(name: str, *settings: str, at: int = 0) -> tuple[Procedure, str]:
     """A run whose batches come from `wrong_data.NAME`, beside one with those of the package."""
     target = "data._target_=experiments.silent.wrong_data."

@@ -24,10 +24,8 @@ How many of the five the watchers noticed, and what was added: README.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from experiments.silent.bench import STEPS, TEXT, Bench
-from experiments.silent.failure import Facts, Failure, Procedure, facts, trained, with_optimizer
+from experiments.silent.failure import Facts, Failure, Procedure, facts, with_model, with_optimizer
 from experiments.silent.invented_fourth import RECALL
 
 MIDDLE = 120
@@ -46,17 +44,11 @@ def _failure(name: str, what: str, run_and_twin: tuple[Procedure, str]) -> Failu
     return Failure(name, "invented", what, run, twin)
 
 
-def _with_model(name: str, data: Sequence[str] = TEXT) -> tuple[Procedure, str]:
-    target = "optim._target_=experiments.silent."
-    shared = ("optim=adamw", TRUST, *data)
-    return trained(f"{target}wrong_model.{name}", calm=(f"{target}wrong_optim.sound",), shared=shared)
-
-
 FAILURES = (
     _failure(
         "writes_detached",
         "what the memory writes is cut from the graph: its keys, values and rates learn nothing",
-        _with_model("writes_detached", (*RECALL, f"train.steps={2 * STEPS}")),
+        with_model("writes_detached", (*RECALL, f"train.steps={2 * STEPS}")),
     ),
     _failure(
         "second_moment_poisoned",
@@ -66,12 +58,12 @@ FAILURES = (
     _failure(
         "softmax_twice",
         "the model returns probabilities, and the loss takes them for logits",
-        _with_model("softmax_twice"),
+        with_model("softmax_twice"),
     ),
     _failure(
         "memories_of_other_rows",
         "each row of a batch reads the memory of the row before it",
-        _with_model("memories_of_other_rows", (*RECALL, f"train.steps={2 * STEPS}")),
+        with_model("memories_of_other_rows", (*RECALL, f"train.steps={2 * STEPS}")),
     ),
     Failure(
         "weights_made_anew",

@@ -6,7 +6,7 @@ import os
 import signal
 
 from experiments.silent.bench import STEPS, TEXT, Bench
-from experiments.silent.failure import Facts, Failure, Procedure, facts, trained, with_data, with_optimizer
+from experiments.silent.failure import Facts, Failure, Procedure, facts, trained, with_data, with_model, with_optimizer
 
 MIDDLE = 120  # training is past its warm-up, and the watch has its average
 
@@ -48,6 +48,26 @@ FAILURES = (
         "lost_to_rounding",
         "weights are rounded to bfloat16 after each step of `optim.lr=1e-5`",
         with_optimizer("rounded", "optim.lr=1e-5"),
+    ),
+    _failure(
+        "wrong_backward",
+        "a backward pass of the user's own misses a factor: half of the gradient of the feed-forward layers",
+        with_model("wrong_backward"),
+    ),
+    _failure(
+        "buckets_swapped",
+        "gradients are taken out of their bucket in another order than they were put in",
+        with_optimizer("buckets_swapped"),
+    ),
+    _failure(
+        "dropout_stays",
+        "a dropout that does not ask for the mode drops in validation and generation too",
+        with_model("dropout_stays"),
+    ),
+    _failure(
+        "positions_from_the_call",
+        "positions are counted from the start of a call: right in training, wrong in generation",
+        with_model("positions_from_the_call"),
     ),
     _failure("always_clipped", "`train.gradient_clip=1e-4`", trained("train.gradient_clip=1e-4")),
     _failure(

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas.models.attention import AttentionState, SlidingWindowAttention
 from atlas.models.language_model import AtlasModel, ModelOutput
 from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
 from atlas.models.rule_controls import RuleControls
+from atlas.ops.rotary import Rotary
 from atlas.training.optimizer import ScheduledOptimizer
 from experiments.silent.wrong_optim import sound
 
@@ -88,4 +91,55 @@ def made_anew(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOpti
     """All weights are initialised after those of `init_from` are loaded, and not before."""
     model.__class__ = _MadeAnew
     model.initial = {name: weight.clone() for name, weight in model.state_dict().items()}  # type: ignore[assignment]
+    return sound(model=model, steps=steps, **settings)
+
+
+class _Dropping(nn.Dropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p)
+
+
+def dropout_stays(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """A dropout of the user's that does not ask for the mode: it drops in validation and generation too."""
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.feedforward = nn.Sequential(block.feedforward, _Dropping(0.2))  # type: ignore[operator]
+    return sound(model=model, steps=steps, **settings)
+
+
+class _FromTheCall(SlidingWindowAttention):
+    def forward(self, x: Tensor, state: AttentionState, rotary: Rotary, persistent: Any) -> Any:
+        return super().forward(x, state, Rotary(0), persistent)
+
+
+def positions_from_the_call(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """Positions are counted from the start of a call, not of the sequence: training never sees it, generation does."""
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.attention.__class__ = _FromTheCall  # type: ignore[operator]
+    return sound(model=model, steps=steps, **settings)
+
+
+class _HalfGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class _WrongBackward(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = _HalfGradient.apply(self.inner(x))
+        return doubled / 2
+
+
+def wrong_backward(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """A backward pass of the user's own misses a factor: the feed-forward layers have half of their gradient."""
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.feedforward = _WrongBackward(block.feedforward)  # type: ignore[operator]
     return sound(model=model, steps=steps, **settings)

@@ -101,6 +101,24 @@ def forgetful(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOpti
     return _Forgetful(adamw(model=model, steps=steps, **settings), 0)
 
 
+def buckets_swapped(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """Gradients are packed into a bucket and taken out in another order: parameters of one shape get each other's."""
+    by_shape: dict[Any, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        by_shape.setdefault(parameter.shape, []).append(parameter)
+
+    def swap() -> None:
+        for parameter in model.parameters():
+            if parameter.grad is not None and parameter.dim() > 1:
+                parameter.grad.copy_(parameter.grad.roll(1, 0))  # rows of the bucket are off by one
+        for alike in by_shape.values():
+            gradients = [parameter.grad for parameter in alike]
+            for parameter, gradient in zip(alike, gradients[1:] + gradients[:1], strict=True):
+                parameter.grad = gradient
+
+    return _Disturbed(adamw(model=model, steps=steps, **settings), 0, before=swap)
+
+
 def large_start(*, model: Any, steps: int, **settings: Any) -> ScheduledOptimizer:
     """An initialisation without its scale: the embedding starts 20 times as large."""
     with torch.no_grad():

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import CONTINUED, DIGESTS, FIRST_BATCHES, LOOKED_AT, TAILS, BatchFacts, Record
+from atlas.training.watchers.record import (
+    CONTINUED,
+    DIGESTS,
+    FIRST_BATCHES,
+    LOOKED_AT,
+    PLACES,
+    TAILS,
+    BatchFacts,
+    Record,
+)
 
 DIFFERENT = 2  # batches among DIGESTS; a text of a few segments that is read again and again has more
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
@@ -15,6 +24,7 @@ COUNTED_TAILS = 0.5  # of the text rows; indented source code has 0.1
 WRONG = 0.5  # share of targets that are not the next token; a contract of every source, so any value would do
 ALIKE = 0.5  # share of different rows in a batch: random places of a text coincide where it is not longer than a row
 WENT_ON = 0.5  # share of rows; a token of another text is the expected one in one case of ten
+PART = 0.4  # of the text, in which PLACES rows lie; by chance once in 10^10
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
 
@@ -70,6 +80,23 @@ def same_rows(record: Record) -> Finding | None:
         "two processes train on the same rows",
         "the batch is smaller than train.batch_size, and the other rows are never read",
         "a data source that makes the rows it is asked for: batch(step, rows)",
+    )
+
+
+def text_part(record: Record) -> Finding | None:
+    """Rows that go on with a row before lie where it lies, rightly."""
+    if record.facts.carries or len(record.places) < PLACES:
+        return None
+    first, last = min(record.places), max(record.places)
+    if last - first >= PART:
+        return None
+    return Finding(
+        "text_part",
+        record.step,
+        last - first,
+        f"the {len(record.places)} rows looked at lie between {first:.0%} and {last:.0%} of the training text",
+        "a text that is read in order changes its kind under way, and of a part of it the rest is never read",
+        "a data source that takes its rows from anywhere in the text",
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from atlas.data.batch import Batch
+from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.ops.chunk_scan import written
@@ -27,12 +28,13 @@ from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, blocks_of, project_queries
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.watchers.record import BatchFacts, Leaks, Measured
+from atlas.training.watchers.record import BatchFacts, Measured
 
 EVERY = 100  # steps between two measurements
 FIRST = (10, 50)  # and these: a short run has some as well
 ROWS, TOKENS = 16, 2048  # of a batch whose keys are compared with each other
 CROWD = 4.0  # sum of the rates of equal keys in a chunk; from 4 to 8 on float32 gradients are wrong (docs/memory.md 4)
+LONG = 48  # tokens that tell a row from others
 AT_BOUND = 0.99  # of the norm bound
 
 
@@ -47,6 +49,22 @@ def moved_elements(before: Mapping[str, Tensor], model: AtlasModel, ranks: Ranks
     By rank 0 alone, or by all ranks if they have slices."""
     counts = [(ranks.own(parameter) != before[name]).sum() for name, parameter in model.named_parameters()]
     return ranks.sum_of_slices(torch.stack(counts).double())
+
+
+@torch.no_grad()
+def descent(
+    before: Mapping[str, Tensor], gradients: Mapping[str, Tensor], model: AtlasModel, ranks: Ranks = ALONE
+) -> float | None:
+    """Cosine between the step from `before` to the weights now, and minus the gradients.
+
+    By rank 0 alone, or by all ranks if they have slices. None where nothing has moved."""
+    sums = []
+    for name, parameter in model.named_parameters():
+        moved = (ranks.own(parameter) - before[name]).float()
+        gradient = gradients[name].float() if name in gradients else torch.zeros_like(moved)
+        sums.append(torch.stack(((moved * gradient).sum(), moved.square().sum(), gradient.square().sum())))
+    product, moves, slopes = ranks.sum_of_slices(torch.stack(sums).double().sum(0)).tolist()
+    return -product / sqrt(moves * slopes) if moves * slopes > 0 else None
 
 
 @torch.no_grad()
@@ -159,16 +177,6 @@ def share_with_moments(optimizer: ScheduledOptimizer) -> float:
     return sum(kept) / max(len(kept), 1)
 
 
-def find_leaks(model: AtlasModel, row: Tensor) -> Leaks:
-    """The outputs of `row` [1, T], with other tokens beside it, and of its first half with others in its second."""
-    row = row[:, : max(model.tokens_at_once // 4, 1)]
-    other, half = (row + 1) % model.embedding.num_embeddings, row.shape[1] // 2
-    later = torch.cat((row[:, :half], other[:, half:]), dim=1)
-    calm, changed = (model.read(torch.cat(rows)).hidden.float() for rows in ([row] * 4, [other, row, other, later]))
-    changes = (calm - changed).abs().amax(dim=-1) / calm.square().mean().sqrt()  # [4, T]
-    return Leaks(changes[1].max().item(), changes[3, :half].max().item() if half else 0.0)
-
-
 class SecondMoments(NamedTuple):
     """Of optimisers of Adam's kind, without their bias; of slices those of this rank. 0 where there are none."""
 
@@ -260,6 +268,20 @@ def continued_share(before: Batch | None, batch: Batch) -> float | None:
         return None
     goes_on = ~batch.fresh & (before.weights[:, -1] > 0)
     return _share(batch.inputs[:, 0] == before.targets[:, -1], goes_on) if bool(goes_on.any()) else None
+
+
+def places(text: Tokens, batch: Batch) -> list[float]:
+    """Where the text rows of a batch stand in the training text, in [0, 1]: those that stand there once.
+
+    A row is known by its middle tokens.
+    """
+    whole, size = text.tobytes(), text.itemsize
+    first = (batch.inputs.shape[1] - LONG) // 2
+    if first < 0:
+        return []
+    rows = batch.inputs[~batch.recall, first : first + LONG].numpy().astype(text.dtype)
+    found = [(whole.find(row.tobytes()), whole.rfind(row.tobytes())) for row in rows]
+    return [at / len(whole) for at, last in found if at == last >= 0 and at % size == 0]
 
 
 def _share(holds: Tensor, among: Tensor) -> float:

@@ -19,6 +19,8 @@ FIRST_BATCHES = 3  # of a run and of a start, whose digests are kept
 LOOKED_AT = 2  # batches that were looked into, kept
 TAILS = 5  # batches whose ends of rows are kept
 CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
+PLACES = 32  # of rows in the text, looked for
+DESCENTS = 3  # kept
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
 READINGS = 2000  # of the watched rows kept
 
@@ -95,11 +97,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
-class Leaks:
-    """Largest change of an output that has no part in what was changed, in root mean squares of the outputs."""
+class ModelFacts:
+    """The whole model on one row. Largest changes of an output, in root mean squares of the outputs."""
 
-    rows: float  # the other rows of the batch were changed
-    future: float  # later tokens of the row
+    rows: float  # where other rows of the batch were changed
+    future: float  # where later tokens were changed
+    noise: float = 0.0  # where nothing was changed
+    parts: float = 0.0  # where the row was read in two parts
+    slopes: dict[str, float] = field(default_factory=dict)  # see `slopes`, by part of the model
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,9 @@ class Record:
     memory_use: list[MemoryUse] = field(default_factory=list)
     first_digests: list[int] = field(default_factory=list)  # of the first FIRST_BATCHES batches of the run
     # Of this start alone:
-    leaks: Leaks | None = None
+    model_facts: ModelFacts | None = None
+    descents: list[float] = field(default_factory=list)  # see `descent`, of the newest DESCENTS measurements
+    places: list[float] = field(default_factory=list)  # of the first rows in the training text, in [0, 1]
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
     continued: deque[float] = field(default_factory=lambda: deque(maxlen=CONTINUED))  # see `continued_share`

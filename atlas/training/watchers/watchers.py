@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atlas.config import Fusion, RunConfig, WatchAction
 from atlas.data.batch import Batch
+from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
@@ -33,11 +34,22 @@ from atlas.training.watchers.measuring import (
     due,
     measure,
     memory_sizes,
+    places,
     second_moments,
     share_with_moments,
 )
-from atlas.training.watchers.record import FIRST_BATCHES, READINGS, Facts, Leaks, MemoryUse, Probed
+from atlas.training.watchers.record import (
+    DESCENTS,
+    FIRST_BATCHES,
+    PLACES,
+    READINGS,
+    Facts,
+    MemoryUse,
+    ModelFacts,
+    Probed,
+)
 
+LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
 EVERY = 10  # steps between two looks at the record
 RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
 
@@ -85,6 +97,7 @@ class Watchers:
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
         self._restored_moments: float | None = None
         self._clock: float | None = None
+        self._text: Tokens | None = None  # of training, where it is searched for the first rows
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
 
@@ -97,8 +110,9 @@ class Watchers:
     def _wanted(self) -> bool:
         return any(action is not WatchAction.off for action in self._actions.values())
 
-    def begin(self, facts: Facts, folder: Path) -> None:
-        """Before the first step of this start, in the run's folder."""
+    def begin(self, facts: Facts, folder: Path, text: Tokens | None = None) -> None:
+        """Before the first step of this start, in the run's folder. `text`: the training part, where there is one."""
+        self._text = text if text is not None and text.nbytes <= LARGEST_TEXT else None
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
@@ -141,6 +155,8 @@ class Watchers:
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
             record.tails.append(record.batches[-1].counted_tails)
+            if self._text is not None and len(record.places) < PLACES:
+                record.places += places(self._text, batch)
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
         offset = time.time() - time.monotonic()
         if self._clock is not None:
@@ -187,8 +203,13 @@ class Watchers:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
 
-    def see_leaks(self, found: Leaks) -> None:
-        self.state.record.leaks = found
+    def see_model_facts(self, found: ModelFacts) -> None:
+        self.state.record.model_facts = found
+
+    def see_descent(self, cosine: float | None) -> None:
+        """At a step that is measured."""
+        if cosine is not None:
+            self.state.record.descents = [*self.state.record.descents[-(DESCENTS - 1) :], cosine]
 
     def see_files(self, removed: Sequence[Path]) -> None:
         """Before a row may be written: a removed file is then written anew. `removed`: what a save has missed."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import inf
-from statistics import median
+from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import Record
+from atlas.training.watchers.record import DESCENTS, Record
 
 UNMOVED = 0.5  # of all elements; the default run has below 0.01
 SHOWN = 3  # names
@@ -18,6 +18,9 @@ SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and m
 JUMP = 8.0  # times the usual change of the norm of all weights in a step
 LEAST = 0.005  # of the norm; a calm run changes it by less in a step
 ENOUGH = 20  # steps
+DOWNHILL = (
+    0.01  # cosine of a step with minus its gradient, the mean over DESCENTS steps; the default run has 0.09 to 0.2
+)
 
 
 def frozen_weights(record: Record) -> Finding | None:
@@ -130,4 +133,18 @@ def weights_jump(record: Record) -> Finding | None:
         f"a step changed the norm of all weights by {largest:.2%}, where {median(changes):.2%} is usual",
         "something else than the gradient has changed them: memory that is damaged, or an optimiser that is",
         "watch.weights_jump=rollback, and a look at optimisers and hooks of your own",
+    )
+
+
+def updates(record: Record) -> Finding | None:
+    """Steps that do not go down the gradient. Weight decay and momentum turn a step, but not so far."""
+    if len(record.descents) < DESCENTS or fmean(record.descents) >= DOWNHILL:
+        return None
+    return Finding(
+        "updates",
+        record.step,
+        fmean(record.descents),
+        f"the cosine between steps and the direction in which the loss falls is {fmean(record.descents):.3f}",
+        "the steps do not follow the gradient, whatever the loss does",
+        "to look at an optimiser or a hook of yours: its sign, its state, and which gradient it takes",
     )

@@ -166,3 +166,15 @@ def test_rows_that_go_on_with_another_text_are_told() -> None:
     assert carried([replace(one, fresh=sound[0].fresh) for one in shuffled]) is None  # each row begins anew
     masked = [replace(one, weights=torch.zeros(ROWS, TOKENS)) for one in shuffled]
     assert carried(masked) is None  # what has no weight may be anything
+
+
+def test_rows_from_a_part_of_the_text() -> None:
+    def seen(places: list[float], carries: bool = False) -> str | None:
+        found = JUDGES["text_part"](Record(Facts(steps=100, carries=carries), places=places))
+        return None if found is None else found.seen
+
+    part = [0.1 + 0.005 * index for index in range(32)]
+    assert seen(part) == "the 32 rows looked at lie between 10% and 26% of the training text"
+    assert seen(part[:-1]) is None
+    assert seen(part, carries=True) is None
+    assert seen([*part, 0.6]) is None

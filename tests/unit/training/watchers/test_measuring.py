@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
+from atlas.data.batch import Batch
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.update_ratio import copied
-from atlas.training.watchers.measuring import directions, due, measure, memory_sizes, moved_elements
+from atlas.training.watchers.measuring import descent, directions, due, measure, memory_sizes, moved_elements, places
 from atlas.training.watchers.record import Measured
 
 
@@ -108,3 +110,34 @@ def test_the_memory_of_this_process_is_that_of_its_tensors() -> None:
 
 def test_when_a_model_is_measured() -> None:
     assert [step for step in range(1, 301) if due(step)] == [10, 50, 100, 200, 300]
+
+
+@torch.no_grad()
+def test_how_far_a_step_goes_down_its_gradient() -> None:
+    model = made()
+    before, gradients = copied(model), {name: torch.randn_like(weight) for name, weight in model.named_parameters()}
+    assert descent(before, gradients, model) is None
+    for name, weight in model.named_parameters():
+        weight.sub_(gradients[name] * 0.01)
+    assert descent(before, gradients, model) == pytest.approx(1, abs=1e-3)  # weights are rounded
+    aside = {name: torch.randn_like(gradient) for name, gradient in gradients.items()}
+    assert descent(before, aside, model) == pytest.approx(0, abs=0.05)
+    for name, weight in model.named_parameters():
+        weight.copy_(before[name] + gradients[name])
+    assert descent(before, gradients, model) == pytest.approx(-1, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_where_rows_stand_in_the_text(kind: type) -> None:
+    text = np.random.default_rng(0).integers(0, 200, 10_000).astype(kind)
+    text[:500] = text[500:1000]  # stands there twice
+
+    def batch(*starts: int, recall: bool = False) -> Batch:
+        rows = np.stack([text[start : start + 65] for start in starts])
+        weights = np.ones((len(starts), 64), dtype=np.float32)
+        return Batch.from_tokens(rows, weights, np.full(len(starts), recall), np.ones(len(starts), dtype=bool))
+
+    assert places(text, batch(2000, 9000, 100)) == pytest.approx([0.2008, 0.9008])  # of the middle of a row
+    assert places(text, batch(2000, recall=True)) == []
+    elsewhere = np.random.default_rng(1).integers(0, 200, 10_000).astype(kind)
+    assert places(elsewhere, batch(2000)) == []

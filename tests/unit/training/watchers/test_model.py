@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor, nn
 
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
 from atlas.models.language_model import AtlasModel
+from atlas.training.evaluation import evaluating
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.measuring import find_leaks
-from atlas.training.watchers.record import Facts, Leaks, Record
+from atlas.training.watchers.model_facts import model_facts
+from atlas.training.watchers.record import Facts, ModelFacts, Record
 from experiments.silent.wrong_model import memories_of_other_rows
 from experiments.silent.wrong_optim import looking_ahead
 
@@ -18,16 +22,23 @@ SETTINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95
 VOCABULARY = 17
 
 
-def told(found: Leaks | None) -> str | None:
-    finding = JUDGES["leaks"](Record(Facts(steps=100), leaks=found))
+def told(found: ModelFacts | None, watcher: str = "leaks") -> str | None:
+    finding = JUDGES[watcher](Record(Facts(steps=100), model_facts=found))
     return None if finding is None else finding.seen
 
 
 def test_what_is_told() -> None:
-    assert told(None) is None
-    assert told(Leaks(0.0, 0.001)) is None
-    assert told(Leaks(0.5, 0.5)) == "other rows of the batch change the outputs of a row by 50%"
-    assert told(Leaks(0.0, 0.5)) == "tokens change the outputs before them by 50%"
+    for name in ("leaks", "noise", "parts", "slopes"):
+        assert told(None, name) is None
+        assert told(ModelFacts(0.0, 0.001, 0.001, 0.02, {"memory": 0.95, "gate": 1.05}), name) is None
+    assert told(ModelFacts(0.5, 0.5)) == "other rows of the batch change the outputs of a row by 50%"
+    assert told(ModelFacts(0.0, 0.5)) == "tokens change the outputs before them by 50%"
+    assert (told(ModelFacts(0.0, 0.0, noise=0.2), "noise") or "").startswith(
+        "the same text gives outputs that differ by 20%"
+    )
+    assert (told(ModelFacts(0.0, 0.0, parts=0.2), "parts") or "").endswith("differ by 20% from those of one reading")
+    seen = told(ModelFacts(0.0, 0.0, slopes={"memory": 0.5, "gate": 1.3}), "slopes")
+    assert seen == "the loss changes along the gradient of memory 0.50 times as much as the gradient says"
 
 
 def a_model() -> AtlasModel:
@@ -41,18 +52,69 @@ def a_model() -> AtlasModel:
     return model
 
 
-@torch.no_grad()
-def test_a_sound_model_computes_the_same_bits() -> None:
-    assert find_leaks(a_model(), torch.arange(32)[None] % VOCABULARY) == Leaks(0.0, 0.0)
-    assert find_leaks(a_model(), torch.zeros(1, 1, dtype=torch.int64)) == Leaks(0.0, 0.0)
+def facts_of(model: AtlasModel, tokens: int) -> ModelFacts:
+    row = torch.arange(tokens)[None] % VOCABULARY
+    with evaluating(model):
+        return model_facts(model, row, (row * 3 + 1) % VOCABULARY)
 
 
-@torch.no_grad()
+def test_a_sound_model_passes_and_keeps_its_weights() -> None:
+    model = a_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    found = facts_of(model, 32)
+    assert (found.rows, found.future, found.noise) == (0.0, 0.0, 0.0)
+    assert found.parts < 1e-4
+    assert {"attention", "memory", "gate", "feedforward", "embedding"} <= found.slopes.keys()
+    assert max(abs(slope - 1) for slope in found.slopes.values()) < 0.02
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert facts_of(a_model(), 1).parts == 0.0
+
+
 def test_rows_and_tokens_that_a_model_should_not_see() -> None:
-    seen = torch.arange(32)[None] % VOCABULARY
     for mistake, rows in ((memories_of_other_rows, True), (looking_ahead, False)):
         model = a_model()
         mistake(model=model, steps=1, **SETTINGS)
-        found = find_leaks(model, seen)
+        found = facts_of(model, 32)
         assert found.future > 0.1  # a row that sees others sees their later tokens too
         assert (found.rows > 0.1, found.rows == 0.0) == (rows, not rows)
+
+
+class Mistaken(nn.Module):
+    """In the place of a block's `out`, what it gives changed by `how`."""
+
+    def __init__(self, inner: nn.Module, how: Callable[[Mistaken, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.how, self.calls = inner, how, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.how(self, self.inner(x))
+
+
+def with_mistake(how: Callable[[Mistaken, Tensor], Tensor]) -> ModelFacts:
+    model = a_model()
+    model.blocks[0].out = Mistaken(model.blocks[0].out, how)  # type: ignore[assignment]
+    return facts_of(model, 32)
+
+
+def test_outputs_that_depend_on_the_mode_or_the_call() -> None:
+    assert with_mistake(lambda one, x: x * (1 + one.calls)).noise > 0.1
+    assert with_mistake(lambda one, x: x if one.training else 2 * x).noise > 0.1
+    torch.manual_seed(0)
+    dropout = with_mistake(lambda one, x: nn.functional.dropout(x, 0.5, one.training))
+    assert dropout.noise == 0.0  # rightly: it is off in evaluation
+    assert with_mistake(lambda _, x: nn.functional.dropout(x, 0.5)).noise > 0.1
+
+
+def test_gradients_that_are_not_the_slope() -> None:
+    def detached(_: Mistaken, x: Tensor) -> Tensor:
+        return x.detach() * 0.5 + x * 0.5
+
+    slopes = with_mistake(detached).slopes
+    assert slopes["memory"] > 1.2
+    assert slopes["feedforward"] == pytest.approx(1, abs=0.05)  # comes after
+
+
+def test_a_state_that_is_not_the_one_of_one_reading() -> None:
+    assert with_mistake(lambda _, x: x * torch.arange(1, x.shape[1] + 1)[:, None]).parts > 0.1  # counts from the call

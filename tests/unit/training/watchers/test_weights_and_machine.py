@@ -215,3 +215,13 @@ def test_weights_that_change_fast_at_first_are_no_jump() -> None:
         record.add_step(step, 2.0, 1.0, 0.1, weights=norm)
         norm *= 1 + 0.01 * min(step / 50, 1.0, (150 - step) / 50)
         assert told("weights_jump", record) is None
+
+
+def test_steps_that_do_not_follow_the_gradient() -> None:
+    def seen(*cosines: float) -> str | None:
+        found = JUDGES["updates"](Record(Facts(steps=100), descents=list(cosines)))
+        return None if found is None else found.seen
+
+    assert seen(0.02, 0.01, -0.03) == "the cosine between steps and the direction in which the loss falls is 0.000"
+    assert seen(-0.5, -0.5) is None
+    assert seen(0.02, -0.01, 0.04) is None
