@@ -1,4 +1,4 @@
-"""The commands of experiments/lengths, experiments/decoding and experiments/ablations, on models of no time."""
+"""The commands of experiments/lengths, experiments/decoding and experiments/field, on models of no time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import atlas
 from atlas.config import RunConfig
 from atlas.models.plan import MemoryMode
 from atlas.runs.build import build_model
-from experiments.ablations.__main__ import main as ablations
+from experiments.field import worker
 from experiments.lengths.needles import main as needles
 from tests.integration.small_runs import RUN
 
@@ -103,52 +103,50 @@ def test_the_rule_of_decoding(
     assert f"| chunk 1 | 16384 | {milliseconds:.2f} | 10.0% | {state} bytes |" in (tmp_path / "RESULTS.md").read_text()
 
 
-@pytest.mark.slow
-def test_tables_compare_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def mixed_settings(text: Path) -> list[str]:
     recall = ["pairs=4", "queries=3", "sparse_queries=3", "sparse_share=0", "distance_min=8"]
     mixed = ["data=mixed", f"data.paths=[{text}]", *(f"data.recall.{setting}" for setting in recall)]
-    common = [*(setting for setting in RUN if setting != "data=text"), *mixed, "train.steps=2", "checkpoint.every=2"]
-    common += ["telemetry.every=1", "train.gate.polarisation_hold=0.5"]
+    return [*(setting for setting in RUN if setting != "data=text"), *mixed, "train.steps=10", "calibration=off"]
+
+
+@pytest.mark.slow
+def test_the_field_trains_as_a_run_does(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = mixed_settings(text)
+    ways = {"default": (), "attention alone": ("model.memory.enabled=false",)}
+
+    def configuration(name: str, seed: int = 0, steps: int = 10) -> RunConfig:
+        return atlas.compose([*common, *ways[name], f"seed={seed}", f"train.steps={steps}"])
+
+    monkeypatch.setattr(worker, "configuration", configuration)
+    monkeypatch.setattr("experiments.field.contestants.configuration", configuration)
+    for name, settings in ways.items():
+        worker.main([name, "1", "10", "2", str(tmp_path / f"{name}.json")])
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        run = atlas.train(atlas.compose([*common, *settings, "seed=1"]), tmp_path / name)
+        assert (found["loss"], found["parameters"]) == (run.validation_loss, run.parameters)
+        assert found["losses"][-1] == run.loss
+        assert (found["recall_off"] is None, found["polarised_end"]) == (name != "default", run.gate_polarised)
+        assert [*found["recall"]["noise"]] == ["64", "128", "256"]
+
+
+@pytest.mark.slow
+def test_needles_compares_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common, losses = [*mixed_settings(text), "train.steps=2", "checkpoint.every=2"], []
     settings: tuple[tuple[str, ...], ...] = (
         (),
         ("seed=1",),
         ("model.memory.enabled=false",),
         ("model.fusion=additive",),
     )
-    losses = []
     for job, overrides in enumerate(settings):
         folder = tmp_path / "sweep" / str(job)
-        atlas.train(atlas.compose([*common, *overrides]), folder)
-        losses.append(json.loads((folder / "summary.json").read_text())["validation_loss"])
-    assert ablations([str(tmp_path / "sweep"), "samples=2", f"folder={tmp_path}"]) == 0
-    runs = json.loads((tmp_path / "ablations.json").read_text())["runs"]
-    assert [run["setting"] for run in runs] == [
-        "reference",
-        "reference",
-        "model.memory.enabled=False",
-        "model.fusion=additive",
-    ]
-    assert [run["without"] is None for run in runs] == [False, True, True, False]  # a control of the same seed only
-    tables = [part for part in (tmp_path / "RESULTS.md").read_text().split("\n\n") if part.startswith("|")]
-    rows, attention, gates = ([line for line in table.splitlines() if line][2:] for table in tables)
-    mean = (losses[0] + losses[1]) / 2
-    assert f"| {mean:.4f} ({min(losses[:2]):.4f} to {max(losses[:2]):.4f}) | - |" in rows[0]
-    share, answers = runs[3]["recall_share"], [run["answer_loss"] for run in runs]
-    both = [(1 - share) * loss + share * answer for loss, answer in zip(losses, answers, strict=True)]
-    text_cells, both_cells = (f"| {x[3]:.4f} | {x[3] - x[0]:+.4f} |" for x in (losses, both))
-    assert rows[2].endswith(text_cells.removesuffix(" |") + " " + both_cells)
-    beside = [f"{x[3] - x[2]:+.4f} | {int(x[3] < x[2])} of 1" for x in (losses, both)]  # attention alone
-    assert attention[-1] == f"| model.fusion=additive | 0 | {beside[0]} | {beside[1]} |"
-    assert attention[-2].startswith("| reference | 0 |")  # seed 1 has no run without a memory to be beside
-    peak, end, std = (runs[3][name] for name in ("polarised_peak", "polarised_end", "gate_std"))
-    assert gates[1:] == [f"| model.fusion=additive | 0 | {peak:.1%} | {end:.1%} | {std:.3f} |"]
-    capsys.readouterr()
+        losses.append(atlas.train(atlas.compose([*common, *overrides]), folder).validation_loss)
     for arguments, message in (
         ([], "SWEEP=: must be one or more folders"),
         ([str(tmp_path)], "must be the folder of a sweep of which a job has completed"),
         ([str(tmp_path / "sweep"), "samples=0"], "samples=0: must be >= 1"),
     ):
-        assert ablations([*arguments, f"folder={tmp_path}"]) == 2
+        assert needles([*arguments, f"folder={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
     assert needles([str(tmp_path / "sweep"), "samples=2", "factors=1,4", f"folder={tmp_path}"]) == 0
     probed = json.loads((tmp_path / "needles.json").read_text())["runs"]

@@ -21,7 +21,7 @@ from atlas.config import RunConfig
 from atlas.config.composition import save_config
 from atlas.report.__main__ import main as report
 from atlas.runs.build import build_model
-from experiments.ablations.__main__ import main as ablations
+from experiments.lengths.needles import main as needles
 from experiments.phase2.decide import main as decide
 from tests.integration.sweep_commands import command
 
@@ -83,7 +83,7 @@ def commands(folder: Path, overrides: list[str]) -> dict[str, tuple[int, list[st
         "load": lambda: load(str(folder)),
         "report": lambda: report([str(folder)]),
         "decide": lambda: decide([str(folder.parent)]),
-        "ablations": lambda: ablations([str(folder.parent), "samples=1", f"folder={folder.parent}"]),
+        "needles": lambda: needles([str(folder.parent), "samples=1", f"folder={folder.parent}"]),
     }
     ended = {}
     for name, call in calls.items():

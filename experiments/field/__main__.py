@@ -1,0 +1,149 @@
+"""The field: what the default, other rules, ablations and models without a memory learn in equal tokens and time.
+
+python -m experiments.field [KEY=VALUE ...]
+
+  steps=400                    of 8 sequences of 512 tokens, for the table at equal tokens and for the default
+  seeds=3
+  samples=24                   needles at each of three depths, by haystack and length
+  jobs=2                       models trained at once, on a thread each
+  rounds=9                     training steps of every model that are timed in turn, before the rest
+  only=default,LSTM            some of the contestants (contestants.py), the default among them; empty: all
+  equal_time=true              false: the table at equal tokens alone
+  runs=outputs/field           what is measured, a file for each model; what is there is not done again
+  folder=experiments/field     where RESULTS.md goes
+
+All contestants are trained by one loop with the step, data, optimiser and schedule of a run. At equal time a
+contestant makes as many steps as its speed allows in the time of the default; where that is within 5 % of `steps`, its
+run at equal tokens counts. Writes RESULTS.md after every model, in hours on 2 cores: 4 minutes a model and core. The
+machine should be quiet while the steps are timed. Exit status: 0 all measured, 1 a contestant failed, 2 refused.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from atlas.config import require
+from atlas.config.arguments import names, read_settings, run_command
+from atlas.config.atomic import write_atomically
+from atlas.runs.environment import versions
+from experiments.field.contestants import CONTESTANTS, DEFAULT
+from experiments.field.speed import tokens_per_second
+from experiments.field.table import Field, document
+from experiments.field.worker import Record
+
+HERE = Path(__file__).parent
+NEAR = 0.05  # of the steps: so near, the run at equal tokens counts as one of equal time
+LEAST_STEPS = 20
+
+
+@dataclass
+class Settings:
+    steps: int = 400
+    seeds: int = 3
+    samples: int = 24
+    jobs: int = 2
+    rounds: int = 9
+    only: str = ""
+    equal_time: bool = True
+    runs: str = "outputs/field"
+    folder: str = str(HERE)
+
+    def __post_init__(self) -> None:
+        require(self.steps >= LEAST_STEPS, "steps", self.steps, f">= {LEAST_STEPS}")
+        for key in ("seeds", "samples", "jobs", "rounds"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        unknown = [name for name in names(self.only) if name not in CONTESTANTS]
+        require(not unknown, "only", self.only, f"some of {', '.join(CONTESTANTS)}")
+        require(not self.only or DEFAULT in names(self.only), "only", self.only, f"{DEFAULT} among others")
+        require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+
+    @property
+    def contestants(self) -> list[str]:
+        return [name for name in CONTESTANTS if not self.only or name in names(self.only)]
+
+
+class Job(NamedTuple):
+    name: str
+    seed: int
+    steps: int
+
+    def file(self, runs: Path) -> Path:
+        return runs / f"{self.name.replace(' ', '_')}-seed{self.seed}-{self.steps}.json"
+
+
+def speeds_of(settings: Settings) -> dict[str, float]:
+    """Measured once for a folder of runs: steps at equal time follow from them."""
+    file = Path(settings.runs) / "speeds.json"
+    known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if set(settings.contestants) <= set(known):
+        return known
+    print("times the training steps in turn", flush=True)
+    found = tokens_per_second(settings.contestants, settings.rounds)
+    write_atomically(file, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def steps_in_time(settings: Settings, speeds: dict[str, float], name: str) -> int:
+    steps = round(settings.steps * speeds[name] / speeds[DEFAULT])
+    return settings.steps if abs(steps - settings.steps) <= NEAR * settings.steps else max(steps, LEAST_STEPS)
+
+
+def planned(settings: Settings, speeds: dict[str, float]) -> Iterator[Job]:
+    """Seed by seed, so that a table of one seed is whole first; equal tokens before equal time."""
+    for timed in (False, True)[: 1 + settings.equal_time]:
+        for seed in range(settings.seeds):
+            for name in settings.contestants:
+                yield Job(name, seed, steps_in_time(settings, speeds, name) if timed else settings.steps)
+
+
+def work(job: Job, settings: Settings) -> bool:
+    """Whether the job is measured now. Its process writes errors to the console."""
+    file = job.file(Path(settings.runs))
+    if file.is_file():
+        return True
+    print(f"{job.name}, seed {job.seed}, {job.steps} steps", flush=True)
+    command = [sys.executable, "-m", "experiments.field.worker", job.name, job.seed, job.steps, settings.samples, file]
+    return subprocess.run(list(map(str, command)), check=False).returncode == 0
+
+
+def known(jobs: Sequence[Job], runs: Path) -> list[Record]:
+    files = [job.file(runs) for job in jobs]
+    return [Record(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(measure, arguments, __doc__ or "")
+
+
+def measure(arguments: Sequence[str]) -> int:
+    """Train, measure, write. Raises `ConfigError` for arguments that cannot be used."""
+    settings = read_settings(Settings, arguments)
+    runs = Path(settings.runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    speeds = speeds_of(settings)
+    jobs = list(dict.fromkeys(planned(settings, speeds)))
+    in_time = {name: steps_in_time(settings, speeds, name) for name in settings.contestants}
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+
+    def done(job: Job) -> bool:
+        finished = work(job, settings)
+        field = Field(known(jobs, runs), speeds, settings.steps, in_time if settings.equal_time else {}, packages)
+        write_atomically(Path(settings.folder) / "RESULTS.md", document(field))
+        return finished
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        finished = list(pool.map(done, jobs))
+    print(f"\nwritten to {Path(settings.folder) / 'RESULTS.md'}")
+    return int(not all(finished))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The models of the table: their settings, and how to build them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import atlas
+from atlas.config import RunConfig
+from atlas.models.language_model import AtlasModel
+from atlas.runs.build import build_model
+from experiments.field.lstm import with_lstm
+
+DEFAULT, ATTENTION, TRANSFORMER, LSTM = "default", "attention alone", "Transformer", "LSTM"
+MORE_LOCALS = "four local memories"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    settings: tuple[str, ...]  # overrides of the default
+    about: str
+
+
+CONTESTANTS = {
+    DEFAULT: Contestant((), "`python -m atlas.train`: rule gd, one global and one local memory, fusion gated_sum"),
+    "momentum": Contestant(("model.memory.rule=momentum",), "the learning rule of Titans"),
+    "omega": Contestant(("model.memory.rule=omega",), "gradient descent over a window of tokens"),
+    "muon": Contestant(("model.memory.rule=muon",), "momentum, orthogonalised"),
+    "atlas": Contestant(("ablation=atlas_rule",), "the whole ATLAS rule: window, momentum, Newton-Schulz, features"),
+    "no global memory": Contestant(("ablation=no_global",), "local memories alone"),
+    "no Q-K projection": Contestant(("ablation=no_projection",), "local memories read with q"),
+    "projection alone": Contestant(("ablation=projection_alone",), "local memories read with q', not q + lambda q'"),
+    "no convolution": Contestant(("ablation=no_convolution",), "no convolution on q, k, v"),
+    MORE_LOCALS: Contestant(("chunk_size=set_a",), "chunks of 8, 16, 32, 64 beside the global memory"),
+    "fusion additive": Contestant(("ablation=additive",), "a + z, no gate"),
+    "fusion multiplicative": Contestant(("ablation=multiplicative",), "a * g: the gate multiplies attention alone"),
+    ATTENTION: Contestant(("model=attention_only",), "window attention, no memory"),
+    TRANSFORMER: Contestant(("model=transformer",), "full causal attention, no memory"),
+    LSTM: Contestant(("model=transformer", "model.feedforward=488"), "torch.nn.LSTM in the place of attention"),
+}
+
+
+def configuration(name: str, seed: int = 0, steps: int = 1000) -> RunConfig:
+    """The default recipe with the settings of a contestant, on one thread of a CPU."""
+    settings = [*CONTESTANTS[name].settings, f"seed={seed}", f"train.steps={steps}", "logger=none", "device=cpu"]
+    return atlas.compose(settings)
+
+
+def model_of(name: str, config: RunConfig) -> AtlasModel:
+    model = build_model(config)
+    return with_lstm(model, config.seed) if name == LSTM else model

@@ -1,0 +1,142 @@
+"""Train and measure one contestant: loss of text, needles found by key, gates.
+
+python -m experiments.field.worker NAME SEED STEPS SAMPLES FILE
+
+One thread. Writes FILE when all is measured, so a file that is there is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from atlas.config import RECALL, RunConfig
+from atlas.config.atomic import write_atomically
+from atlas.data.source import DataSource
+from atlas.models.language_model import AtlasModel
+from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.probes.haystacks import grid
+from atlas.probes.recall import answer
+from atlas.runs.build import build_data, build_optimizer, build_probe, prepare_device
+from atlas.runs.environment import git_revision
+from atlas.training.evaluation import Evaluator, evaluating
+from atlas.training.state import TrainState
+from atlas.training.step import StepResult, TrainStep
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
+from experiments.field.contestants import DEFAULT, configuration, model_of
+
+FACTORS = (1, 2, 4)  # lengths of the probes, in trained lengths
+HAYSTACKS = {"multi_key": "noise", "multi_key_text": "text"}  # one of four needles is asked for
+
+
+@dataclass(frozen=True)
+class Record:
+    """Loss in nats per byte of validation text; shares of needles by haystack and length in tokens."""
+
+    name: str
+    seed: int
+    steps: int
+    parameters: int
+    loss: float
+    recall: dict[str, dict[str, float]]
+    recall_off: float | None  # in noise of the trained length with the memory switched off; None without a memory
+    needles: int  # of a haystack and length
+    polarised_peak: float | None  # share of gates below 0.1 or above 0.9 where the loss on them is last at its peak
+    polarised_end: float | None
+    git: str = ""  # revision
+    losses: list[float] = field(default_factory=list)  # of training, at every tenth of the steps
+
+
+def start(name: str, config: RunConfig) -> tuple[TrainState, TrainStep]:
+    """The state before step 1, and the step: the ones of a run."""
+    model = model_of(name, config)
+    monitor, history = GateMonitor(config.train.gate), History(config.rollback)
+    state = TrainState(model, build_optimizer(config, model), monitor, history)
+    device, precision = prepare_device(config.device)
+    return state, TrainStep(config.train, device, precision)
+
+
+def trained(config: RunConfig, state: TrainState, step: TrainStep, data: DataSource) -> list[StepResult]:
+    """Every step's result. Raises `ArithmeticError` for one that is not finite: nothing here rolls it back."""
+    results = []
+    while state.step < config.train.steps:
+        result = step(state, data.batch(state.step + 1))
+        if not result.finite:
+            raise ArithmeticError(f"step {state.step + 1}: loss {result.loss}, gradient {result.gradient_norm}")
+        results.append(result)
+    return results
+
+
+def recall_of(
+    model: AtlasModel, config: RunConfig, data: DataSource, mode: MemoryMode, factors: Sequence[int] = FACTORS
+) -> dict[str, dict[str, float]]:
+    """Shares of needles found at three depths, on the same questions for every contestant.
+
+    Counted are questions whose needle the window attention of the default cannot reach.
+    """
+    probe = build_probe(config, data)
+    window = configuration(DEFAULT).model
+    reach = window.layers * (window.window - 1)
+    lengths = [config.train.sequence * factor for factor in factors]
+    right: dict[tuple[str, int], list[bool]] = {}
+    with evaluating(model):
+        for questions in grid(probe.config, probe.needles, probe.text, lengths):
+            if questions.missing:  # a text too short
+                continue
+            counted = questions.distance - 1 > reach
+            found = answer(model, questions, counted, mode, guess=mode is MemoryMode.off).right
+            right.setdefault((questions.task, questions.length), []).extend(found.tolist())
+    return {
+        haystack: {str(length): fmean(found) for (asked, length), found in right.items() if asked == task}
+        for task, haystack in HAYSTACKS.items()
+    }
+
+
+def measured(name: str, seed: int, steps: int, samples: int) -> Record:
+    config = configuration(name, seed, steps)
+    niah = replace(config.niah, levels=[RECALL.name], tasks=["multi_key_text"], all_depths=True, samples=samples)
+    config = replace(config, niah=niah, device=replace(config.device, threads=1))
+    data = build_data(config)
+    state, step = start(name, config)
+    results = trained(config, state, step, data)
+    model = state.model
+    model.plan = ChunkPlan.at_step(config, steps)
+    loss = Evaluator(data, step, config.train.validation_batches, watch_rows=1).validation_loss(model)
+    if not isfinite(loss):
+        raise ArithmeticError(f"validation loss {loss}")
+    memory = config.model.memory.enabled
+    off = recall_of(model, config, data, MemoryMode.off, FACTORS[:1]) if memory else {}
+    gates = [result.gates.polarised if result.gates else None for result in results]
+    return Record(
+        name=name,
+        seed=seed,
+        steps=steps,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        loss=loss,
+        recall=recall_of(model, config, data, MemoryMode.learn),
+        recall_off=off["noise"][str(config.train.sequence)] if memory else None,
+        needles=samples * len(config.niah.depths),
+        polarised_peak=gates[int(config.train.gate.polarisation_hold * steps) - 1],
+        polarised_end=gates[-1],
+        git=git_revision() or "unknown",
+        losses=[result.loss for result in results[steps // 10 - 1 :: steps // 10]],
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    name, seed, steps, samples, file = arguments
+    torch.set_num_threads(1)
+    record = measured(name, int(seed), int(steps), int(samples))
+    write_atomically(Path(file), json.dumps(asdict(record), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,85 @@
+"""The table of the field: what it says of recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.field.__main__ import Job, Settings, main, planned, steps_in_time
+from experiments.field.contestants import ATTENTION, CONTESTANTS, DEFAULT, LSTM, TRANSFORMER, configuration, model_of
+from experiments.field.table import Field, document
+from experiments.field.worker import Record
+
+SPEEDS = {DEFAULT: 100.0, "no global memory": 104.0, ATTENTION: 150.0}
+
+
+def record(
+    name: str, seed: int, loss: float, found: float = 0.97, *, steps: int = 400, off: float | None = 0.06
+) -> Record:
+    recall = {haystack: {"512": found, "1024": 0.5} for haystack in ("noise", "text")}
+    gates = 0.9 if off is not None else None
+    return Record(name, seed, steps, 1000, loss, recall, off, 72, gates, gates, "abc")
+
+
+def said(records: list[Record], in_time: dict[str, int]) -> str:
+    return document(Field(records, SPEEDS, 400, in_time, "torch 1"))
+
+
+def test_rows_compare_equal_tokens_and_equal_time() -> None:
+    records = [record(DEFAULT, seed, loss) for seed, loss in enumerate((1.5, 1.7))]
+    records += [record(ATTENTION, 0, 1.6, off=None), record(ATTENTION, 1, 1.65, off=None)]
+    records += [record(ATTENTION, 0, 1.4, steps=600, off=None), record("no global memory", 0, 1.55, 0.1)]
+    text = said(records, {DEFAULT: 400, "no global memory": 400, ATTENTION: 600})
+    tokens, time = text.split("## At equal time")
+    row = "| default | 1,000 | 0, 1 | 400 | 1.6000 (1.5000 to 1.7000) | 97% (97% to 97%) | 50% (50% to 50%) |"
+    assert row in tokens
+    assert "| attention alone | 1,000 | 0, 1 | 400 | 1.6250 (1.6000 to 1.6500) |" in tokens
+    assert "| attention alone | 1,000 | 0 | 600 | 1.4000 | 97% | 50% | 97% | 50% | - | 1.50 |" in time
+    assert "minus that of attention alone: -0.0250 (-0.1000 to +0.0500), below in 1 of 2." in text
+    assert "At equal time the default's loss of text minus that of attention alone: +0.1000, below in 0 of 1." in text
+    assert "TNT Table 3, no global memory raises the loss: reproduced, +0.0500, 1 seeds." in text
+    assert text.endswith("Revision abc; torch 1.\n")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (0.97, "Of the fusions that pass the rule, fusion additive has the lowest loss."),
+        (0.9, "default has the lowest"),
+    ],
+)
+def test_the_fusion_with_the_lowest_loss_must_recall(found: float, expected: str) -> None:
+    assert expected in said([record(DEFAULT, 0, 1.5), record("fusion additive", 0, 1.4, found)], {})
+
+
+def test_a_contestant_has_the_steps_that_its_speed_allows() -> None:
+    settings = Settings(seeds=2, only=f"{DEFAULT},no global memory,{ATTENTION}", folder=str(Path(__file__).parent))
+    assert [steps_in_time(settings, SPEEDS, name) for name in settings.contestants] == [400, 400, 600]
+    jobs = list(dict.fromkeys(planned(settings, SPEEDS)))
+    assert jobs[:3] == [Job(name, 0, 400) for name in settings.contestants]
+    assert jobs[6:] == [Job(ATTENTION, 0, 600), Job(ATTENTION, 1, 600)]
+
+
+def test_contestants_have_equal_sizes() -> None:
+    sizes = {
+        name: sum(parameter.numel() for parameter in model_of(name, configuration(name)).parameters())
+        for name in (DEFAULT, "momentum", "fusion additive", ATTENTION, TRANSFORMER, LSTM)
+    }
+    assert max(sizes.values()) < 1.01 * min(sizes.values())
+    assert set(sizes) <= set(CONTESTANTS)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("steps=1", "steps=1: must be >= 20"),
+        ("seeds=0", "seeds=0: must be >= 1"),
+        ("only=LSTM", "only=LSTM: must be default among others"),
+        ("only=default,GRU", "only=default,GRU: must be some of default, momentum"),
+        ("folder=nowhere", "folder=nowhere: must be a folder that exists"),
+    ],
+)
+def test_refusals(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([argument]) == 2
+    assert capsys.readouterr().err.startswith(f"atlas: {message}")
