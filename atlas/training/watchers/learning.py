@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from math import isfinite, sqrt
 from statistics import fmean, median
 
@@ -24,6 +26,8 @@ CLIPPED = 10.0  # times the limit: the default run, clipped at nearly every step
 CLIPPED_FROM = 100  # steps at full learning rate: gradients are large before
 LOW_STEPS = 0.5  # of the steps of the run: cosine and linear schedules have 0.3 at most, drops at a half 0.5
 LOW_SHARE = 0.25  # of the bigram's loss; the default run reaches 0.54 after 1000 steps
+RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
+JUMPED = 2.0  # times the largest rise between two validations before
 PASSES = 5.0  # of the text
 KNOWN = 0.8  # of the loss of new text: calm runs of few passes have 0.87 and more
 LOW_UNTIL = 500  # steps; a longer run may have learned a repetitive text
@@ -224,6 +228,17 @@ def validation_loss(record: Record) -> Finding | None:
         "watch.validation_loss=rollback, or to look at the validation batches",
         since=max(good, default=0),
     )
+
+
+def has_risen(losses: Sequence[float]) -> bool:
+    """Whether the newest validation loss is above the lowest one before it, and has risen as never before; True where
+    there is none before it, and for one that is no number."""
+    *before, newest = losses
+    if not before:
+        return True
+    usual = max((later - earlier for earlier, later in pairwise(before)), default=0.0)  # losses of recall jump
+    near_the_lowest = newest <= min(before) * (1 + RISEN)
+    return not (near_the_lowest or newest - before[-1] <= JUMPED * usual)
 
 
 def last_steps(record: Record) -> Finding | None:

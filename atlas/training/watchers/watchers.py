@@ -27,6 +27,7 @@ from atlas.training.step import StepResult
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.measuring import (
     batch_facts,
     continued_share,
@@ -51,7 +52,6 @@ from atlas.training.watchers.record import (
 
 LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
 EVERY = 10  # steps between two looks at the record
-RISEN = 0.02  # of a validation loss: two of a run that has learned what it can differ by less
 
 
 def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0) -> Facts:
@@ -228,9 +228,7 @@ class Watchers:
 
     @property
     def validation_has_risen(self) -> bool:
-        """Whether the newest validation loss is above the lowest one before it, or there is none to compare with."""
-        *before, newest = (loss for _, loss in self.state.record.validations)
-        return not before or not newest <= min(before) * (1 + RISEN)
+        return has_risen([loss for _, loss in self.state.record.validations])
 
     def see_end(self, open_suspicion: str) -> None:
         self.state.record.ended, self.state.record.open_suspicion = True, open_suspicion

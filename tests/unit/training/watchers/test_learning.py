@@ -9,6 +9,7 @@ from math import cos, nan, pi
 import pytest
 
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.record import BLOCK, Facts, Record
 
 UNIFORM, BIGRAM = 5.545, 2.32
@@ -215,3 +216,21 @@ def test_a_schedule_that_ends_too_early_is_told() -> None:
     assert seen(*[2e-3] * 50, *[2e-4] * 50) is None  # a drop at half of the run
     assert seen(*[2e-3 * (1 + cos(pi * step / 100)) / 2 for step in range(100)]) is None
     assert seen(*[2e-5 * step for step in range(100)]) is None  # warm-up
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([2.0], True),
+        ([2.0, 1.9], False),
+        ([2.0, 2.03], False),
+        ([2.0, 2.05], True),
+        ([2.0, 1.0, 1.2, 1.5], False),  # it has risen by 0.2 before
+        ([2.0, 1.0, 1.2, 1.7], True),
+        ([2.0, 1.0, 1.2, 1.0], False),
+        ([2.0, float("nan")], True),
+        ([2.0, 1.0, 1.2, float("nan")], True),
+    ],
+)
+def test_a_validation_loss_has_risen(losses: list[float], expected: bool) -> None:
+    assert has_risen(losses) is expected
