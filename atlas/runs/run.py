@@ -48,6 +48,7 @@ from atlas.runs.self_test import require_agreement
 from atlas.runs.signals import listening
 from atlas.runs.slicing import in_slices, slice_state
 from atlas.runs.start import starting_point
+from atlas.runs.steady_data import data_warnings
 from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CHECKPOINTS
@@ -135,6 +136,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             for warning in [
                 *(corpus.warnings if corpus else ()),
                 *recall_warnings(config, data),
+                *ranks.from_first(lambda: data_warnings(data, state.step + 1)),
                 *_cut_documents(what),
             ]:
                 telemetry.event("warning", state.step, message=warning)

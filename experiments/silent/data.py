@@ -77,6 +77,11 @@ FAILURES = (
     _failure(
         "one_batch_repeated", f"from step {MIDDLE} on the same batch again and again", with_data("Repeated", at=MIDDLE)
     ),
+    _failure(
+        "batches_drawn_anew",
+        "batches come from a generator that goes on, whatever their step: no resume and no rollback finds them again",
+        with_data("DrawnAnew"),
+    ),
     _failure("one_batch_from_the_start", "the first batch again and again", with_data("Repeated")),
     _failure(
         "noise_for_text", f"from step {MIDDLE} on tokens are random: a broken decoder", with_data("Random", at=MIDDLE)

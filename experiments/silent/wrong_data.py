@@ -59,6 +59,20 @@ class Repeated(Sound):
         return TextData.batch(self, self.at + 1, rows)
 
 
+class DrawnAnew(Sound):
+    """Rows are drawn from a generator that goes on, whatever the step: a resumed run reads others."""
+
+    calls = 0
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        self.calls += 1
+        return TextData.batch(self, self.calls, rows)
+
+    def validation(self, index: int) -> Batch:
+        self.calls += 1
+        return super().validation(self.calls)
+
+
 class Padded(Sound):
     """A share of the rows is empty: nothing but zeros, which do not count."""
 
