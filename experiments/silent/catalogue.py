@@ -7,6 +7,7 @@ from experiments.silent import (
     invented,
     invented_fifth,
     invented_fourth,
+    invented_sixth,
     invented_third,
     learning,
     machine,
@@ -14,5 +15,6 @@ from experiments.silent import (
     process,
 )
 
-PARTS = (learning, memory, data, machine, process, invented, invented_third, invented_fourth, invented_fifth)
+INVENTED = (invented, invented_third, invented_fourth, invented_fifth, invented_sixth)
+PARTS = (learning, memory, data, machine, process, *INVENTED)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

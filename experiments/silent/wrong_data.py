@@ -52,6 +52,14 @@ class Leaking(Sound):
         return replace(found, targets=found.inputs)
 
 
+class LabelsOfOtherRows(Sound):
+    """Inputs are shuffled, and labels apart from them: the targets of a row are those of any row."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        order = np.random.default_rng((self.seed, step)).permutation(len(batch.targets))
+        return replace(batch, targets=batch.targets[torch.from_numpy(order)])
+
+
 class Repeated(Sound):
     """One batch again and again."""
 
@@ -214,6 +222,19 @@ class Unmeasured(Sound):
         weights = found.weights.clone()
         weights[0, 0] = float("nan")
         return replace(found, weights=weights)
+
+
+class Redrawn(Sound):
+    """Validation batches are drawn by a generator without a seed: others in each process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.drawn = int(np.random.default_rng().integers(1, 2**31))
+
+    def validation(self, index: int) -> Batch:
+        rng = np.random.default_rng((self.drawn, index))
+        tokens = self._stretches(rng, self.batch_size, self.corpus.validation)
+        return self._to_batch(tokens, np.ones(self.batch_size, dtype=np.bool_))
 
 
 class Random(Sound):

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from atlas.models.attention import AttentionState, SlidingWindowAttention
-from atlas.models.language_model import AtlasModel, ModelOutput
+from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
 from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
 from atlas.models.rule_controls import RuleControls
 from atlas.ops.rotary import Rotary
@@ -142,4 +143,66 @@ def wrong_backward(*, model: nn.Module, steps: int, **settings: Any) -> Schedule
     """A backward pass of the user's own misses a factor: the feed-forward layers have half of their gradient."""
     for block in model.blocks:  # type: ignore[union-attr]
         block.feedforward = _WrongBackward(block.feedforward)  # type: ignore[operator]
+    return sound(model=model, steps=steps, **settings)
+
+
+class _TokenNorm(nn.Module):
+    """Batch normalisation over the tokens of a batch, by its own statistics in training, by running ones otherwise."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, share: float) -> None:
+        super().__init__()
+        self.share = share  # of the newest batch in the running statistics
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        return F.batch_norm(tokens, self.mean, self.variance, None, None, self.training, self.share).view_as(x)
+
+
+def _with_token_norm(model: nn.Module, steps: int, settings: dict[str, Any], share: float) -> ScheduledOptimizer:
+    for block in model.blocks:  # type: ignore[union-attr]
+        width = block.feedforward.down.out_features
+        block.feedforward = nn.Sequential(block.feedforward, _TokenNorm(width, share))
+    return sound(model=model, steps=steps, **settings)
+
+
+def statistics_stand_still(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """Running statistics of a batch normalisation are never updated: outside of training they are 0 and 1."""
+    return _with_token_norm(model, steps, settings, 0.0)
+
+
+def statistics_run(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The calm twin of `statistics_stand_still`."""
+    return _with_token_norm(model, steps, settings, 0.1)
+
+
+class _NeverReset(AtlasModel):
+    kept: ModelState | None
+
+    def forward(self, tokens: Tensor, state: ModelState | None = None, **given: Any) -> ModelOutput | Reading:
+        usual = given.get("mode") in (None, "learn") and given.get("plan") in (None, self.plan)
+        if state is None and usual and self.kept is not None and self.kept.batch == len(tokens):
+            state = self._as_a_buffer(self.kept)
+        found = super().forward(tokens, state, **given)
+        if usual:
+            self.kept = found.state.detach()
+        return found
+
+    def _as_a_buffer(self, state: ModelState) -> ModelState:
+        """In the precision of the weights, as `double()` leaves a buffer."""
+        dtype = self.embedding.weight.dtype
+        kept: ModelState = tree_map_only(
+            Tensor, lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, state
+        )
+        return kept
+
+
+def state_never_reset(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The model keeps its state: a sequence goes on with that of the batch before, where it has as many rows."""
+    model.__class__ = _NeverReset
+    model.kept = None  # type: ignore[assignment]
     return sound(model=model, steps=steps, **settings)

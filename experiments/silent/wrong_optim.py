@@ -271,6 +271,56 @@ def silent_without_gradients(*, model: nn.Module, steps: int, **settings: Any) -
     return _Disturbed(adamw(model=model, steps=steps, **settings), 0)
 
 
+class _Averaging(_Disturbed):
+    """Keeps an average of the weights, and puts it in their place for each validation."""
+
+    every, share, restores = 50, 0.02, True
+
+    def begin(self, model: nn.Module) -> None:
+        self.parameters = list(model.parameters())
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.stored: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self, step: int) -> float:
+        lr = super().step(step)
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.lerp_(parameter, self.share)
+        if step % self.every == 0:
+            self.stored = [parameter.clone() for parameter in self.parameters]
+            self._put(self.average)
+        return lr
+
+    @torch.no_grad()
+    def zero_grad(self) -> None:
+        if self.restores and self.stored:
+            self._put(self.stored)
+        self.stored = []
+        super().zero_grad()
+
+    def _put(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+class _Staying(_Averaging):
+    restores = False
+
+
+def averaged_weights_restored(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The calm twin of `averaged_weights_stay`."""
+    made = _Averaging(adamw(model=model, steps=steps, **settings), 0)
+    made.begin(model)
+    return made
+
+
+def averaged_weights_stay(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The average of the weights takes their place for a validation, and training goes on from it."""
+    made = _Staying(adamw(model=model, steps=steps, **settings), 0)
+    made.begin(model)
+    return made
+
+
 class _Unreadable(_Disturbed):
     def state_dict(self) -> dict[str, Any]:
         """A state under names that loading does not find again."""
