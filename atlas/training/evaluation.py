@@ -15,7 +15,8 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
-from atlas.training.watchers.model_facts import model_facts
+from atlas.training.watchers.measuring import digest
+from atlas.training.watchers.model_facts import buffers_kept, model_facts
 from atlas.training.watchers.record import MemoryUse, ModelFacts
 
 
@@ -59,13 +60,33 @@ class Evaluator:
             lambda: MemoryUse(step, *(self._loss(model, self.watched, mode) for mode in modes))
         )
 
-    def model_facts(self, model: AtlasModel) -> ModelFacts:
-        """On the first watched row."""
+    def mode_gap(self, model: AtlasModel) -> float:
+        """Loss of the watched rows in evaluation mode minus in training mode."""
+        return self.step.ranks.from_first(lambda: self._mode_gap(model))
+
+    def _mode_gap(self, model: AtlasModel) -> float:
+        with evaluating(model), self.step.autocast(), buffers_kept(model):
+            losses = []
+            for training in (False, True):
+                read = model.train(training).read(self.watched.inputs).hidden
+                losses.append(mean_losses(model.losses(read, self.watched.targets), self.watched).total.item())
+        return losses[0] - losses[1]
+
+    @property
+    def rows_digest(self) -> int:
+        """Of the first validation batch."""
+        return self.step.ranks.from_first(lambda: digest(self.batches[0].to(torch.device("cpu"))))
+
+    def model_facts(self, model: AtlasModel) -> ModelFacts | str:
+        """On the first watched row; or why the model cannot be tested, which is no reason to end a run."""
         return self.step.ranks.from_first(lambda: self._model_facts(model))
 
-    def _model_facts(self, model: AtlasModel) -> ModelFacts:
+    def _model_facts(self, model: AtlasModel) -> ModelFacts | str:
         with evaluating(model), self.step.autocast():
-            return model_facts(model, self.watched.inputs[:1], self.watched.targets[:1])
+            try:
+                return model_facts(model, self.watched.inputs[:1], self.watched.targets[:1])
+            except Exception as error:  # of a part of the user's that cannot be copied, or read so
+                return f"{type(error).__name__}: {error}"
 
     def _loss(
         self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None

@@ -92,6 +92,9 @@ class Measurements:
             if average is not None:
                 with average.applied(state.model), state.whole_model() as model, self.stop.checked_by(model):
                     losses["validation/loss_ema"] = self.evaluator.validation_loss(model)
+        if self.watchers.model_has_modes:
+            with self._on_whole_model("watchers") as model:
+                self.watchers.see_mode_gap(self.evaluator.mode_gap(model))
         self.validation = state.step, losses["validation/loss"]
         self.telemetry.log_step(state.step, losses, keep=True)
         self.watchers.see_validation(*self.validation)

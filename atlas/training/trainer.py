@@ -73,6 +73,9 @@ class Trainer:
                 self._save()  # a rollback may be needed before the first regular checkpoint
                 if problem := self._rehearse():
                     raise AbortError(problem)
+            if self.watchers.wanted:
+                with self.clocks.measure("watchers"), state.whole_model() as model:
+                    self.watchers.see_start(self.evaluator.rows_digest, log(self.evaluator.watched_perplexity(model)))
             self._heed()
             if state.unfinished is not None:
                 self._finish_step(state.unfinished)

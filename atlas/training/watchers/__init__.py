@@ -31,6 +31,8 @@ _JUDGES: Mapping[str, Judge] = {
         data.labels,
         model.leaks,
         model.noise,
+        model.modes,
+        model.restored,
         model.parts,
         model.slopes,
         learning.validation_loss,

@@ -6,6 +6,8 @@ from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
 
 LEAK = 0.01  # of the root mean square of the outputs; a sound model computes the same bits
+GAP, GAP_FROM = 0.25, 50  # nats, steps: a working batch norm has 0.16 at step 10, and 0.09 at most from 50 on
+RESTORED = 0.02  # nats; other kernels and precisions differ by less
 PARTS = 0.05  # the same; a sound model rounds in another order, in bf16 by 1 %
 SLOPE = 0.1  # share by which a slope may differ from the gradient; central differences are right to 2 %
 
@@ -36,9 +38,50 @@ def noise(record: Record) -> Finding | None:
         "noise",
         record.step,
         found.noise,
-        f"the same text gives outputs that differ by {found.noise:.0%}, in evaluation or between it and training",
-        "what is validated and generated is not the model that is trained",
-        "to look at code of yours that draws numbers, keeps something from call to call, or asks for the mode",
+        f"the same text gives outputs that differ by {found.noise:.0%} when it is read again in evaluation mode",
+        "validation and generation do not give what the model has learned",
+        "to look at code of yours that draws numbers, or keeps something from call to call",
+    )
+
+
+def modes(record: Record) -> Finding | None:
+    """Dropout makes the loss lower in evaluation, running statistics that follow training make it hardly higher."""
+    if record.mode_gap is None or record.mode_gap[0] < GAP_FROM or record.mode_gap[1] <= GAP:
+        return None
+    step, gap = record.mode_gap
+    return Finding(
+        "modes",
+        step,
+        gap,
+        f"the loss of the watched rows is {gap:.2f} nats higher in evaluation than in training mode",
+        "what is validated, saved and generated with is not the model that is trained",
+        "to look at running statistics that stand still, and at code of yours that asks for the mode",
+    )
+
+
+def restored(record: Record) -> Finding | None:
+    found = record.restored
+    if found is None:
+        return None
+    if not found.same_rows:
+        return Finding(
+            "restored",
+            record.step,
+            None,
+            "the validation rows are not those of the start before",
+            "losses and perplexities of the two starts cannot be compared",
+            "a data source whose validation(index) depends on the index alone",
+        )
+    if found.loss_before is None or abs(found.loss - found.loss_before) <= RESTORED:
+        return None
+    return Finding(
+        "restored",
+        record.step,
+        found.loss - found.loss_before,
+        f"with the restored weights the watched rows have a loss of {found.loss:.3f} nats, and had one of "
+        f"{found.loss_before:.3f} when they were saved",
+        "what goes on is not the model that was saved",
+        "to look at what has changed since: code of yours, packages, kernels",
     )
 
 

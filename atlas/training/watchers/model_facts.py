@@ -7,12 +7,13 @@ Legend: B sequences, T tokens, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from math import sqrt
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atlas.models.language_model import AtlasModel
 from atlas.training.update_ratio import part_of
@@ -26,11 +27,28 @@ SURE = 0.05  # so near 1 a slope is right, and so near each other two of them do
 
 
 def model_facts(model: AtlasModel, row: Tensor, target: Tensor) -> ModelFacts:
-    """`row`, `target` [1, T]. In evaluation mode, without gradients; the weights are the same afterwards."""
+    """`row`, `target` [1, T]. In evaluation mode, without gradients; weights and buffers are the same afterwards.
+
+    Raises what a model raises that cannot be read so.
+    """
     size = max(model.tokens_at_once // 4, 1)
     row, target = row[:, :size], target[:, :size]
-    rows, future = _seen_too_much(model, row)
-    return ModelFacts(rows, future, _noise(model, row), _in_parts(model, row), slopes(model, row, target))
+    with buffers_kept(model):
+        rows, future = _seen_too_much(model, row)
+        noise, modes = _noise(model, row)
+        return ModelFacts(rows, future, noise, modes, _in_parts(model, row), slopes(model, row, target))
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Readings in training mode may move buffers: the running statistics of a batch norm."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
 
 
 def _seen_too_much(model: AtlasModel, row: Tensor) -> tuple[float, float]:
@@ -42,14 +60,13 @@ def _seen_too_much(model: AtlasModel, row: Tensor) -> tuple[float, float]:
     return changes[1].max().item(), changes[3, :half].max().item() if half else 0.0
 
 
-def _noise(model: AtlasModel, row: Tensor) -> float:
-    """Between two readings in evaluation mode; and to training mode, where that is no dropout."""
+def _noise(model: AtlasModel, row: Tensor) -> tuple[float, bool]:
+    """Between two readings in evaluation mode; and whether training mode gives something else."""
     first, second = _read(model, row), _read(model, row)
     model.train()
-    third, fourth = _read(model, row), _read(model, row)
+    in_training = _read(model, row)
     model.eval()
-    noise = _change(first, second).max().item()
-    return noise if _change(third, fourth).any() else max(noise, _change(first, third).max().item())
+    return _change(first, second).max().item(), not torch.equal(first, in_training)
 
 
 def _in_parts(model: AtlasModel, row: Tensor) -> float:
@@ -101,12 +118,14 @@ def _difference(model: AtlasModel, row: Tensor, target: Tensor, gradients: dict[
     """Of the losses `far` gradients ahead and behind, per gradient."""
     before = {name: model.get_parameter(name).clone() for name in gradients}
     losses = []
-    for sign in (1, -1):
-        for name, gradient in gradients.items():
-            model.get_parameter(name).copy_(before[name] + sign * far * gradient)
-        losses.append(_loss(model, row, target).item())
-    for name, weight in before.items():
-        model.get_parameter(name).copy_(weight)
+    try:
+        for sign in (1, -1):
+            for name, gradient in gradients.items():
+                model.get_parameter(name).copy_(before[name] + sign * far * gradient)
+            losses.append(_loss(model, row, target).item())
+    finally:
+        for name, weight in before.items():
+            model.get_parameter(name).copy_(weight)
     ahead, behind = losses
     return (ahead - behind) / (2 * far)
 

@@ -103,8 +103,18 @@ class ModelFacts:
     rows: float  # where other rows of the batch were changed
     future: float  # where later tokens were changed
     noise: float = 0.0  # where nothing was changed
+    modes: bool = False  # whether an output changes with the mode of the model
     parts: float = 0.0  # where the row was read in two parts
     slopes: dict[str, float] = field(default_factory=dict)  # see `slopes`, by part of the model
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A resumed run before its first step."""
+
+    same_rows: bool  # the validation rows are those of the start before
+    loss_before: float | None  # of the watched rows, nats per token, when the step was trained; None: not read then
+    loss: float  # now
 
 
 @dataclass(frozen=True)
@@ -136,8 +146,11 @@ class Record:
     probed: list[Probed] = field(default_factory=list)
     memory_use: list[MemoryUse] = field(default_factory=list)
     first_digests: list[int] = field(default_factory=list)  # of the first FIRST_BATCHES batches of the run
+    validation_rows: int | None = None  # digest of the first validation batch
     # Of this start alone:
     model_facts: ModelFacts | None = None
+    mode_gap: tuple[int, float] | None = None  # step; loss of the watched rows in evaluation minus in training mode
+    restored: Restored | None = None
     descents: list[float] = field(default_factory=list)  # see `descent`, of the newest DESCENTS measurements
     places: list[float] = field(default_factory=list)  # of the first rows in the training text, in [0, 1]
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
@@ -223,6 +236,7 @@ class Record:
             "probed": [asdict(one) for one in self.probed],
             "memory_use": [asdict(one) for one in self.memory_use],
             "first_digests": list(self.first_digests),
+            "validation_rows": self.validation_rows,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -237,3 +251,4 @@ class Record:
         self.probed = [Probed(**one) for one in state["probed"]]
         self.memory_use = [MemoryUse(**one) for one in state["memory_use"]]
         self.first_digests = list(state.get("first_digests", []))  # older checkpoints have none
+        self.validation_rows = state.get("validation_rows")

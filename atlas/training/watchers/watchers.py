@@ -48,6 +48,7 @@ from atlas.training.watchers.record import (
     MemoryUse,
     ModelFacts,
     Probed,
+    Restored,
 )
 
 LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
@@ -104,10 +105,10 @@ class Watchers:
     @property
     def on(self) -> bool:
         """Whether this process records: rank 0, unless every watcher is off."""
-        return self.state.ranks.first and self._wanted
+        return self.state.ranks.first and self.wanted
 
     @property
-    def _wanted(self) -> bool:
+    def wanted(self) -> bool:
         return any(action is not WatchAction.off for action in self._actions.values())
 
     def begin(self, facts: Facts, folder: Path, text: Tokens | None = None) -> None:
@@ -123,12 +124,12 @@ class Watchers:
 
     def measures(self, step: int) -> bool:
         """Whether this process measures the model at this step: rank 0, or each its slices."""
-        here = self.on or (self._wanted and self.state.slices is not None)
+        here = self.on or (self.wanted and self.state.slices is not None)
         return here and (due(step) or step == self.state.record.facts.steps)
 
     def tests(self, step: int) -> bool:
         """Whether all processes test the model at this step: once a start, when no weight is 0 any more."""
-        return self._wanted and step == self.state.record.facts.first_step + EVERY
+        return self.wanted and step == self.state.record.facts.first_step + EVERY
 
     def see_step(self, result: StepResult, batch: Batch, seconds: float) -> None:
         """After a step, by all ranks; `batch` is what the data source gave, `seconds` what it took to make and train on
@@ -203,8 +204,30 @@ class Watchers:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
 
-    def see_model_facts(self, found: ModelFacts) -> None:
-        self.state.record.model_facts = found
+    def see_start(self, rows: int, loss: float) -> None:
+        """Before the first step of this start: digest of the first validation batch, and loss of the watched rows."""
+        record = self.state.record
+        if self.state.step:
+            same = record.validation_rows in (None, rows)  # older checkpoints have none
+            read = [before for step, before in record.watched if step == self.state.step]
+            record.restored = Restored(same, read[-1] if read else None, loss)
+        record.validation_rows = rows
+
+    @property
+    def model_has_modes(self) -> bool:
+        """Whether training and evaluation mode give other outputs, as far as is known."""
+        facts = self.state.record.model_facts
+        return facts is not None and facts.modes
+
+    def see_mode_gap(self, gap: float) -> None:
+        self.state.record.mode_gap = self.state.step, gap
+
+    def see_model_facts(self, found: ModelFacts | str) -> None:
+        if isinstance(found, ModelFacts):
+            self.state.record.model_facts = found
+        else:
+            message = f"the model cannot be tested, so leaks, noise, parts and slopes say nothing: {found}"
+            self.telemetry.event("warning", self.state.step, message=message)
 
     def see_descent(self, cosine: float | None) -> None:
         """At a step that is measured."""
@@ -224,7 +247,7 @@ class Watchers:
         several = self.state.ranks.world > 1 and not self._shares_rows
         step = self.state.step
         first = step <= self.state.record.facts.first_step + FIRST_BATCHES
-        return several and self._wanted and (first or step % EVERY == 0)
+        return several and self.wanted and (first or step % EVERY == 0)
 
     @property
     def validation_has_risen(self) -> bool:

@@ -18,6 +18,7 @@ SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and m
 JUMP = 8.0  # times the usual change of the norm of all weights in a step
 LEAST = 0.005  # of the norm; a calm run changes it by less in a step
 ENOUGH = 20  # steps
+FALLEN = 0.6  # of the way from a uniform guess to the bigram: so far comes who knows how frequent symbols are
 DOWNHILL = (
     0.01  # cosine of a step with minus its gradient, the mean over DESCENTS steps; the default run has 0.09 to 0.2
 )
@@ -137,8 +138,12 @@ def weights_jump(record: Record) -> Finding | None:
 
 
 def updates(record: Record) -> Finding | None:
-    """Steps that do not go down the gradient. Weight decay and momentum turn a step, but not so far."""
-    if len(record.descents) < DESCENTS or fmean(record.descents) >= DOWNHILL:
+    """Steps that do not go down the gradient, while the loss has not fallen far. Weight decay and momentum turn a step,
+    but not so far; an average of the weights that is put in after a step may."""
+    if len(record.descents) < DESCENTS or fmean(record.descents) >= DOWNHILL or not record.losses:
+        return None
+    way = record.on_the_way(record.losses[-1])
+    if way is not None and way > FALLEN:
         return None
     return Finding(
         "updates",

@@ -14,7 +14,7 @@ from atlas.models.language_model import AtlasModel
 from atlas.training.evaluation import evaluating
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.model_facts import model_facts
-from atlas.training.watchers.record import Facts, ModelFacts, Record
+from atlas.training.watchers.record import Facts, ModelFacts, Record, Restored
 from experiments.silent.wrong_model import memories_of_other_rows
 from experiments.silent.wrong_optim import looking_ahead
 
@@ -30,7 +30,7 @@ def told(found: ModelFacts | None, watcher: str = "leaks") -> str | None:
 def test_what_is_told() -> None:
     for name in ("leaks", "noise", "parts", "slopes"):
         assert told(None, name) is None
-        assert told(ModelFacts(0.0, 0.001, 0.001, 0.02, {"memory": 0.95, "gate": 1.05}), name) is None
+        assert told(ModelFacts(0.0, 0.001, 0.001, False, 0.02, {"memory": 0.95, "gate": 1.05}), name) is None
     assert told(ModelFacts(0.5, 0.5)) == "other rows of the batch change the outputs of a row by 50%"
     assert told(ModelFacts(0.0, 0.5)) == "tokens change the outputs before them by 50%"
     assert (told(ModelFacts(0.0, 0.0, noise=0.2), "noise") or "").startswith(
@@ -100,11 +100,44 @@ def with_mistake(how: Callable[[Mistaken, Tensor], Tensor]) -> ModelFacts:
 
 def test_outputs_that_depend_on_the_mode_or_the_call() -> None:
     assert with_mistake(lambda one, x: x * (1 + one.calls)).noise > 0.1
-    assert with_mistake(lambda one, x: x if one.training else 2 * x).noise > 0.1
+    by_mode = with_mistake(lambda one, x: x if one.training else 2 * x)
+    assert (by_mode.noise, by_mode.modes) == (0.0, True)
     torch.manual_seed(0)
     dropout = with_mistake(lambda one, x: nn.functional.dropout(x, 0.5, one.training))
-    assert dropout.noise == 0.0  # rightly: it is off in evaluation
+    assert (dropout.noise, dropout.modes) == (0.0, True)
     assert with_mistake(lambda _, x: nn.functional.dropout(x, 0.5)).noise > 0.1
+
+
+def test_running_statistics_are_as_before() -> None:
+    model = a_model()
+    statistics = nn.BatchNorm1d(16)
+    model.blocks[0].out = Mistaken(model.blocks[0].out, lambda _, x: statistics(x.mT).mT)  # type: ignore[assignment]
+    model.blocks[0].out.add_module("statistics", statistics)  # type: ignore[operator]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert len(before) == 3
+    assert facts_of(model, 32).modes
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_loss_that_is_higher_in_evaluation() -> None:
+    def seen(step: int, gap: float) -> str | None:
+        found = JUDGES["modes"](Record(Facts(steps=100), mode_gap=(step, gap)))
+        return None if found is None else found.seen
+
+    assert seen(50, 0.5) == "the loss of the watched rows is 0.50 nats higher in evaluation than in training mode"
+    assert (seen(40, 0.5), seen(50, 0.2), seen(50, -2.0)) == (None, None, None)
+
+
+def test_what_a_resumed_run_has_restored() -> None:
+    def seen(*found: Any) -> str | None:
+        finding = JUDGES["restored"](Record(Facts(steps=100), restored=Restored(*found)))
+        return None if finding is None else finding.seen
+
+    assert seen(False, 2.0, 2.0) == "the validation rows are not those of the start before"
+    assert (seen(True, 2.0, 2.1) or "").startswith(
+        "with the restored weights the watched rows have a loss of 2.100 nats, and had one of 2.000 when they"
+    )
+    assert (seen(True, 2.0, 2.01), seen(True, None, 2.1)) == (None, None)
 
 
 def test_gradients_that_are_not_the_slope() -> None:

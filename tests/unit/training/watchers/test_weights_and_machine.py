@@ -218,10 +218,12 @@ def test_weights_that_change_fast_at_first_are_no_jump() -> None:
 
 
 def test_steps_that_do_not_follow_the_gradient() -> None:
-    def seen(*cosines: float) -> str | None:
-        found = JUDGES["updates"](Record(Facts(steps=100), descents=list(cosines)))
+    def seen(*cosines: float, loss: float = 5.0) -> str | None:
+        facts = Facts(steps=100, uniform=5.5, baseline=2.5)
+        found = JUDGES["updates"](Record(facts, descents=list(cosines), losses=[loss]))
         return None if found is None else found.seen
 
     assert seen(0.02, 0.01, -0.03) == "the cosine between steps and the direction in which the loss falls is 0.000"
     assert seen(-0.5, -0.5) is None
     assert seen(0.02, -0.01, 0.04) is None
+    assert seen(-0.1, -0.1, -0.1, loss=3.0) is None  # the loss has fallen: an average that lags behind
