@@ -7,6 +7,7 @@ from experiments.silent import (
     invented,
     invented_fifth,
     invented_fourth,
+    invented_seventh,
     invented_sixth,
     invented_third,
     learning,
@@ -15,6 +16,6 @@ from experiments.silent import (
     process,
 )
 
-INVENTED = (invented, invented_third, invented_fourth, invented_fifth, invented_sixth)
+INVENTED = (invented, invented_third, invented_fourth, invented_fifth, invented_sixth, invented_seventh)
 PARTS = (learning, memory, data, machine, process, *INVENTED)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

@@ -24,14 +24,19 @@ KINDS = {  # of text, in the order of their folders; 100 kB each
 }
 
 
-def read_in_order(bench: Bench, broken: bool) -> Facts:
-    """Three kinds of text, one after the other, or shuffled."""
+def of_three_kinds(bench: Bench, source: str) -> Facts:
+    """A run on three kinds of text in a folder each, with the source `wrong_data.SOURCE`."""
     for kind, files in KINDS.items():
         (bench.scratch / "corpus" / kind).mkdir(parents=True)
         for file in files:
             shutil.copy(file, bench.scratch / "corpus" / kind)
-    source = f"data._target_=experiments.silent.wrong_data.{'InOrder' if broken else 'Sound'}"
-    return facts(bench.run("data=text", f'data.paths=["{bench.scratch}/corpus/**/*"]', TRUST, source))
+    target = f"data._target_=experiments.silent.wrong_data.{source}"
+    return facts(bench.run("data=text", f'data.paths=["{bench.scratch}/corpus/**/*"]', TRUST, target))
+
+
+def read_in_order(bench: Bench, broken: bool) -> Facts:
+    """Three kinds of text, one after the other, or shuffled."""
+    return of_three_kinds(bench, "InOrder" if broken else "Sound")
 
 
 def _failure(name: str, what: str, run_and_twin: tuple[Procedure, str]) -> Failure:

@@ -5,17 +5,22 @@ Each is a source of the package; the mistake is the one thing that differs, in t
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from atlas.data.batch import Batch
+from atlas.data.corpus import Corpus
 from atlas.data.mixed import MixedData
 from atlas.data.needles import Tokens
+from atlas.data.sampler import Random as Generators
 from atlas.data.sampler import RowGenerators, Stream
 from atlas.data.text import TextData
 
@@ -129,6 +134,67 @@ class CountedPadding(Documents):
     """The mask of the labels is forgotten: padding counts like text."""
 
     padding_weight = 1.0
+
+
+NEWLINE = 10
+
+
+class PaddedWithLines(Documents):
+    """Its padding is the token that ends a line, and does not count: the ends of lines before it do."""
+
+    def _padded(self, batch: Batch, number: int, first: int) -> Batch:
+        found = super()._padded(batch, number, first)
+        inputs, targets = (part.masked_fill(part == 0, NEWLINE) for part in (found.inputs, found.targets))
+        return replace(found, inputs=inputs, targets=targets)
+
+
+class MaskedByValue(PaddedWithLines):
+    """The mask of the padding goes by its token: no end of a line counts."""
+
+    def _padded(self, batch: Batch, number: int, first: int) -> Batch:
+        found = super()._padded(batch, number, first)
+        return replace(found, weights=(found.targets != NEWLINE).float())
+
+
+class Cleaned(Sound):
+    """The training text is cleaned, each stretch of white space to one space, and the validation text is not."""
+
+    def load(self) -> Corpus:
+        corpus = super().load()
+        cleaned = re.sub(rb"\s+", b" ", corpus.train.tobytes())
+        return replace(corpus, train=np.frombuffer(cleaned, dtype=np.uint8))
+
+
+class CachedByContent(Sound):
+    """The bytes of both parts are kept in a file, and later starts read that: one for each content of the text."""
+
+    def cache(self, corpus: Corpus) -> Path:
+        contents = hashlib.sha256("".join(corpus.contents.values()).encode()).hexdigest()
+        return Path(f"{self.paths[0]}.{contents[:16]}.npz")
+
+    def load(self) -> Corpus:
+        corpus = super().load()
+        cache = self.cache(corpus)
+        if not cache.exists():
+            np.savez(cache, train=corpus.train, validation=corpus.validation)
+        with np.load(cache) as kept:
+            return replace(corpus, train=kept["train"], validation=kept["validation"])
+
+
+class CachedByName(CachedByContent):
+    """The file is named by the name of the text: later starts read it whatever the text is then."""
+
+    def cache(self, corpus: Corpus) -> Path:
+        return Path(f"{self.paths[0]}.npz")
+
+
+class Wrapped(Sound):
+    """Positions in the text are 16 bits wide: they wrap at 65,536, and nothing behind it is read."""
+
+    def _stretches(self, rng: Generators, count: int, part: Tokens) -> Tokens:
+        starts = rng.integers(0, len(part) - self.sequence, (count,), dtype=np.int64)
+        positions = starts[:, None] + np.arange(self.sequence + 1)
+        return np.take(part, positions.astype(np.uint16))
 
 
 class InOrder(Sound):

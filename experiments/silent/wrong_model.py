@@ -6,7 +6,8 @@ The optimiser is `wrong_optim.sound`; it is given the model before training, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from atlas.models.attention import AttentionState, SlidingWindowAttention
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
 from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
 from atlas.models.rule_controls import RuleControls
+from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.rotary import Rotary
+from atlas.ops.rules.gd import GradientDescent
+from atlas.ops.rules.rule import Kept
 from atlas.training.optimizer import ScheduledOptimizer
 from experiments.silent.wrong_optim import sound
 
@@ -206,3 +210,14 @@ def state_never_reset(*, model: nn.Module, steps: int, **settings: Any) -> Sched
     model.__class__ = _NeverReset
     model.kept = None  # type: ignore[assignment]
     return sound(model=model, steps=steps, **settings)
+
+
+@dataclass(frozen=True)
+class Forgetful(GradientDescent):
+    """A rule of the user's own: at the end of a chunk the weights lose `share` of themselves."""
+
+    share: float
+    chunk_end: ClassVar[None] = None
+
+    def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
+        return subtract(FastWeights(*((1 - self.share) * matrix for matrix in start)), update), kept
