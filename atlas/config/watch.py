@@ -75,6 +75,7 @@ class WatchConfig(Choices, prefix="watch."):
     gates: WatchAction = _watcher(
         "gates of a layer that are all open, all shut, or the same for every token", undone=True
     )
+    forgets: WatchAction = _watcher("a memory that forgets what it writes within some tens of tokens")
     norm_bound: WatchAction = _watcher("a memory whose weights are always at their norm bound", undone=True)
     queries: WatchAction = _watcher("different queries that have become one", undone=True)
     pairs: WatchAction = _watcher("different keys or values that have become one", undone=True)
@@ -88,6 +89,7 @@ class WatchConfig(Choices, prefix="watch."):
     carried_rows: WatchAction = _watcher("rows that are said to go on, and begin with another text")
     one_symbol: WatchAction = _watcher("text that is one repeated symbol")
     padding: WatchAction = _watcher("most targets of text rows are padding, or padding that counts in the loss")
+    masked_symbol: WatchAction = _watcher("a symbol of the text that never counts as a target")
     slowdown: WatchAction = _watcher("steps that take four times as long as at the start")
     memory_grows: WatchAction = _watcher("memory of the process or its device that grows step by step")
     clock: WatchAction = _watcher("a wall clock that jumps")

@@ -28,6 +28,7 @@ Part = Annotated[float, within("(0, 1)")]  # of the bytes
 ENCODINGS = get_args(Encoding)
 LEAKAGE = 0.01  # share of validation blocks that are also in training; above it a warning is given
 FOREIGN = 0.1  # share of the validation ids; above it a warning is given
+UNSEEN = 0.005  # the same of bytes that training does not have at all; rare words of a tokenizer are many
 FOREIGN_TIMES = 10  # times as frequent as in training
 COUNTED, STRETCHES = 1 << 20, 256  # ids of each part that are counted, and stretches that they are taken from
 SKIPPED_FOLDERS = frozenset(
@@ -70,6 +71,13 @@ class Corpus:
         rare = training * FOREIGN_TIMES <= validation
         return round(float(validation[rare].sum()), 4)
 
+    @cached_property
+    def unseen(self) -> float:
+        """The share of the validation ids that training never has."""
+        size = int(self.symbols.vocabulary)
+        training, validation = (frequencies(part, size) for part in (self.train, self.validation))
+        return round(float(validation[training == 0].sum()), 4)
+
     @property
     def warnings(self) -> list[str]:
         """What a user should know before training on it."""
@@ -78,6 +86,11 @@ class Corpus:
             found.append(
                 f"{self.leakage:.1%} of the validation blocks ({BLOCK} bytes) stand in the training part as well:"
                 " the validation loss is lower than on new text"
+            )
+        if self.tokenizer is None and self.unseen > UNSEEN:
+            found.append(
+                f"{self.unseen:.1%} of the validation bytes never occur in training: the two parts differ in how they"
+                " were read or cleaned"
             )
         if self.foreign > FOREIGN:
             found.append(

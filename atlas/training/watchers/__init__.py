@@ -48,6 +48,7 @@ _JUDGES: Mapping[str, Judge] = {
         data.carried_rows,
         data.one_symbol,
         data.padding,
+        data.masked_symbol,
         machine.slowdown,
         machine.clock,
         machine.memory_grows,

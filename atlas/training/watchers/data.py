@@ -25,6 +25,7 @@ WRONG = 0.5  # share of targets that are not the next token; a contract of every
 ALIKE = 0.5  # share of different rows in a batch: random places of a text coincide where it is not longer than a row
 WENT_ON = 0.5  # share of rows; a token of another text is the expected one in one case of ten
 PART = 0.4  # of the text, in which PLACES rows lie; by chance once in 10^10
+NEVER = 20  # targets
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
 
@@ -157,6 +158,22 @@ def padding(record: Record) -> Finding | None:
         f"{share:.0%} of the targets of text rows count nothing",
         "so much of the time goes into padding",
         "a shorter train.sequence or data.documents=packed",
+    )
+
+
+def masked_symbol(record: Record) -> Finding | None:
+    """A symbol that stands in the text and is never to be predicted: a mask of padding that takes more."""
+    never = {symbol: count for symbol, count in record.masked.items() if symbol not in record.counted}
+    symbol = max(never, key=never.__getitem__, default=None)
+    if symbol is None or never[symbol] < NEVER:
+        return None
+    return Finding(
+        "masked_symbol",
+        record.step,
+        never[symbol],
+        f"symbol {symbol} is {never[symbol]} times the target between two that count, and never counts itself",
+        "the model never learns to write it, and the loss does not show that",
+        "a mask that asks for the place of the padding, not for the symbol",
     )
 
 

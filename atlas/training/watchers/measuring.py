@@ -79,7 +79,11 @@ def measure(step: int, model: AtlasModel, catch: Catch, moved: Tensor, norms: Ma
     values = dict(zip(found, numbers[len(counts) :], strict=True))
     for key, norm in norms.items():
         if key.endswith("/update_norm") and norm is not None:
+            memory = key.removesuffix("/update_norm")
             values[key.removeprefix("memory/")] = norm
+            written_share, after = norms.get(f"{memory}/write_ratio"), norms.get(f"{memory}/weight_norm")
+            if norm and written_share and after is not None:  # their norm at the start is norm / written_share
+                values[f"{memory.removeprefix('memory/')}/kept"] = after * written_share / norm
     elements = sum(parameter.numel() for parameter in model.parameters())
     return Measured(
         step, values, [name for name, count in counts.items() if count == 0], 1 - sum(counts.values()) / elements
@@ -244,8 +248,17 @@ def batch_facts(batch: Batch) -> BatchFacts:
         next_tokens=_share(same, inner),
         copies=_share(batch.targets == batch.inputs, counted),
         counted_tails=_counted_tails(batch),
+        masked=_masked(batch.targets, counted, text),
+        counted=frozenset(symbols.unique().tolist()),
         different_rows=min(_different(batch.inputs[rows & counted.any(1)]) for rows in (batch.recall, ~batch.recall)),
     )
+
+
+def _masked(targets: Tensor, counted: Tensor, text: Tensor) -> dict[int, int]:
+    """Of text rows: id -> how many targets of it do not count although both of their neighbours do."""
+    alone = ~counted[:, 1:-1] & counted[:, :-2] & counted[:, 2:] & text[:, 1:-1]
+    ids, numbers = targets[:, 1:-1][alone].unique(return_counts=True)
+    return dict(zip(ids.tolist(), numbers.tolist(), strict=True))
 
 
 def _counted_tails(batch: Batch) -> float:

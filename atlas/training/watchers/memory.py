@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import NamedTuple
 
 from atlas.training.watchers.finding import Finding
@@ -13,6 +14,7 @@ LOWEST_RATE = 0.01  # of the largest rate of a batch: ten such writes make a ten
 CROWDED = 0.1  # share of chunks in which rates of equal keys add up to more than 4; 0.004 in the default run
 GATE_SHUT, GATE_OPEN = 0.02, 0.98  # mean of a layer; half of the gates of a trained model are open
 GATE_VARIES = 0.02  # deviation over tokens, mean over channels; 0.4 in a trained model
+FORGOTTEN, TINY = 0.02, 1e-30  # nats of the norm a token: half is gone after 35; calm memories keep 0.9 of it in all
 BOUND_SHARE = 0.9  # of the rows
 # Directions, see `directions` in measuring.py: a calm model has 3.3 of queries with heads of width 4, 5 with 8, 9 with
 # 16 and 14 to 22 with 64, of values 2.9, 4, 6 and more; deep layers of 4 have fewer, 3.7 of keys after 200 steps.
@@ -130,6 +132,18 @@ LIMITS = (
         "a gate that does not vary does not depend on the memory",
         "another seed, or a lower train.gate.polarisation_peak",
         lambda facts: facts.gated,
+    ),
+    LimitWatcher(
+        "forgets",
+        [
+            Limit(
+                "kept",
+                lambda kept, facts: -log(max(kept, TINY)) > FORGOTTEN * facts.sequence,
+                lambda name, kept: f"the weights of {name} have {kept:.1%} of their norm left at the end of a sequence",
+            )
+        ],
+        "it forgets what it writes within some tens of tokens",
+        "a look at the retention of a learning rule of yours: 1 keeps all",
     ),
     LimitWatcher(
         "norm_bound",

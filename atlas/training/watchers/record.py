@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
@@ -126,6 +126,8 @@ class BatchFacts:
     next_tokens: float  # share of weighted targets that are the next input
     copies: float  # share of weighted targets that are the input itself
     counted_tails: float = 0.0  # share of text rows whose last eighth is one repeated symbol that counts
+    masked: dict[int, int] = field(default_factory=dict)  # id -> targets that do not count, between two that do
+    counted: frozenset[int] = frozenset()  # ids that count somewhere, all of text rows
     different_rows: float = 1.0  # share of different ones among the text rows, or the recall rows, whichever is less
 
 
@@ -159,6 +161,8 @@ class Record:
     digests: deque[int] = field(default_factory=lambda: deque(maxlen=DIGESTS))  # of the inputs of every batch
     batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))  # of one in ten
     tails: deque[float] = field(default_factory=lambda: deque(maxlen=TAILS))  # `counted_tails`, of one in ten
+    masked: Counter[int] = field(default_factory=Counter)  # see `BatchFacts.masked`, of one batch in ten
+    counted: set[int] = field(default_factory=set)
     first_seconds: list[float] = field(default_factory=list)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS))
     steps_here: int = 0

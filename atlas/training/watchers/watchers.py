@@ -156,6 +156,8 @@ class Watchers:
         if self.state.step % EVERY == 0:
             record.batches.append(batch_facts(batch))
             record.tails.append(record.batches[-1].counted_tails)
+            record.masked.update(record.batches[-1].masked)
+            record.counted |= record.batches[-1].counted
             if self._text is not None and len(record.places) < PLACES:
                 record.places += places(self._text, batch)
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))

@@ -80,6 +80,17 @@ def test_validation_text_in_another_encoding_is_told(encoding: str, share: str |
     assert [line for line in corpus.warnings if "frequent" in line] == told
 
 
+def test_bytes_that_training_never_has_are_told(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": b"one line " * 900 + b"one line\n" * 100})
+    corpus = load_corpus([f"{tmp_path}/a.txt"], "bytes", 0.1)
+    told = (
+        "11.1% of the validation bytes never occur in training: the two parts differ in how they were read or cleaned"
+    )
+    assert told in corpus.warnings
+    write(tmp_path, {"b.txt": b"one line\n" * 1000})
+    assert load_corpus([f"{tmp_path}/b.txt"], "bytes", 0.1).unseen == 0
+
+
 def test_ids_are_counted_all_over_a_long_part() -> None:
     part = np.zeros(4 * COUNTED, dtype=np.uint8)
     part[2 * COUNTED :] = 1

@@ -178,3 +178,27 @@ def test_rows_from_a_part_of_the_text() -> None:
     assert seen(part[:-1]) is None
     assert seen(part, carries=True) is None
     assert seen([*part, 0.6]) is None
+
+
+def test_a_symbol_that_never_counts() -> None:
+    batches = [drawn(seed) for seed in range(4)]
+
+    def without(batch: Batch, symbol: int) -> Batch:
+        return replace(batch, weights=batch.weights * (batch.targets != symbol))
+
+    def seen(batches: list[Batch]) -> str | None:
+        record = Record(Facts(steps=100))
+        for facts in map(batch_facts, batches):
+            record.masked.update(facts.masked)
+            record.counted |= facts.counted
+        found = JUDGES["masked_symbol"](record)
+        return None if found is None else found.seen
+
+    few = [batch_of(one.targets[:, :1].repeat(1, TOKENS + 1) * 0 + torch.arange(TOKENS + 1) % 7) for one in batches]
+    count = sum(int((batch.targets[:, 1:-1] == 3).sum()) for batch in few)
+    assert seen([without(batch, 3) for batch in few]) == (
+        f"symbol 3 is {count} times the target between two that count, and never counts itself"
+    )
+    assert seen([without(few[0], 3), *few[1:]]) is None  # it counts elsewhere
+    assert seen(few) is None
+    assert seen([replace(one, recall=~one.recall) for one in (without(batch, 3) for batch in few)]) is None

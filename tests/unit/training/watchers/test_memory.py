@@ -195,3 +195,12 @@ def test_directions_are_not_judged_where_the_last_tokens_are_padding() -> None:
     padded = made(few, few)
     padded.batches.append(BatchFacts(commonest=0.1, padding=0.4, next_tokens=1.0, copies=0.0))
     assert JUDGES["pairs"](padded) is None
+
+
+def test_a_memory_that_forgets() -> None:
+    for kept, wanted in ((0.001, True), (0.4, False), (0.9, False)):
+        record = made({"layer0/global/kept": kept}, {"layer0/global/kept": kept})
+        found = JUDGES["forgets"](replace(record, facts=replace(record.facts, sequence=64)))
+        assert (found is not None) == wanted
+        if found is not None:
+            assert found.seen == "the weights of layer0/global have 0.1% of their norm left at the end of a sequence"
