@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import compose, load_config
+from atlas.config.keys import override_name
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, RunFiles
 from experiments.phase2.arguments import ExitArguments, override_group
@@ -49,7 +50,17 @@ SMALL = (
 )
 # Groups of the user's overrides that these runs are started with; the rest they settle themselves.
 REHEARSAL_GROUPS = ("device", "rollback", "seed")
-SWEEP_GROUPS = ("model", "ablation", "data", "optim", "device", "seed")
+SWEEP_GROUPS = {
+    "chunk_sizes": ("model", "ablation", "data", "optim", "train", "device", "seed"),
+    "probe_frequency": (
+        *("model", "chunk_size", "ablation", "data", "optim", "train", "niah", "rollback", "watch", "device", "seed"),
+    ),
+}
+# Within these groups a sweep settles: for the chunk sizes the lengths that it varies, for the probes when they run.
+SETTLED = {
+    "chunk_sizes": ("train", "train.sequence", "train.batch_size", "train.steps", "train.validation_batches"),
+    "probe_frequency": ("train.steps", "niah", "niah.enabled", "niah.every"),
+}
 
 
 def rehearsal_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -57,8 +68,11 @@ def rehearsal_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def sweep_overrides(protocol: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What the gate starts a protocol's sweep with."""
     experiment = next(one.experiments[0] for one in PROTOCOLS if one.name == protocol)
-    return (f"experiment={experiment}", *(text for text in overrides if override_group(text) in SWEEP_GROUPS))
+    groups, settled = SWEEP_GROUPS[protocol], SETTLED[protocol]
+    own = (text for text in overrides if override_group(text) in groups and override_name(text) not in settled)
+    return (f"experiment={experiment}", *own)
 
 
 @dataclass(frozen=True)

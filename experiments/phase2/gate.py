@@ -12,7 +12,8 @@ the runs and their logs.
   python -m experiments.phase2.gate only=G2-3,G2-6                    the others say NOT RUN, which is not passed
   python -m experiments.phase2.gate evidence.chunk_sizes=SWEEP evidence.probe_frequency=SWEEP
                                                          finished sweeps of experiment=chunk_size_lock and
-                                                         niah_frequency, of this machine and configuration
+                                                         niah_frequency, of this machine, revision and
+                                                         configuration
 
 Exit status: 0 every check passed; 1 one did not or was not run; 2 refused; 130 stopped by Ctrl-C.
 """
@@ -25,19 +26,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from atlas.config.arguments import run_command
-from atlas.config.keys import flat
+from atlas.config.composition import compose
+from atlas.config.keys import flat, plain
 from atlas.runs.folder import make_folder
 from experiments.phase2.arguments import PROTOCOLS, ExitArguments, parse_arguments
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.check_rollback import judge_rollback
 from experiments.phase2.check_run import judge_needles, judge_ppl_delta, judge_stability, last_readings
-from experiments.phase2.evidence import Evidence
+from experiments.phase2.evidence import Evidence, sweep_overrides
 from experiments.phase2.finding import CHECKS, Finding, failed
 from experiments.phase2.report import MARKDOWN_FILE, ExitReport
 
@@ -119,14 +120,15 @@ def _origin(arguments: ExitArguments, given: Sequence[str]) -> dict[str, Any]:
 
     config = arguments.config
     device, _ = prepare_device(config.device)
-    name, installed = device_name(device), versions()
+    name, installed, revision = device_name(device), versions(), git_revision()
     for protocol, sweep in arguments.sweeps.items():
-        require_same_origin(f"evidence.{protocol}", sweep, protocol, name, installed, flat(asdict(config)))
+        settings = flat(plain(compose(sweep_overrides(protocol, arguments.overrides))))
+        require_same_origin(f"evidence.{protocol}", sweep, protocol, name, installed, revision, settings)
     return {
         "command": shlex.join(["python", "-m", "experiments.phase2.gate", *given]),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": name,
-        "git": git_revision(),
+        "git": revision,
         "config_hash": config_hash(config),
         "versions": installed,
     }

@@ -22,6 +22,7 @@ from experiments.phase2.sweeps import (
 FREQUENCIES = (500, 1000, 2000)  # steps
 OVERHEAD_MAX = 0.01
 PROBES_MIN = 3  # of all runs together
+VARIED = ("niah.every", "niah.enabled")
 RULE = (
     f"Frequencies: a probe every {', '.join(map(str, FREQUENCIES))} steps. Overhead = probe seconds / (probe seconds"
     " + training seconds) from the clocks inside the runs. Where no run has that very frequency it is derived: with"
@@ -78,7 +79,7 @@ def gather(sweeps: Sequence[RecordedSweep]) -> list[ProbeRun]:
     """Raises `ConfigError` for runs that are unfinished, of different machines or settings, or not interleaved."""
     jobs = sweeps[0].jobs
     require_sound(jobs)
-    require_same_settings(jobs, ("niah.every", "niah.enabled"))
+    require_same_settings(jobs, VARIED)
     require_rounds(jobs, _frequency)
     return [_probe_run(job) for job in jobs]
 

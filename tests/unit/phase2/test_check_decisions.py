@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 import atlas
 from atlas.config import ConfigError
 from atlas.config.composition import save_config
-from atlas.config.keys import flat
+from atlas.config.keys import flat, plain
 from atlas.sweeps.sweep_record import Job, SweepRecord
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
@@ -76,7 +75,7 @@ def test_times_of_a_machine_that_is_not_quiet_do_not_pass(found: Quiet, trouble:
 
 def test_work_of_others_is_told_from_that_of_a_child() -> None:
     """The other process is not waited for by this one until its share was read."""
-    burn = "import time; end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    burn = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
     own = OthersClock()
     subprocess.run([sys.executable, "-c", burn], check=True)
     of_a_child = own.share()
@@ -110,6 +109,9 @@ def test_a_sweep_takes_what_it_does_not_settle_itself() -> None:
         "model.width=32",
         "seed=1",
     )
+    given = ["train.batch_size=4", "train.steps=3", "niah.samples=2", "niah.every=9", "niah=off", "chunk_size=c8"]
+    kept = ("train.batch_size=4", "niah.samples=2", "chunk_size=c8")
+    assert sweep_overrides("probe_frequency", given) == ("experiment=niah_frequency", *kept)
 
 
 @pytest.fixture
@@ -122,14 +124,18 @@ def sweep(tmp_path: Path) -> Path:
     for job, own in enumerate(([], ["chunk_size=baseline"])):
         folder = tmp_path / str(job)
         folder.mkdir()
-        save_config(atlas.compose(["device=cpu", "device.threads=1", *own]), folder / "config.yaml")
-        summary = {"device": "cpu (x86_64, 1 threads)", "versions": VERSIONS, "status": "completed"}
+        settings = ["experiment=chunk_size_lock", "device=cpu", "device.threads=1", "train.steps=50", *own]
+        save_config(atlas.compose(settings), folder / "config.yaml")
+        summary = {"device": "cpu (x86_64, 1 threads)", "versions": VERSIONS, "status": "completed", "git": "abc1234"}
         (folder / "summary.json").write_text(json.dumps(summary))
     return tmp_path
 
 
-def origin(*overrides: str, device: str = "cpu (x86_64, 1 threads)", torch: str = "2.13.0") -> tuple[Any, ...]:
-    return device, {**VERSIONS, "torch": torch}, flat(asdict(atlas.compose(["device=cpu", *overrides])))
+def origin(
+    *overrides: str, device: str = "cpu (x86_64, 1 threads)", torch: str = "2.13.0", git: str = "abc1234"
+) -> tuple[Any, ...]:
+    settings = atlas.compose(sweep_overrides("chunk_sizes", ["device=cpu", *overrides]))
+    return device, {**VERSIONS, "torch": torch}, git, flat(plain(settings))
 
 
 def test_a_finished_sweep_of_this_machine_and_configuration_is_evidence(sweep: Path) -> None:
@@ -149,9 +155,18 @@ def test_a_finished_sweep_of_another_origin_is_refused(sweep: Path) -> None:
     assert refusal("chunk_sizes", *origin(torch="2.11.0")) == (
         "measured with the versions installed; job 0: torch 2.13.0 instead of 2.11.0"
     )
-    assert refusal("chunk_sizes", *origin("model.width=64")) == (
-        "measured with this configuration; job 0: model.width=128 instead of 64"
+    assert refusal("chunk_sizes", *origin(git="fed4321")) == "measured at this revision, fed4321; job 0 ran abc1234"
+    others = (
+        "device.precision=bf16",
+        "model.width=64",
+        "train.accumulate=2",
+        "optim.lr=0.5",
+        "data.recall_hold=0.25",
+        "seed=3",
     )
-    assert refusal("chunk_sizes", *origin("device.precision=bf16")) == (
-        "measured with this configuration; job 0: device.precision=auto instead of bf16"
+    assert refusal("chunk_sizes", *origin(*others)) == (
+        "measured with this configuration; job 0: data.recall_hold=0.5 instead of 0.25,"
+        " device.precision=auto instead of bf16,"
+        " model.width=128 instead of 64, optim.lr=0.002 instead of 0.5, seed=0 instead of 3,"
+        " train.accumulate=1 instead of 2"
     )
