@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,6 +11,7 @@ from atlas.config import RECALL, require
 from atlas.config.keys import lies_in
 from experiments.phase2.chunk_runs import SETS, CandidateSpeed, candidate_of, describe
 from experiments.phase2.decision import EvidenceTable
+from experiments.phase2.recorded import NotNegative, PositiveCount, Share
 from experiments.phase2.sweeps import RecordedSweep, require_same_settings, require_sound
 
 EXPERIMENT = "chunk_size_learning"
@@ -25,8 +27,8 @@ class LearningRun:
 
     candidate: str
     seed: int
-    tokens_per_step: int
-    measurements: Sequence[Sequence[float]]
+    tokens_per_step: PositiveCount
+    measurements: Sequence[tuple[PositiveCount, NotNegative, Share]]
 
 
 def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
@@ -61,6 +63,8 @@ def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
 
 def table(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> EvidenceTable:
     """At the time in which the slowest set takes `STEPS_MIN` steps; `speeds` of the sets at the configured context."""
+    for (name, seed), count in Counter((run.candidate, run.seed) for run in runs).items():
+        require(count == 1, f"runs of {name} with seed {seed}", count, "1")
     rows, tokens = [], runs[0].tokens_per_step if runs else 0
     seconds = max((STEPS_MIN * tokens / one.tokens_per_second for one in speeds), default=0.0)
     for one in speeds:

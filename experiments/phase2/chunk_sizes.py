@@ -20,7 +20,7 @@ from experiments.phase2.chunk_runs import (
 )
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
 from experiments.phase2.investigation import SetInvestigation, failures
-from experiments.phase2.sweeps import RecordedSweep
+from experiments.phase2.sweeps import RecordedSweep, require_once_a_round
 
 RATIO_MIN = 5.0
 STEPS_MIN = 100  # of each candidate at the configured context, all rounds together
@@ -50,7 +50,9 @@ def decide(evidence: Sequence[Any]) -> ProtocolDecision:
     Raises `ConfigError` where the runs are too few to decide.
     """
     runs = [one for one in evidence if isinstance(one, ChunkRun)]
+    require(len(runs) > 0, "runs", 0, "at least one")
     configured = runs[0].configured
+    _require_equal(runs)
     _require_candidates(runs, configured)
     _require_steps(runs, configured)
     speeds = measured_speeds(runs)
@@ -117,7 +119,25 @@ def memories(candidate: str) -> int:
 
 
 def investigated(evidence: Sequence[Any]) -> dict[str, SetInvestigation]:
-    return {one.candidate: one for one in evidence if isinstance(one, SetInvestigation)}
+    """Raises `ConfigError` for a set that was investigated twice."""
+    found = [one for one in evidence if isinstance(one, SetInvestigation)]
+    names = [one.candidate for one in found]
+    require(len(set(names)) == len(names), "investigation", ", ".join(names), "once of each set")
+    return dict(zip(names, found, strict=True))
+
+
+def _require_equal(runs: Sequence[ChunkRun]) -> None:
+    """Every candidate of a context runs once a round, with one batch size; all runs are of one model."""
+    for context in dict.fromkeys(run.context for run in runs):
+        here = [run for run in runs if run.context == context]
+        require_once_a_round(here, lambda run: f"{run.candidate} at {run.context} tokens")
+        for run in here:
+            allowed = f"{here[0].batch_size} at {context} tokens, as in the first run"
+            require(run.batch_size == here[0].batch_size, f"job {run.job} batch_size", run.batch_size, allowed)
+    for run in runs:
+        first = runs[0].configured
+        require(run.configured == first, f"job {run.job} configured", run.configured, f"{first}, as in the first run")
+        require(run.fits or not run.speeds, f"job {run.job} fits", run.fits, "true where there are speeds")
 
 
 def _require_candidates(evidence: Sequence[ChunkRun], configured: int) -> None:

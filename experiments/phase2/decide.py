@@ -20,13 +20,12 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.arguments import read_settings, run_command
-from atlas.config.untrusted import read_json
 from experiments.phase2 import chunk_learning, chunk_sizes, chunk_tables, probe_frequency, rollback_threshold
 from experiments.phase2.chunk_learning import LearningRun
 from experiments.phase2.chunk_runs import ChunkRun
 from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, read_record, write_document
 from experiments.phase2.investigation import SetInvestigation
-from experiments.phase2.sweeps import RecordedSweep, read_sweep, readable
+from experiments.phase2.sweeps import RecordedSweep, read_sweep
 
 USAGE = "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]"
 
@@ -43,11 +42,12 @@ PROTOCOLS = (
         ("chunk_size_lock", chunk_learning.EXPERIMENT),
         "Chunk sizes (P2-T1)",
         chunk_sizes.RULE,
-        (ChunkRun, LearningRun, SetInvestigation),
+        (ChunkRun, LearningRun),
         chunk_sizes.gather,
         chunk_sizes.decide,
         chunk_tables.tables,
         _investigate,
+        (SetInvestigation,),
     ),
     Protocol(
         "probe_frequency",
@@ -91,7 +91,10 @@ def _decide(arguments: Sequence[str]) -> int:
     paths = [Path(argument) for argument in arguments if "=" not in argument]
     require(len(paths) > 0, "SWEEP", "", f"at least one folder of a sweep: {USAGE}")
     choices = read_settings(Choices, [argument for argument in arguments if "=" in argument])
-    records = [_decide_again(path) for path in paths if path.suffix == ".json"]
+    records = [read_record(path, PROTOCOLS) for path in paths if path.suffix == ".json"]
+    for record in records:
+        its = record.protocol.name
+        require(choices.protocol in ("", its), "protocol", choices.protocol, f"{its}, that of the file, or left out")
     for record in records:
         print(f"{record.markdown()}\n")
     for folder, record in decide_sweeps([path for path in paths if path.suffix != ".json"], choices.protocol).items():
@@ -103,14 +106,6 @@ def _decide(arguments: Sequence[str]) -> int:
     for record in records:
         print(f"{record.protocol.title}: {record.decision.line}")
     return 0 if all(record.decision.passed for record in records) else 1
-
-
-def _decide_again(path: Path) -> DecisionRecord:
-    """The record in a decision.json; its decision is made again from its evidence. Raises `ConfigError`."""
-    with readable(path):
-        name, known = read_json(path)["protocol"], {protocol.name: protocol for protocol in PROTOCOLS}
-        require(name in known, "protocol", name, f"one of {', '.join(known)}")
-        return read_record(path, known[name])
 
 
 def decide_sweeps(folders: Sequence[Path], protocol: str = "") -> dict[Path, DecisionRecord]:

@@ -5,6 +5,7 @@ A decision.json holds the evidence it was made from, so that anyone can make the
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from atlas.config import require
+from atlas.config import ConfigError, require
+from atlas.config.untrusted import read_json
+from experiments.phase2.recorded import NotNegative, PositiveCount, read_one, require_values
 from experiments.phase2.sweeps import RecordedSweep, readable
 
 DATA = "data"  # folder of the evidence, beside the document
@@ -63,11 +66,12 @@ class Protocol:
     experiments: Sequence[str]  # the sweeps that measure it; the decision cannot do without the first
     title: str
     rule: str
-    kinds: Sequence[type]
+    kinds: Sequence[type]  # one for each run
     gather: Callable[[Sequence[RecordedSweep]], Sequence[Any]]
     decide: Callable[[Sequence[Any]], ProtocolDecision]
     tables: Callable[[Sequence[Any]], Sequence[EvidenceTable]]
     investigate: Callable[[RecordedSweep], Sequence[Any]] | None = None  # more evidence, where the decision is STOP
+    investigated: Sequence[type] = ()  # its kinds
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class Provenance:
     measured: str  # start of the first run, UTC
     command: str
     sweep: str  # name of its folder
-    runs: int
-    minutes: float  # from the start of the first run to the end of the last
+    runs: PositiveCount
+    minutes: NotNegative  # from the start of the first run to the end of the last
     device: str
     versions: dict[str, str]
     git: str
@@ -118,8 +122,9 @@ class DecisionRecord:
             "rule": self.protocol.rule,
             "provenance": [asdict(source) for source in self.provenance],
         }
-        runs = ",\n  ".join(json.dumps({"kind": type(one).__name__, **asdict(one)}) for one in self.evidence)
-        opened = json.dumps(head, indent=1).removesuffix("\n}")
+        entries = [{"kind": type(one).__name__, **asdict(one)} for one in self.evidence]
+        head["sha256"] = digest(head | {"evidence": entries})
+        opened, runs = json.dumps(head, indent=1).removesuffix("\n}"), ",\n  ".join(map(json.dumps, entries))
         return f'{opened},\n "evidence": [\n  {runs}\n ]\n}}\n'
 
     def markdown(self) -> str:
@@ -147,9 +152,24 @@ def make_record(sweeps: Sequence[RecordedSweep], protocol: Protocol) -> Decision
     with readable(folder):
         evidence = protocol.gather(sweeps)
         record = DecisionRecord(protocol, [_provenance(sweep) for sweep in sweeps], evidence)
-    if protocol.investigate is None or record.decision.outcome is not DecisionOutcome.stop:
+        _require_sound(record)
+        stop = record.decision.outcome is DecisionOutcome.stop
+    if protocol.investigate is None or not stop:
         return record
     return replace(record, evidence=[*evidence, *protocol.investigate(sweeps[0])])
+
+
+def _require_sound(record: DecisionRecord) -> None:
+    """Raise `ConfigError` for values that no run measures, and for sources that do not belong together."""
+    for index, one in enumerate(record.evidence):
+        job = getattr(one, "job", None)
+        require_values(one, f"evidence[{index}]." if job is None else f"job {job} ")
+    require(len(record.provenance) > 0, "provenance", "[]", "at least one sweep")
+    revisions = list(dict.fromkeys(source.git or "unknown" for source in record.provenance))
+    require(len(revisions) == 1, "revision", ", ".join(revisions), "one for all sweeps of a decision")
+    counted = sum(isinstance(one, tuple(record.protocol.kinds)) for one in record.evidence)
+    told = sum(source.runs for source in record.provenance)
+    require(counted == told, "runs", counted, f"{told}, as the provenance says: one is missing or doubled")
 
 
 def _provenance(sweep: RecordedSweep) -> Provenance:
@@ -168,12 +188,43 @@ def _provenance(sweep: RecordedSweep) -> Provenance:
     )
 
 
-def read_record(path: Path, protocol: Protocol) -> DecisionRecord:
-    """Read what `DecisionRecord.json` gave."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    kinds = {kind.__name__: kind for kind in protocol.kinds}
-    evidence = [kinds[one.pop("kind")](**one) for one in found["evidence"]]
-    return DecisionRecord(protocol, [Provenance(**source) for source in found["provenance"]], evidence)
+def read_record(path: Path, protocols: Sequence[Protocol]) -> DecisionRecord:
+    """Read what `DecisionRecord.json` gave. Raises `ConfigError` naming the file, the key and the value."""
+    try:
+        return _read_record(read_json(path), protocols)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{path}: must be a decision.json that can be read ({reason})") from error
+
+
+def _read_record(found: Any, protocols: Sequence[Protocol]) -> DecisionRecord:
+    known = {protocol.name: protocol for protocol in protocols}
+    name = found["protocol"]
+    require(name in known, "protocol", name, f"one of {', '.join(known)}")
+    given, expected = found.pop("sha256", "missing"), digest(found)
+    allowed = (
+        f"{expected}: the file was changed after decide wrote it. Restore it, or make it again from its sweeps with"
+        " python -m experiments.phase2.decide"
+    )
+    require(given == expected, "sha256", given, allowed)
+    protocol, evidence = known[name], []
+    kinds = {kind.__name__: kind for kind in (*protocol.kinds, *protocol.investigated)}
+    for index, one in enumerate(found["evidence"]):
+        kind = one.pop("kind")
+        require(kind in kinds, f"evidence[{index}].kind", kind, f"one of {', '.join(kinds)}")
+        evidence.append(read_one(kinds[kind], one, f"evidence[{index}]"))
+    sources = [read_one(Provenance, one, f"provenance[{index}]") for index, one in enumerate(found["provenance"])]
+    record = DecisionRecord(protocol, sources, evidence)
+    _require_sound(record)
+    record.markdown()  # the rule refuses what does not suffice
+    return record
+
+
+def digest(content: dict[str, Any]) -> str:
+    """SHA-256 of JSON content, however it is written down."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def protocol_of(sweep: RecordedSweep, chosen: str, protocols: Sequence[Protocol]) -> Protocol:
@@ -205,7 +256,7 @@ def document(data: Path, protocols: Sequence[Protocol]) -> str:
     for protocol in protocols:
         path = data / f"{protocol.name}.json"
         if path.is_file():
-            record = read_record(path, protocol)
+            record = read_record(path, [protocol])
             advice.append(record.decision.advice)
             sources += [
                 f"{one.measured[:10]} on {one.device}, revision {one.git or 'unknown'}" for one in record.provenance

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from atlas.config import require
 from experiments.phase2.chunk_runs import CandidateSpeed, describe
 from experiments.phase2.decision import EvidenceTable
+from experiments.phase2.recorded import Difference, Positive, PositiveCount, length
 
 SHARDS = (1, 2, 4, 8)  # folded into the batch at once; always 8 shards in all
 REACHED_MIN = 0.5  # of the ceiling
@@ -33,13 +36,13 @@ class SetInvestigation:
     """Speeds are tokens/s, forward and backward, of one block's local memories with the shards of `SHARDS` at once."""
 
     candidate: str
-    flops_per_token: float  # of its matrix products in a training step at the configured context
-    peak_flops: float  # per second, of one large product
-    shard_speeds: Sequence[float]  # shards of one sequence
-    row_speeds: Sequence[float]  # as many sequences of one shard
-    products: Sequence[int]  # matrix products of one shard, and of all shards at once
-    output_difference: float
-    gradient_difference: float
+    flops_per_token: Positive  # of its matrix products in a training step at the configured context
+    peak_flops: Positive  # per second, of one large product
+    shard_speeds: Annotated[Sequence[Positive], length(len(SHARDS))]  # shards of one sequence
+    row_speeds: Annotated[Sequence[Positive], length(len(SHARDS))]  # as many sequences of one shard
+    products: Annotated[Sequence[PositiveCount], length(2)]  # matrix products of one shard, and of all shards at once
+    output_difference: Difference
+    gradient_difference: Difference
 
     @property
     def ceiling(self) -> float:
@@ -64,6 +67,8 @@ def failures(
     """What does not hold, of every set in turn; `baseline` in tokens/s. Empty: the ratio wanted is out of reach."""
     if not found:
         return ["not investigated on the device of the runs"]
+    missing = [speed.candidate for speed in sets if speed.candidate not in found]
+    require(not missing, "investigation", ", ".join(found), f"of every set that fits; {', '.join(missing)} is missing")
     failed = []
     for speed in sets:
         name, one = speed.candidate, found[speed.candidate]

@@ -11,9 +11,11 @@ from statistics import median
 
 from atlas.config import require
 from experiments.phase2.decision import DecisionOutcome, EvidenceTable, ProtocolDecision
+from experiments.phase2.recorded import Count, NotNegative, Positive, PositiveCount
 from experiments.phase2.sweeps import (
     RecordedJob,
     RecordedSweep,
+    require_once_a_round,
     require_rounds,
     require_same_settings,
     require_sound,
@@ -37,14 +39,14 @@ RULE = (
 class ProbeRun:
     """One job. Seconds are of the run's own clocks; `wall_seconds` from its start event to its end event."""
 
-    job: int
-    round: int
-    every: int | None  # steps; None = without probes
-    steps: int
-    probes: int
-    probe_seconds: float
-    train_seconds: float
-    wall_seconds: float
+    job: Count
+    round: Count
+    every: PositiveCount | None  # steps; None = without probes
+    steps: PositiveCount
+    probes: Count
+    probe_seconds: NotNegative
+    train_seconds: Positive
+    wall_seconds: Positive
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def _require_enough(evidence: Sequence[ProbeRun]) -> None:
         allowed = "a run without probes (niah.enabled=false) of the same round beside it"
         require(run.round in rounds, f"job {run.job} round", run.round, allowed)
         require(run.probes > 0, f"job {run.job} niah.every", run.every, f"<= {run.steps}, the steps of the run")
+        require(run.probe_seconds > 0, f"job {run.job} probe_seconds", run.probe_seconds, "> 0, for it ran probes")
+    require_once_a_round(evidence, lambda run: "no probes" if run.every is None else f"a probe every {run.every} steps")
     probes = sum(run.probes for run in with_probes)
     require(probes >= PROBES_MIN, "probes", probes, f">= {PROBES_MIN} in all runs together")
 

@@ -22,6 +22,7 @@ from atlas.training.watch.rollback_threshold import (
     suggest_threshold,
 )
 from experiments.phase2.decision import DecisionOutcome, EvidenceTable, ProtocolDecision
+from experiments.phase2.recorded import Count, PositiveCount
 from experiments.phase2.sweeps import RecordedJob, RecordedSweep, require_same_settings, require_sound
 
 SEEDS_MIN = 3
@@ -39,9 +40,9 @@ RULE = (
 class ObservedRun:
     """One job. `deltas` are its readings of ppl_delta after the warm-up, in their order."""
 
-    job: int
+    job: Count
     seed: int
-    steps: int
+    steps: PositiveCount
     deltas: Sequence[float]
 
 
@@ -63,8 +64,9 @@ def _observed_run(job: RecordedJob) -> ObservedRun:
 
 def decide(evidence: Sequence[ObservedRun]) -> ProtocolDecision:
     """Raises `ConfigError` where the runs are too few or too short to decide."""
-    seeds = sorted({run.seed for run in evidence})
-    require(len(seeds) >= SEEDS_MIN, "seed", seeds, f"at least {SEEDS_MIN} different values")
+    seeds = sorted(run.seed for run in evidence)
+    require(len(set(seeds)) >= SEEDS_MIN, "seed", seeds, f"at least {SEEDS_MIN} different values")
+    require(len(set(seeds)) == len(seeds), "seed", seeds, "another one for each run")
     for run in evidence:
         readings = len(run.deltas)
         require(readings >= READINGS_MIN, f"job {run.job} readings", readings, f">= {READINGS_MIN} after the warm-up")

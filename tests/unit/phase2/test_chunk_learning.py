@@ -22,7 +22,8 @@ def learning_jobs(*seeds: int, **changes: Any) -> list[Job]:
     jobs = []
     for seed in seeds:
         for sizes in SETS.values():
-            job = Job(merged(BASE, {"chunk_size.local": list(sizes), "seed": seed, **changes}), launcher="joblib")
+            own = {"chunk_size.local": list(sizes), "seed": seed, "train.steps": 700}
+            job = Job(merged(BASE, own | changes), launcher="joblib")
             job.speeds, job.measurements = (
                 (100.0,) * 700,
                 [(step, 3 - step / 1000 + seed / 10, step / 1000) for step in READ],
