@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def judge_decision(protocol: str, decision: ProtocolDecision | str, quiet: Quiet
         "outcome": decision.outcome.value,
         "headline": decision.headline,
         "passed": decision.passed,
-        "machine": asdict(quiet),
+        "machine": quiet.numbers,
     }
     if quiet.trouble:
         return failed(quiet.trouble, quiet.sentence, f"Not counted: {decision.line}", numbers=numbers)
@@ -68,11 +67,12 @@ def require_same_origin(
         revision = f"measured at this revision, {git or 'unknown'}; job {job.job} ran {job.summary['git'] or 'unknown'}"
         require(job.summary["git"] == git, key, sweep, revision)
         free = (*FREE, *_varied(protocol, job))
-        own, here = (
-            {name: value for name, value in of.items() if not lies_in(name, free)} for of in (job.settings, settings)
-        )
-        differing = _differing(own, here, "=")
+        differing = _differing(_without(free, job.settings), _without(free, settings), "=")
         require(not differing, key, sweep, f"measured with this configuration; job {job.job}: {', '.join(differing)}")
+
+
+def _without(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not lies_in(name, names)}
 
 
 def _varied(protocol: str, job: RecordedJob) -> tuple[str, ...]:

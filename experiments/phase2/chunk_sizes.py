@@ -19,7 +19,7 @@ from experiments.phase2.chunk_runs import (
     measured_speeds,
 )
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
-from experiments.phase2.investigation import SetInvestigation, failures
+from experiments.phase2.investigation import InvestigationMachine, SetInvestigation, failures
 from experiments.phase2.sweeps import RecordedSweep, require_once_a_round
 
 RATIO_MIN = 5.0
@@ -79,7 +79,8 @@ def decide(evidence: Sequence[Any]) -> ProtocolDecision:
     (baseline,) = (
         speed.tokens_per_second for speed in speeds if (speed.candidate, speed.context) == (BASELINE, configured)
     )
-    failed = failures(here, found, baseline, RATIO_MIN)
+    machine = next((one for one in evidence if isinstance(one, InvestigationMachine)), None)
+    failed = failures(here, found, baseline, RATIO_MIN, machine)
     if failed:
         headline = f"best {chosen.candidate} {chosen.ratio:.2f}x < {RATIO_MIN:g}x at {configured} tokens; {failed[0]}"
         reason = f"{reason} Found: {'; '.join(failed)}."
@@ -89,7 +90,10 @@ def decide(evidence: Sequence[Any]) -> ProtocolDecision:
     headline = f"{describe(chosen.candidate)}, {chosen.ratio:.2f}x of at most {highest:.2f}x"
     bound = f"{RATIO_MIN:g}x is out of reach on this device: matrix products alone would allow {highest:.2f}x at most"
     reason = f"{reason} Every set was investigated: shards are folded exactly, and all gain from it as they should."
-    return ProtocolDecision(DecisionOutcome.out_of_reach, headline, f"{reason} {bound}.", f"{use} {bound}.", True)
+    quiet = machine.sentence if machine else "Whether the machine was quiet meanwhile was not recorded."
+    return ProtocolDecision(
+        DecisionOutcome.out_of_reach, headline, f"{reason} {quiet} {bound}.", f"{use} {bound}.", True
+    )
 
 
 def choose(sets: Sequence[CandidateSpeed]) -> tuple[CandidateSpeed, str]:

@@ -24,13 +24,13 @@ from experiments.phase2 import chunk_learning, chunk_sizes, chunk_tables, probe_
 from experiments.phase2.chunk_learning import LearningRun
 from experiments.phase2.chunk_runs import ChunkRun
 from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, read_record, write_document
-from experiments.phase2.investigation import SetInvestigation
+from experiments.phase2.investigation import InvestigationMachine, SetInvestigation
 from experiments.phase2.sweeps import RecordedSweep, read_sweep
 
 USAGE = "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]"
 
 
-def _investigate(sweep: RecordedSweep) -> Sequence[SetInvestigation]:
+def _investigate(sweep: RecordedSweep) -> Sequence[SetInvestigation | InvestigationMachine]:
     from experiments.phase2.set_measures import investigate  # imports torch
 
     return investigate(sweep)
@@ -47,7 +47,7 @@ PROTOCOLS = (
         chunk_sizes.decide,
         chunk_tables.tables,
         _investigate,
-        (SetInvestigation,),
+        (SetInvestigation, InvestigationMachine),
     ),
     Protocol(
         "probe_frequency",

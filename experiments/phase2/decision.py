@@ -156,7 +156,9 @@ def make_record(sweeps: Sequence[RecordedSweep], protocol: Protocol) -> Decision
         stop = record.decision.outcome is DecisionOutcome.stop
     if protocol.investigate is None or not stop:
         return record
-    return replace(record, evidence=[*evidence, *protocol.investigate(sweeps[0])])
+    record = replace(record, evidence=[*evidence, *protocol.investigate(sweeps[0])])
+    _require_sound(record)
+    return record
 
 
 def _require_sound(record: DecisionRecord) -> None:
@@ -205,11 +207,12 @@ def _read_record(found: Any, protocols: Sequence[Protocol]) -> DecisionRecord:
     require(name in known, "protocol", name, f"one of {', '.join(known)}")
     given, expected = found.pop("sha256", "missing"), digest(found)
     allowed = (
-        f"{expected}: the file was changed after decide wrote it. Restore it, or make it again from its sweeps with"
-        " python -m experiments.phase2.decide"
+        "the sum of what the file holds: it was changed after decide wrote it, or written by an older decide. Restore"
+        " it, or make it again from its sweeps with python -m experiments.phase2.decide"
     )
     require(given == expected, "sha256", given, allowed)
-    protocol, evidence = known[name], []
+    protocol = known[name]
+    evidence: list[Any] = []
     kinds = {kind.__name__: kind for kind in (*protocol.kinds, *protocol.investigated)}
     for index, one in enumerate(found["evidence"]):
         kind = one.pop("kind")

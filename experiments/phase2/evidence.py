@@ -18,7 +18,7 @@ from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, Ru
 from experiments.phase2.arguments import ExitArguments, override_group
 from experiments.phase2.decide import PROTOCOLS, decide_sweeps
 from experiments.phase2.decision import ProtocolDecision
-from experiments.phase2.quiet import OthersClock, Quiet, cores, spread_between_rounds
+from experiments.phase2.quiet import MachineClock, Quiet, read_machine, spread_between_rounds, write_machine
 
 if TYPE_CHECKING:
     from atlas.models.language_model import AtlasModel
@@ -160,7 +160,7 @@ class Evidence:
         """The decision from the protocol's sweep, or why there is none."""
         sweep, clock = self.arguments.sweeps.get(protocol), None
         if sweep is None:
-            sweep, clock = self.folder / protocol, OthersClock()
+            sweep, clock = self.folder / protocol, MachineClock(self._load_before)
             given = sweep_overrides(protocol, self.arguments.overrides)
             status, last = self._command(protocol, "-m", *given, f"hydra.sweep.dir={_quoted(sweep)}")
             if status not in (0, 1):  # 1: a job failed; whether that is evidence too is for the rule to say
@@ -169,9 +169,11 @@ class Evidence:
             (record,) = decide_sweeps([sweep], protocol).values()
         except ConfigError as error:
             return f"the sweep is no evidence: {error}"
-        others = None if clock is None else clock.share()
-        spread = spread_between_rounds(record.evidence)
-        self.quiet[protocol] = Quiet(self._load_before, len(cores()), others, spread)
+        machine = read_machine(sweep)
+        if clock is not None:
+            machine = clock.read()
+            write_machine(machine, sweep)  # for a later gate that takes this sweep as evidence
+        self.quiet[protocol] = Quiet(machine, spread_between_rounds(record.evidence))
         return record.decision
 
     def _run(self, name: str, overrides: Sequence[str]) -> CheckedRun:

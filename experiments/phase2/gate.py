@@ -11,9 +11,9 @@ the runs and their logs.
   python -m experiments.phase2.gate device=cuda                       on a GPU
   python -m experiments.phase2.gate only=G2-3,G2-6                    the others say NOT RUN, which is not passed
   python -m experiments.phase2.gate evidence.chunk_sizes=SWEEP evidence.probe_frequency=SWEEP
-                                                         finished sweeps of experiment=chunk_size_lock and
-                                                         niah_frequency, of this machine, revision and
-                                                         configuration
+                                                         the sweeps of an earlier gate of this machine, revision
+                                                         and configuration, chunk_sizes and probe_frequency in its
+                                                         folder: machine.json there says how quiet it was
 
 Exit status: 0 every check passed; 1 one did not or was not run; 2 refused; 130 stopped by Ctrl-C.
 """

@@ -16,13 +16,19 @@ from atlas.config import ConfigError
 from atlas.config.composition import save_config
 from atlas.config.keys import flat, plain
 from atlas.sweeps.sweep_record import Job, SweepRecord
+from experiments.phase2.arguments import ExitArguments
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
-from experiments.phase2.evidence import sweep_overrides
+from experiments.phase2.evidence import Evidence, sweep_overrides
 from experiments.phase2.finding import CheckOutcome
-from experiments.phase2.quiet import OthersClock, Quiet
+from experiments.phase2.quiet import Machine, MachineClock, Quiet, Spread, spread_between_rounds, write_machine
+from tests.unit.phase2.test_chunk_sizes import runs, table
+from tests.unit.phase2.test_evidence import WriteSweep, probe_jobs, write_sweep
 
-QUIET = Quiet(load_before=0.31, cores=2, others=0.01, spread=0.03)
+__all__ = ["write_sweep"]
+
+SPREAD = Spread(0.03, "Set A at 4,096 tokens")
+QUIET = Quiet(Machine(load_before=0.31, cores=2, others=0.01), SPREAD)
 VERSIONS = {"torch": "2.13.0", "python": "3.11.7"}
 
 
@@ -44,7 +50,7 @@ def test_only_a_decision_that_passed_its_criterion_passes(
     finding = judge_decision("chunk_sizes", decision, QUIET)
     quiet = (
         "Load before: 0.31 on 2 cores. Used by others meanwhile: 1% (at most 10%)."
-        " Spread between rounds: 3% (at most 15%)."
+        " Largest spread between rounds: 3%, Set A at 4,096 tokens (at most 15%)."
     )
     evidence = ("the numbers", quiet)
     assert (finding.outcome, finding.detail, finding.evidence) == (found, "Set A: {8,16,32,64}", evidence)
@@ -54,32 +60,66 @@ def test_only_a_decision_that_passed_its_criterion_passes(
         "outcome": outcome.value,
         "headline": "Set A: {8,16,32,64}",
         "passed": passed,
-        "machine": {"load_before": 0.31, "cores": 2, "others": 0.01, "spread": 0.03},
+        "machine": {
+            "load_before": 0.31,
+            "cores": 2,
+            "others": 0.01,
+            "spread": 0.03,
+            "spread_of": "Set A at 4,096 tokens",
+        },
     }
 
 
 @pytest.mark.parametrize(
     ("found", "trouble"),
     [
-        (Quiet(0.1, 2, 0.38, 0.03), "other processes used 38% of its cores' time"),
-        (Quiet(0.1, 2, 0.01, 0.2), "rounds differ by 20%"),
-        (Quiet(0.6, 2, None, 0.03), "its load before was 0.60 on 2 cores"),
+        (
+            Quiet(Machine(0.1, 2, 0.38), SPREAD),
+            "the machine was not quiet: other processes used 38% of its cores' time",
+        ),
+        (Quiet(Machine(0.1, 2, 0.01), Spread(0.2, "x")), "the machine was not quiet: rounds differ by 20%, x"),
+        (Quiet(Machine(0.6, 2, None), SPREAD), "the machine was not quiet: its load before was 0.60 on 2 cores"),
+        (Quiet(None, SPREAD), "not recorded whether the machine was quiet: no machine.json beside the sweep"),
     ],
 )
 def test_times_of_a_machine_that_is_not_quiet_do_not_pass(found: Quiet, trouble: str) -> None:
     decision = ProtocolDecision(DecisionOutcome.decided, "Set A", "the numbers", "Use it.", True)
     finding = judge_decision("chunk_sizes", decision, found)
-    assert (finding.outcome, finding.detail) == (CheckOutcome.failed, f"the machine was not quiet: {trouble}")
+    assert (finding.outcome, finding.detail) == (CheckOutcome.failed, trouble)
     assert finding.evidence[-1] == "Not counted: DECIDED (Set A)"
+
+
+def test_the_largest_spread_of_any_context_is_told_with_its_context() -> None:
+    speeds = table(100, 50, 60, 70) | table(100, 50, 60, 70, context=4096)
+    speeds[4096, "Set B"] = [60, 66]
+    found = spread_between_rounds(runs(speeds))
+    assert (found.share, found.of) == (pytest.approx(6 / 63), "Set B at 4,096 tokens")
+
+
+def test_a_finished_sweep_is_judged_by_what_was_recorded_with_it(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    """Whatever the machine does now."""
+    sweep = write_sweep(probe_jobs(), "niah_frequency")
+    found = []
+    for recorded in (None, Machine(5.0, 2, 0.02), Machine(0.0, 2, 0.5)):
+        if recorded is not None:
+            write_machine(recorded, sweep)
+        evidence = Evidence(ExitArguments(atlas.compose(), (), (), None, {"probe_frequency": sweep}), tmp_path, print)
+        decision = evidence.decision("probe_frequency")
+        found.append(judge_decision("probe_frequency", decision, evidence.quiet["probe_frequency"]).detail)
+    assert found == [
+        "not recorded whether the machine was quiet: no machine.json beside the sweep",
+        "500 steps, 0.7% overhead",
+        "the machine was not quiet: other processes used 50% of its cores' time",
+    ]
 
 
 def test_work_of_others_is_told_from_that_of_a_child() -> None:
     """The other process is not waited for by this one until its share was read."""
     burn = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
-    own = OthersClock()
+    own = MachineClock()
     subprocess.run([sys.executable, "-c", burn], check=True)
     of_a_child = own.share()
-    clock = OthersClock()
+    clock = MachineClock()
     stranger = subprocess.Popen(
         [sys.executable, "-c", burn + "\nprint(flush=True)\ntime.sleep(60)"], stdout=subprocess.PIPE
     )

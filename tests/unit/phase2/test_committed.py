@@ -108,8 +108,9 @@ def test_evidence_without_its_sum_is_refused(tmp_path: Path, capsys: pytest.Capt
     path.write_text(json.dumps(content), encoding="utf-8")
     assert main([str(path)]) == 2
     assert capsys.readouterr().err == (
-        f"atlas: {path}: sha256=missing: must be {digest(content)}: the file was changed after decide wrote it. Restore"
-        " it, or make it again from its sweeps with python -m experiments.phase2.decide\n"
+        f"atlas: {path}: sha256=missing: must be the sum of what the file holds: it was changed after decide wrote it,"
+        " or written by an older decide. Restore it, or make it again from its sweeps with python -m"
+        " experiments.phase2.decide\n"
     )
 
 
