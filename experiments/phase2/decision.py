@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -241,25 +241,31 @@ def protocol_of(sweep: RecordedSweep, chosen: str, protocols: Sequence[Protocol]
     return found[0]
 
 
-def write_document(path: Path, records: Sequence[DecisionRecord], protocols: Sequence[Protocol]) -> None:
-    """Copy the evidence of `records` beside the document, then write the document from all evidence that lies there.
+def document_files(
+    path: Path, records: Sequence[DecisionRecord], protocols: Sequence[Protocol], kept: Mapping[str, DecisionRecord]
+) -> dict[Path, str]:
+    """What to write: the document, and beside it the evidence of `records`; `kept` is evidence that lies there.
 
     So a protocol that was measured again replaces its own section and leaves the others.
     """
     data = path.parent / DATA
-    data.mkdir(exist_ok=True)
-    for record in records:
-        (data / f"{record.protocol.name}.json").write_text(record.json(), encoding="utf-8")
-    path.write_text(document(data, protocols), encoding="utf-8")
+    found = dict(kept) | {record.protocol.name: record for record in records}
+    evidence = {data / f"{record.protocol.name}.json": record.json() for record in records}
+    return evidence | {path: document(found, protocols)}
 
 
-def document(data: Path, protocols: Sequence[Protocol]) -> str:
-    """What to use, and the decisions in the order of the protocols from the evidence that lies in `data`."""
+def read_records(data: Path, protocols: Sequence[Protocol]) -> dict[str, DecisionRecord]:
+    """The evidence that lies in `data`, by the name of its protocol. Raises `ConfigError`."""
+    files = {protocol: data / f"{protocol.name}.json" for protocol in protocols}
+    return {one.name: read_record(path, [one]) for one, path in files.items() if path.exists()}
+
+
+def document(records: Mapping[str, DecisionRecord], protocols: Sequence[Protocol]) -> str:
+    """What to use, and the decisions in the order of the protocols; `records` by the name of their protocol."""
     advice, sources, sections = [], [], []
     for protocol in protocols:
-        path = data / f"{protocol.name}.json"
-        if path.is_file():
-            record = read_record(path, [protocol])
+        if protocol.name in records:
+            record = records[protocol.name]
             advice.append(record.decision.advice)
             sources += [
                 f"{one.measured[:10]} on {one.device}, revision {one.git or 'unknown'}" for one in record.provenance

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.phase2.decide import PROTOCOLS, main
-from experiments.phase2.decision import DATA, Protocol, digest, document, read_record
+from experiments.phase2.decision import DATA, Protocol, digest, document, read_record, read_records
 
 DOCUMENT = Path(__file__).parents[3] / "experiments" / "phase2" / "PHASE2_DECISIONS.md"
 EVIDENCE = DOCUMENT.parent / DATA
@@ -17,7 +17,7 @@ EVIDENCE = DOCUMENT.parent / DATA
 
 def test_the_document_shows_the_figures_of_the_evidence() -> None:
     assert {path.stem for path in EVIDENCE.glob("*.json")} <= {protocol.name for protocol in PROTOCOLS}
-    assert DOCUMENT.read_text(encoding="utf-8") == document(EVIDENCE, PROTOCOLS)
+    assert DOCUMENT.read_text(encoding="utf-8") == document(read_records(EVIDENCE, PROTOCOLS), PROTOCOLS)
 
 
 @pytest.mark.parametrize("path", sorted(EVIDENCE.glob("*.json")), ids=lambda path: path.stem)
