@@ -11,6 +11,7 @@ from statistics import median
 
 from atlas.config import require
 from experiments.phase2.decision import DecisionOutcome, EvidenceTable, ProtocolDecision
+from experiments.phase2.defaults import default_config
 from experiments.phase2.recorded import Count, NotNegative, Positive, PositiveCount
 from experiments.phase2.sweeps import (
     RecordedJob,
@@ -118,8 +119,15 @@ def decide(evidence: Sequence[ProbeRun]) -> ProtocolDecision:
         else f"None is below {OVERHEAD_MAX:.0%}: {chosen.every} is the least frequent."
     )
     reason = " ".join([_measured(evidence), *map(_line, overheads), closing])
-    advice = f"Probe every {headline}{flag}."
+    advice = f"Probe every {headline}{flag} (niah.every={chosen.every}). {_beside_default(chosen.every)}"
     return ProtocolDecision(DecisionOutcome.locked, headline + flag, reason, advice, bool(passing))
+
+
+def _beside_default(chosen: int) -> str:
+    default = default_config().niah.every
+    if default == chosen:
+        return "That is the default."
+    return f"The default is niah.every={default}, which probes {'less' if default > chosen else 'more'} often."
 
 
 def _require_enough(evidence: Sequence[ProbeRun]) -> None:

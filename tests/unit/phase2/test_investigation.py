@@ -40,6 +40,13 @@ SOUND = SetInvestigation(
 )
 
 
+NOT_MEASURED = "What the sets learn in equal time is not measured."
+DEFAULT = (
+    "The default stays chunk_size=c16, chunks of 16 tokens: the rule chooses among the sets, and whether a set learns"
+    " more than the default or the baseline is not measured."
+)
+
+
 def evidence(**changes: Any) -> list[Any]:
     """Runs in which no set reaches 5x, and the investigation of all three, that of Set B with `changes`."""
     own = {"Set A": {}, "Set B": changes, "Set C": {}}
@@ -55,8 +62,11 @@ def test_five_times_is_out_of_reach_where_the_ceiling_is_below_it_and_nothing_is
     told = decide([*evidence(), InvestigationMachine(0.1, 2, 0.02)]).reason
     assert "Load before: 0.10 on 2 cores. Used by others meanwhile: 2% (at most 10%)." in told
     assert decision.advice == (
-        "Use Set C: {8,32,64} (chunk_size=set_c): it is the fastest set that fits, at 0.60x the speed of one memory in"
-        " sequence. 5x is out of reach on this device: matrix products alone would allow 0.80x at most."
+        "Of the sets of chunk sizes use Set C: {8,32,64} (chunk_size=set_c): it is the fastest set that fits, at 0.60x"
+        " the speed of one memory in sequence, the median of the rounds. A set gives a model one local memory for each"
+        " of its chunk sizes: small chunks update a memory more often, large ones cost less time, and several memories"
+        f" cost more time than one. {NOT_MEASURED} {DEFAULT} 5x is out of reach on this device: matrix products alone"
+        " would allow 0.80x at most."
     )
 
 
@@ -84,7 +94,10 @@ def test_a_finding_that_fails_stops_the_decision_and_is_named(changes: dict[str,
     decision = decide(evidence(**changes))
     assert decision.line == f"STOP (best Set C 0.60x < 5x at 512 tokens; {finding})"
     assert not decision.passed
-    assert decision.advice.endswith(f"No set is locked: {finding}.")
+    assert decision.advice == (
+        f"No set of chunk sizes is locked: {finding}. {DEFAULT} Of the sets Set C: {{8,32,64}} is the fastest set that"
+        f" fits, at 0.60x the speed of one memory in sequence, the median of the rounds. {NOT_MEASURED}"
+    )
 
 
 @pytest.mark.parametrize(
