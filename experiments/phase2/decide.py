@@ -158,7 +158,7 @@ def _read_sweeps(folders: Sequence[Path], protocol: str) -> dict[Protocol, list[
 
 
 def _files(records: Mapping[Path, DecisionRecord]) -> dict[Path, str]:
-    files = {}
+    files: dict[Path, str] = {}
     for folder, record in records.items():
         files |= {folder / "decision.json": record.json(), folder / "decision.md": record.markdown() + "\n"}
     return files
