@@ -81,6 +81,9 @@ def at_equal_time(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed])
         require(count == 1, f"runs of {name} with seed {seed}", count, "1")
     if not runs:
         return 0.0, {}
+    for run in runs:
+        allowed = f"{runs[0].tokens_per_step}, as in the first run"
+        require(run.tokens_per_step == runs[0].tokens_per_step, "tokens_per_step", run.tokens_per_step, allowed)
     found, tokens = {}, runs[0].tokens_per_step
     seconds = max((STEPS_MIN * tokens / one.tokens_per_second for one in speeds), default=0.0)
     for one in speeds:
