@@ -3,11 +3,12 @@
 SWEEP is the folder that `python -m atlas.train experiment=NAME` wrote, NAME one of chunk_size_lock (beside it, if there
 is one, chunk_size_learning), niah_frequency and rollback_threshold. The written rule of its protocol is applied to the
 recorded runs; decision.json and decision.md go into the folder. Where no set of chunk sizes is fast enough, the rule
-investigates why: a minute of measuring, on the device of the runs, which should do nothing else meanwhile.
+investigates why: a minute of measuring, on the device of the runs; where that does other work meanwhile, it is STOP.
 SWEEP may also be a decision.json, such as experiments/phase2/data/chunk_sizes.json: the rule is then applied again to
 the evidence in it, and no file is written. All this takes seconds.
 protocol=chunk_sizes|probe_frequency|rollback_threshold names the protocol where the sweep was not started by its
-experiment. document=FILE puts the decisions into one document as well, and their evidence into data/ beside it.
+experiment. document=FILE.md puts the decisions into one document as well, and their evidence into data/ beside it,
+all or nothing. A decision.json that was changed by hand is refused: it holds the SHA-256 of its content.
 Exit status: 0 every decision passed its criterion; 1 one is STOP or flagged; 2 refused: the runs are no sound evidence.
 """
 

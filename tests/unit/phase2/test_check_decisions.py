@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from atlas.sweeps.sweep_record import Job, SweepRecord
 from experiments.phase2.arguments import ExitArguments
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
+from experiments.phase2.defaults import default_config
 from experiments.phase2.evidence import Evidence, sweep_overrides
 from experiments.phase2.finding import CheckOutcome
 from experiments.phase2.quiet import Machine, MachineClock, Quiet, Spread, spread_between_rounds, write_machine
@@ -103,7 +105,7 @@ def test_a_finished_sweep_is_judged_by_what_was_recorded_with_it(write_sweep: Wr
     for recorded in (None, Machine(5.0, 2, 0.02), Machine(0.0, 2, 0.5)):
         if recorded is not None:
             write_machine(recorded, sweep)
-        evidence = Evidence(ExitArguments(atlas.compose(), (), (), None, {"probe_frequency": sweep}), tmp_path, print)
+        evidence = Evidence(ExitArguments(default_config(), (), (), None, {"probe_frequency": sweep}), tmp_path, print)
         decision = evidence.decision("probe_frequency")
         found.append(judge_decision("probe_frequency", decision, evidence.quiet["probe_frequency"]).detail)
     assert found == [
@@ -154,9 +156,10 @@ def test_a_sweep_takes_what_it_does_not_settle_itself() -> None:
     assert sweep_overrides("probe_frequency", given) == ("experiment=niah_frequency", *kept)
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of the default configuration with two jobs, the second one a baseline."""
+    tmp_path = tmp_path_factory.mktemp("sweep")
     choices = {"choices": {"experiment": "chunk_size_lock"}}
     OmegaConf.save({"hydra": {"runtime": choices}}, tmp_path / "multirun.yaml")
     jobs = tuple(Job(job, str(job), (), f"key {job}") for job in range(2))
@@ -174,8 +177,12 @@ def sweep(tmp_path: Path) -> Path:
 def origin(
     *overrides: str, device: str = "cpu (x86_64, 1 threads)", torch: str = "2.13.0", git: str = "abc1234"
 ) -> tuple[Any, ...]:
-    settings = atlas.compose(sweep_overrides("chunk_sizes", ["device=cpu", *overrides]))
-    return device, {**VERSIONS, "torch": torch}, git, flat(plain(settings))
+    return device, {**VERSIONS, "torch": torch}, git, composed(overrides)
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return flat(plain(atlas.compose(sweep_overrides("chunk_sizes", ["device=cpu", *overrides]))))
 
 
 def test_a_finished_sweep_of_this_machine_and_configuration_is_evidence(sweep: Path) -> None:
