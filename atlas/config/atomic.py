@@ -1,8 +1,9 @@
-"""Writing a file as a whole: a reader finds the old content or the new, also after a kill."""
+"""Writing files as a whole: a reader finds the old content or the new, also after a kill."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,4 +24,19 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_together(files: Mapping[Path, str]) -> None:
+    """Replace all of the files, or none where one has no room. Raises OSError; the old files are then unchanged."""
+    temporary = {path: path.with_name(f".{path.name}.new") for path in files}
+    try:
+        for path, text in files.items():
+            temporary[path].write_text(text, encoding="utf-8")
+        for path, new in temporary.items():
+            new.replace(path)
+    except OSError:
+        for new in temporary.values():
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
         raise

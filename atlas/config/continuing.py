@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from atlas.config.keys import lies_in
 
@@ -94,6 +99,15 @@ CHANGE_RULES = (
 )
 # May differ between two starts of one run without changing the hash of its configuration.
 CHANGEABLE = tuple(key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys)
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Of nested settings, as a dataclass or config.yaml has them: the same for runs that must give the same numbers."""
+    kept = deepcopy(dict(settings))
+    for key in CHANGEABLE:
+        group, _, name = key.partition(".")
+        (kept.get(group, {}) if name else kept).pop(name or group, None)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def changeable(key: str) -> bool:

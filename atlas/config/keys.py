@@ -19,6 +19,18 @@ def flat(settings: Mapping[Any, Any], prefix: str = "", separator: str = ".") ->
     return found
 
 
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flat` was made from."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, name = key.split(".")
+        node = found
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = value
+    return found
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as its YAML file has it: dictionaries, lists, texts and numbers."""
     return {key: _plain(value) for key, value in asdict(settings).items()}

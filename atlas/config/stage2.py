@@ -37,6 +37,22 @@ class Stage2Config:
         chunk, largest = self.chunk(step), max(trained)
         return tuple(max(self.floor, size * chunk // largest) for size in trained)
 
+    def notices(self, steps: int, former: Sequence[int] | None) -> list[str]:
+        """What is odd about a schedule of `steps` that goes on from local memories with the chunks `former`."""
+        found = []
+        if former and self.start > max(former):
+            found.append(
+                f"Stage 2 begins with chunks of stage2.start={self.start}, larger than those of the run that it goes"
+                f" on from, {max(former)}: they grow before they shrink (as it ended: stage2.start={max(former)})"
+            )
+        last = self.chunk(steps)
+        if last > 1 and self.decay < 1:  # without decay it is the control, whose chunks stay
+            found.append(
+                f"Stage 2 ends with chunks of {last}, not of 1, the chunk of inference: stage2.decay={self.decay:g} is"
+                f" too slow for train.steps={steps}, or stage2.floor={self.floor} too high"
+            )
+        return found
+
     def limit(self, step: int) -> float:
         """Of the global gradient norm."""
         return self.clip * sqrt(self.start / self.chunk(step))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import platform
 import re
 import resource
@@ -17,7 +15,8 @@ from pathlib import Path
 import torch
 
 from atlas import __version__
-from atlas.config import CHANGEABLE, RunConfig
+from atlas.config import RunConfig
+from atlas.config.continuing import settings_hash
 from atlas.kernels import gpu
 from atlas.kernels.library import description
 from atlas.runs.allocator import return_freed_memory
@@ -38,11 +37,7 @@ def versions() -> dict[str, str]:
 
 def config_hash(config: RunConfig) -> str:
     """The same for runs that must give the same numbers."""
-    settings = asdict(config)
-    for key in CHANGEABLE:
-        group, _, name = key.partition(".")
-        (settings.get(group, {}) if name else settings).pop(name or group, None)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return settings_hash(asdict(config))
 
 
 @cache

@@ -137,14 +137,19 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
     place = expanded(config.init_from)
     notices: list[str] = []
     if is_pretrained(place):
-        weights = read_weights("init_from", place)
+        weights, former = read_weights("init_from", place), read_settings(place)
     else:
         payload, manifest, notices = find_checkpoint(place, "init_from")
         weights, place = payload[MODEL], manifest.path
+        former = RunFiles(place.parent.parent, strict=False).settings
     try:
         state.model.load_state_dict(weights)
     except Exception as error:
         raise other_model("init_from", place, error, config) from error
+    if config.stage2.enabled:
+        # The chunks of an earlier Stage 2 were those of its step, which its settings do not tell.
+        chunks = None if former.get("stage2.enabled") else former.get("chunk_size.local")
+        notices += config.stage2.notices(config.train.steps, chunks)
     return [*notices, f"starts from the weights of {place}"]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 
-from atlas.config import RunConfig, require
-from atlas.config.composition import compose
+from atlas.config import ConfigError, RunConfig, require
+from atlas.config.composition import GROUPS, compose
 from atlas.config.keys import override_name
 from experiments.phase2.finding import CHECKS
 
@@ -33,6 +34,9 @@ def parse_arguments(arguments: Sequence[str]) -> ExitArguments:
     for text in overrides:
         name = override_group(text)
         key, _, value = text.partition("=")
+        near = get_close_matches(key, OWN_KEYS, n=1)
+        if near and name not in KNOWN:
+            raise ConfigError(f"{text}: must be a key that exists (--help lists them); did you mean {near[0]}?")
         require(name not in OWN_CHOICE, key, value, "left out: the gate sets it itself")
     return ExitArguments(
         config=compose(overrides),
@@ -44,6 +48,7 @@ def parse_arguments(arguments: Sequence[str]) -> ExitArguments:
 
 
 OWN_KEYS = ("only", "folder", *EVIDENCE)
+KNOWN = (*GROUPS, *(setting.name for setting in fields(RunConfig)))  # names of the configuration
 
 
 def override_group(override: str) -> str:

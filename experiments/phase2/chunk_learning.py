@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,6 +11,7 @@ from atlas.config import RECALL, require
 from atlas.config.keys import lies_in
 from experiments.phase2.chunk_runs import SETS, CandidateSpeed, candidate_of, describe
 from experiments.phase2.decision import EvidenceTable
+from experiments.phase2.recorded import NotNegative, PositiveCount, Share
 from experiments.phase2.sweeps import RecordedSweep, require_same_settings, require_sound
 
 EXPERIMENT = "chunk_size_learning"
@@ -25,8 +27,8 @@ class LearningRun:
 
     candidate: str
     seed: int
-    tokens_per_step: int
-    measurements: Sequence[Sequence[float]]
+    tokens_per_step: PositiveCount
+    measurements: Sequence[tuple[PositiveCount, NotNegative, Share]]
 
 
 def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
@@ -59,23 +61,65 @@ def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
     return runs
 
 
-def table(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> EvidenceTable:
-    """At the time in which the slowest set takes `STEPS_MIN` steps; `speeds` of the sets at the configured context."""
-    rows, tokens = [], runs[0].tokens_per_step if runs else 0
+@dataclass(frozen=True)
+class Learned:
+    """A set at the time of comparison, over its seeds."""
+
+    candidate: str
+    step: float  # the earliest of the measurements
+    ended: bool  # a run ended before the time was up
+    losses: Sequence[float]
+    recalls: Sequence[float]
+
+
+def at_equal_time(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> tuple[float, dict[str, Learned]]:
+    """The seconds in which the slowest set takes `STEPS_MIN` steps, and what each set that was measured reaches then.
+
+    `speeds` of the sets at the configured context. Raises `ConfigError` for a run that stands there twice.
+    """
+    for (name, seed), count in Counter((run.candidate, run.seed) for run in runs).items():
+        require(count == 1, f"runs of {name} with seed {seed}", count, "1")
+    if not runs:
+        return 0.0, {}
+    for run in runs:
+        allowed = f"{runs[0].tokens_per_step}, as in the first run"
+        require(run.tokens_per_step == runs[0].tokens_per_step, "tokens_per_step", run.tokens_per_step, allowed)
+    found, tokens = {}, runs[0].tokens_per_step
     seconds = max((STEPS_MIN * tokens / one.tokens_per_second for one in speeds), default=0.0)
     for one in speeds:
         own = [run for run in runs if run.candidate == one.candidate]
-        steps = round(seconds * one.tokens_per_second / tokens) if runs else 0
+        steps = round(seconds * one.tokens_per_second / tokens)
         in_time = [[taken for taken in run.measurements if taken[0] <= steps] for run in own]
-        if not own or not all(in_time):
-            rows.append([describe(one.candidate), *["not measured"] * 4])
+        if own and all(in_time):
+            step, losses, recalls = zip(*(measurements[-1] for measurements in in_time), strict=True)
+            ended = any(list(run.measurements) == taken for run, taken in zip(own, in_time, strict=True))
+            found[one.candidate] = Learned(one.candidate, min(step), ended, losses, recalls)
+    return seconds, found
+
+
+def sentence(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> str:
+    """What the sets reach in equal time, in one sentence."""
+    seconds, found = at_equal_time(runs, speeds)
+    if not found:
+        return "What the sets learn in equal time is not measured."
+    each = [f"{one.candidate} {fmean(one.losses):.3f} and {fmean(one.recalls):.1%}" for one in found.values()]
+    after = f"after {seconds:,.0f} seconds of training"
+    return f"Validation loss (nats per byte) and keyed recall {after}: {'; '.join(each)}."
+
+
+def table(runs: Sequence[LearningRun], speeds: Sequence[CandidateSpeed]) -> EvidenceTable:
+    """`at_equal_time` as a table."""
+    seconds, found = at_equal_time(runs, speeds)
+    rows = []
+    for speed in speeds:
+        one = found.get(speed.candidate)
+        if one is None:
+            rows.append([describe(speed.candidate), *["not measured"] * 4])
             continue
-        last = [measurements[-1] for measurements in in_time]
-        step, losses, recalls = zip(*last, strict=True)
-        loss = f"{fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
-        recall = f"{fmean(recalls):.1%} ({min(recalls):.1%} to {max(recalls):.1%})"
-        ended = " (the end)" * any(run.measurements == taken for run, taken in zip(own, in_time, strict=True))
-        rows.append([describe(one.candidate), str(len(own)), f"{min(step):,.0f}{ended}", loss, recall])
+        loss = f"{fmean(one.losses):.3f} ({min(one.losses):.3f} to {max(one.losses):.3f})"
+        recall = f"{fmean(one.recalls):.1%} ({min(one.recalls):.1%} to {max(one.recalls):.1%})"
+        step = f"{one.step:,.0f}{' (the end)' * one.ended}"
+        rows.append([describe(one.candidate), str(len(one.losses)), step, loss, recall])
     when = f"after {seconds:,.0f} seconds of training" if runs else "at equal time"
     head = ("chunks", "seeds", "steps", "validation loss", "keyed recall")
     note = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from atlas.config import require
+from experiments.phase2.recorded import Count, Positive, PositiveCount
 from experiments.phase2.sweeps import (
     RecordedJob,
     RecordedSweep,
@@ -33,15 +34,15 @@ def braces(sizes: Sequence[int]) -> str:
 class ChunkRun:
     """One job. `speeds` are tokens/s of its steps in their order."""
 
-    job: int
-    round: int
+    job: Count
+    round: Count
     candidate: str  # a name of SETS, "baseline", or chunk sizes such as {8,16}
-    context: int  # tokens of a sequence
-    configured: int  # tokens; the context that the decision is made at
-    batch_size: int
+    context: PositiveCount  # tokens of a sequence
+    configured: PositiveCount  # tokens; the context that the decision is made at
+    batch_size: PositiveCount
     fits: bool  # in memory
-    peak_memory_bytes: int | None
-    speeds: Sequence[float]
+    peak_memory_bytes: PositiveCount | None
+    speeds: Sequence[Positive]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,15 @@ from experiments.phase2.chunk_runs import (
     measured_speeds,
 )
 from experiments.phase2.decision import DecisionOutcome, ProtocolDecision
-from experiments.phase2.investigation import SetInvestigation, failures
-from experiments.phase2.sweeps import RecordedSweep
+from experiments.phase2.defaults import default_config, default_option
+from experiments.phase2.investigation import InvestigationMachine, SetInvestigation, failures
+from experiments.phase2.sweeps import RecordedSweep, require_once_a_round
 
 RATIO_MIN = 5.0
+WHAT_FOR = (
+    "A set gives a model one local memory for each of its chunk sizes: small chunks update a memory more often, large"
+    " ones cost less time, and several memories cost more time than one."
+)
 STEPS_MIN = 100  # of each candidate at the configured context, all rounds together
 RULE = (
     f"Candidates: {', '.join(f'{name} {braces(sizes)}' for name, sizes in SETS.items())}. Baseline: one memory with"
@@ -50,7 +55,9 @@ def decide(evidence: Sequence[Any]) -> ProtocolDecision:
     Raises `ConfigError` where the runs are too few to decide.
     """
     runs = [one for one in evidence if isinstance(one, ChunkRun)]
+    require(len(runs) > 0, "runs", 0, "at least one")
     configured = runs[0].configured
+    _require_equal(runs)
     _require_candidates(runs, configured)
     _require_steps(runs, configured)
     speeds = measured_speeds(runs)
@@ -59,35 +66,53 @@ def decide(evidence: Sequence[Any]) -> ProtocolDecision:
     misfit = f"Does not fit in memory at {configured} tokens: {', '.join(misfits)}." if misfits else ""
     here = [speed for speed in sets if speed.context == configured]
     if not here:
-        advice = f"No set of chunk sizes can be used: none fits in memory at {configured} tokens."
+        advice = f"No set of chunk sizes can be used: none fits in memory at {configured} tokens. {_default()}"
         return ProtocolDecision(DecisionOutcome.stop, "no set fits in memory", misfit, advice, False)
     chosen, why = choose(here)
     spread = f"{min(chosen.ratios):.2f}x to {max(chosen.ratios):.2f}x over {len(chosen.ratios)} rounds"
     comparison = (
         f"{describe(chosen.candidate)} {why}: {chosen.tokens_per_second:,.0f} tokens/s at {configured} tokens,"
-        f" {chosen.ratio:.2f}x the baseline ({spread}); {RATIO_MIN:g}x is wanted."
+        f" {chosen.ratio:.2f}x the baseline, each the median of the rounds ({spread}); {RATIO_MIN:g}x is wanted."
     )
     reason = " ".join(filter(None, [comparison, misfit, _contexts(sets)]))
     option = f" (chunk_size={chosen.candidate.lower().replace(' ', '_')})" * (chosen.candidate in SETS)
-    times = f"{chosen.ratio:.2f}x the speed of one memory in sequence"
-    use = f"Use {describe(chosen.candidate)}{option}: it {why}, at {times}."
+    at = f"at {chosen.ratio:.2f}x the speed of one memory in sequence, the median of the rounds"
+    learned = chunk_learning.sentence([one for one in evidence if isinstance(one, LearningRun)], here)
+    use = (
+        f"Of the sets of chunk sizes use {describe(chosen.candidate)}{option}: it {why}, {at}."
+        f" {WHAT_FOR} {learned} {_default()}"
+    )
     if chosen.ratio >= RATIO_MIN:
         return ProtocolDecision(DecisionOutcome.decided, describe(chosen.candidate), reason, use, True)
     found = investigated(evidence)
     (baseline,) = (
         speed.tokens_per_second for speed in speeds if (speed.candidate, speed.context) == (BASELINE, configured)
     )
-    failed = failures(here, found, baseline, RATIO_MIN)
+    machine = next((one for one in evidence if isinstance(one, InvestigationMachine)), None)
+    failed = failures(here, found, baseline, RATIO_MIN, machine)
     if failed:
         headline = f"best {chosen.candidate} {chosen.ratio:.2f}x < {RATIO_MIN:g}x at {configured} tokens; {failed[0]}"
         reason = f"{reason} Found: {'; '.join(failed)}."
-        advice = f"{use} No set is locked: {failed[0]}."
+        fastest = f"Of the sets {describe(chosen.candidate)} {why}, {at}."
+        advice = f"No set of chunk sizes is locked: {failed[0]}. {_default()} {fastest} {learned}"
         return ProtocolDecision(DecisionOutcome.stop, headline, reason, advice, False)
     highest = max(found[speed.candidate].ceiling for speed in here) / baseline
     headline = f"{describe(chosen.candidate)}, {chosen.ratio:.2f}x of at most {highest:.2f}x"
     bound = f"{RATIO_MIN:g}x is out of reach on this device: matrix products alone would allow {highest:.2f}x at most"
     reason = f"{reason} Every set was investigated: shards are folded exactly, and all gain from it as they should."
-    return ProtocolDecision(DecisionOutcome.out_of_reach, headline, f"{reason} {bound}.", f"{use} {bound}.", True)
+    quiet = machine.sentence if machine else "Whether the machine was quiet meanwhile was not recorded."
+    return ProtocolDecision(
+        DecisionOutcome.out_of_reach, headline, f"{reason} {quiet} {bound}.", f"{use} {bound}.", True
+    )
+
+
+def _default() -> str:
+    """The option of the configuration that a decision leaves as it is."""
+    option, sizes = default_option("chunk_size"), " and ".join(map(str, default_config().chunk_size.local))
+    return (
+        f"The default stays chunk_size={option}, chunks of {sizes} tokens: the rule chooses among the sets, and whether"
+        " a set learns more than the default or the baseline is not measured."
+    )
 
 
 def choose(sets: Sequence[CandidateSpeed]) -> tuple[CandidateSpeed, str]:
@@ -117,7 +142,25 @@ def memories(candidate: str) -> int:
 
 
 def investigated(evidence: Sequence[Any]) -> dict[str, SetInvestigation]:
-    return {one.candidate: one for one in evidence if isinstance(one, SetInvestigation)}
+    """Raises `ConfigError` for a set that was investigated twice."""
+    found = [one for one in evidence if isinstance(one, SetInvestigation)]
+    names = [one.candidate for one in found]
+    require(len(set(names)) == len(names), "investigation", ", ".join(names), "once of each set")
+    return dict(zip(names, found, strict=True))
+
+
+def _require_equal(runs: Sequence[ChunkRun]) -> None:
+    """Every candidate of a context runs once a round, with one batch size; all runs are of one model."""
+    for context in dict.fromkeys(run.context for run in runs):
+        here = [run for run in runs if run.context == context]
+        require_once_a_round(here, lambda run: f"{run.candidate} at {run.context} tokens")
+        for run in here:
+            allowed = f"{here[0].batch_size} at {context} tokens, as in the first run"
+            require(run.batch_size == here[0].batch_size, f"job {run.job} batch_size", run.batch_size, allowed)
+    for run in runs:
+        first = runs[0].configured
+        require(run.configured == first, f"job {run.job} configured", run.configured, f"{first}, as in the first run")
+        require(run.fits or not run.speeds, f"job {run.job} fits", run.fits, "true where there are speeds")
 
 
 def _require_candidates(evidence: Sequence[ChunkRun], configured: int) -> None:

@@ -3,35 +3,46 @@
 SWEEP is the folder that `python -m atlas.train experiment=NAME` wrote, NAME one of chunk_size_lock (beside it, if there
 is one, chunk_size_learning), niah_frequency and rollback_threshold. The written rule of its protocol is applied to the
 recorded runs; decision.json and decision.md go into the folder. Where no set of chunk sizes is fast enough, the rule
-investigates why: a minute of measuring, on the device of the runs, which should do nothing else meanwhile.
+investigates why: a minute of measuring, on the device of the runs; where that does other work meanwhile, it is STOP.
 SWEEP may also be a decision.json, such as experiments/phase2/data/chunk_sizes.json: the rule is then applied again to
 the evidence in it, and no file is written. All this takes seconds.
 protocol=chunk_sizes|probe_frequency|rollback_threshold names the protocol where the sweep was not started by its
-experiment. document=FILE puts the decisions into one document as well, and their evidence into data/ beside it.
+experiment. document=FILE.md puts the decisions into one document as well, and their evidence into data/ beside it,
+all or nothing. A decision.json that was changed by hand is refused: it holds the SHA-256 of its content.
 Exit status: 0 every decision passed its criterion; 1 one is STOP or flagged; 2 refused: the runs are no sound evidence.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas.config import require
+from atlas.config import ConfigError, require
 from atlas.config.arguments import read_settings, run_command
-from atlas.config.untrusted import read_json
+from atlas.config.atomic import write_together
 from experiments.phase2 import chunk_learning, chunk_sizes, chunk_tables, probe_frequency, rollback_threshold
 from experiments.phase2.chunk_learning import LearningRun
 from experiments.phase2.chunk_runs import ChunkRun
-from experiments.phase2.decision import DecisionRecord, Protocol, make_record, protocol_of, read_record, write_document
-from experiments.phase2.investigation import SetInvestigation
-from experiments.phase2.sweeps import RecordedSweep, read_sweep, readable
+from experiments.phase2.decision import (
+    DATA,
+    DecisionRecord,
+    Protocol,
+    document_files,
+    make_record,
+    protocol_of,
+    read_record,
+    read_records,
+)
+from experiments.phase2.destinations import require_document, require_room
+from experiments.phase2.investigation import InvestigationMachine, SetInvestigation
+from experiments.phase2.sweeps import RecordedSweep, read_sweep
 
 USAGE = "python -m experiments.phase2.decide SWEEP ... [protocol=NAME] [document=FILE]"
 
 
-def _investigate(sweep: RecordedSweep) -> Sequence[SetInvestigation]:
+def _investigate(sweep: RecordedSweep) -> Sequence[SetInvestigation | InvestigationMachine]:
     from experiments.phase2.set_measures import investigate  # imports torch
 
     return investigate(sweep)
@@ -43,11 +54,12 @@ PROTOCOLS = (
         ("chunk_size_lock", chunk_learning.EXPERIMENT),
         "Chunk sizes (P2-T1)",
         chunk_sizes.RULE,
-        (ChunkRun, LearningRun, SetInvestigation),
+        (ChunkRun, LearningRun),
         chunk_sizes.gather,
         chunk_sizes.decide,
         chunk_tables.tables,
         _investigate,
+        (SetInvestigation, InvestigationMachine),
     ),
     Protocol(
         "probe_frequency",
@@ -77,10 +89,6 @@ class Choices:
     protocol: str = ""
     document: str = ""
 
-    def __post_init__(self) -> None:
-        folder = Path(self.document).parent
-        require(folder.is_dir(), "document", self.document, f"a file in a folder that exists; {folder} does not")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
@@ -91,45 +99,70 @@ def _decide(arguments: Sequence[str]) -> int:
     paths = [Path(argument) for argument in arguments if "=" not in argument]
     require(len(paths) > 0, "SWEEP", "", f"at least one folder of a sweep: {USAGE}")
     choices = read_settings(Choices, [argument for argument in arguments if "=" in argument])
-    records = [_decide_again(path) for path in paths if path.suffix == ".json"]
+    if choices.document:
+        require_document(choices.document, paths)
+    records = [read_record(path, PROTOCOLS) for path in paths if path.suffix == ".json"]
+    for record in records:
+        its = record.protocol.name
+        require(choices.protocol in ("", its), "protocol", choices.protocol, f"{its}, that of the file, or left out")
+    sweeps = _read_sweeps([path for path in paths if path.suffix != ".json"], choices.protocol)
+    written = [record.protocol for record in records] + list(sweeps)
+    names = [protocol.name for protocol in written]
+    kept: dict[str, DecisionRecord] = {}
+    if choices.document:
+        require(len(set(names)) == len(names), "document", choices.document, f"made of one {names[-1]} alone")
+        others = [protocol for protocol in PROTOCOLS if protocol not in written]
+        kept = read_records(Path(choices.document).parent / DATA, others)
+    try:
+        made = {own[0].folder: make_record(own, protocol) for protocol, own in sweeps.items()}
+        files = _files(made)
+        if choices.document:
+            document = Path(choices.document)
+            (document.parent / DATA).mkdir(exist_ok=True)
+            files |= document_files(document, [*records, *made.values()], PROTOCOLS, kept)
+        write_together(files)
+    except OSError as error:
+        place = error.filename or choices.document or paths[0]
+        raise ConfigError(f"{place}: must be a file that can be written ({error.strerror})") from error
     for record in records:
         print(f"{record.markdown()}\n")
-    for folder, record in decide_sweeps([path for path in paths if path.suffix != ".json"], choices.protocol).items():
+    for folder, record in made.items():
         print(f"{record.markdown()}\n\nfiles  {folder / 'decision.json'}\n       {folder / 'decision.md'}\n")
         records.append(record)
     if choices.document:
-        write_document(Path(choices.document), records, PROTOCOLS)
         print(f"written to {choices.document}")
     for record in records:
         print(f"{record.protocol.title}: {record.decision.line}")
     return 0 if all(record.decision.passed for record in records) else 1
 
 
-def _decide_again(path: Path) -> DecisionRecord:
-    """The record in a decision.json; its decision is made again from its evidence. Raises `ConfigError`."""
-    with readable(path):
-        name, known = read_json(path)["protocol"], {protocol.name: protocol for protocol in PROTOCOLS}
-        require(name in known, "protocol", name, f"one of {', '.join(known)}")
-        return read_record(path, known[name])
-
-
 def decide_sweeps(folders: Sequence[Path], protocol: str = "") -> dict[Path, DecisionRecord]:
     """Apply the rules and write decision.json and decision.md into the folder of each protocol's first sweep.
 
-    Raises `ConfigError` for a sweep that cannot be decided, before anything is written.
+    Raises `ConfigError` for a sweep that cannot be decided and OSError without room, before anything is written.
     """
-    sweeps = [read_sweep(folder) for folder in folders]
-    of = [protocol_of(sweep, protocol, PROTOCOLS) for sweep in sweeps]
-    records = {}
-    for one in dict.fromkeys(of):
-        own = [sweep for sweep, its in zip(sweeps, of, strict=True) if its is one]
-        own.sort(key=lambda sweep: sweep.experiment in one.experiments[1:])
-        records[own[0].folder] = make_record(own, one)
-    texts = {folder: (record.json(), record.markdown()) for folder, record in records.items()}
-    for folder, (data, section) in texts.items():
-        (folder / "decision.json").write_text(data, encoding="utf-8")
-        (folder / "decision.md").write_text(section + "\n", encoding="utf-8")
+    records = {own[0].folder: make_record(own, its) for its, own in _read_sweeps(folders, protocol).items()}
+    write_together(_files(records))
     return records
+
+
+def _read_sweeps(folders: Sequence[Path], protocol: str) -> dict[Protocol, list[RecordedSweep]]:
+    """By protocol, the sweep of its first experiment first. Raises `ConfigError`."""
+    found: dict[Protocol, list[RecordedSweep]] = {}
+    for folder in folders:
+        sweep = read_sweep(folder)
+        require_room(folder, "SWEEP", folder)
+        found.setdefault(protocol_of(sweep, protocol, PROTOCOLS), []).append(sweep)
+    for one, own in found.items():
+        own.sort(key=lambda sweep: sweep.experiment in one.experiments[1:])
+    return found
+
+
+def _files(records: Mapping[Path, DecisionRecord]) -> dict[Path, str]:
+    files: dict[Path, str] = {}
+    for folder, record in records.items():
+        files |= {folder / "decision.json": record.json(), folder / "decision.md": record.markdown() + "\n"}
+    return files
 
 
 if __name__ == "__main__":

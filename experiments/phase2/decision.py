@@ -5,15 +5,18 @@ A decision.json holds the evidence it was made from, so that anyone can make the
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from atlas.config import require
+from atlas.config import ConfigError, require
+from atlas.config.untrusted import read_json
+from experiments.phase2.recorded import NotNegative, PositiveCount, read_one, require_values
 from experiments.phase2.sweeps import RecordedSweep, readable
 
 DATA = "data"  # folder of the evidence, beside the document
@@ -63,11 +66,12 @@ class Protocol:
     experiments: Sequence[str]  # the sweeps that measure it; the decision cannot do without the first
     title: str
     rule: str
-    kinds: Sequence[type]
+    kinds: Sequence[type]  # one for each run
     gather: Callable[[Sequence[RecordedSweep]], Sequence[Any]]
     decide: Callable[[Sequence[Any]], ProtocolDecision]
     tables: Callable[[Sequence[Any]], Sequence[EvidenceTable]]
     investigate: Callable[[RecordedSweep], Sequence[Any]] | None = None  # more evidence, where the decision is STOP
+    investigated: Sequence[type] = ()  # its kinds
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class Provenance:
     measured: str  # start of the first run, UTC
     command: str
     sweep: str  # name of its folder
-    runs: int
-    minutes: float  # from the start of the first run to the end of the last
+    runs: PositiveCount
+    minutes: NotNegative  # from the start of the first run to the end of the last
     device: str
     versions: dict[str, str]
     git: str
@@ -118,8 +122,9 @@ class DecisionRecord:
             "rule": self.protocol.rule,
             "provenance": [asdict(source) for source in self.provenance],
         }
-        runs = ",\n  ".join(json.dumps({"kind": type(one).__name__, **asdict(one)}) for one in self.evidence)
-        opened = json.dumps(head, indent=1).removesuffix("\n}")
+        entries = [{"kind": type(one).__name__, **asdict(one)} for one in self.evidence]
+        head["sha256"] = digest(head | {"evidence": entries})
+        opened, runs = json.dumps(head, indent=1).removesuffix("\n}"), ",\n  ".join(map(json.dumps, entries))
         return f'{opened},\n "evidence": [\n  {runs}\n ]\n}}\n'
 
     def markdown(self) -> str:
@@ -147,9 +152,26 @@ def make_record(sweeps: Sequence[RecordedSweep], protocol: Protocol) -> Decision
     with readable(folder):
         evidence = protocol.gather(sweeps)
         record = DecisionRecord(protocol, [_provenance(sweep) for sweep in sweeps], evidence)
-    if protocol.investigate is None or record.decision.outcome is not DecisionOutcome.stop:
+        _require_sound(record)
+        stop = record.decision.outcome is DecisionOutcome.stop
+    if protocol.investigate is None or not stop:
         return record
-    return replace(record, evidence=[*evidence, *protocol.investigate(sweeps[0])])
+    record = replace(record, evidence=[*evidence, *protocol.investigate(sweeps[0])])
+    _require_sound(record)
+    return record
+
+
+def _require_sound(record: DecisionRecord) -> None:
+    """Raise `ConfigError` for values that no run measures, and for sources that do not belong together."""
+    for index, one in enumerate(record.evidence):
+        job = getattr(one, "job", None)
+        require_values(one, f"evidence[{index}]." if job is None else f"job {job} ")
+    require(len(record.provenance) > 0, "provenance", "[]", "at least one sweep")
+    revisions = list(dict.fromkeys(source.git or "unknown" for source in record.provenance))
+    require(len(revisions) == 1, "revision", ", ".join(revisions), "one for all sweeps of a decision")
+    counted = sum(isinstance(one, tuple(record.protocol.kinds)) for one in record.evidence)
+    told = sum(source.runs for source in record.provenance)
+    require(counted == told, "runs", counted, f"{told}, as the provenance says: one is missing or doubled")
 
 
 def _provenance(sweep: RecordedSweep) -> Provenance:
@@ -168,12 +190,44 @@ def _provenance(sweep: RecordedSweep) -> Provenance:
     )
 
 
-def read_record(path: Path, protocol: Protocol) -> DecisionRecord:
-    """Read what `DecisionRecord.json` gave."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    kinds = {kind.__name__: kind for kind in protocol.kinds}
-    evidence = [kinds[one.pop("kind")](**one) for one in found["evidence"]]
-    return DecisionRecord(protocol, [Provenance(**source) for source in found["provenance"]], evidence)
+def read_record(path: Path, protocols: Sequence[Protocol]) -> DecisionRecord:
+    """Read what `DecisionRecord.json` gave. Raises `ConfigError` naming the file, the key and the value."""
+    try:
+        return _read_record(read_json(path), protocols)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{path}: must be a decision.json that can be read ({reason})") from error
+
+
+def _read_record(found: Any, protocols: Sequence[Protocol]) -> DecisionRecord:
+    known = {protocol.name: protocol for protocol in protocols}
+    name = found["protocol"]
+    require(name in known, "protocol", name, f"one of {', '.join(known)}")
+    given, expected = found.pop("sha256", "missing"), digest(found)
+    allowed = (
+        "the sum of what the file holds: it was changed after decide wrote it, or written by an older decide. Restore"
+        " it, or make it again from its sweeps with python -m experiments.phase2.decide"
+    )
+    require(given == expected, "sha256", given, allowed)
+    protocol = known[name]
+    evidence: list[Any] = []
+    kinds = {kind.__name__: kind for kind in (*protocol.kinds, *protocol.investigated)}
+    for index, one in enumerate(found["evidence"]):
+        kind = one.pop("kind")
+        require(kind in kinds, f"evidence[{index}].kind", kind, f"one of {', '.join(kinds)}")
+        evidence.append(read_one(kinds[kind], one, f"evidence[{index}]"))
+    sources = [read_one(Provenance, one, f"provenance[{index}]") for index, one in enumerate(found["provenance"])]
+    record = DecisionRecord(protocol, sources, evidence)
+    _require_sound(record)
+    record.markdown()  # the rule refuses what does not suffice
+    return record
+
+
+def digest(content: dict[str, Any]) -> str:
+    """SHA-256 of JSON content, however it is written down."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def protocol_of(sweep: RecordedSweep, chosen: str, protocols: Sequence[Protocol]) -> Protocol:
@@ -187,25 +241,31 @@ def protocol_of(sweep: RecordedSweep, chosen: str, protocols: Sequence[Protocol]
     return found[0]
 
 
-def write_document(path: Path, records: Sequence[DecisionRecord], protocols: Sequence[Protocol]) -> None:
-    """Copy the evidence of `records` beside the document, then write the document from all evidence that lies there.
+def document_files(
+    path: Path, records: Sequence[DecisionRecord], protocols: Sequence[Protocol], kept: Mapping[str, DecisionRecord]
+) -> dict[Path, str]:
+    """What to write: the document, and beside it the evidence of `records`; `kept` is evidence that lies there.
 
     So a protocol that was measured again replaces its own section and leaves the others.
     """
     data = path.parent / DATA
-    data.mkdir(exist_ok=True)
-    for record in records:
-        (data / f"{record.protocol.name}.json").write_text(record.json(), encoding="utf-8")
-    path.write_text(document(data, protocols), encoding="utf-8")
+    found = dict(kept) | {record.protocol.name: record for record in records}
+    evidence = {data / f"{record.protocol.name}.json": record.json() for record in records}
+    return evidence | {path: document(found, protocols)}
 
 
-def document(data: Path, protocols: Sequence[Protocol]) -> str:
-    """What to use, and the decisions in the order of the protocols from the evidence that lies in `data`."""
+def read_records(data: Path, protocols: Sequence[Protocol]) -> dict[str, DecisionRecord]:
+    """The evidence that lies in `data`, by the name of its protocol. Raises `ConfigError`."""
+    files = {protocol: data / f"{protocol.name}.json" for protocol in protocols}
+    return {one.name: read_record(path, [one]) for one, path in files.items() if path.exists()}
+
+
+def document(records: Mapping[str, DecisionRecord], protocols: Sequence[Protocol]) -> str:
+    """What to use, and the decisions in the order of the protocols; `records` by the name of their protocol."""
     advice, sources, sections = [], [], []
     for protocol in protocols:
-        path = data / f"{protocol.name}.json"
-        if path.is_file():
-            record = read_record(path, protocol)
+        if protocol.name in records:
+            record = records[protocol.name]
             advice.append(record.decision.advice)
             sources += [
                 f"{one.measured[:10]} on {one.device}, revision {one.git or 'unknown'}" for one in record.provenance

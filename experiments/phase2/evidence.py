@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import compose, load_config
+from atlas.config.keys import override_name
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, METRICS_FILE, RunFiles
 from experiments.phase2.arguments import ExitArguments, override_group
 from experiments.phase2.decide import PROTOCOLS, decide_sweeps
 from experiments.phase2.decision import ProtocolDecision
-from experiments.phase2.quiet import OthersClock, Quiet, cores, spread_between_rounds
+from experiments.phase2.quiet import MachineClock, Quiet, read_machine, spread_between_rounds, write_machine
 
 if TYPE_CHECKING:
     from atlas.models.language_model import AtlasModel
@@ -49,7 +50,17 @@ SMALL = (
 )
 # Groups of the user's overrides that these runs are started with; the rest they settle themselves.
 REHEARSAL_GROUPS = ("device", "rollback", "seed")
-SWEEP_GROUPS = ("model", "ablation", "data", "optim", "device", "seed")
+SWEEP_GROUPS = {
+    "chunk_sizes": ("model", "ablation", "data", "optim", "train", "device", "seed"),
+    "probe_frequency": (
+        *("model", "chunk_size", "ablation", "data", "optim", "train", "niah", "rollback", "watch", "device", "seed"),
+    ),
+}
+# Within these groups a sweep settles: for the chunk sizes the lengths that it varies, for the probes when they run.
+SETTLED = {
+    "chunk_sizes": ("train", "train.sequence", "train.batch_size", "train.steps", "train.validation_batches"),
+    "probe_frequency": ("train.steps", "niah", "niah.enabled", "niah.every"),
+}
 
 
 def rehearsal_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -57,8 +68,11 @@ def rehearsal_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def sweep_overrides(protocol: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """What the gate starts a protocol's sweep with."""
     experiment = next(one.experiments[0] for one in PROTOCOLS if one.name == protocol)
-    return (f"experiment={experiment}", *(text for text in overrides if override_group(text) in SWEEP_GROUPS))
+    groups, settled = SWEEP_GROUPS[protocol], SETTLED[protocol]
+    own = (text for text in overrides if override_group(text) in groups and override_name(text) not in settled)
+    return (f"experiment={experiment}", *own)
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class Evidence:
         """The decision from the protocol's sweep, or why there is none."""
         sweep, clock = self.arguments.sweeps.get(protocol), None
         if sweep is None:
-            sweep, clock = self.folder / protocol, OthersClock()
+            sweep, clock = self.folder / protocol, MachineClock(self._load_before)
             given = sweep_overrides(protocol, self.arguments.overrides)
             status, last = self._command(protocol, "-m", *given, f"hydra.sweep.dir={_quoted(sweep)}")
             if status not in (0, 1):  # 1: a job failed; whether that is evidence too is for the rule to say
@@ -155,9 +169,11 @@ class Evidence:
             (record,) = decide_sweeps([sweep], protocol).values()
         except ConfigError as error:
             return f"the sweep is no evidence: {error}"
-        others = None if clock is None else clock.share()
-        spread = spread_between_rounds(record.evidence)
-        self.quiet[protocol] = Quiet(self._load_before, len(cores()), others, spread)
+        machine = read_machine(sweep)
+        if clock is not None:
+            machine = clock.read()
+            write_machine(machine, sweep)  # for a later gate that takes this sweep as evidence
+        self.quiet[protocol] = Quiet(machine, spread_between_rounds(record.evidence))
         return record.decision
 
     def _run(self, name: str, overrides: Sequence[str]) -> CheckedRun:

@@ -11,8 +11,9 @@ the runs and their logs.
   python -m experiments.phase2.gate device=cuda                       on a GPU
   python -m experiments.phase2.gate only=G2-3,G2-6                    the others say NOT RUN, which is not passed
   python -m experiments.phase2.gate evidence.chunk_sizes=SWEEP evidence.probe_frequency=SWEEP
-                                                         finished sweeps of experiment=chunk_size_lock and
-                                                         niah_frequency, of this machine and configuration
+                                                         the sweeps of an earlier gate of this machine, revision
+                                                         and configuration, chunk_sizes and probe_frequency in its
+                                                         folder: machine.json there says how quiet it was
 
 Exit status: 0 every check passed; 1 one did not or was not run; 2 refused; 130 stopped by Ctrl-C.
 """
@@ -25,24 +26,33 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from atlas.config import ConfigError
 from atlas.config.arguments import run_command
-from atlas.config.keys import flat
+from atlas.config.composition import compose
+from atlas.config.keys import flat, plain
 from atlas.runs.folder import make_folder
 from experiments.phase2.arguments import PROTOCOLS, ExitArguments, parse_arguments
 from experiments.phase2.check_decisions import judge_decision, require_same_origin
 from experiments.phase2.check_rollback import judge_rollback
 from experiments.phase2.check_run import judge_needles, judge_ppl_delta, judge_stability, last_readings
-from experiments.phase2.evidence import Evidence
+from experiments.phase2.destinations import require_room
+from experiments.phase2.evidence import Evidence, sweep_overrides
 from experiments.phase2.finding import CHECKS, Finding, failed
 from experiments.phase2.report import MARKDOWN_FILE, ExitReport
 
 # The long run comes first, so that the trained model is there for the others; the sweeps last, as the longest.
 ORDER = ("G2-4", "G2-5", "G2-7", "G2-3", "G2-6", "G2-2", "G2-1")
+# Said where there is no long run, because only=... does not ask for it or because it could not be made.
+LEFT_OUT = {
+    "G2-3": "Left out: the trained model, which only the long run of G2-4, G2-5 and G2-7 makes.",
+    "G2-6": "Left out: false alarms in the long run, which only G2-4, G2-5 and G2-7 make.",
+}
 WIDTH = 100  # characters of a progress line: a line that wraps cannot be written over
 
 
@@ -57,22 +67,31 @@ def pass_gate(given: Sequence[str]) -> int:
     report, progress = ExitReport(_origin(arguments, given)), Progress(sys.stderr)
     folder = arguments.folder or Path(f"outputs/gates/{datetime.now():%Y%m%d-%H%M%S-%f}").resolve()
     make_folder(folder, "folder")
+    require_room(folder, "folder", folder)
     progress.say(f"evidence goes to {folder}")
-    stopped = False
+    lost: OSError | None = None
     try:
         _run_checks(arguments, folder, report, progress)
     except KeyboardInterrupt:
-        stopped = True
-    finally:
+        report.interrupted = f"stopped while {progress.title} ran"
+    except OSError as error:
+        lost = error
+    try:
         report.write(folder)
-    progress.say(f"\nfiles  {folder / MARKDOWN_FILE}\n")
+    except OSError as error:
+        lost = error
+    if lost is None:
+        progress.say(f"\nfiles  {folder / MARKDOWN_FILE}\n")
     print("\n".join(report.lines()), flush=True)
-    return 130 if stopped else int(not report.complete)
+    if lost is not None:
+        raise ConfigError(f"folder={folder}: must be where the report can be written ({lost.strerror})")
+    return 130 if report.interrupted else int(not report.complete)
 
 
 def _run_checks(arguments: ExitArguments, folder: Path, report: ExitReport, progress: Progress) -> None:
     """A check that raises has failed, and the others still run. The files are written anew before each check."""
-    judges = _judges(Evidence(arguments, folder, progress.show))
+    evidence = Evidence(arguments, folder, progress.show)
+    judges = _judges(evidence)
     names = {check.id: check.name for check in CHECKS}
     for check_id in (name for name in ORDER if name in arguments.only):
         report.write(folder)
@@ -82,9 +101,11 @@ def _run_checks(arguments: ExitArguments, folder: Path, report: ExitReport, prog
             finding = judges[check_id]()
         except Exception as error:
             trace = folder / "error.log"
-            with trace.open("a", encoding="utf-8") as file:
+            with suppress(OSError), trace.open("a", encoding="utf-8") as file:  # the disk may be what has no room
                 file.write(f"{check_id}\n{traceback.format_exc()}\n")
             finding = failed(f"{type(error).__name__}: {error}", f"the traceback is in {trace}")
+        if check_id in LEFT_OUT and evidence.trained is None:
+            finding = replace(finding, evidence=(*finding.evidence, LEFT_OUT[check_id]))
         report.findings[check_id], report.seconds[check_id] = finding, time.perf_counter() - began
         progress.end(finding.line)
 
@@ -119,14 +140,15 @@ def _origin(arguments: ExitArguments, given: Sequence[str]) -> dict[str, Any]:
 
     config = arguments.config
     device, _ = prepare_device(config.device)
-    name, installed = device_name(device), versions()
+    name, installed, revision = device_name(device), versions(), git_revision()
     for protocol, sweep in arguments.sweeps.items():
-        require_same_origin(f"evidence.{protocol}", sweep, protocol, name, installed, flat(asdict(config)))
+        settings = flat(plain(compose(sweep_overrides(protocol, arguments.overrides))))
+        require_same_origin(f"evidence.{protocol}", sweep, protocol, name, installed, revision, settings)
     return {
         "command": shlex.join(["python", "-m", "experiments.phase2.gate", *given]),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": name,
-        "git": git_revision(),
+        "git": revision,
         "config_hash": config_hash(config),
         "versions": installed,
     }
@@ -138,10 +160,10 @@ class Progress:
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.live = stream, stream.isatty()
         self.wait_seconds = 0.2 if self.live else 60.0
-        self._title, self._began, self._shown = "", 0.0, 0.0
+        self.title, self._began, self._shown = "", 0.0, 0.0
 
     def begin(self, title: str) -> None:
-        self._title, self._began = title, time.perf_counter()
+        self.title, self._began = title, time.perf_counter()
         self._shown = self._began
         self.say(f"{title} ...", keep=not self.live)
 
@@ -152,7 +174,7 @@ class Progress:
             self.say(f"  {now - self._began:4.0f} s  {line.strip()}"[:WIDTH], keep=not self.live)
 
     def end(self, outcome: str) -> None:
-        self.say(f"{self._title}: {outcome}, {time.perf_counter() - self._began:.0f} s")
+        self.say(f"{self.title}: {outcome}, {time.perf_counter() - self._began:.0f} s")
 
     def say(self, line: str, *, keep: bool = True) -> None:
         """`keep`: the next line goes below this one, not over it."""

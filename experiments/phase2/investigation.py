@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from atlas.config import require
 from experiments.phase2.chunk_runs import CandidateSpeed, describe
 from experiments.phase2.decision import EvidenceTable
+from experiments.phase2.quiet import OTHERS_MAX, Machine
+from experiments.phase2.recorded import Difference, Positive, PositiveCount, length
 
 SHARDS = (1, 2, 4, 8)  # folded into the batch at once; always 8 shards in all
 REACHED_MIN = 0.5  # of the ceiling
@@ -23,7 +27,8 @@ RULE = (
     f" most {PRODUCTS_MAX:g} times as many matrix products as one and, where {SHARDS[-1]} sequences at once gain at"
     f" least {ROOM_MIN:g}x over one after the other, at least half of that gain. Ceiling: the matrix products of a"
     " training step, counted, at the device's measured peak, over the measured throughput of the baseline; it must be"
-    " below the ratio that is wanted, and a set must reach at least half of it. If all of this holds, 5x is out of"
+    " below the ratio that is wanted, and a set must reach at least half of it. Meanwhile other processes may use"
+    f" {OTHERS_MAX:.0%} of the cores' time at most. If all of this holds, 5x is out of"
     " reach on the device, and the set is chosen all the same; if anything does not, the decision is STOP and names it."
 )
 
@@ -33,13 +38,13 @@ class SetInvestigation:
     """Speeds are tokens/s, forward and backward, of one block's local memories with the shards of `SHARDS` at once."""
 
     candidate: str
-    flops_per_token: float  # of its matrix products in a training step at the configured context
-    peak_flops: float  # per second, of one large product
-    shard_speeds: Sequence[float]  # shards of one sequence
-    row_speeds: Sequence[float]  # as many sequences of one shard
-    products: Sequence[int]  # matrix products of one shard, and of all shards at once
-    output_difference: float
-    gradient_difference: float
+    flops_per_token: Positive  # of its matrix products in a training step at the configured context
+    peak_flops: Positive  # per second, of one large product
+    shard_speeds: Annotated[Sequence[Positive], length(len(SHARDS))]  # shards of one sequence
+    row_speeds: Annotated[Sequence[Positive], length(len(SHARDS))]  # as many sequences of one shard
+    products: Annotated[Sequence[PositiveCount], length(2)]  # matrix products of one shard, and of all shards at once
+    output_difference: Difference
+    gradient_difference: Difference
 
     @property
     def ceiling(self) -> float:
@@ -55,16 +60,27 @@ class SetInvestigation:
         return self.row_speeds[-1] / self.row_speeds[0]
 
 
+@dataclass(frozen=True)
+class InvestigationMachine(Machine):
+    """Of the machine while the sets were investigated."""
+
+
 def failures(
     sets: Sequence[CandidateSpeed],
     found: Mapping[str, SetInvestigation],
     baseline: float,
     wanted: float,
+    machine: Machine | None = None,
 ) -> list[str]:
-    """What does not hold, of every set in turn; `baseline` in tokens/s. Empty: the ratio wanted is out of reach."""
+    """What does not hold, of the machine and of every set in turn; `baseline` in tokens/s.
+
+    Empty: the ratio wanted is out of reach.
+    """
     if not found:
         return ["not investigated on the device of the runs"]
-    failed = []
+    missing = [speed.candidate for speed in sets if speed.candidate not in found]
+    require(not missing, "investigation", ", ".join(found), f"of every set that fits; {', '.join(missing)} is missing")
+    failed = [f"while the sets were investigated {machine.trouble}"] if machine and machine.trouble else []
     for speed in sets:
         name, one = speed.candidate, found[speed.candidate]
         for what, difference in (("outputs", one.output_difference), ("gradients", one.gradient_difference)):

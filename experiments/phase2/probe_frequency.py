@@ -11,9 +11,12 @@ from statistics import median
 
 from atlas.config import require
 from experiments.phase2.decision import DecisionOutcome, EvidenceTable, ProtocolDecision
+from experiments.phase2.defaults import default_config
+from experiments.phase2.recorded import Count, NotNegative, Positive, PositiveCount
 from experiments.phase2.sweeps import (
     RecordedJob,
     RecordedSweep,
+    require_once_a_round,
     require_rounds,
     require_same_settings,
     require_sound,
@@ -22,6 +25,7 @@ from experiments.phase2.sweeps import (
 FREQUENCIES = (500, 1000, 2000)  # steps
 OVERHEAD_MAX = 0.01
 PROBES_MIN = 3  # of all runs together
+VARIED = ("niah.every", "niah.enabled")
 RULE = (
     f"Frequencies: a probe every {', '.join(map(str, FREQUENCIES))} steps. Overhead = probe seconds / (probe seconds"
     " + training seconds) from the clocks inside the runs. Where no run has that very frequency it is derived: with"
@@ -36,14 +40,14 @@ RULE = (
 class ProbeRun:
     """One job. Seconds are of the run's own clocks; `wall_seconds` from its start event to its end event."""
 
-    job: int
-    round: int
-    every: int | None  # steps; None = without probes
-    steps: int
-    probes: int
-    probe_seconds: float
-    train_seconds: float
-    wall_seconds: float
+    job: Count
+    round: Count
+    every: PositiveCount | None  # steps; None = without probes
+    steps: PositiveCount
+    probes: Count
+    probe_seconds: NotNegative
+    train_seconds: Positive
+    wall_seconds: Positive
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def gather(sweeps: Sequence[RecordedSweep]) -> list[ProbeRun]:
     """Raises `ConfigError` for runs that are unfinished, of different machines or settings, or not interleaved."""
     jobs = sweeps[0].jobs
     require_sound(jobs)
-    require_same_settings(jobs, ("niah.every", "niah.enabled"))
+    require_same_settings(jobs, VARIED)
     require_rounds(jobs, _frequency)
     return [_probe_run(job) for job in jobs]
 
@@ -115,8 +119,15 @@ def decide(evidence: Sequence[ProbeRun]) -> ProtocolDecision:
         else f"None is below {OVERHEAD_MAX:.0%}: {chosen.every} is the least frequent."
     )
     reason = " ".join([_measured(evidence), *map(_line, overheads), closing])
-    advice = f"Probe every {headline}{flag}."
+    advice = f"Probe every {headline}{flag} (niah.every={chosen.every}). {_beside_default(chosen.every)}"
     return ProtocolDecision(DecisionOutcome.locked, headline + flag, reason, advice, bool(passing))
+
+
+def _beside_default(chosen: int) -> str:
+    default = default_config().niah.every
+    if default == chosen:
+        return "That is the default."
+    return f"The default is niah.every={default}, which probes {'less' if default > chosen else 'more'} often."
 
 
 def _require_enough(evidence: Sequence[ProbeRun]) -> None:
@@ -127,6 +138,8 @@ def _require_enough(evidence: Sequence[ProbeRun]) -> None:
         allowed = "a run without probes (niah.enabled=false) of the same round beside it"
         require(run.round in rounds, f"job {run.job} round", run.round, allowed)
         require(run.probes > 0, f"job {run.job} niah.every", run.every, f"<= {run.steps}, the steps of the run")
+        require(run.probe_seconds > 0, f"job {run.job} probe_seconds", run.probe_seconds, "> 0, for it ran probes")
+    require_once_a_round(evidence, lambda run: "no probes" if run.every is None else f"a probe every {run.every} steps")
     probes = sum(run.probes for run in with_probes)
     require(probes >= PROBES_MIN, "probes", probes, f">= {PROBES_MIN} in all runs together")
 

@@ -22,6 +22,7 @@ class ExitReport:
     origin: Mapping[str, Any]  # command, configuration hash, versions, device, git
     findings: dict[str, Finding] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    interrupted: str = ""  # what ran when the gate was stopped; "" = it ended by itself
 
     def of(self, check: ExitCheck) -> Finding:
         return self.findings.get(check.id, NOT_RUN)
@@ -46,6 +47,8 @@ class ExitReport:
             finding = self.of(check)
             lines.append(f"[{check.id}] {check.name}... {finding.line}")
             lines += [] if finding.passed else [f"       {sentence}" for sentence in finding.evidence]
+        if self.interrupted:
+            lines.append(f"The gate was {self.interrupted}.")
         return [*lines, "", self.summary]
 
     def write(self, folder: Path) -> None:
@@ -69,10 +72,13 @@ class ExitReport:
                     "numbers": finding.numbers,
                 }
             )
-        return {"passed": self.complete, "summary": self.summary, **self.origin, "checks": checks}
+        head = {"passed": self.complete, "summary": self.summary, "interrupted": self.interrupted}
+        return {**head, **self.origin, "checks": checks}
 
     def _markdown(self) -> str:
         lines = [f"# {self.summary}", "", *(f"- {key}: {_in_one_line(value)}" for key, value in self.origin.items())]
+        if self.interrupted:
+            lines += ["", f"The gate was {self.interrupted}; a check that says NOT RUN had not ended."]
         lines += ["", "| check | outcome | seconds |", "|---|---|---|"]
         for check in CHECKS:
             seconds = f"{self.seconds[check.id]:.0f}" if check.id in self.seconds else "-"

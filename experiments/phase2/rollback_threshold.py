@@ -22,15 +22,17 @@ from atlas.training.watch.rollback_threshold import (
     suggest_threshold,
 )
 from experiments.phase2.decision import DecisionOutcome, EvidenceTable, ProtocolDecision
+from experiments.phase2.recorded import Count, PositiveCount
 from experiments.phase2.sweeps import RecordedJob, RecordedSweep, require_same_settings, require_sound
 
 SEEDS_MIN = 3
 RULE = (
     f"At least {SEEDS_MIN} runs that differ in the seed alone, watched and never rolled back (rollback=observe), with"
     f" at least {READINGS_MIN} readings each after the warm-up. ppl_delta is the share by which a reading of the"
-    " perplexity is above its moving average. Of the readings of all runs together: threshold = 99th percentile +"
-    " 1 standard deviation, the deviation taken of the readings above the average, since those below it show a run that"
-    f" learns. If that sum is below {FLOOR:.0%}, the threshold is {FLOOR:.0%}. If it is above {CEILING:.0%}, the"
+    " perplexity is above its moving average. Of the readings of all runs together: threshold = 99th percentile + root"
+    " mean square of the readings above 0. It stands for the standard deviation of protocol 4.3: taken about 0 and of"
+    " these readings alone, since those below 0, the moving average, show a run that learns."
+    f" If that sum is below {FLOOR:.0%}, the threshold is {FLOOR:.0%}. If it is above {CEILING:.0%}, the"
     " decision is STOP: the runs are unstable."
 )
 
@@ -39,9 +41,9 @@ RULE = (
 class ObservedRun:
     """One job. `deltas` are its readings of ppl_delta after the warm-up, in their order."""
 
-    job: int
+    job: Count
     seed: int
-    steps: int
+    steps: PositiveCount
     deltas: Sequence[float]
 
 
@@ -63,8 +65,9 @@ def _observed_run(job: RecordedJob) -> ObservedRun:
 
 def decide(evidence: Sequence[ObservedRun]) -> ProtocolDecision:
     """Raises `ConfigError` where the runs are too few or too short to decide."""
-    seeds = sorted({run.seed for run in evidence})
-    require(len(seeds) >= SEEDS_MIN, "seed", seeds, f"at least {SEEDS_MIN} different values")
+    seeds = sorted(run.seed for run in evidence)
+    require(len(set(seeds)) >= SEEDS_MIN, "seed", seeds, f"at least {SEEDS_MIN} different values")
+    require(len(set(seeds)) == len(seeds), "seed", seeds, "another one for each run")
     for run in evidence:
         readings = len(run.deltas)
         require(readings >= READINGS_MIN, f"job {run.job} readings", readings, f">= {READINGS_MIN} after the warm-up")
@@ -72,8 +75,8 @@ def decide(evidence: Sequence[ObservedRun]) -> ProtocolDecision:
     suggested, threshold = found["percentile_plus_deviation"], found["threshold"]
     reason = (
         f"Over {found['readings']} readings of {len(evidence)} runs the 99th percentile of ppl_delta is"
-        f" {found['percentile_99']:.2%} and the deviation above the average {found['deviation_above']:.2%}:"
-        f" {suggested:.2%} together."
+        f" {found['percentile_99']:.2%} and the root mean square of the readings above 0"
+        f" {found['deviation_above']:.2%}: {suggested:.2%} together."
     )
     if threshold is None:
         headline = f"unstable: {suggested:.1%} > {CEILING:.0%}"
@@ -96,6 +99,9 @@ def tables(evidence: Sequence[ObservedRun]) -> list[EvidenceTable]:
         quantiles = [one["quantiles"][key] for key in ("0.05", "0.5", "0.95", str(PERCENTILE), "1.0")]
         shown = [*quantiles, one["deviation_above"], one["percentile_plus_deviation"]]
         rows.append([seed, steps, str(one["readings"]), *(f"{value:+.2%}" for value in shown)])
-    head = ("seed", "steps", "readings", "5 %", "50 %", "95 %", "99 %", "highest", "deviation above", "sum")
-    note = "Quantiles of ppl_delta after the warm-up. Sum: of the 99th percentile and the deviation above the average."
+    head = ("seed", "steps", "readings", "5 %", "50 %", "95 %", "99 %", "highest", "RMS above 0", "sum")
+    note = (
+        "Quantiles of ppl_delta after the warm-up. RMS above 0: root mean square of the readings above 0. Sum: of the"
+        " 99th percentile and it."
+    )
     return [EvidenceTable("Distribution of ppl_delta", head, rows, note)]

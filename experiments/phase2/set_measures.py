@@ -6,15 +6,17 @@ Legend: S tokens of a shard, n = 8 shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from atlas.config import VOCABULARY, ConfigError, Kernels, RunConfig
+from atlas.config.atomic import write_atomically
 from atlas.config.composition import load_config
 from atlas.config.untrusted import read_json
 from atlas.kernels.library import use
@@ -27,7 +29,9 @@ from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 from experiments.phase2.chunk_runs import BASELINE, candidate_of
-from experiments.phase2.investigation import SHARDS, SetInvestigation
+from experiments.phase2.investigation import SHARDS, InvestigationMachine, SetInvestigation
+from experiments.phase2.quiet import MachineClock
+from experiments.phase2.recorded import read_one
 from experiments.phase2.sweeps import RecordedJob, RecordedSweep, readable
 from experiments.speed.contestants import MemoryBranch
 from experiments.speed.products import Recorder, peak_flops
@@ -37,13 +41,22 @@ INVESTIGATION_FILE = "investigation.json"  # in the sweep's folder: measured onc
 ROUNDS = 7  # the fastest counts: whatever else the machine does makes a call longer
 
 
-def investigate(sweep: RecordedSweep) -> list[SetInvestigation]:
-    """Every set at the context of the model; none where the runs are of another device, other versions or revision."""
-    path = sweep.folder / INVESTIGATION_FILE
+def investigate(sweep: RecordedSweep) -> list[SetInvestigation | InvestigationMachine]:
+    """Every set at the context of the model; none where the runs are of another device, other versions or revision.
+
+    What was measured before is taken if it is of the device, versions and revision of the runs and of a quiet machine;
+    else it is measured anew.
+    """
+    path, origin = sweep.folder / INVESTIGATION_FILE, _origin(sweep.jobs[0].summary)
     if path.is_file():
         with readable(sweep.folder):
-            return [SetInvestigation(**one) for one in read_json(path)]
-    found, peak = [], 0.0
+            kept = read_json(path)
+            if isinstance(kept, dict) and _origin(kept) == origin:
+                sets = [read_one(SetInvestigation, one, f"{path} sets[{at}]") for at, one in enumerate(kept["sets"])]
+                machine = read_one(InvestigationMachine, kept["machine"], f"{path} machine")
+                if not machine.trouble:
+                    return [*sets, machine]
+    clock, found, peak = MachineClock(), [], 0.0
     for job in sweep.jobs:
         here = job.settings["train.sequence"] == job.settings["model.native.sequence"]
         if here and job.completed and job.round == sweep.jobs[0].round and candidate_of(job) != BASELINE:
@@ -52,8 +65,14 @@ def investigate(sweep: RecordedSweep) -> list[SetInvestigation]:
             config = load_config(job.folder / CONFIG_FILE)
             peak = peak or peak_flops(prepare_device(config.device)[0])
             found.append(measure(candidate_of(job), config, peak))
-    path.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
-    return found
+    machine = InvestigationMachine(**asdict(clock.read()))
+    content = origin | {"machine": asdict(machine), "sets": [asdict(one) for one in found]}
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    return [*found, machine]
+
+
+def _origin(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: found.get(key) for key in ("device", "versions", "git")}
 
 
 def _from_here(job: RecordedJob) -> bool:

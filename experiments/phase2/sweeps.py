@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from atlas.config import ConfigError, require
+from atlas.config.continuing import settings_hash
 from atlas.config.files import read_yaml
-from atlas.config.keys import lies_in
+from atlas.config.keys import lies_in, nested
 from atlas.config.untrusted import read_json
 from atlas.sweeps.sweep_record import RECORD_FILE
 from atlas.telemetry.run_files import CONFIG_FILE, SUMMARY_FILE, RunFiles
@@ -27,6 +28,14 @@ SERIAL = ("", "basic")  # launchers that run one job after the other; "" = none
 ROUNDS_MIN = 2  # one round cannot tell a slow candidate from a slow moment
 # Where something is written and how it is numbered; all other settings must agree unless the rule varies them.
 IRRELEVANT = ("logger", "resume", "sweep")
+
+
+class InRound(Protocol):
+    @property
+    def round(self) -> int: ...
+
+
+Run = TypeVar("Run", bound=InRound)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def readable(folder: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
             f"SWEEP={folder}: must be a sweep whose files can be read ({type(error).__name__}: {_one_line(error)})"
         ) from error
@@ -117,10 +126,20 @@ def require_sound(jobs: Sequence[RecordedJob], excused: Collection[int] = (), *,
         require(launcher in SERIAL or not timed, f"{name} launcher", launcher, allowed)
         reason = _one_line(job.summary["reason"]) or "it was killed"
         require(job.completed or job.job in excused, f"{name} status", status, f"completed ({reason})")
-    for what in ("device", "versions", "git"):
+        if job.completed:
+            _require_whole(job)
+    for what in ("device", "versions", "git", "data_digest"):
         _require_one(jobs, what, lambda job, what=what: _in_one_line(job.summary[what]))  # type: ignore[misc]
     if timed:
         _require_serial([job for job in jobs if job.job not in excused])
+
+
+def _require_whole(job: RecordedJob) -> None:
+    """It ran all of its steps, with the settings that it shows."""
+    name, steps, frozen = f"job {job.job}", job.settings["train.steps"], settings_hash(nested(job.settings))
+    require(job.summary["step"] == steps, f"{name} step", job.summary["step"], f"{steps}, as in train.steps")
+    allowed = f"{frozen}, that of its {CONFIG_FILE}: one of both was changed after the run"
+    require(job.summary["config_hash"] == frozen, f"{name} config_hash", job.summary["config_hash"], allowed)
 
 
 def require_rounds(jobs: Sequence[RecordedJob], candidate: Callable[[RecordedJob], Hashable]) -> None:
@@ -130,11 +149,16 @@ def require_rounds(jobs: Sequence[RecordedJob], candidate: Callable[[RecordedJob
     require(len(rounds) >= ROUNDS_MIN, "sweep.round", rounds, allowed)
     order = [job.round for job in sorted(jobs, key=lambda job: job.job)]
     require(order == sorted(order), "sweep.round", order, "the first key of the sweep, so that rounds are interleaved")
-    counts = Counter((job.round, candidate(job)) for job in jobs)
-    for number in rounds:
-        for name in {candidate(job) for job in jobs}:
+    require_once_a_round(jobs, candidate)
+
+
+def require_once_a_round(runs: Sequence[Run], candidate: Callable[[Run], Hashable]) -> None:
+    """Every candidate has one run in each round."""
+    counts = Counter((run.round, candidate(run)) for run in runs)
+    for number in sorted({run.round for run in runs}):
+        for name in dict.fromkeys(candidate(run) for run in runs):
             found = counts[number, name]
-            require(found == 1, "SWEEP", jobs[0].folder.parent, f"one run of {name} in round {number}; {found} found")
+            require(found == 1, f"runs of {name} in round {number}", found, "1")
 
 
 def require_same_settings(jobs: Sequence[RecordedJob], swept: Collection[str]) -> None:

@@ -133,7 +133,9 @@ def test_one_check_of_its_own_is_told_and_the_others_are_not_run(
     assert record["command"].startswith("python -m experiments.phase2.gate model.width=32 ")
     assert record["device"].startswith("cpu")
     assert record["checks"][2]["numbers"]["layer 0"]["norms"] == pytest.approx([4.0, 4.0], rel=1e-6)
-    assert "AC-P2-7: no gradient reaches a key of an earlier shard" in (folder / "gate.md").read_text()
+    told = (folder / "gate.md").read_text()
+    assert "AC-P2-7: no gradient reaches a key of an earlier shard" in told
+    assert "- Left out: the trained model, which only the long run of G2-4, G2-5 and G2-7 makes." in told
 
 
 def test_a_norm_that_is_left_out_turns_the_gate_red(
@@ -195,6 +197,7 @@ def test_an_interrupted_gate_stops_its_run_and_says_what_was_not_run(overrides: 
     assert gate.returncode == 130
     assert printed.splitlines()[-1] == "PHASE 2 SUMMARY: 0/7 checkpoints passed"
     assert set(outcomes(folder).values()) == {"NOT RUN"}
+    assert "The gate was stopped while [G2-4] 1000 steps stable ran" in (folder / "gate.md").read_text()
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("aborted", "stopped by SIGTERM")
 

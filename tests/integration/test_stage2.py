@@ -83,6 +83,16 @@ def test_a_rollback_goes_back_in_the_schedule(stage2: Any, left: Any, same_state
     assert same_state(back.state["model"], whole.state["model"])
 
 
+@pytest.mark.slow
+def test_a_schedule_that_does_not_fit_is_told_at_the_start(stage2: Any, left: Any, tmp_path: Path) -> None:
+    config = stage2("stage2.start=16", "train.steps=1")
+    atlas.train(config, tmp_path / "run")
+    told = [event["message"] for event in left(tmp_path / "run").events("notice")]
+    notices = config.stage2.notices(1, [8])
+    assert len(notices) == 2
+    assert [message for message in told if message.startswith("Stage 2 ")] == notices
+
+
 def test_an_exported_model_has_the_chunks_of_its_checkpoint(tiny: Any, untrained: Path, tmp_path: Path) -> None:
     pytest.importorskip("safetensors", reason="the extra hf is not installed")
     save_config(tiny(*STAGE2), untrained / "config.yaml")

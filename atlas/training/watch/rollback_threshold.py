@@ -3,8 +3,9 @@
 ppl_delta is the ratio of a reading above its moving average. Threshold = 99th percentile + 1 standard deviation, at
 least 5 %; above 10 % the run is too unstable for a watch.
 
-Departure: the deviation is that of the readings above the average, sqrt(mean(delta^2 | delta > 0)). Readings below the
-average come from learning; with their spread, a run that learns fast would count as unstable.
+Departure: for the deviation stands the root mean square of the readings above the moving average, about 0:
+sqrt(mean(delta^2 | delta > 0)). Readings below the average come from learning; with their spread, a run that learns
+fast would count as unstable.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PERCENTILE = 0.99
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FLOOR = 0.05
 CEILING = 0.10
+RMS = "root mean square above the average"  # of the readings there, about 0
 READINGS_MIN = 20  # fewer have no 99th percentile
 
 
@@ -52,7 +54,7 @@ def describe_suggestion(found: dict[str, Any]) -> str:
     """The suggestion in one line."""
     if found["verdict"] == "too few readings":
         return f"no rollback threshold can be suggested: {found['readings']} readings after the warm-up are too few"
-    measured = f"99th percentile {found['percentile_99']:.2%} + deviation {found['deviation_above']:.2%}"
+    measured = f"99th percentile {found['percentile_99']:.2%} + {RMS} {found['deviation_above']:.2%}"
     if found["threshold"] is None:
         return f"the run is too unstable for a rollback threshold: {measured} of ppl_delta is above {CEILING:.0%}"
     return f"suggested rollback.threshold={found['threshold']:.3f}: {measured} of ppl_delta, at least {FLOOR:.0%}"

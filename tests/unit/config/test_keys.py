@@ -4,13 +4,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from atlas import compose
-from atlas.config.keys import flat, lies_in, override_name, plain
+from atlas.config.keys import flat, lies_in, nested, override_name, plain
 
 
-def test_nested_settings_become_flat() -> None:
-    nested = {"a": {"b": 1, "c": {"d": [2]}}, "e": {}, "f": None}
-    assert flat(nested) == {"a.b": 1, "a.c.d": [2], "e": {}, "f": None}
-    assert flat(nested, separator="/") == {"a/b": 1, "a/c/d": [2], "e": {}, "f": None}
+def test_nested_settings_become_flat_and_nested_again() -> None:
+    settings = {"a": {"b": 1, "c": {"d": [2]}}, "e": {}, "f": None}
+    assert flat(settings) == {"a.b": 1, "a.c.d": [2], "e": {}, "f": None}
+    assert flat(settings, separator="/") == {"a/b": 1, "a/c/d": [2], "e": {}, "f": None}
+    assert nested(flat(settings)) == settings
 
 
 def test_a_key_lies_in_itself_and_in_the_groups_above_it() -> None:

@@ -23,6 +23,22 @@ def test_chunk_and_clip_of_the_default_schedule() -> None:
     assert [schedule.limit(n) for n in (1, 905, 3961)] == [0.5, 0.5 * sqrt(2), 0.5 * sqrt(32)]
 
 
+def test_a_schedule_that_grows_the_chunks_or_does_not_reach_one_is_told() -> None:
+    default = Stage2Config()
+    grows = (
+        "Stage 2 begins with chunks of stage2.start=32, larger than those of the run that it goes on from, 16:"
+        " they grow before they shrink (as it ended: stage2.start=16)"
+    )
+    slow = (
+        "Stage 2 ends with chunks of 2, not of 1, the chunk of inference: stage2.decay=0.9993 is too slow for"
+        " train.steps=3960, or stage2.floor=1 too high"
+    )
+    assert default.notices(3961, [8, 32]) == default.notices(3961, None) == []
+    assert default.notices(3961, [8, 16]) == [grows]
+    assert default.notices(3960, [16]) == [grows, slow]
+    assert Stage2Config(start=16, decay=1).notices(60, [16]) == []  # the control
+
+
 def test_several_memories_keep_the_ratios_of_their_chunks() -> None:
     schedule = Stage2Config(start=32, decay=0.5, floor=2)
     assert [schedule.local([4, 8, 16, 32], n) for n in (1, 2, 3, 9)] == [

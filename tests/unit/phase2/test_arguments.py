@@ -34,6 +34,11 @@ def test_without_arguments_it_is_the_default_configuration_and_every_check() -> 
     [
         ("only=G2-8", f"only=G2-8: must be some of {','.join(ALL)}"),
         ("only=", f"only=: must be some of {','.join(ALL)}"),
+        ("onyl=G2-3", "onyl=G2-3: must be a key that exists (--help lists them); did you mean only?"),
+        (
+            "evidence.chunk_size=x",
+            "evidence.chunk_size=x: must be a key that exists (--help lists them); did you mean evidence.chunk_sizes?",
+        ),
         ("folder=", "folder=: must be a new or empty folder: evidence of two gates does not mix"),
         ("evidence.chunk_sizes=nowhere", "evidence.chunk_sizes=nowhere: must be the folder of a finished sweep"),
         ("evidence.probe_frequency=", "evidence.probe_frequency=: must be the folder of a finished sweep"),

@@ -22,7 +22,8 @@ def learning_jobs(*seeds: int, **changes: Any) -> list[Job]:
     jobs = []
     for seed in seeds:
         for sizes in SETS.values():
-            job = Job(merged(BASE, {"chunk_size.local": list(sizes), "seed": seed, **changes}), launcher="joblib")
+            own = {"chunk_size.local": list(sizes), "seed": seed, "train.steps": 700}
+            job = Job(merged(BASE, own | changes), launcher="joblib")
             job.speeds, job.measurements = (
                 (100.0,) * 700,
                 [(step, 3 - step / 1000 + seed / 10, step / 1000) for step in READ],
@@ -49,6 +50,10 @@ def test_loss_and_recall_are_read_at_equal_time_and_shown_with_their_spread(writ
         assert row in text
     assert text.count(" runs on cpu (a processor, 1 threads)") == 2
     assert records[lock].decision.headline.startswith("best Set C 1.10x")
+    assert (
+        "Validation loss (nats per byte) and keyed recall after 24,576 seconds of training: Set A 2.500 and 60.0%;"
+        " Set B 2.500 and 60.0%; Set C 2.450 and 65.0%."
+    ) in records[lock].decision.advice
 
 
 def test_a_run_that_ends_before_the_time_is_up_says_so(write_sweep: WriteSweep) -> None:

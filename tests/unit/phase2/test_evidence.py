@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from atlas.config import ConfigError
+from atlas.config.continuing import settings_hash
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.rows import make_row
 from experiments.phase2 import chunk_sizes, probe_frequency
@@ -49,6 +50,9 @@ class Job:
     speeds: Sequence[float] = (100.0,) * 50
     probes: int = 0
     probe_seconds: float = 0.0
+    train_seconds: float = 20.0
+    config_hash: str = ""  # "" = that of its settings
+    data_digest: str = "of the text"
     measurements: Sequence[tuple[int, float, float]] = ()  # step, validation loss, recall
     start: float | None = None  # of the first start, seconds; None = after the job before
     starts: int = 1
@@ -62,7 +66,9 @@ class Job:
             reason=self.reason,
             step=len(self.speeds),
             loss=3.0,
-            seconds={"train": 20.0, "probe": self.probe_seconds},
+            seconds={"train": self.train_seconds, "probe": self.probe_seconds},
+            config_hash=self.config_hash or settings_hash(self.settings),
+            data_digest=self.data_digest,
             niah={"recall": {"accuracy": 0.25, "control": 0.0, "chance": 0.0625}},
             device=self.device,
             versions=self.versions,
@@ -131,9 +137,9 @@ def probe_jobs() -> list[Job]:
     return jobs
 
 
-def refusal(sweep: Path) -> str:
+def refusal(sweep: Path, protocol: str = "chunk_sizes") -> str:
     with pytest.raises(ConfigError) as error:
-        chunk_sizes.gather([read_sweep(sweep)])
+        decide_sweeps([sweep], protocol)
     return str(error.value)
 
 
@@ -160,7 +166,7 @@ def test_a_record_is_read_back_as_it_was_written(write_sweep: WriteSweep, tmp_pa
     record = make_record([sweep], protocol_of(sweep, "", PROTOCOLS))
     path = tmp_path / "decision.json"
     path.write_text(record.json(), encoding="utf-8")
-    assert read_record(path, record.protocol) == record
+    assert read_record(path, PROTOCOLS) == record
     assert record.decision.headline.startswith("best Set C 1.00x < 5x at 512 tokens; not investigated")
     (source,) = record.provenance
     assert source.command == "python -m atlas.train -m experiment=chunk_size_lock 'data.paths=[a b]'"
@@ -197,6 +203,10 @@ def test_a_protocol_is_known_by_its_experiment_or_named(write_sweep: WriteSweep)
         ),
         ({"launcher": "joblib"}, "job 3 launcher=joblib: must be basic: timings of jobs that ran in parallel are no"),
         ({"device": "another"}, "job 3 device=another: must be cpu (a processor, 1 threads), as in job 0"),
+        ({"data_digest": "another"}, "job 3 data_digest=another: must be of the text, as in job 0"),
+        ({"config_hash": "ffff"}, "job 3 config_hash=ffff: must be "),
+        ({"speeds": [1.0] * 49}, "job 3 step=49: must be 50, as in train.steps"),
+        ({"speeds": [-1.0] + [1.0] * 49}, "job 3 speeds[0]=-1.0: must be > 0"),
         ({"versions": {"torch": "2.6"}}, "job 3 versions=torch 2.6: must be torch 2.13.0, as in job 0"),
         ({"starts": 2}, "job 3 starts=2: must be 1: a continued run mixes the timings of two moments"),
         ({"start": 130.0}, "job 3 start=-49.0 s: must be after the end of job 2: the jobs overlapped"),
@@ -218,12 +228,12 @@ def test_a_job_that_cannot_be_compared_is_refused(
     [
         (2, {"optim.lr": 0.1}, "job 2 optim.lr=0.1: must be 0.002, as in job 0"),
         (2, {"train.batch_size": 4}, "job 2 train.batch_size=4: must be 8, as in job 0"),
-        (2, {"train.steps": 60}, "job 2 train.steps=60: must be 50, as in job 0"),
+        (2, {"train.steps": 60}, "job 2 step=50: must be 60, as in train.steps"),
         (2, {"chunk_size.global_size": 64}, "job 2 chunk_size.global_size=64: must be 128, as in job 1"),
         (2, {"model.memory.enabled": False}, "model.memory.enabled=False: must be true: without a memory there are"),
         (0, {"chunk_size.shard": 256}, "job 1 chunk_size.shard=128: must be 256, as in job 0"),
         (1, {"sweep.round": 1}, "sweep.round=[0, 1, 0, 0, 1, 1, 1, 1]: must be the first key of the sweep, so that"),
-        (5, {"chunk_size.local": [16]}, "SWEEP="),
+        (5, {"chunk_size.local": [16]}, "runs of {16} in round 0=0: must be 1"),
     ],
 )
 def test_settings_that_differ_are_refused(
@@ -250,6 +260,22 @@ def test_other_settings_than_those_of_the_probes_are_refused(write_sweep: WriteS
     jobs[2].settings = merged(jobs[2].settings, {"niah.samples": 4})
     with pytest.raises(ConfigError, match=r"^job 2 niah.samples=4: must be None, as in job 0$"):
         probe_frequency.gather([read_sweep(write_sweep(jobs))])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probe_seconds": -1.0}, "job 2 probe_seconds=-1.0: must be >= 0"),
+        ({"probe_seconds": 0.0}, "job 2 probe_seconds=0.0: must be > 0, for it ran probes"),
+        ({"train_seconds": 0.0}, "job 2 train_seconds=0.0: must be > 0"),
+        ({"train_seconds": float("nan")}, "job 2 train_seconds=None: must be a number"),
+    ],
+)
+def test_seconds_that_no_clock_shows_are_refused(change: dict[str, Any], message: str, write_sweep: WriteSweep) -> None:
+    jobs = probe_jobs()
+    for name, value in change.items():
+        setattr(jobs[2], name, value)
+    assert refusal(write_sweep(jobs), "probe_frequency") == message
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:

@@ -36,17 +36,16 @@ def test_rounds_are_interleaved(experiment: str) -> None:
 
 def test_contexts_have_as_many_tokens_a_step_where_they_can_and_the_configured_one_enough_steps() -> None:
     keys = swept("chunk_size_lock")
-    configs = [
-        atlas.compose(["experiment=chunk_size_lock", "chunk_size=baseline", train]).train for train in keys["train"]
-    ]
+    parser: Any = OverridesParser.create()
+    lengths = [parser.parse_override(train).value() for train in keys["train"]]
     default = atlas.compose()
     tokens = default.train.sequence * default.train.batch_size
-    assert {config.sequence: config.batch_size for config in configs} == {
-        config.sequence: max(tokens // config.sequence, 1) for config in configs
+    assert {one["sequence"]: one["batch_size"] for one in lengths} == {
+        one["sequence"]: max(tokens // one["sequence"], 1) for one in lengths
     }
-    assert max(config.sequence for config in configs) == 16 * 1024
-    (configured,) = [config for config in configs if config.sequence == default.model.native.sequence]
-    assert configured.steps * len(keys["sweep.round"]) >= STEPS_MIN
+    assert max(one["sequence"] for one in lengths) == 16 * 1024
+    (configured,) = [one for one in lengths if one["sequence"] == default.model.native.sequence]
+    assert configured["steps"] * len(keys["sweep.round"]) >= STEPS_MIN
 
 
 def test_the_candidates_are_those_of_the_protocol() -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from torch import Tensor
 
 import atlas
-from atlas.config import RunConfig
+from atlas.config import ConfigError, RunConfig
 from atlas.models import memory as memory_module
 from atlas.models.hierarchy import Piece, pieces
 from experiments.phase2 import set_measures
 from experiments.phase2.check_decisions import judge_decision
 from experiments.phase2.chunk_sizes import decide
 from experiments.phase2.chunk_tables import tables
-from experiments.phase2.investigation import SHARDS, SetInvestigation
-from experiments.phase2.quiet import Quiet
+from experiments.phase2.investigation import SHARDS, InvestigationMachine, SetInvestigation
+from experiments.phase2.quiet import Machine, Quiet, Spread
 from experiments.phase2.report import ExitReport
+from experiments.phase2.sweeps import read_sweep
 from tests.unit.phase2.test_chunk_sizes import runs, table
+from tests.unit.phase2.test_evidence import WriteSweep, chunk_jobs, write_sweep
+
+__all__ = ["write_sweep"]
 
 # Set C, the fastest, has 0.6 times the baseline's 100 tokens/s; its products alone would allow 0.8 times.
 SOUND = SetInvestigation(
@@ -35,6 +40,13 @@ SOUND = SetInvestigation(
 )
 
 
+NOT_MEASURED = "What the sets learn in equal time is not measured."
+DEFAULT = (
+    "The default stays chunk_size=c16, chunks of 16 tokens: the rule chooses among the sets, and whether a set learns"
+    " more than the default or the baseline is not measured."
+)
+
+
 def evidence(**changes: Any) -> list[Any]:
     """Runs in which no set reaches 5x, and the investigation of all three, that of Set B with `changes`."""
     own = {"Set A": {}, "Set B": changes, "Set C": {}}
@@ -46,9 +58,15 @@ def test_five_times_is_out_of_reach_where_the_ceiling_is_below_it_and_nothing_is
     decision = decide(evidence())
     assert decision.line == "DECIDED, 5x is out of reach on this device (Set C: {8,32,64}, 0.60x of at most 0.80x)"
     assert decision.passed
+    assert "Whether the machine was quiet meanwhile was not recorded." in decision.reason
+    told = decide([*evidence(), InvestigationMachine(0.1, 2, 0.02)]).reason
+    assert "Load before: 0.10 on 2 cores. Used by others meanwhile: 2% (at most 10%)." in told
     assert decision.advice == (
-        "Use Set C: {8,32,64} (chunk_size=set_c): it is the fastest set that fits, at 0.60x the speed of one memory in"
-        " sequence. 5x is out of reach on this device: matrix products alone would allow 0.80x at most."
+        "Of the sets of chunk sizes use Set C: {8,32,64} (chunk_size=set_c): it is the fastest set that fits, at 0.60x"
+        " the speed of one memory in sequence, the median of the rounds. A set gives a model one local memory for each"
+        " of its chunk sizes: small chunks update a memory more often, large ones cost less time, and several memories"
+        f" cost more time than one. {NOT_MEASURED} {DEFAULT} 5x is out of reach on this device: matrix products alone"
+        " would allow 0.80x at most."
     )
 
 
@@ -76,7 +94,10 @@ def test_a_finding_that_fails_stops_the_decision_and_is_named(changes: dict[str,
     decision = decide(evidence(**changes))
     assert decision.line == f"STOP (best Set C 0.60x < 5x at 512 tokens; {finding})"
     assert not decision.passed
-    assert decision.advice.endswith(f"No set is locked: {finding}.")
+    assert decision.advice == (
+        f"No set of chunk sizes is locked: {finding}. {DEFAULT} Of the sets Set C: {{8,32,64}} is the fastest set that"
+        f" fits, at 0.60x the speed of one memory in sequence, the median of the rounds. {NOT_MEASURED}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,9 +112,38 @@ def test_a_finding_that_fails_stops_the_decision_and_is_named(changes: dict[str,
     ],
 )
 def test_the_exit_gate_passes_or_names_the_finding(changes: dict[str, Any], line: str) -> None:
-    finding = judge_decision("chunk_sizes", decide(evidence(**changes)), Quiet(0.1, 2, 0.01, 0.02))
+    quiet = Quiet(Machine(0.1, 2, 0.01), Spread(0.02, "Set A at 512 tokens"))
+    finding = judge_decision("chunk_sizes", decide(evidence(**changes)), quiet)
     assert ExitReport({}, {"G2-1": finding}).lines()[2] == f"[G2-1] Chunk sizes... {line}"
     assert finding.passed is (changes == {})
+
+
+def test_an_investigation_beside_other_work_stops_the_decision() -> None:
+    decision = decide([*evidence(), InvestigationMachine(0.1, 2, 0.38)])
+    trouble = "the machine was not quiet: other processes used 38% of its cores' time"
+    found = f"while the sets were investigated {trouble}"
+    assert decision.line == f"STOP (best Set C 0.60x < 5x at 512 tokens; {found})"
+    assert not decision.passed
+
+
+def test_a_kept_investigation_counts_if_it_is_of_the_runs_and_of_a_quiet_machine(write_sweep: WriteSweep) -> None:
+    """What is not taken would be measured anew: these runs are of another machine, so there is none."""
+    sweep = read_sweep(write_sweep(chunk_jobs(), "chunk_size_lock"))
+    origin = {key: sweep.jobs[0].summary[key] for key in ("device", "versions", "git")}
+    machine = {"load_before": 0.1, "cores": 2, "others": 0.02}
+    sound = origin | {"machine": machine, "sets": [asdict(SOUND)]}
+
+    def taken(content: Any) -> list[Any]:
+        (sweep.folder / "investigation.json").write_text(json.dumps(content), encoding="utf-8")
+        return set_measures.investigate(sweep)
+
+    assert taken(sound) == [SOUND, InvestigationMachine(**machine)]
+    for key, value in (("device", "cuda"), ("versions", {"torch": "2.6"}), ("git", "deadbee")):
+        assert taken(sound | {key: value}) == []
+    assert taken(sound | {"machine": machine | {"others": 0.4}}) == []
+    assert taken([asdict(SOUND)]) == []  # of an older decide
+    with pytest.raises(ConfigError, match=r"investigation.json sets\[0\].peak_flops=0: must be > 0$"):
+        taken(sound | {"sets": [asdict(replace(SOUND, peak_flops=0))]})
 
 
 def test_every_finding_is_told() -> None:

@@ -52,6 +52,15 @@ def test_what_was_not_run_or_not_passed_does_not_count() -> None:
     assert ExitReport(ORIGIN).passed == 0
 
 
+def test_a_gate_that_was_stopped_says_so_wherever_it_is_read(tmp_path: Path) -> None:
+    report = ExitReport(ORIGIN, interrupted="stopped while [G2-4] 1000 steps stable ran")
+    report.write(tmp_path)
+    told = "The gate was stopped while [G2-4] 1000 steps stable ran"
+    assert report.lines()[-3:] == [f"{told}.", "", "PHASE 2 SUMMARY: 0/7 checkpoints passed"]
+    assert told in (tmp_path / "gate.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "gate.json").read_text())["interrupted"] == report.interrupted
+
+
 def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     findings = {"G2-4": failed("not finite\nat | 3", "seen", numbers={"loss": float("nan"), "rows": 10})}
     ExitReport(ORIGIN, findings, {"G2-4": 12.34}).write(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ def test_each_outcome(highest: float, line: str, advice: str, passed: bool) -> N
 
 
 def test_the_readings_of_all_runs_count_together() -> None:
-    calm, unstable = runs(0.0), runs(0.30, count=1)
+    calm, unstable = runs(0.0), [replace(runs(0.30)[0], seed=3)]
     decision = decide([*calm, *unstable])  # 2 of 400 readings: below the 99th percentile, and in the deviation
     assert decision.line == "STOP (unstable: 30.0% > 10%)"
     rows = tables([*calm, *unstable])[0].rows
-    assert [row[0] for row in rows] == ["0", "1", "2", "0", "all"]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "all"]
     assert rows[-1][2:] == ["400", "-1.00%", "-1.00%", "-1.00%", "+0.00%", "+30.00%", "+30.00%", "+30.00%"]
 
 
@@ -66,6 +67,7 @@ def test_the_readings_of_all_runs_count_together() -> None:
     ("evidence", "message"),
     [
         (runs(0.0, count=2), "seed=[0, 1]: must be at least 3 different values"),
+        ([*runs(0.0), *runs(0.0, count=1)], "seed=[0, 0, 1, 2]: must be another one for each run"),
         (runs(0.0, readings=19), "job 0 readings=19: must be >= 20 after the warm-up"),
     ],
 )

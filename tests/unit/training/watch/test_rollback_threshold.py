@@ -43,8 +43,9 @@ def test_too_few_readings_suggest_nothing(tmp_path: Path) -> None:
 def test_the_suggestion_in_one_line() -> None:
     assert describe_suggestion(suggest_threshold([0.06] * 30)) == (
         "the run is too unstable for a rollback threshold: "
-        "99th percentile 6.00% + deviation 6.00% of ppl_delta is above 10%"
+        "99th percentile 6.00% + root mean square above the average 6.00% of ppl_delta is above 10%"
     )
     assert describe_suggestion(suggest_threshold([0.01] * 30)) == (
-        "suggested rollback.threshold=0.050: 99th percentile 1.00% + deviation 1.00% of ppl_delta, at least 5%"
+        "suggested rollback.threshold=0.050: 99th percentile 1.00% + root mean square above the average 1.00% of"
+        " ppl_delta, at least 5%"
     )
