@@ -68,8 +68,15 @@ class ObservedStep:
         caught = logged or (measured and self.ranks.first)
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
-        with catching(state.model) if caught else nullcontext() as catch:
-            batch, result, seconds = self._trained(watches_gradients=measured, watched=caught)
+        self.step.watches_gradients = measured
+        with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
+            began = time.perf_counter()
+            batch = self._batch()
+            result = self.step(state, batch, watched=caught)
+            seconds = time.perf_counter() - began - result.gate_seconds
+        self.clocks.move(result.gate_seconds, "train", "gates")
+        for lost in gpu.news():
+            self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):
             norms = memory_norms(state.model, catch) if catch else {}
             shown = norms | update_ratios(before, state.model, self.ranks) | self._own_metrics(logged) if due else {}
@@ -87,21 +94,11 @@ class ObservedStep:
         tokens = batch.inputs.numel() * self.step.groups
         return Observed(result, gates, shown, tokens, tokens / seconds)
 
-    def _trained(self, *, watches_gradients: bool, watched: bool) -> tuple[Batch, StepResult, float]:
-        """The batch, what the step made of it, and the seconds of both."""
-        state = self.state
-        self.step.watches_gradients = watches_gradients
-        with self.clocks.measure("train"):
-            began = time.perf_counter()
-            with region("data"):
-                batch = self.batches.take(state.step + 1 + state.skipped)
-            batch = self.faults.strike(state, batch, self.step.rows.start if self.step.rows else 0)
-            result = self.step(state, batch, watched=watched)
-            seconds = time.perf_counter() - began - result.gate_seconds
-        self.clocks.move(result.gate_seconds, "train", "gates")
-        for lost in gpu.news():
-            self.telemetry.event("warning", state.step, message=lost)
-        return batch, result, seconds
+    def _batch(self) -> Batch:
+        """The next one, with a rehearsed fault where one is due."""
+        with region("data"):
+            batch = self.batches.take(self.state.step + 1 + self.state.skipped)
+        return self.faults.strike(self.state, batch, self.step.rows.start if self.step.rows else 0)
 
     def _own_metrics(self, logged: bool) -> dict[str, float | None]:
         """Every rank takes part where the model lies in slices."""
