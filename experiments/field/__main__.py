@@ -73,9 +73,11 @@ class Job(NamedTuple):
     name: str
     seed: int
     steps: int
+    samples: int  # needles at each depth
 
     def file(self, runs: Path) -> Path:
-        return runs / f"{self.name.replace(' ', '_')}-seed{self.seed}-{self.steps}.json"
+        name = self.name.replace(" ", "_")
+        return runs / f"{name}-seed{self.seed}-{self.steps}steps-{self.samples}samples.json"
 
 
 def speeds_of(settings: Settings) -> dict[str, float]:
@@ -100,7 +102,8 @@ def planned(settings: Settings, speeds: dict[str, float]) -> Iterator[Job]:
     for timed in (False, True)[: 1 + settings.equal_time]:
         for seed in range(settings.seeds):
             for name in settings.contestants:
-                yield Job(name, seed, steps_in_time(settings, speeds, name) if timed else settings.steps)
+                steps = steps_in_time(settings, speeds, name) if timed else settings.steps
+                yield Job(name, seed, steps, settings.samples)
 
 
 def work(job: Job, settings: Settings) -> bool:
@@ -109,7 +112,7 @@ def work(job: Job, settings: Settings) -> bool:
     if file.is_file():
         return True
     print(f"{job.name}, seed {job.seed}, {job.steps} steps", flush=True)
-    command = [sys.executable, "-m", "experiments.field.worker", job.name, job.seed, job.steps, settings.samples, file]
+    command = [sys.executable, "-m", "experiments.field.worker", job.name, job.seed, job.steps, job.samples, file]
     return subprocess.run(list(map(str, command)), check=False).returncode == 0
 
 

@@ -57,8 +57,14 @@ def test_a_contestant_has_the_steps_that_its_speed_allows() -> None:
     settings = Settings(seeds=2, only=f"{DEFAULT},no global memory,{ATTENTION}", folder=str(Path(__file__).parent))
     assert [steps_in_time(settings, SPEEDS, name) for name in settings.contestants] == [400, 400, 600]
     jobs = list(dict.fromkeys(planned(settings, SPEEDS)))
-    assert jobs[:3] == [Job(name, 0, 400) for name in settings.contestants]
-    assert jobs[6:] == [Job(ATTENTION, 0, 600), Job(ATTENTION, 1, 600)]
+    assert jobs[:3] == [Job(name, 0, 400, 24) for name in settings.contestants]
+    assert jobs[6:] == [Job(ATTENTION, 0, 600, 24), Job(ATTENTION, 1, 600, 24)]
+
+
+def test_what_was_measured_on_other_needles_is_measured_again() -> None:
+    job = Job("no global memory", 0, 400, 24)
+    assert job.file(Path("runs")) == Path("runs/no_global_memory-seed0-400steps-24samples.json")
+    assert job._replace(samples=64).file(Path("runs")) != job.file(Path("runs"))
 
 
 def test_contestants_have_equal_sizes() -> None:
