@@ -11,7 +11,7 @@ from atlas.runs.build import build_model
 from experiments.field.lstm import with_lstm
 
 DEFAULT, ATTENTION, TRANSFORMER, LSTM = "default", "attention alone", "Transformer", "LSTM"
-MORE_LOCALS = "four local memories"
+MUON, MORE_LOCALS = "muon", "four local memories"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,18 @@ CONTESTANTS = {
     DEFAULT: Contestant((), "`python -m atlas.train`: rule gd, one global and one local memory, fusion gated_sum"),
     "momentum": Contestant(("model.memory.rule=momentum",), "the learning rule of Titans"),
     "omega": Contestant(("model.memory.rule=omega",), "gradient descent over a window of tokens"),
-    "muon": Contestant(("model.memory.rule=muon",), "momentum, orthogonalised"),
+    MUON: Contestant(("model.memory.rule=muon",), "momentum, orthogonalised by Newton-Schulz: K of 3 global, 5 local"),
+    **{
+        f"muon {outer} global {local} local": Contestant(
+            (
+                "model.memory.rule=muon",
+                f"model.memory.muon.iterations_global={outer}",
+                f"model.memory.muon.iterations={local}",
+            ),
+            f"the same with K of {outer} global, {local} local",
+        )
+        for outer, local in ((5, 5), (5, 3), (3, 3))
+    },
     "atlas": Contestant(("ablation=atlas_rule",), "the whole ATLAS rule: window, momentum, Newton-Schulz, features"),
     "no global memory": Contestant(("ablation=no_global",), "local memories alone"),
     "no Q-K projection": Contestant(("ablation=no_projection",), "local memories read with q"),
