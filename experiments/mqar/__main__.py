@@ -1,0 +1,119 @@
+"""MQAR, trained as zoology does for its figure 2: accuracy beside the size of the state, with and without a memory.
+
+python -m experiments.mqar [KEY=VALUE ...]
+
+  lengths=64,128,256,512       tokens, with 4, 8, 16 and 64 pairs
+  widths=64,128
+  models=memory,window of 16,window of 64,full attention
+  rates=1e-4,4.6e-4,2.2e-3,1e-2   highest learning rates; the best one counts
+  epochs=64                    at most; training stops at an accuracy of 99 %
+  examples=100000              training sequences of an epoch
+  tests=3000                   test sequences
+  runs=outputs/mqar            what is measured, a file for each; what is there is not done again
+  folder=experiments/mqar      where RESULTS.md goes
+
+Shortest length first. Writes RESULTS.md after every model. Meant for a GPU: on a core an epoch takes minutes. Exit
+status: 0 all measured, 2 refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import inf
+from pathlib import Path
+from typing import NamedTuple
+
+from atlas.config import require
+from atlas.config.arguments import names, read_settings, run_command
+from atlas.config.atomic import write_atomically
+from experiments.mqar.contestants import BATCHES, LENGTHS, MODELS
+from experiments.mqar.table import document
+from experiments.mqar.worker import Record, measured
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Settings:
+    lengths: str = "64,128,256,512"
+    widths: str = "64,128"
+    models: str = ",".join(MODELS)
+    rates: str = "1e-4,4.6e-4,2.2e-3,1e-2"
+    epochs: int = 64
+    examples: int = 100_000
+    tests: int = 3000
+    runs: str = "outputs/mqar"
+    folder: str = str(HERE)
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("lengths", [str(length) for length in LENGTHS]), ("models", list(MODELS))):
+            given = names(getattr(self, key))
+            require(
+                bool(given) and set(given) <= set(allowed), key, getattr(self, key), f"some of {', '.join(allowed)}"
+            )
+        widths, rates = _numbers(self.widths), _numbers(self.rates)
+        whole = bool(widths) and all(one >= 8 and one.is_integer() for one in widths)
+        require(whole, "widths", self.widths, "whole numbers >= 8")
+        require(bool(rates) and all(0 < one < inf for one in rates), "rates", self.rates, "numbers > 0")
+        rows = max(BATCHES[int(length)] for length in names(self.lengths))
+        for key, least in (("epochs", 1), ("examples", rows), ("tests", 1)):
+            require(getattr(self, key) >= least, key, getattr(self, key), f">= {least}")
+        require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+
+    @property
+    def jobs(self) -> Iterator[Job]:
+        axes = sorted(map(int, names(self.lengths))), map(int, _numbers(self.widths)), _numbers(self.rates)
+        for length, width, rate in product(*axes):
+            for name in names(self.models):
+                yield Job(name, length, width, rate)
+
+
+class Job(NamedTuple):
+    name: str
+    length: int
+    width: int
+    rate: float
+
+    def file(self, settings: Settings) -> Path:
+        name = f"{self.name.replace(' ', '_')}-{self.length}-{self.width}-{self.rate:g}"
+        return Path(settings.runs) / f"{name}-{settings.epochs}x{settings.examples}-{settings.tests}.json"
+
+
+def _numbers(text: str) -> list[float]:
+    """Empty where one is no number."""
+    try:
+        return [float(one) for one in names(text)]
+    except ValueError:
+        return []
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    return run_command(measure, arguments, __doc__ or "")
+
+
+def measure(arguments: Sequence[str]) -> int:
+    """Train, measure, write. Raises `ConfigError` for arguments that cannot be used."""
+    settings = read_settings(Settings, arguments)
+    Path(settings.runs).mkdir(parents=True, exist_ok=True)
+    records = []
+    for job in settings.jobs:
+        file = job.file(settings)
+        if not file.is_file():
+            print(f"{job.name}, length {job.length}, width {job.width}, rate {job.rate:g}: ", end="", flush=True)
+            record = measured(*job, epochs=settings.epochs, count=settings.examples, tests=settings.tests)
+            write_atomically(file, json.dumps(asdict(record), indent=1) + "\n")
+            print(f"{record.best:.1%} after {len(record.accuracy)} epochs", flush=True)
+        records.append(Record(**json.loads(file.read_text(encoding="utf-8"))))
+        text = document(records, settings.epochs, settings.examples, settings.tests)
+        write_atomically(Path(settings.folder) / "RESULTS.md", text)
+    print(f"\nwritten to {Path(settings.folder) / 'RESULTS.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

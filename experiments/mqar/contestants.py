@@ -1,0 +1,41 @@
+"""The models of the table and the lengths of zoology's figure 2, as settings of a run."""
+
+from __future__ import annotations
+
+import atlas
+from atlas.config import RunConfig
+
+VOCABULARY = 8192
+LENGTHS = {64: 4, 128: 8, 256: 16, 512: 64}  # tokens -> key-value pairs
+BATCHES = {64: 512, 128: 512, 256: 256, 512: 128}  # tokens -> rows of a batch
+WINDOW = 16  # tokens of the window attention beside the memory
+MEMORY, FULL = "memory", "full attention"
+NARROW, WIDE = "window of 16", "window of 64"
+MODELS = {  # settings, and the hidden width of the SwiGLU that makes sizes equal, in model widths
+    MEMORY: ((f"model.window={WINDOW}",), 2.75),
+    NARROW: (("model=attention_only", f"model.window={WINDOW}"), 5.125),
+    WIDE: (("model=attention_only", "model.window=64"), 5.125),
+    FULL: (("model=transformer",), 5.5),
+}
+
+
+def configuration(name: str, length: int, width: int, rate: float, steps: int) -> RunConfig:
+    """zoology's recipe: AdamW with weight decay 0.01, a cosine to 0, no clipping, 2 layers.
+
+    The memory has chunks of 8, is reset at half the length and has a global chunk of an eighth of it.
+    """
+    settings, feedforward = MODELS[name]
+    return atlas.compose(
+        [
+            *settings,
+            *(
+                f"model.width={width}",
+                f"model.heads={max(width // 64, 1)}",
+                f"model.feedforward={int(feedforward * width)}",
+            ),
+            *(f"model.vocabulary={VOCABULARY}", f"train.sequence={length}", f"train.batch_size={BATCHES[length]}"),
+            *("chunk_size.local=[8]", f"chunk_size.shard={length // 2}", f"chunk_size.global_size={length // 8}"),
+            *("optim=adamw", "optim.weight_decay=0.01", "optim.betas=[0.9,0.999]", "optim.lr_min_ratio=0"),
+            *(f"optim.lr={rate}", "optim.warmup=0", "train.gradient_clip=0", f"train.steps={steps}", "logger=none"),
+        ]
+    )

@@ -1,0 +1,87 @@
+"""Train one contestant on one length, and measure it after every epoch.
+
+Legend: L tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from atlas.data.mqar import MQARSequences
+from atlas.models.language_model import AtlasModel
+from atlas.runs.build import build_model, build_optimizer, graph_capture, prepare_device
+from atlas.runs.environment import device_name, git_revision
+from atlas.training.evaluation import evaluating
+from atlas.training.state import TrainState
+from atlas.training.step import TrainStep
+from atlas.training.watch.gate_monitor import GateMonitor
+from atlas.training.watch.history import History
+from experiments.mqar.contestants import configuration
+from experiments.mqar.data import TEST, TRAINING, batches, examples
+
+ENOUGH = 0.99  # accuracy at which zoology stops
+TESTED = 64  # rows read at once
+
+
+@dataclass(frozen=True)
+class Record:
+    name: str
+    length: int  # tokens
+    width: int
+    rate: float  # highest learning rate
+    parameters: int
+    state: int  # numbers that the model keeps of a sequence of that length
+    accuracy: list[float] = field(default_factory=list)  # on the test set after each epoch
+    finite: bool = True  # False: training ended at a loss or gradient that is not finite
+    device: str = ""
+    git: str = ""  # revision
+
+    @property
+    def best(self) -> float:
+        return max(self.accuracy, default=0.0)
+
+
+def measured(name: str, length: int, width: int, rate: float, *, epochs: int, count: int, tests: int) -> Record:
+    """At most `epochs` of `count` sequences; fewer where `tests` sequences are read with accuracy `ENOUGH`."""
+    rows = configuration(name, length, width, rate, 1).train.batch_size
+    config = configuration(name, length, width, rate, ceil(epochs * (count // rows)))
+    device, precision = prepare_device(config.device)
+    model = build_model(config).to(device)
+    state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
+    step = TrainStep(config.train, device, precision, capture=graph_capture(config, device))
+    training, test = examples(count, length, TRAINING), examples(tests, length, TEST)
+    order = np.random.default_rng(config.seed)
+    found: list[float] = []
+    finite = True
+    while finite and len(found) < epochs and max(found, default=0.0) < ENOUGH:
+        finite = all(step(state, batch).finite for batch in batches(training, rows, order))
+        found.append(accuracy(model, test, step))
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    kept = state_numbers(model, test)
+    return Record(name, length, width, rate, numbers, kept, found, finite, device_name(device), git_revision())
+
+
+def accuracy(model: AtlasModel, sequences: MQARSequences, step: TrainStep) -> float:
+    """Share of the questions whose value has the largest logit of the whole vocabulary."""
+    right: list[Tensor] = []
+    with evaluating(model), step.autocast():
+        for batch in batches(sequences, TESTED):
+            hidden = model.read(batch.inputs.to(step.device)).hidden
+            asked = batch.weights > 0
+            logits = hidden[asked.to(step.device)] @ model.embedding.weight.T
+            right.append(logits.argmax(-1).cpu() == batch.targets[asked])
+    return torch.cat(right).double().mean().item()
+
+
+def state_numbers(model: AtlasModel, sequences: MQARSequences) -> int:
+    """Numbers in the state that one sequence leaves; masks and counters are none."""
+    with evaluating(model):
+        tokens = torch.from_numpy(sequences.inputs[:1]).to(model.embedding.weight.device)
+        leaves = pytree.tree_leaves(model.read(tokens).state)
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())

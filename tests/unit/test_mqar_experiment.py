@@ -1,0 +1,75 @@
+"""The experiment on MQAR: its batches, its table, and a whole run of the command on few sequences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.mqar.__main__ import main
+from experiments.mqar.contestants import FULL, MEMORY
+from experiments.mqar.data import TEST, TRAINING, batches, examples
+from experiments.mqar.table import document
+from experiments.mqar.worker import Record
+
+
+def test_an_epoch_has_every_sequence_once_with_the_values_at_their_keys() -> None:
+    sequences = examples(10, 64, TRAINING)
+    parts = [*batches(sequences, 4), *batches(sequences, 4, np.random.default_rng(0))]
+    assert [len(part.inputs) for part in parts] == [4, 4, 2, 4, 4]
+    shuffled = {tuple(row.tolist()) for part in parts[3:] for row in part.inputs}
+    assert len(shuffled) == 8
+    assert shuffled <= {tuple(row) for row in sequences.inputs.tolist()}
+    for part in parts:
+        for inputs, targets, weights in zip(part.inputs, part.targets, part.weights, strict=True):
+            written = dict(zip(inputs[0:8:2].tolist(), inputs[1:8:2].tolist(), strict=True))
+            places = weights.nonzero().flatten().tolist()
+            assert {inputs[place].item(): targets[place].item() for place in places} == written
+            assert min(places) >= 8
+    assert not np.array_equal(examples(10, 64, TEST).inputs, sequences.inputs)
+
+
+def test_the_best_learning_rate_counts() -> None:
+    records = [
+        Record(FULL, 64, 64, 1e-3, 1000, 16384, [0.2, 0.995], git="abc", device="a CPU"),
+        Record(MEMORY, 64, 64, 1e-3, 1010, 900, [0.4, 0.6, 0.5], git="abc", device="a CPU"),
+        Record(MEMORY, 64, 64, 1e-2, 1010, 900, [0.7], finite=False, git="abc", device="a CPU"),
+    ]
+    text = document(records, 3, 2048, 100)
+    assert "| 64, 4 | 64 | memory | 1,010 | 900 | 70.0% | 1, not finite | 0.01 |" in text
+    assert "| 64, 4 | 64 | full attention | 1,000 | 16,384 | 99.5% | 2 | 0.001 |" in text
+    assert text.index("| memory |") < text.index("| full attention |")
+    assert "Learning rates: 0.001, 0.01. a CPU. Revision abc." in text
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["lengths=64", "widths=16", "examples=512", "tests=8", f"runs={tmp_path}/runs", f"folder={tmp_path}"]
+    assert main([*common, "models=full attention", "rates=1e-2", "epochs=2"]) == 0
+    assert main([*common, "models=memory,full attention", "rates=1e-2", "epochs=2"]) == 0
+    assert capsys.readouterr().out.count("full attention, length 64") == 1
+    (memory, full) = (
+        Record(**json.loads(next((tmp_path / "runs").glob(f"{name}-64-16-0.01-2x512-8.json")).read_text()))
+        for name in ("memory", "full_attention")
+    )
+    assert full.state == 2 * 2 * 64 * 16  # keys and values of two layers
+    assert len(memory.accuracy) == len(full.accuracy) == 2
+    assert f"| memory | {memory.parameters:,} | {memory.state:,} |" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("lengths=100", "lengths=100: must be some of 64, 128, 256, 512"),
+        ("models=mamba", "models=mamba: must be some of memory, window of 16"),
+        ("widths=64.5", "widths=64.5: must be whole numbers >= 8"),
+        ("rates=0", "rates=0: must be numbers > 0"),
+        ("examples=100", "examples=100: must be >= 512"),
+        ("folder=nowhere", "folder=nowhere: must be a folder that exists"),
+    ],
+)
+def test_refusals(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([argument]) == 2
+    assert capsys.readouterr().err.startswith(f"atlas: {message}")
