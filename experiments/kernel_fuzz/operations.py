@@ -25,6 +25,8 @@ from atlas.ops.memory_inputs import cpp as inputs
 from atlas.ops.memory_inputs import memory_inputs
 from atlas.ops.mixed_queries import cpp as mixed
 from atlas.ops.mixed_queries import mixed_queries
+from atlas.ops.newton_schulz import cpp as orthogonal
+from atlas.ops.newton_schulz import newton_schulz
 from atlas.ops.qk_projection import Accumulator, project
 from atlas.ops.qk_projection import cpp as products
 from atlas.ops.rms_norm import cpp as norm
@@ -71,6 +73,18 @@ def draw_norm(random: Random) -> Operation:
 def draw_swiglu(random: Random) -> Operation:
     shape = [size(random, 9) for _ in range(random.randint(0, 3))]
     return Operation("swiglu", lambda x: (swiglu(x),), [torch.randn(*shape, 2 * width(random, 6))], gated.forward)
+
+
+def draw_newton_schulz(random: Random) -> Operation:
+    shape, n = [size(random, 4) for _ in range(random.randint(1, 2))], width(random, 6)
+    sides = (n, size(random, 70, zero=False))
+    iterations = random.randint(1, 3)  # each multiplies rounding beside a lower rank by 3.4
+    return Operation(
+        "newton_schulz",
+        lambda matrix: (newton_schulz(matrix, iterations, 0.1),),
+        [torch.randn(*shape, *(sides if random.random() < 0.5 else sides[::-1]))],
+        lambda matrix: orthogonal.forward(matrix, iterations, 0.1),
+    )
 
 
 def draw_gate(random: Random) -> Operation:
@@ -161,4 +175,14 @@ def draw_scan(random: Random) -> Operation:
     return Operation("chunk_scan", function, tensors, operator)
 
 
-DRAWS = (draw_norm, draw_swiglu, draw_gate, draw_inputs, draw_attention, draw_projection, draw_mix, draw_scan)
+DRAWS = (
+    draw_norm,
+    draw_swiglu,
+    draw_newton_schulz,
+    draw_gate,
+    draw_inputs,
+    draw_attention,
+    draw_projection,
+    draw_mix,
+    draw_scan,
+)

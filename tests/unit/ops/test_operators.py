@@ -14,6 +14,7 @@ from atlas.ops.banded_attention import cpp as attention
 from atlas.ops.gated_branch import cpp as gate
 from atlas.ops.memory_inputs import cpp as inputs
 from atlas.ops.mixed_queries import cpp as mixed
+from atlas.ops.newton_schulz import cpp as orthogonal
 from atlas.ops.qk_projection import cpp as products
 from atlas.ops.rms_norm import cpp as norm
 from atlas.ops.rms_norm import rms_norm
@@ -44,6 +45,7 @@ CALLS = {
         attention.forward,
         (leaf(2, 2, 9, 8), *PAIRS, VALID, leaf(2, 3, 8), leaf(2, 3, 8), 8),
     ),
+    "newton_schulz": (orthogonal.forward, (leaf(3, 19, 8), 2, 0.1)),
     "products": (products.forward, (leaf(3, 8, 8), leaf(3, 9, 8), leaf(3, 9, 8))),
 }
 SCANS = {
