@@ -7,7 +7,8 @@ python -m experiments.field [KEY=VALUE ...]
   samples=24                   needles at each of three depths, by haystack and length
   jobs=2                       models trained at once, on a thread each
   rounds=9                     training steps of every model that are timed in turn, before the rest
-  only=default,LSTM            some of the contestants (contestants.py), the default among them; empty: all
+  only=default,LSTM            some of the contestants (contestants.py), the default among them; empty: all but those
+                               of other iterations
   equal_time=true              false: the table at equal tokens alone
   runs=outputs/field           what is measured, a file for each model; what is there is not done again
   folder=experiments/field     where RESULTS.md goes
@@ -33,7 +34,7 @@ from atlas.config import require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.config.atomic import write_atomically
 from atlas.runs.environment import versions
-from experiments.field.contestants import CONTESTANTS, DEFAULT
+from experiments.field.contestants import CONTESTANTS, DEFAULT, FIELD
 from experiments.field.speed import tokens_per_second
 from experiments.field.table import Field, document
 from experiments.field.worker import Record
@@ -66,7 +67,8 @@ class Settings:
 
     @property
     def contestants(self) -> list[str]:
-        return [name for name in CONTESTANTS if not self.only or name in names(self.only)]
+        chosen = names(self.only) or FIELD
+        return [name for name in CONTESTANTS if name in chosen]
 
 
 class Job(NamedTuple):

@@ -20,22 +20,11 @@ class Contestant:
     about: str
 
 
-CONTESTANTS = {
+FIELD = {
     DEFAULT: Contestant((), "`python -m atlas.train`: rule gd, one global and one local memory, fusion gated_sum"),
     "momentum": Contestant(("model.memory.rule=momentum",), "the learning rule of Titans"),
     "omega": Contestant(("model.memory.rule=omega",), "gradient descent over a window of tokens"),
     MUON: Contestant(("model.memory.rule=muon",), "momentum, orthogonalised by Newton-Schulz: K of 3 global, 5 local"),
-    **{
-        f"muon {outer} global {local} local": Contestant(
-            (
-                "model.memory.rule=muon",
-                f"model.memory.muon.iterations_global={outer}",
-                f"model.memory.muon.iterations={local}",
-            ),
-            f"the same with K of {outer} global, {local} local",
-        )
-        for outer, local in ((5, 5), (5, 3), (3, 3))
-    },
     "atlas": Contestant(("ablation=atlas_rule",), "the whole ATLAS rule: window, momentum, Newton-Schulz, features"),
     "no global memory": Contestant(("ablation=no_global",), "local memories alone"),
     "no Q-K projection": Contestant(("ablation=no_projection",), "local memories read with q"),
@@ -48,6 +37,18 @@ CONTESTANTS = {
     TRANSFORMER: Contestant(("model=transformer",), "full causal attention, no memory"),
     LSTM: Contestant(("model=transformer", "model.feedforward=488"), "torch.nn.LSTM in the place of attention"),
 }
+ITERATIONS = {
+    f"muon {outer} global {local} local": Contestant(
+        (
+            "model.memory.rule=muon",
+            f"model.memory.muon.iterations_global={outer}",
+            f"model.memory.muon.iterations={local}",
+        ),
+        f"muon with K of {outer} in the global memory, {local} in the local ones",
+    )
+    for outer, local in ((5, 5), (5, 3), (3, 3))
+}
+CONTESTANTS = FIELD | ITERATIONS
 
 
 def configuration(name: str, seed: int = 0, steps: int = 1000) -> RunConfig:

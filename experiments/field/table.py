@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from experiments.field.contestants import ATTENTION, CONTESTANTS, DEFAULT, MORE_LOCALS, TRANSFORMER
+from experiments.field.contestants import (
+    ATTENTION,
+    CONTESTANTS,
+    DEFAULT,
+    ITERATIONS,
+    MORE_LOCALS,
+    MUON,
+    TRANSFORMER,
+)
 from experiments.field.worker import HAYSTACKS, Record
 
 RECALL_WANTED = 0.95  # of the default's needles at the trained length, beyond the window
@@ -48,9 +56,15 @@ def document(field: Field) -> str:
     ]
     if field.in_time:
         parts += ["## At equal time: as many steps as the default's time allows", _table(field, field.in_time)]
-    parts += ["## What it says", "\n".join(f"- {line}" for line in (*_beside(field), *_fusion(field), *_signs(field)))]
-    about = [f"- {name}: {one.about}; `{' '.join(one.settings)}`" for name, one in CONTESTANTS.items() if one.settings]
-    parts += ["## The contestants", "\n".join([f"- {DEFAULT}: {CONTESTANTS[DEFAULT].about}", *about])]
+    parts += [
+        "## What it says",
+        "\n".join(f"- {line}" for line in (*_beside(field), *_fusion(field), *_signs(field), *_iterations(field))),
+    ]
+    named = [(name, CONTESTANTS[name]) for name in field.speeds]
+    about = [
+        f"- {name}: {one.about}" + "; `{}`".format(" ".join(one.settings)) * bool(one.settings) for name, one in named
+    ]
+    parts += ["## The contestants", "\n".join(about)]
     revisions = " or ".join(sorted({one.git for one in field.records}))
     return "\n\n".join([*parts, f"Revision {revisions}; {field.packages}."]) + "\n"
 
@@ -99,13 +113,11 @@ def _beside(field: Field) -> list[str]:
 
 
 def _fusion(field: Field) -> list[str]:
-    """The rule of README.md."""
+    """The rule of README.md; nothing where there is no choice."""
+    groups = {name: group for name in FUSIONS if (group := field.of(name, field.steps))}
     passing: dict[str, float] = {}
     lines = []
-    for name in FUSIONS:
-        group = field.of(name, field.steps)
-        if not group:
-            continue
+    for name, group in groups.items() if len(groups) > 1 else ():
         recall = [next(iter(one.recall["noise"].values())) for one in group]
         peak, end = ([getattr(one, key) for one in group] for key in ("polarised_peak", "polarised_end"))
         sound = None not in peak and min(peak) >= POLARISED_PEAK and min(end) >= POLARISED_END
@@ -132,6 +144,19 @@ def _signs(field: Field) -> list[str]:
             )
             change = "raises" if sign > 0 else "lowers"
             lines.append(f"TNT Table 3, {name} {change} the loss: {said}, {_spread(gaps, '+.4f')}, {len(gaps)} seeds.")
+    return lines
+
+
+def _iterations(field: Field) -> list[str]:
+    """Muon with other numbers of Newton-Schulz iterations beside its default."""
+    lines = []
+    for name in ITERATIONS:
+        if pairs := _pairs(field, name, MUON, lambda _: field.steps):
+            gaps = [one.loss - two.loss for one, two in pairs]
+            speed = field.speeds[name] / field.speeds[MUON]
+            lines.append(
+                f"Loss of text of {name} minus that of {MUON}: {_spread(gaps, '+.4f')}, speed {speed:.2f} of it."
+            )
     return lines
 
 

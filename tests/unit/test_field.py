@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from experiments.field.__main__ import Job, Settings, main, planned, steps_in_time
-from experiments.field.contestants import ATTENTION, CONTESTANTS, DEFAULT, LSTM, TRANSFORMER, configuration, model_of
+from experiments.field.contestants import (
+    ATTENTION,
+    CONTESTANTS,
+    DEFAULT,
+    LSTM,
+    MUON,
+    TRANSFORMER,
+    configuration,
+    model_of,
+)
 from experiments.field.table import Field, document
 from experiments.field.worker import Record
 
@@ -51,6 +60,15 @@ def test_rows_compare_equal_tokens_and_equal_time() -> None:
 )
 def test_the_fusion_with_the_lowest_loss_must_recall(found: float, expected: str) -> None:
     assert expected in said([record(DEFAULT, 0, 1.5), record("fusion additive", 0, 1.4, found)], {})
+
+
+def test_other_iterations_are_compared_with_muon_where_they_are_asked_for() -> None:
+    few = "muon 3 global 3 local"
+    records = [record(name, seed, loss + seed) for name, loss in ((MUON, 1.5), (few, 1.55)) for seed in (0, 1)]
+    text = document(Field(records, {DEFAULT: 100.0, MUON: 50.0, few: 75.0}, 400, {}, "torch 1"))
+    assert f"- Loss of text of {few} minus that of muon: +0.0500 (+0.0500 to +0.0500), speed 1.50 of it." in text
+    assert few not in Settings().contestants
+    assert few in Settings(only=f"{DEFAULT},{few}").contestants
 
 
 def test_a_contestant_has_the_steps_that_its_speed_allows() -> None:
