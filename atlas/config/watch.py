@@ -54,6 +54,7 @@ class WatchConfig(Choices, prefix="watch."):
         "a second moment far larger than the gradients: one that was too large still divides every step", undone=True
     )
     updates: WatchAction = _watcher("steps that do not go down the gradient")
+    side_effects: WatchAction = _watcher("a validation, metric or checkpoint that changes the model")
     weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
     learning_rate: WatchAction = _watcher(
         "a learning rate that is low for most of the run: a schedule that has ended too early"

@@ -23,13 +23,14 @@ from atlas.training.watchers.record import MemoryUse, ModelFacts
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, restored afterwards. The memory learns in this mode too."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # a part may stay in evaluation mode
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 class Evaluator:

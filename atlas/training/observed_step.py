@@ -60,6 +60,8 @@ class ObservedStep:
 
     def __call__(self) -> Observed:
         state, number = self.state, self.state.step + 1
+        with self.clocks.measure("watchers"):
+            self.watchers.come_back()
         self.stage2.begin(number)
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
@@ -75,6 +77,8 @@ class ObservedStep:
             result = self.step(state, batch, watched=caught)
             seconds = time.perf_counter() - began - result.gate_seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
+        with self.clocks.measure("watchers"):
+            self.watchers.leave()
         for lost in gpu.news():
             self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):

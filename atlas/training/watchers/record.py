@@ -153,6 +153,7 @@ class Record:
     model_facts: ModelFacts | None = None
     mode_gap: tuple[int, float] | None = None  # step; loss of the watched rows in evaluation minus in training mode
     restored: Restored | None = None
+    side_effects: tuple[int, list[str]] | None = None  # the first step after which something changed, and what
     descents: list[float] = field(default_factory=list)  # see `descent`, of the newest DESCENTS measurements
     places: list[float] = field(default_factory=list)  # of the first rows in the training text, in [0, 1]
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches

@@ -50,6 +50,7 @@ from atlas.training.watchers.record import (
     Probed,
     Restored,
 )
+from atlas.training.watchers.side_effects import Left, changed, left
 
 LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
 EVERY = 10  # steps between two looks at the record
@@ -98,6 +99,7 @@ class Watchers:
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
         self._restored_moments: float | None = None
         self._clock: float | None = None
+        self._left: Left | None = None  # by the step before, where what is between two steps is compared
         self._text: Tokens | None = None  # of training, where it is searched for the first rows
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
@@ -168,6 +170,21 @@ class Watchers:
         if self._restored_moments is not None and result.finite:
             record.kept_moments = self._restored_moments, share_with_moments(self.state.optimizer)
             self._restored_moments = None
+
+    def leave(self) -> None:
+        """Right after a step."""
+        compares = self.on and self.state.step % EVERY == 0 and self.state.record.side_effects is None
+        self._left = left(self._place, self.state.model) if compares else None
+
+    def come_back(self) -> None:
+        """Right before the next one."""
+        if self._left is not None and (names := changed(self._left, left(self._place, self.state.model))):
+            self.state.record.side_effects = self.state.step, names
+        self._left = None
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.state.segment, self.state.step
 
     def see_model(
         self,
