@@ -70,7 +70,9 @@ class ObservedStep:
         caught = logged or (measured and self.ranks.first)
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
-        self.step.watches_gradients = measured
+        self.step.watches_gradients = measured or self.watchers.rehearses(number)
+        with self.clocks.measure("watchers"):
+            self.watchers.prepare(number)
         with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
             began = time.perf_counter()
             batch = self._batch()
@@ -78,7 +80,7 @@ class ObservedStep:
             seconds = time.perf_counter() - began - result.gate_seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("watchers"):
-            self.watchers.leave()
+            self.watchers.leave(batch, self.step, result)
         for lost in gpu.news():
             self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from atlas.models.language_model import AtlasModel
 from atlas.training.update_ratio import part_of
+from atlas.training.watchers.reach import reach
 from atlas.training.watchers.record import ModelFacts
 
 CHANGE = 0.003  # of the loss, that a part's weights are moved for
@@ -35,8 +36,11 @@ def model_facts(model: AtlasModel, row: Tensor, target: Tensor) -> ModelFacts:
     row, target = row[:, :size], target[:, :size]
     with buffers_kept(model):
         rows, future = _seen_too_much(model, row)
-        noise, modes = _noise(model, row)
-        return ModelFacts(rows, future, noise, modes, _in_parts(model, row), slopes(model, row, target))
+        noise, modes = _noise(model, row, target)
+        found = slopes(model, row, target)
+        return ModelFacts(
+            rows, future, noise, modes, _in_parts(model, row), found, reach(model, row), _head(model, row, target)
+        )
 
 
 @contextmanager
@@ -60,13 +64,22 @@ def _seen_too_much(model: AtlasModel, row: Tensor) -> tuple[float, float]:
     return changes[1].max().item(), changes[3, :half].max().item() if half else 0.0
 
 
-def _noise(model: AtlasModel, row: Tensor) -> tuple[float, bool]:
-    """Between two readings in evaluation mode; and whether training mode gives something else."""
+def _noise(model: AtlasModel, row: Tensor, target: Tensor) -> tuple[float, bool]:
+    """Between two readings in evaluation mode; and whether training mode gives other outputs or losses."""
     first, second = _read(model, row), _read(model, row)
+    loss = _loss(model, row, target)
     model.train()
-    in_training = _read(model, row)
+    in_training, loss_in_training = _read(model, row), _loss(model, row, target)
     model.eval()
-    return _change(first, second).max().item(), not torch.equal(first, in_training)
+    modes = not (torch.equal(first, in_training) and torch.equal(loss, loss_in_training))
+    return _change(first, second).max().item(), modes
+
+
+def _head(model: AtlasModel, row: Tensor, target: Tensor) -> float:
+    """Between the mean loss as the model computes it, and the cross entropy of what it gives to generation."""
+    logits = model(row).logits.double()
+    entropies = logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return (entropies.mean() - _loss(model, row, target)).abs().item()
 
 
 def _in_parts(model: AtlasModel, row: Tensor) -> float:

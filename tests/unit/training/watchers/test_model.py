@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
 from atlas.models.language_model import AtlasModel
-from atlas.training.evaluation import evaluating
+from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.model_facts import model_facts
 from atlas.training.watchers.record import Facts, ModelFacts, Record, Restored

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atlas.training.evaluation import evaluating
+from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.record import Facts, Record
 from atlas.training.watchers.side_effects import changed, left

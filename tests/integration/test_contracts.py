@@ -1,0 +1,53 @@
+"""Parts with a mistake in them, in a run: what must hold in every run does not, and the run tells of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atlas
+
+pytestmark = pytest.mark.slow
+
+OPTIM, DATA, METRICS = "optim._target_=experiments.silent.", "data._target_=experiments.silent.", "telemetry.metrics="
+CASES = {
+    "side_effects,unsaved,rows_again": (
+        f"{OPTIM}wrong_state.smoothing_not_saved",
+        f"{DATA}wrong_limits.FirstBatches",
+        f"{METRICS}[experiments.silent.wrong_metric.quantised_stays]",
+        "train.steps=40",
+    ),
+    "recomputed": (f"{OPTIM}wrong_limits.gradients_overwritten", "train.accumulate=4", "train.steps=20"),
+    "head": (f"{OPTIM}wrong_limits.logits_scaled_for_the_loss", "train.steps=10"),
+    "reach": (f"{OPTIM}wrong_limits.positions_ignored", "train.steps=10"),
+    "": (
+        f"{OPTIM}wrong_state.smoothing_saved",
+        f"{DATA}wrong_data.Sound",
+        f"{METRICS}[experiments.silent.wrong_metric.quantised]",
+        "train.accumulate=4",
+        "train.steps=40",
+    ),
+}
+
+
+@pytest.mark.parametrize("told", CASES)
+def test_what_holds_in_every_sound_run(told: str, tiny: Any, tmp_path: Path) -> None:
+    watched = ("side_effects", "unsaved", "rows_again", "recomputed", "head", "reach", "other_text")
+    summary = atlas.train(
+        tiny(*CASES[told], "trust=[experiments.silent]", "train.validation_every=20"), tmp_path / "run"
+    )
+    assert {one["watch"] for one in summary.watch} & set(watched) == set(filter(None, told.split(",")))
+
+
+def test_a_text_that_the_files_no_longer_hold(tiny: Any, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    for number, found in enumerate(([], ["other_text"])):
+        lines = (f"{'later' if number else 'first'} {(row * 7919 + 37 * number) ** 3} words" for row in range(900))
+        file.write_text("\n".join(lines), encoding="utf-8")
+        config = tiny(
+            f"{DATA}wrong_data.CachedByName", "trust=[experiments.silent]", f"data.paths=[{file}]", "train.steps=20"
+        )
+        summary = atlas.train(config, tmp_path / f"run{number}")
+        assert [one["watch"] for one in summary.watch if one["watch"] == "other_text"] == found
