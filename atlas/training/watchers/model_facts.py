@@ -79,7 +79,7 @@ def _head(model: AtlasModel, row: Tensor, target: Tensor) -> float:
     """Between the mean loss as the model computes it, and the cross entropy of what it gives to generation."""
     logits = model(row).logits.double()
     entropies = logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return (entropies.mean() - _loss(model, row, target)).abs().item()
+    return abs(entropies.mean().item() - _loss(model, row, target).item())
 
 
 def _in_parts(model: AtlasModel, row: Tensor) -> float:

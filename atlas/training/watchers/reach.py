@@ -34,7 +34,7 @@ def reach(model: AtlasModel, row: Tensor) -> dict[str, float]:
         assert isinstance(block, AtlasMAGBlock)
         if block.attention in calls:
             found |= {f"layer{layer}/{name}": size for name, size in _attention(block.attention, calls).items()}
-        if block.memory in calls:
+        if block.memory is not None and block.memory in calls:
             found |= {f"layer{layer}/memory": size for size in _memory(block.memory, calls, model)}
     return found
 
