@@ -95,6 +95,7 @@ class WatchConfig(Choices, prefix="watch."):
     text_part: WatchAction = _watcher("rows that all come from one part of the text: it is read in order")
     rows_again: WatchAction = _watcher("rows that come again before a quarter of the text is read")
     other_text: WatchAction = _watcher("rows that stand in none of the files that data.paths names")
+    mixed_parts: WatchAction = _watcher("rows of training that are of the validation text, or the other way round")
     carried_rows: WatchAction = _watcher("rows that are said to go on, and begin with another text")
     one_symbol: WatchAction = _watcher("text that is one repeated symbol")
     padding: WatchAction = _watcher("most targets of text rows are padding, or padding that counts in the loss")

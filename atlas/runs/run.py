@@ -143,10 +143,10 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
-            text = corpus.train if corpus else None
-            facts = facts_of(config, summary.baseline_loss, state.step, 0 if text is None else len(text))
+            text = len(corpus.train) if corpus else 0
+            facts = facts_of(config, summary.baseline_loss, state.step, text)
             device = trainer.step.device
-            trainer.watchers.begin(facts, folder, text, lambda: _model_and_optimizer(config, device))
+            trainer.watchers.begin(facts, folder, corpus, lambda: _model_and_optimizer(config, device))
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary

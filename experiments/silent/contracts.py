@@ -58,6 +58,18 @@ FAILURES = (
         _beside("wrong_limits.positions_ignored"),
     ),
     _failure(
+        "validated_on_training",
+        "validation rows are drawn from the training text",
+        trained(
+            f"{SOURCE}wrong_limits.ValidatedOnTraining", calm=(f"{SOURCE}wrong_data.Sound",), shared=(*TEXT, TRUST)
+        ),
+    ),
+    _failure(
+        "trained_on_all",
+        "training rows are drawn from the whole text, that of validation included",
+        trained(f"{SOURCE}wrong_limits.TrainedOnAll", calm=(f"{SOURCE}wrong_data.Sound",), shared=(*TEXT, TRUST)),
+    ),
+    _failure(
         "first_batches_only",
         "a limit of 12 batches, for trying things out, was left in",
         trained(f"{SOURCE}wrong_limits.FirstBatches", calm=(f"{SOURCE}wrong_data.Sound",), shared=(*TEXT, TRUST)),

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atlas.data.batch import Batch
+from atlas.data.needles import Tokens
+from atlas.data.sampler import VALIDATION_SEED, RowGenerators, Stream, generator
 from atlas.models.attention import AttentionState, SlidingWindowAttention
 from atlas.models.language_model import AtlasModel
 from atlas.ops.rotary import Rotary
@@ -25,6 +29,24 @@ class FirstBatches(Sound):
 
     def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
         return super(Sound, self).batch((step - 1) % LIMIT + 1, rows)
+
+
+class ValidatedOnTraining(Sound):
+    """Validation rows are drawn from the training text."""
+
+    def validation(self, index: int) -> Batch:
+        rng = generator(VALIDATION_SEED, Stream.validation, index)
+        tokens = self._stretches(rng, self.batch_size, self.corpus.train)
+        return self._to_batch(tokens, np.ones(self.batch_size, dtype=np.bool_))
+
+
+class TrainedOnAll(Sound):
+    """Training rows are drawn from the whole text, that of validation included."""
+
+    def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
+        rng = RowGenerators.of_step(self.seed, Stream.text, step, rows)
+        whole = np.concatenate((self.corpus.train, self.corpus.validation))
+        return self._stretches(rng, len(rows), whole), np.ones(len(rows), dtype=np.bool_)
 
 
 def gradients_overwritten(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:

@@ -19,6 +19,7 @@ CASES = {
         f"{METRICS}[experiments.silent.wrong_metric.quantised_stays]",
         "train.steps=40",
     ),
+    "mixed_parts": (f"{DATA}wrong_limits.TrainedOnAll", "data.validation_share=0.4", "train.steps=30"),
     "recomputed": (f"{OPTIM}wrong_limits.gradients_overwritten", "train.accumulate=4", "train.steps=20"),
     "head": (f"{OPTIM}wrong_limits.logits_scaled_for_the_loss", "train.steps=10"),
     "reach": (f"{OPTIM}wrong_limits.positions_ignored", "train.steps=10"),
@@ -34,7 +35,7 @@ CASES = {
 
 @pytest.mark.parametrize("told", CASES)
 def test_what_holds_in_every_sound_run(told: str, tiny: Any, tmp_path: Path) -> None:
-    watched = ("side_effects", "unsaved", "rows_again", "recomputed", "head", "reach", "other_text")
+    watched = ("side_effects", "unsaved", "rows_again", "recomputed", "head", "reach", "other_text", "mixed_parts")
     summary = atlas.train(
         tiny(*CASES[told], "trust=[experiments.silent]", "train.validation_every=20"), tmp_path / "run"
     )

@@ -53,6 +53,7 @@ _JUDGES: Mapping[str, Judge] = {
         data.text_part,
         data.rows_again,
         data.other_text,
+        data.mixed_parts,
         data.carried_rows,
         data.one_symbol,
         data.padding,

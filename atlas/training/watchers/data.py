@@ -30,6 +30,7 @@ WENT_ON = 0.5  # share of rows; a token of another text is the expected one in o
 PART = 0.4  # of the text, in which PLACES rows lie; by chance once in 10^10
 NEVER = 20  # targets
 NEW = 0.5  # share of rows
+KNOWN_SHARE, KNOWN = 0.5, 2  # of validation rows, and rows; two parts without copies have none
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
 
@@ -119,6 +120,27 @@ def rows_again(record: Record) -> Finding | None:
         f"only {share:.0%} of the last {ROWS} rows are new, and less than {PASS:.0%} of the text was read so far",
         "the model learns a small part of its text again and again",
         "a data source that draws from all of its text: a limit that was left in, a cache, or a seed that comes again",
+    )
+
+
+def mixed_parts(record: Record) -> Finding | None:
+    """Rows that are taken from the other part of the text. Where the parts have much in common the start tells."""
+    known, rows = record.validation_known
+    if rows and known >= max(KNOWN_SHARE * rows, KNOWN):
+        value = known
+        seen = f"{known} of {rows} validation rows stand in the training text"
+    elif record.training_held_out >= KNOWN:
+        value = record.training_held_out
+        seen = f"{value} of the first training rows stand in the validation text, and not in that of training"
+    else:
+        return None
+    return Finding(
+        "mixed_parts",
+        record.step,
+        value,
+        seen,
+        "the model is validated on what it is trained on, so the validation loss says nothing about new text",
+        "a data source whose batch() reads corpus.train, and whose validation() reads corpus.validation",
     )
 
 

@@ -23,13 +23,14 @@ LEAST = 1e-3  # of the norm of the gradient: of a part with less, rounding would
 
 
 def can_be_recomputed(model: AtlasModel, batch: Batch, step: TrainStep) -> bool:
-    alone = step.ranks.world == 1 and not step.config.carry_memory
+    """Alone, with rows that start anew, and where memory is free: a recorded graph keeps that of a whole pass."""
+    alone = step.ranks.world == 1 and not step.config.carry_memory and not step.records
     return alone and batch.inputs.numel() * model.embedding.num_embeddings <= MOST_LOGITS * step.config.accumulate
 
 
 def recomputed(model: AtlasModel, batch: Batch, number: int, step: TrainStep, result: StepResult) -> Recomputed:
     """`model` has the weights before the step `number`, which has taken `batch`, on the CPU."""
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     loss, gradients = 0.0, {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with step.autocast(), torch.enable_grad():
         for share, penalty in _losses(model, batch, number, step):

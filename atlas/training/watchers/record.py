@@ -181,6 +181,8 @@ class Record:
     restored: Restored | None = None
     unsaved: Unsaved | None = None
     recomputed: Recomputed | None = None
+    validation_known: tuple[int, int] = (0, 0)  # validation rows that stand in the training text, of so many
+    training_held_out: int = 0  # training rows that stand in the validation text, and not in that of training
     in_files: tuple[int, int] | None = None  # text rows that stand in the files of the text, and those looked for
     side_effects: tuple[int, list[str]] | None = None  # the first step after which something changed, and what
     descents: list[float] = field(default_factory=list)  # see `descent`, of the newest DESCENTS measurements

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atlas.config import Fusion, RunConfig, WatchAction
 from atlas.data.batch import Batch
+from atlas.data.corpus import Corpus
 from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
@@ -27,6 +28,7 @@ from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.apart import standing
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
@@ -58,6 +60,7 @@ from atlas.training.watchers.side_effects import Left, changed, left
 
 LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
 EVERY = 10  # steps between two looks at the record
+HELD = 80  # steps of a start, of which each tenth is searched for in the validation text
 REHEARSED = 20  # step of a start that is taken a second time: by then no moment is 0
 
 
@@ -111,6 +114,7 @@ class Watchers:
         self._rows: list[bytes] = []  # these
         self._saved: dict[str, Any] | None = None  # before the step that is rehearsed
         self._left: Left | None = None  # by the step before, where what is between two steps is compared
+        self._held_out: Tokens | None = None  # the text of validation
         self._text: Tokens | None = None  # of training, where it is searched for the first rows
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
@@ -124,12 +128,13 @@ class Watchers:
     def wanted(self) -> bool:
         return any(action is not WatchAction.off for action in self._actions.values())
 
-    def begin(self, facts: Facts, folder: Path, text: Tokens | None = None, fresh: Fresh | None = None) -> None:
-        """Before the first step of this start, in the run's folder. `text`: the training part, where there is one;
+    def begin(self, facts: Facts, folder: Path, corpus: Corpus | None = None, fresh: Fresh | None = None) -> None:
+        """Before the first step of this start, in the run's folder. `corpus`: of the data, where there is one;
         `fresh` makes model and optimiser as the start did."""
-        self._fresh = fresh
+        self._fresh, text = fresh, None if corpus is None else corpus.train
         self._patterns = self._given_patterns if text is not None and text.itemsize == 1 else []
-        self._text = text if text is not None and text.nbytes <= LARGEST_TEXT else None
+        if corpus is not None and corpus.train.nbytes + corpus.validation.nbytes <= LARGEST_TEXT:
+            self._text, self._held_out = corpus.train, corpus.validation
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
@@ -178,6 +183,8 @@ class Watchers:
             record.counted |= record.batches[-1].counted
             if self._text is not None and len(record.places) < PLACES:
                 record.places += places(self._text, batch)
+            if self._text is not None and self._held_out is not None and record.step <= record.facts.first_step + HELD:
+                record.training_held_out += standing(batch, self._held_out, but_not_in=self._text)[0]
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
         self._look_into_files(batch)
         offset = time.time() - time.monotonic()
@@ -269,6 +276,11 @@ class Watchers:
     def see_memory_use(self, use: MemoryUse) -> None:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
+
+    def see_validation_rows(self, first: Batch) -> None:
+        """The first validation batch, before the first step of this start."""
+        if self._text is not None:
+            self.state.record.validation_known = standing(first.to("cpu"), self._text)
 
     def see_start(self, rows: int, loss: float) -> None:
         """Before the first step of this start: digest of the first validation batch, and loss of the watched rows."""

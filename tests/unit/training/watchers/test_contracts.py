@@ -14,6 +14,7 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.apart import standing
 from atlas.training.watchers.measuring import row_digests
 from atlas.training.watchers.model_facts import model_facts
 from atlas.training.watchers.own_files import lettered, letters, stand_in, texts_of
@@ -142,3 +143,22 @@ def test_text_that_the_files_do_not_hold(tmp_path: Path) -> None:
     assert texts_of([str(tmp_path / "*.txt")], len(content)) == []
     (tmp_path / "a.txt").write_text("list.txt", encoding="utf-8")
     assert texts_of([str(tmp_path / "*.txt")], len(content)) == texts_of([str(tmp_path / "no")], 1) == []
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_rows_of_the_other_part_of_the_text(kind: type) -> None:
+    draws = np.random.default_rng(0)
+    train, held_out = (draws.integers(0, 200, size).astype(kind) for size in (5000, 1000))
+    held_out[:200] = train[:200]
+
+    def rows(text: Any, *starts: int) -> Batch:
+        return batch_of(np.stack([text[start : start + 65] for start in starts]))
+
+    assert standing(rows(train, 7, 4000), train) == (2, 2)
+    assert standing(rows(held_out, 7, 700, 800), train) == (1, 3)
+    assert standing(rows(held_out, 7, 700, 800), held_out, but_not_in=train) == (2, 3)
+    assert standing(batch_of(np.zeros((2, 9), dtype=kind)), train) == (0, 0)
+    assert seen("mixed_parts", validation_known=(1, 4), training_held_out=1) is None
+    assert seen("mixed_parts", validation_known=(2, 4)) == "2 of 4 validation rows stand in the training text"
+    text = "3 of the first training rows stand in the validation text, and not in that of training"
+    assert seen("mixed_parts", training_held_out=3) == text
