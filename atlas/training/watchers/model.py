@@ -170,7 +170,7 @@ def parts(record: Record) -> Finding | None:
         "parts",
         record.step,
         found.parts,
-        f"a text that is read in two parts gives outputs that differ by {found.parts:.0%} from those of one reading",
+        f"a text that is read in parts gives outputs that differ by {found.parts:.0%} from those of one reading",
         "generation and carried memory go on from a state that is not the one of training",
         "to look at the state that a module of yours hands on, and at its positions",
     )

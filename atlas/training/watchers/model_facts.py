@@ -24,6 +24,7 @@ CHANGE = 0.003  # of the loss, that a part's weights are moved for
 REACH = 0.02  # of the norm of these weights, at most
 NEARER = (512, 4096)  # a loss that bends under way is measured so much nearer, in float64
 LEAST = 1e-4  # of the loss: of a part that changes it by less, rounding would decide
+SINGLE = 4  # last tokens that are read one by one
 SURE = 0.05  # so near 1 a slope is right, and so near each other two of them do not bend
 
 
@@ -83,14 +84,19 @@ def _head(model: AtlasModel, row: Tensor, target: Tensor) -> float:
 
 
 def _in_parts(model: AtlasModel, row: Tensor) -> float:
-    """Between the row as a whole, and in two parts whose border is no border of a chunk."""
-    cut = row.shape[1] // 2 + 1
-    if cut >= row.shape[1]:
+    """Between the row as a whole, and in parts as generation reads it: two, whose border is no border of a chunk, and
+    the last tokens one by one."""
+    tokens = row.shape[1]
+    cut = tokens // 2 + 1
+    if cut >= tokens:
         return 0.0
-    first = model.read(row[:, :cut])
-    second = model.read(row[:, cut:], first.state)
-    parts = torch.cat((first.hidden, second.hidden), dim=1).float()
-    return _change(_read(model, row), parts).max().item()
+    singly = max(tokens - SINGLE, cut)
+    state, parts = None, []
+    for part in row.tensor_split([cut, *range(singly, tokens)], dim=1):
+        if part.shape[1]:
+            read = model.read(part, state)
+            state, parts = read.state, [*parts, read.hidden]
+    return _change(_read(model, row), torch.cat(parts, dim=1).float()).max().item()
 
 
 def slopes(model: AtlasModel, row: Tensor, target: Tensor) -> dict[str, float]:

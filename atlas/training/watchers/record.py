@@ -107,7 +107,7 @@ class ModelFacts:
     future: float  # where later tokens were changed
     noise: float = 0.0  # where nothing was changed
     modes: bool = False  # whether an output changes with the mode of the model
-    parts: float = 0.0  # where the row was read in two parts
+    parts: float = 0.0  # where the row was read in parts
     slopes: dict[str, float] = field(default_factory=dict)  # see `slopes`, by part of the model
     reach: dict[str, float] = field(default_factory=dict)  # see `reach`
     head: float = 0.0  # nats by which the losses of the model are not the cross entropies of its logits, at most
