@@ -15,7 +15,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from atlas.models.language_model import AtlasModel
+from atlas.models.language_model import AtlasModel, ModelState
 from atlas.training.update_ratio import part_of
 from atlas.training.watchers.reach import reach
 from atlas.training.watchers.record import ModelFacts
@@ -80,7 +80,8 @@ def _head(model: AtlasModel, row: Tensor, target: Tensor) -> float:
     """Between the mean loss as the model computes it, and the cross entropy of what it gives to generation."""
     logits = model(row).logits.double()
     entropies = logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return abs(entropies.mean().item() - _loss(model, row, target).item())
+    gap: float = (entropies.mean() - _loss(model, row, target)).abs().item()
+    return gap
 
 
 def _in_parts(model: AtlasModel, row: Tensor) -> float:
@@ -91,11 +92,13 @@ def _in_parts(model: AtlasModel, row: Tensor) -> float:
     if cut >= tokens:
         return 0.0
     singly = max(tokens - SINGLE, cut)
-    state, parts = None, []
+    state: ModelState | None = None
+    parts: list[Tensor] = []
     for part in row.tensor_split([cut, *range(singly, tokens)], dim=1):
         if part.shape[1]:
             read = model.read(part, state)
-            state, parts = read.state, [*parts, read.hidden]
+            state = read.state
+            parts.append(read.hidden)
     return _change(_read(model, row), torch.cat(parts, dim=1).float()).max().item()
 
 
