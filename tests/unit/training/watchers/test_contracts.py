@@ -87,6 +87,7 @@ def test_how_far_back_a_model_reaches() -> None:
     assert seen("reach", model_facts=ModelFacts(0.0, 0.0, reach=placeless)) == text
 
 
+@pytest.mark.slow
 def test_losses_that_are_not_those_of_the_logits() -> None:
     found = facts_of(sound)
     assert (found.head < 1e-6, found.modes, seen("head", model_facts=found)) == (True, False, None)
