@@ -54,6 +54,7 @@ class WatchConfig(Choices, prefix="watch."):
         "a second moment far larger than the gradients: one that was too large still divides every step", undone=True
     )
     updates: WatchAction = _watcher("steps that do not go down the gradient")
+    side_effects: WatchAction = _watcher("a validation, metric or checkpoint that changes the model")
     weights_jump: WatchAction = _watcher("weights that change in one step as in no other")
     learning_rate: WatchAction = _watcher(
         "a learning rate that is low for most of the run: a schedule that has ended too early"
@@ -65,6 +66,12 @@ class WatchConfig(Choices, prefix="watch."):
     noise: WatchAction = _watcher("outputs that differ from one reading of a text to the next, in evaluation")
     modes: WatchAction = _watcher("a loss that is far higher in evaluation than in training mode")
     restored: WatchAction = _watcher("a resumed run whose weights give another loss, or that validates on other rows")
+    unsaved: WatchAction = _watcher("a part of the model or the optimiser that is in no checkpoint")
+    recomputed: WatchAction = _watcher("a step whose loss or gradients are not those of its batch")
+    head: WatchAction = _watcher("losses that are not the cross entropies of the logits that generation reads")
+    reach: WatchAction = _watcher(
+        "attention or memory that reaches less far back than it should, or attention without order"
+    )
     parts: WatchAction = _watcher("a text that is read in parts gives other outputs than read at once")
     slopes: WatchAction = _watcher("gradients that are not the slope of the loss, in a part of the model")
     validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
@@ -86,6 +93,9 @@ class WatchConfig(Choices, prefix="watch."):
     data_again: WatchAction = _watcher("a resumed run that reads its first batches again")
     same_rows: WatchAction = _watcher("rows of a batch that are the same, or processes that train on the same rows")
     text_part: WatchAction = _watcher("rows that all come from one part of the text: it is read in order")
+    rows_again: WatchAction = _watcher("rows that come again before a quarter of the text is read")
+    other_text: WatchAction = _watcher("rows that stand in none of the files that data.paths names")
+    mixed_parts: WatchAction = _watcher("rows of training that are of the validation text, or the other way round")
     carried_rows: WatchAction = _watcher("rows that are said to go on, and begin with another text")
     one_symbol: WatchAction = _watcher("text that is one repeated symbol")
     padding: WatchAction = _watcher("most targets of text rows are padding, or padding that counts in the loss")

@@ -22,6 +22,7 @@ from atlas.data.sampler import batches_of
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
 from atlas.kernels.library import description, missing
+from atlas.models.language_model import AtlasModel
 from atlas.parallel.agreement import require_same_settings, require_same_weights
 from atlas.parallel.ranks import ALONE, RankError, Ranks, log_name
 from atlas.runs.allocator import keep_freed_memory
@@ -57,6 +58,7 @@ from atlas.training.clocks import Clocks
 from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
+from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.trainer import Trainer
@@ -141,9 +143,10 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ]:
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
-            text = corpus.train if corpus else None
-            facts = facts_of(config, summary.baseline_loss, state.step, 0 if text is None else len(text))
-            trainer.watchers.begin(facts, folder, text)
+            text = len(corpus.train) if corpus else 0
+            facts = facts_of(config, summary.baseline_loss, state.step, text)
+            device = trainer.step.device
+            trainer.watchers.begin(facts, folder, corpus, lambda: _model_and_optimizer(config, device))
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
         return summary
@@ -211,6 +214,11 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
     faults, telemetry = FaultInjector(fault), build_telemetry(config, ranks)
     return Trainer(config, state, data, step, evaluator, telemetry, checkpoints, probe, faults, Clocks())
+
+
+def _model_and_optimizer(config: RunConfig, device: torch.device) -> tuple[AtlasModel, ScheduledOptimizer]:
+    model = build_model(config).to(device)
+    return model, build_optimizer(config, model)
 
 
 def _agree(config: RunConfig, folder: Path, trainer: Trainer) -> None:

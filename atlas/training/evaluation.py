@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import zip_longest
 
 import torch
-from torch import nn
 
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.training.evaluating import evaluating
 from atlas.training.losses import mean_losses
 from atlas.training.step import TrainStep, perplexity
 from atlas.training.watchers.measuring import digest
 from atlas.training.watchers.model_facts import buffers_kept, model_facts
 from atlas.training.watchers.record import MemoryUse, ModelFacts
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, restored afterwards. The memory learns in this mode too."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 class Evaluator:

@@ -60,6 +60,8 @@ class ObservedStep:
 
     def __call__(self) -> Observed:
         state, number = self.state, self.state.step + 1
+        with self.clocks.measure("watchers"):
+            self.watchers.come_back()
         self.stage2.begin(number)
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
@@ -68,13 +70,17 @@ class ObservedStep:
         caught = logged or (measured and self.ranks.first)
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
-        self.step.watches_gradients = measured
+        self.step.watches_gradients = measured or self.watchers.rehearses(number)
+        with self.clocks.measure("watchers"):
+            self.watchers.prepare(number)
         with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
             began = time.perf_counter()
             batch = self._batch()
             result = self.step(state, batch, watched=caught)
             seconds = time.perf_counter() - began - result.gate_seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
+        with self.clocks.measure("watchers"):
+            self.watchers.leave(batch, self.step, result)
         for lost in gpu.news():
             self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):

@@ -21,7 +21,7 @@ from atlas.data.symbols import BYTES
 from atlas.data.tokenizer import ByteTokenizer, LibraryTokenizer
 from atlas.models.decoding import Sampling, decode
 from atlas.models.language_model import AtlasModel
-from atlas.training.evaluation import evaluating
+from atlas.training.evaluating import evaluating
 from atlas.training.step import TrainStep
 
 SAMPLING = Sampling(temperature=0.7)  # the default of `python -m atlas.generate`

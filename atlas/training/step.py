@@ -220,6 +220,11 @@ class TrainStep:
         with region("optimizer"):
             return Done(parts, self._gradient_norm(state.model))
 
+    @property
+    def records(self) -> bool:
+        """Whether steps are recorded as a graph."""
+        return self._capture is not None
+
     def _graph_of(self, model: AtlasModel, micro_batches: int) -> StepGraph:
         if self._graph is None or self._graph[0] is not model:
             made = StepGraph(model, self._losses, self._gradient_norm, micro_batches, self.device, self._capture)

@@ -27,7 +27,7 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, InitialWeights
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights
-from atlas.training.evaluation import evaluating
+from atlas.training.evaluating import evaluating
 from atlas.training.reset_shock import reset_shock
 from atlas.training.step import TrainStep
 

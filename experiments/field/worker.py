@@ -26,7 +26,8 @@ from atlas.probes.haystacks import grid
 from atlas.probes.recall import answer
 from atlas.runs.build import build_data, build_optimizer, build_probe, prepare_device
 from atlas.runs.environment import git_revision
-from atlas.training.evaluation import Evaluator, evaluating
+from atlas.training.evaluating import evaluating
+from atlas.training.evaluation import Evaluator
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor

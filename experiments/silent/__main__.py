@@ -2,7 +2,7 @@
 
 python -m experiments.silent [KEY=VALUE ...]
 
-  only=NAME,KIND     these failures, or all of a kind (learning, memory, data, machine, process, invented)
+  only=NAME,KIND     these failures, or all of a kind (learning, memory, data, machine, process, contract, invented)
   seeds=3            seeds 0, 1, ...
   folder=PATH        the runs are kept there; otherwise in a temporary folder
   older=true         runs of earlier revisions in silent.json stay, but for those of `only`; each names its revision

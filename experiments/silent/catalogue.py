@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.silent import (
+    contracts,
     data,
     invented,
     invented_fifth,
@@ -17,5 +18,5 @@ from experiments.silent import (
 )
 
 INVENTED = (invented, invented_third, invented_fourth, invented_fifth, invented_sixth, invented_seventh)
-PARTS = (learning, memory, data, machine, process, *INVENTED)
+PARTS = (learning, memory, data, machine, process, contracts, *INVENTED)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

@@ -8,6 +8,7 @@ from atlas.config.watch import WATCHERS
 from atlas.training.watchers import data, learning, machine, memory, model, weights
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
+from atlas.training.watchers.side_effects import side_effects
 
 Judge = Callable[[Record], Finding | None]
 
@@ -25,6 +26,7 @@ _JUDGES: Mapping[str, Judge] = {
         weights.second_moment,
         weights.weights_jump,
         weights.updates,
+        side_effects,
         learning.learning_rate,
         learning.loss_too_low,
         learning.by_heart,
@@ -33,6 +35,10 @@ _JUDGES: Mapping[str, Judge] = {
         model.noise,
         model.modes,
         model.restored,
+        model.unsaved,
+        model.recomputed,
+        model.head,
+        model.reach,
         model.parts,
         model.slopes,
         learning.validation_loss,
@@ -45,6 +51,9 @@ _JUDGES: Mapping[str, Judge] = {
         data.data_again,
         data.same_rows,
         data.text_part,
+        data.rows_again,
+        data.other_text,
+        data.mixed_parts,
         data.carried_rows,
         data.one_symbol,
         data.padding,

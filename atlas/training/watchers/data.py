@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.own_files import FOUND_FROM
 from atlas.training.watchers.record import (
     CONTINUED,
     DIGESTS,
     FIRST_BATCHES,
     LOOKED_AT,
+    PASS,
     PLACES,
+    ROWS,
     TAILS,
     BatchFacts,
     Record,
@@ -26,6 +29,8 @@ ALIKE = 0.5  # share of different rows in a batch: random places of a text coinc
 WENT_ON = 0.5  # share of rows; a token of another text is the expected one in one case of ten
 PART = 0.4  # of the text, in which PLACES rows lie; by chance once in 10^10
 NEVER = 20  # targets
+NEW = 0.5  # share of rows
+KNOWN_SHARE, KNOWN = 0.5, 2  # of validation rows, and rows; two parts without copies have none
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
 
@@ -98,6 +103,58 @@ def text_part(record: Record) -> Finding | None:
         f"the {len(record.places)} rows looked at lie between {first:.0%} and {last:.0%} of the training text",
         "a text that is read in order changes its kind under way, and of a part of it the rest is never read",
         "a data source that takes its rows from anywhere in the text",
+    )
+
+
+def rows_again(record: Record) -> Finding | None:
+    """Rows that were read before, where a quarter of the text is not yet."""
+    if len(record.new_rows) < ROWS or one_symbol(record) is not None:
+        return None
+    share = sum(record.new_rows) / ROWS
+    if share >= NEW:
+        return None
+    return Finding(
+        "rows_again",
+        record.step,
+        share,
+        f"only {share:.0%} of the last {ROWS} rows are new, and less than {PASS:.0%} of the text was read so far",
+        "the model learns a small part of its text again and again",
+        "a data source that draws from all of its text: a limit that was left in, a cache, or a seed that comes again",
+    )
+
+
+def mixed_parts(record: Record) -> Finding | None:
+    """Rows that are taken from the other part of the text. Where the parts have much in common the start tells."""
+    known, rows = record.validation_known
+    if rows and known >= max(KNOWN_SHARE * rows, KNOWN):
+        value = known
+        seen = f"{known} of {rows} validation rows stand in the training text"
+    elif record.training_held_out >= KNOWN:
+        value = record.training_held_out
+        seen = f"{value} of the first training rows stand in the validation text, and not in that of training"
+    else:
+        return None
+    return Finding(
+        "mixed_parts",
+        record.step,
+        value,
+        seen,
+        "the model is validated on what it is trained on, so the validation loss says nothing about new text",
+        "a data source whose batch() reads corpus.train, and whose validation() reads corpus.validation",
+    )
+
+
+def other_text(record: Record) -> Finding | None:
+    """Not one row stands in the files that the settings name."""
+    if record.in_files is None or record.in_files[0] > 0 or record.in_files[1] < FOUND_FROM:
+        return None
+    return Finding(
+        "other_text",
+        record.step,
+        record.in_files[1],
+        f"none of {record.in_files[1]} rows stands in the files that data.paths names, whatever white space and case",
+        "the run reads another text than its settings say: an older one, or that of other files",
+        "to remove what a data source of yours has kept of an earlier text",
     )
 
 

@@ -232,7 +232,11 @@ def memory_sizes(device: torch.device) -> dict[str, int]:
 
 def digest(batch: Batch) -> int:
     """A sum over its rows, so that the digests of several processes add up to that of the whole batch."""
-    return sum(crc32(row.tobytes()) for row in batch.inputs.numpy())
+    return sum(row_digests(batch.inputs))
+
+
+def row_digests(rows: Tensor) -> list[int]:
+    return [crc32(row.tobytes()) for row in rows.numpy()]
 
 
 def batch_facts(batch: Batch) -> BatchFacts:

@@ -9,6 +9,12 @@ LEAK = 0.01  # of the root mean square of the outputs; a sound model computes th
 GAP, GAP_FROM = 0.25, 50  # nats, steps: a working batch norm has 0.16 at step 10, and 0.09 at most from 50 on
 RESTORED = 0.02  # nats; on a trained model bf16 makes a difference of 0.0005, other kernels one of 1e-7
 PARTS = 0.05  # of the root mean square of the outputs; a sound model rounds in another order, in bf16 by 2 %
+STEP = 0.02  # of an update: a sound optimiser takes the same step to the bit
+LOSS = 0.02  # nats, or a share: plain code has the same loss to 1e-5, in bf16 to 1e-3
+COSINE = 0.9  # of gradients of one batch: those of its halves have 0.7
+NORM = 1.5  # times
+ORDER = 1e-4  # of that mean square: positions at random make 0.1
+REACH = 1e-6  # of the root mean square of the outputs: what rounding makes of a token that does not count
 SLOPE = 0.1  # share by which a slope may differ from the gradient; central differences are right to 4 %
 
 
@@ -85,6 +91,77 @@ def restored(record: Record) -> Finding | None:
     )
 
 
+def unsaved(record: Record) -> Finding | None:
+    """The same code on the same device makes the same bits of the same state."""
+    found = record.unsaved
+    if found is None or (found.update <= STEP and found.outputs <= PARTS):
+        return None
+    if found.outputs > PARTS:
+        seen = f"a model that is made anew, with the same weights, has outputs that differ by {found.outputs:.0%}"
+        hint = "to keep what a module draws or counts in a buffer"
+    else:
+        seen = (
+            "an optimiser that is made anew, with the saved state and the same gradients, takes another step: that of "
+            f"{found.part} differs by {found.update:.0%}"
+        )
+        hint = "to keep what an optimiser of yours remembers in its state_dict()"
+    why = "a part of the run is in no checkpoint, so a resumed run and a loaded model are others"
+    return Finding("unsaved", record.step, max(found.update, found.outputs), seen, why, hint)
+
+
+def recomputed(record: Record) -> Finding | None:
+    found = record.recomputed
+    if found is None:
+        return None
+    ratio = found.norm / found.plain_norm if found.plain_norm else 1.0
+    if abs(found.loss - found.plain_loss) > LOSS * max(found.plain_loss, 1.0):
+        value = found.loss
+        seen = f"a step had a loss of {value:.3f} nats, plain code has {found.plain_loss:.3f} of the same batch"
+    elif found.cosine < COSINE:
+        value = found.cosine
+        seen = f"the gradients of {found.part} in a step have a cosine of {value:.2f} with those of its batch"
+    elif not 1 / NORM < ratio < NORM:
+        value, seen = ratio, f"the gradient of a step was {ratio:.2f} times as large as that of its batch"
+    else:
+        return None
+    why = "steps do not follow the loss that is reported, of all rows of a batch"
+    hint = "to look at hooks on parameters, at zero_grad() in a forward pass, and at what accumulates micro-batches"
+    return Finding("recomputed", record.step, value, seen, why, hint)
+
+
+def head(record: Record) -> Finding | None:
+    found = record.model_facts
+    if found is None or found.head <= LOSS:
+        return None
+    return Finding(
+        "head",
+        record.step,
+        found.head,
+        f"in evaluation the losses of the model differ by {found.head:.2f} nats from the cross entropy of its logits",
+        "perplexities are not those of the model that generates",
+        "losses() of your own that smooths, scales or weighs in training alone",
+    )
+
+
+def reach(record: Record) -> Finding | None:
+    """Of the order of tokens: a layer may leave it out, but not all of them."""
+    found = record.model_facts.reach if record.model_facts else {}
+    orders = [key for key in found if key.endswith("/order")]
+    lost = {key: size for key, size in found.items() if size <= REACH and key not in orders}
+    if orders and max(found[key] for key in orders) <= ORDER:
+        value, seen = found[orders[0]], "attention gives the same in whatever order the tokens before it stand"
+        why, hint = "it cannot tell a text from its words", "its positions"
+    elif lost:
+        layer, _, part = min(lost, key=lost.__getitem__).partition("/")
+        value = min(lost.values())
+        what = "the older half of its window" if part == "attention" else "what it has read a chunk before"
+        seen = f"the {part} of {layer} gives the same whatever stands in {what}"
+        why, hint = "it reaches less far back than its settings say", "its masks, and the state that it hands on"
+    else:
+        return None
+    return Finding("reach", record.step, value, seen, why, f"to look at code of your own in the model: {hint}")
+
+
 def parts(record: Record) -> Finding | None:
     found = record.model_facts
     if found is None or found.parts <= PARTS:
@@ -93,7 +170,7 @@ def parts(record: Record) -> Finding | None:
         "parts",
         record.step,
         found.parts,
-        f"a text that is read in two parts gives outputs that differ by {found.parts:.0%} from those of one reading",
+        f"a text that is read in parts gives outputs that differ by {found.parts:.0%} from those of one reading",
         "generation and carried memory go on from a state that is not the one of training",
         "to look at the state that a module of yours hands on, and at its positions",
     )

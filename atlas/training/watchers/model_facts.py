@@ -15,14 +15,16 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from atlas.models.language_model import AtlasModel
+from atlas.models.language_model import AtlasModel, ModelState
 from atlas.training.update_ratio import part_of
+from atlas.training.watchers.reach import reach
 from atlas.training.watchers.record import ModelFacts
 
 CHANGE = 0.003  # of the loss, that a part's weights are moved for
 REACH = 0.02  # of the norm of these weights, at most
 NEARER = (512, 4096)  # a loss that bends under way is measured so much nearer, in float64
 LEAST = 1e-4  # of the loss: of a part that changes it by less, rounding would decide
+SINGLE = 4  # last tokens that are read one by one
 SURE = 0.05  # so near 1 a slope is right, and so near each other two of them do not bend
 
 
@@ -35,8 +37,11 @@ def model_facts(model: AtlasModel, row: Tensor, target: Tensor) -> ModelFacts:
     row, target = row[:, :size], target[:, :size]
     with buffers_kept(model):
         rows, future = _seen_too_much(model, row)
-        noise, modes = _noise(model, row)
-        return ModelFacts(rows, future, noise, modes, _in_parts(model, row), slopes(model, row, target))
+        noise, modes = _noise(model, row, target)
+        found = slopes(model, row, target)
+        return ModelFacts(
+            rows, future, noise, modes, _in_parts(model, row), found, reach(model, row), _head(model, row, target)
+        )
 
 
 @contextmanager
@@ -60,24 +65,41 @@ def _seen_too_much(model: AtlasModel, row: Tensor) -> tuple[float, float]:
     return changes[1].max().item(), changes[3, :half].max().item() if half else 0.0
 
 
-def _noise(model: AtlasModel, row: Tensor) -> tuple[float, bool]:
-    """Between two readings in evaluation mode; and whether training mode gives something else."""
+def _noise(model: AtlasModel, row: Tensor, target: Tensor) -> tuple[float, bool]:
+    """Between two readings in evaluation mode; and whether training mode gives other outputs or losses."""
     first, second = _read(model, row), _read(model, row)
+    loss = _loss(model, row, target)
     model.train()
-    in_training = _read(model, row)
+    in_training, loss_in_training = _read(model, row), _loss(model, row, target)
     model.eval()
-    return _change(first, second).max().item(), not torch.equal(first, in_training)
+    modes = not (torch.equal(first, in_training) and torch.equal(loss, loss_in_training))
+    return _change(first, second).max().item(), modes
+
+
+def _head(model: AtlasModel, row: Tensor, target: Tensor) -> float:
+    """Between the mean loss as the model computes it, and the cross entropy of what it gives to generation."""
+    logits = model(row).logits.double()
+    entropies = logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    gap: float = (entropies.mean() - _loss(model, row, target)).abs().item()
+    return gap
 
 
 def _in_parts(model: AtlasModel, row: Tensor) -> float:
-    """Between the row as a whole, and in two parts whose border is no border of a chunk."""
-    cut = row.shape[1] // 2 + 1
-    if cut >= row.shape[1]:
+    """Between the row as a whole, and in parts as generation reads it: two, whose border is no border of a chunk, and
+    the last tokens one by one."""
+    tokens = row.shape[1]
+    cut = tokens // 2 + 1
+    if cut >= tokens:
         return 0.0
-    first = model.read(row[:, :cut])
-    second = model.read(row[:, cut:], first.state)
-    parts = torch.cat((first.hidden, second.hidden), dim=1).float()
-    return _change(_read(model, row), parts).max().item()
+    singly = max(tokens - SINGLE, cut)
+    state: ModelState | None = None
+    parts: list[Tensor] = []
+    for part in row.tensor_split([cut, *range(singly, tokens)], dim=1):
+        if part.shape[1]:
+            read = model.read(part, state)
+            state = read.state
+            parts.append(read.hidden)
+    return _change(_read(model, row), torch.cat(parts, dim=1).float()).max().item()
 
 
 def slopes(model: AtlasModel, row: Tensor, target: Tensor) -> dict[str, float]:

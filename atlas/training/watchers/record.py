@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
@@ -19,6 +20,8 @@ FIRST_BATCHES = 3  # of a run and of a start, whose digests are kept
 LOOKED_AT = 2  # batches that were looked into, kept
 TAILS = 5  # batches whose ends of rows are kept
 CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
+ROWS = 128  # newest rows of which is kept whether they are new
+PASS = 0.25  # of the text: of rows drawn with replacement from it, 0.8 are still new then
 PLACES = 32  # of rows in the text, looked for
 DESCENTS = 3  # kept
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
@@ -104,8 +107,10 @@ class ModelFacts:
     future: float  # where later tokens were changed
     noise: float = 0.0  # where nothing was changed
     modes: bool = False  # whether an output changes with the mode of the model
-    parts: float = 0.0  # where the row was read in two parts
+    parts: float = 0.0  # where the row was read in parts
     slopes: dict[str, float] = field(default_factory=dict)  # see `slopes`, by part of the model
+    reach: dict[str, float] = field(default_factory=dict)  # see `reach`
+    head: float = 0.0  # nats by which the losses of the model are not the cross entropies of its logits, at most
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,27 @@ class Restored:
     same_rows: bool  # the validation rows are those of the start before
     loss_before: float | None  # of the watched rows, nats per token, when the step was trained; None: not read then
     loss: float  # now
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """How far a model and an optimiser that are made anew from the saved state differ from those of the run."""
+
+    update: float  # norm of the difference of their steps over that of the step, in the part that differs most
+    part: str  # of the model
+    outputs: float  # largest difference, in root mean squares of the outputs
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A step, and what plain code makes of its batch."""
+
+    loss: float  # nats, as the step has it
+    plain_loss: float
+    cosine: float  # between the gradients of `part`, of all parts the lowest
+    part: str
+    norm: float  # of the gradient before clipping
+    plain_norm: float
 
 
 @dataclass(frozen=True)
@@ -153,7 +179,16 @@ class Record:
     model_facts: ModelFacts | None = None
     mode_gap: tuple[int, float] | None = None  # step; loss of the watched rows in evaluation minus in training mode
     restored: Restored | None = None
+    unsaved: Unsaved | None = None
+    recomputed: Recomputed | None = None
+    validation_known: tuple[int, int] = (0, 0)  # validation rows that stand in the training text, of so many
+    training_held_out: int = 0  # training rows that stand in the validation text, and not in that of training
+    in_files: tuple[int, int] | None = None  # text rows that stand in the files of the text, and those looked for
+    side_effects: tuple[int, list[str]] | None = None  # the first step after which something changed, and what
     descents: list[float] = field(default_factory=list)  # see `descent`, of the newest DESCENTS measurements
+    row_digests: set[int] = field(default_factory=set)  # of text rows, in the first part of a pass
+    rows: int = 0  # in it
+    new_rows: deque[bool] = field(default_factory=lambda: deque(maxlen=ROWS))  # whether it is the first of its kind
     places: list[float] = field(default_factory=list)  # of the first rows in the training text, in [0, 1]
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
@@ -201,6 +236,15 @@ class Record:
         for kept in (self.first_digests, self.digests_here):
             if len(kept) < FIRST_BATCHES:
                 kept.append(digest)
+
+    def add_rows(self, digests: Iterable[int]) -> None:
+        """Of text rows, as long as few can be the same by chance."""
+        for one in digests:
+            self.rows += 1
+            if self.rows * self.facts.sequence > PASS * self.facts.text:
+                return
+            self.new_rows.append(one not in self.row_digests)
+            self.row_digests.add(one)
 
     def add_memory(self, sizes: dict[str, int]) -> None:
         """Bytes by place."""

@@ -11,11 +11,13 @@ from contextlib import suppress
 from dataclasses import replace
 from math import isfinite, log
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from atlas.config import Fusion, RunConfig, WatchAction
 from atlas.data.batch import Batch
+from atlas.data.corpus import Corpus
 from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
@@ -23,11 +25,13 @@ from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult
+from atlas.training.step import StepResult, TrainStep
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.apart import standing
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.learning import has_risen
+from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
 from atlas.training.watchers.measuring import (
     batch_facts,
     continued_share,
@@ -36,9 +40,11 @@ from atlas.training.watchers.measuring import (
     measure,
     memory_sizes,
     places,
+    row_digests,
     second_moments,
     share_with_moments,
 )
+from atlas.training.watchers.own_files import FOUND_FROM, lettered, stand_in, texts_of
 from atlas.training.watchers.record import (
     DESCENTS,
     FIRST_BATCHES,
@@ -50,9 +56,12 @@ from atlas.training.watchers.record import (
     Probed,
     Restored,
 )
+from atlas.training.watchers.side_effects import Left, changed, left
 
 LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
 EVERY = 10  # steps between two looks at the record
+HELD = 80  # steps of a start, of which each tenth is searched for in the validation text
+REHEARSED = 20  # step of a start that is taken a second time: by then no moment is 0
 
 
 def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0) -> Facts:
@@ -95,9 +104,17 @@ class Watchers:
         self.settings, self.state, self.telemetry = config.watch, state, telemetry
         self.told: set[str] = set()
         self.places: list[Path] = []  # of files that must stay
+        paths = config.data.get("paths")
+        self._given_patterns = [str(one) for one in paths] if isinstance(paths, list) else []
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
         self._restored_moments: float | None = None
         self._clock: float | None = None
+        self._fresh: Fresh | None = None
+        self._patterns: list[str] = []  # of the files of the text, until rows of it are looked for there
+        self._rows: list[bytes] = []  # these
+        self._saved: dict[str, Any] | None = None  # before the step that is rehearsed
+        self._left: Left | None = None  # by the step before, where what is between two steps is compared
+        self._held_out: Tokens | None = None  # the text of validation
         self._text: Tokens | None = None  # of training, where it is searched for the first rows
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
@@ -111,9 +128,13 @@ class Watchers:
     def wanted(self) -> bool:
         return any(action is not WatchAction.off for action in self._actions.values())
 
-    def begin(self, facts: Facts, folder: Path, text: Tokens | None = None) -> None:
-        """Before the first step of this start, in the run's folder. `text`: the training part, where there is one."""
-        self._text = text if text is not None and text.nbytes <= LARGEST_TEXT else None
+    def begin(self, facts: Facts, folder: Path, corpus: Corpus | None = None, fresh: Fresh | None = None) -> None:
+        """Before the first step of this start, in the run's folder. `corpus`: of the data, where there is one;
+        `fresh` makes model and optimiser as the start did."""
+        self._fresh, text = fresh, None if corpus is None else corpus.train
+        self._patterns = self._given_patterns if text is not None and text.itemsize == 1 else []
+        if corpus is not None and corpus.train.nbytes + corpus.validation.nbytes <= LARGEST_TEXT:
+            self._text, self._held_out = corpus.train, corpus.validation
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
@@ -150,6 +171,8 @@ class Watchers:
         )
         record.add_lr(result.lr / (self.state.optimizer.scale * self.state.optimizer.burst))
         record.add_digest(sum(digests))
+        if record.facts.text:
+            record.add_rows(row_digests(batch.inputs[~batch.recall & (batch.weights > 0).any(1)]))
         if record.facts.carries:
             share, self._batch = continued_share(self._batch, batch), batch
             record.continued.extend(() if share is None else (share,))
@@ -160,7 +183,10 @@ class Watchers:
             record.counted |= record.batches[-1].counted
             if self._text is not None and len(record.places) < PLACES:
                 record.places += places(self._text, batch)
+            if self._text is not None and self._held_out is not None and record.step <= record.facts.first_step + HELD:
+                record.training_held_out += standing(batch, self._held_out, but_not_in=self._text)[0]
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
+        self._look_into_files(batch)
         offset = time.time() - time.monotonic()
         if self._clock is not None:
             record.clock_jump = max(record.clock_jump, offset - self._clock, key=abs)
@@ -168,6 +194,51 @@ class Watchers:
         if self._restored_moments is not None and result.finite:
             record.kept_moments = self._restored_moments, share_with_moments(self.state.optimizer)
             self._restored_moments = None
+
+    def _look_into_files(self, batch: Batch) -> None:
+        """Once, when there are rows enough."""
+        if self._patterns and (rows := lettered(batch)):
+            self._rows += rows
+            if len(self._rows) >= FOUND_FROM:
+                texts = texts_of(self._patterns, self.state.record.facts.text)
+                self.state.record.in_files = (stand_in(texts, self._rows), len(self._rows)) if texts else None
+                self._patterns, self._rows = [], []
+
+    def rehearses(self, step: int) -> bool:
+        """Whether this process takes the step a second time, from what is saved before it: once a start."""
+        wanted = {self._actions[name] for name in ("unsaved", "recomputed")} != {WatchAction.off}
+        wanted = wanted and self.on and self._fresh is not None
+        return wanted and step == self.state.record.facts.first_step + REHEARSED and can_be_made_twice(self.state)
+
+    def leave(self, batch: Batch, step: TrainStep, result: StepResult) -> None:
+        """Right after a step."""
+        compares = self.on and self.state.step % EVERY == 0 and self.state.record.side_effects is None
+        self._left = left(self._place, self.state.model) if compares else None
+        if self._saved is not None:
+            if result.finite:
+                self._rehearse(batch, step, result)
+            self._saved = None
+
+    def prepare(self, step: int) -> None:
+        """Right before a step."""
+        self._saved = saved(self.state) if self.rehearses(step) else None
+
+    def _rehearse(self, batch: Batch, step: TrainStep, result: StepResult) -> None:
+        assert self._saved is not None
+        assert self._fresh is not None
+        record = self.state.record
+        with suppress(Exception):  # what a part of the user's raises is no reason to end a run
+            record.unsaved, record.recomputed = made_anew(self.state, self._saved, self._fresh, step, batch, result)
+
+    def come_back(self) -> None:
+        """After all that is measured behind a step."""
+        if self._left is not None and (names := changed(self._left, left(self._place, self.state.model))):
+            self.state.record.side_effects = self.state.step, names
+        self._left = None
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.state.segment, self.state.step
 
     def see_model(
         self,
@@ -205,6 +276,11 @@ class Watchers:
     def see_memory_use(self, use: MemoryUse) -> None:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
+
+    def see_validation_rows(self, first: Batch) -> None:
+        """The first validation batch, before the first step of this start."""
+        if self._text is not None:
+            self.state.record.validation_known = standing(first.to("cpu"), self._text)
 
     def see_start(self, rows: int, loss: float) -> None:
         """Before the first step of this start: digest of the first validation batch, and loss of the watched rows."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
 from atlas.models.language_model import AtlasModel
-from atlas.training.evaluation import evaluating
+from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.model_facts import model_facts
 from atlas.training.watchers.record import Facts, ModelFacts, Record, Restored
@@ -151,3 +151,7 @@ def test_gradients_that_are_not_the_slope() -> None:
 
 def test_a_state_that_is_not_the_one_of_one_reading() -> None:
     assert with_mistake(lambda _, x: x * torch.arange(1, x.shape[1] + 1)[:, None]).parts > 0.1  # counts from the call
+
+
+def test_a_token_that_is_read_alone() -> None:
+    assert with_mistake(lambda _, x: x * (2 if x.shape[1] == 1 else 1)).parts > 0.1
