@@ -5,6 +5,7 @@ from __future__ import annotations
 from experiments.silent import (
     data,
     invented,
+    invented_eighth,
     invented_fifth,
     invented_fourth,
     invented_seventh,
@@ -16,6 +17,14 @@ from experiments.silent import (
     process,
 )
 
-INVENTED = (invented, invented_third, invented_fourth, invented_fifth, invented_sixth, invented_seventh)
+INVENTED = (
+    invented,
+    invented_third,
+    invented_fourth,
+    invented_fifth,
+    invented_sixth,
+    invented_seventh,
+    invented_eighth,
+)
 PARTS = (learning, memory, data, machine, process, *INVENTED)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)
