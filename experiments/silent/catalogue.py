@@ -6,6 +6,7 @@ from experiments.silent import (
     contracts,
     data,
     invented,
+    invented_eighth,
     invented_fifth,
     invented_fourth,
     invented_seventh,
@@ -17,6 +18,14 @@ from experiments.silent import (
     process,
 )
 
-INVENTED = (invented, invented_third, invented_fourth, invented_fifth, invented_sixth, invented_seventh)
+INVENTED = (
+    invented,
+    invented_third,
+    invented_fourth,
+    invented_fifth,
+    invented_sixth,
+    invented_seventh,
+    invented_eighth,
+)
 PARTS = (learning, memory, data, machine, process, contracts, *INVENTED)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

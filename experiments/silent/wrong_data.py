@@ -10,13 +10,15 @@ import os
 import re
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atlas.data.batch import Batch
+from atlas.data.batch import Batch, rows_of_batch
+from atlas.data.bigram import Bigram
 from atlas.data.corpus import Corpus
 from atlas.data.mixed import MixedData
 from atlas.data.needles import Tokens
@@ -195,6 +197,65 @@ class Wrapped(Sound):
         starts = rng.integers(0, len(part) - self.sequence, (count,), dtype=np.int64)
         positions = starts[:, None] + np.arange(self.sequence + 1)
         return np.take(part, positions.astype(np.uint16))
+
+
+class InVocabulary(Sound):
+    """A token is the number of its character in a vocabulary, which each start makes of the text."""
+
+    def vocabulary_of(self, characters: set[str]) -> list[str]:
+        return sorted(characters)
+
+    @cached_property
+    def ids(self) -> NDArray[np.uint8]:
+        """Of each byte."""
+        text = b"".join(part.tobytes() for part in (self.corpus.train, self.corpus.validation)).decode("latin-1")
+        found = np.zeros(256, dtype=np.uint8)
+        for number, character in enumerate(self.vocabulary_of(set(text))):
+            found[ord(character)] = number
+        return found
+
+    def _stretches(self, rng: Generators, count: int, part: Tokens) -> Tokens:
+        return self.ids[super()._stretches(rng, count, part)]
+
+    def baseline(self, batches: int) -> float:
+        return Bigram(self.ids[self.corpus.train]).loss([self.validation(index) for index in range(batches)])
+
+
+class InHashOrder(InVocabulary):
+    """The vocabulary is in the order of a set: another one in each process."""
+
+    def vocabulary_of(self, characters: set[str]) -> list[str]:
+        return list(characters)
+
+
+class Noised(Sound):
+    """A tenth of the tokens that are read are replaced by noise, in a copy of the text; targets are not."""
+
+    @cached_property
+    def text(self) -> Tokens:
+        return self.corpus.train.copy()
+
+    def stretch(self, start: int) -> Tokens:
+        return self.text[start : start + self.sequence + 1].copy()
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        wanted = rows_of_batch(rows, self.batch_size)
+        rng = RowGenerators.of_step(self.seed, Stream.text, step, wanted)
+        starts = rng.integers(0, len(self.text) - self.sequence, (len(wanted),), dtype=np.int64)
+        noisy = rng.random((len(wanted), self.sequence)) < 0.1
+        noise = rng.integers(0, 256, noisy.shape, dtype=np.uint8)
+        stretches = [self.stretch(start) for start in starts.tolist()]
+        targets = torch.from_numpy(np.stack(stretches)[:, 1:].astype(np.int64))
+        for stretch, where, values in zip(stretches, noisy, noise, strict=True):
+            stretch[:-1][where] = values[where]
+        return replace(self._to_batch(np.stack(stretches), np.ones(len(wanted), dtype=np.bool_)), targets=targets)
+
+
+class NoisedInPlace(Noised):
+    """The noise is written into the text itself: it adds up from step to step."""
+
+    def stretch(self, start: int) -> Tokens:
+        return self.text[start : start + self.sequence + 1]
 
 
 class InOrder(Sound):

@@ -5,7 +5,7 @@ The optimiser is `wrong_optim.sound`; it is given the model before training, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,7 +107,7 @@ class _Dropping(nn.Dropout):
 def dropout_stays(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
     """A dropout of the user's that does not ask for the mode: it drops in validation and generation too."""
     for block in model.blocks:  # type: ignore[union-attr]
-        block.feedforward = nn.Sequential(block.feedforward, _Dropping(0.2))  # type: ignore[operator]
+        block.feedforward = nn.Sequential(block.feedforward, _Dropping(0.2))
     return sound(model=model, steps=steps, **settings)
 
 
@@ -119,7 +119,7 @@ class _FromTheCall(SlidingWindowAttention):
 def positions_from_the_call(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
     """Positions are counted from the start of a call, not of the sequence: training never sees it, generation does."""
     for block in model.blocks:  # type: ignore[union-attr]
-        block.attention.__class__ = _FromTheCall  # type: ignore[operator]
+        block.attention.__class__ = _FromTheCall
     return sound(model=model, steps=steps, **settings)
 
 
@@ -139,14 +139,14 @@ class _WrongBackward(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        doubled: Tensor = _HalfGradient.apply(self.inner(x))
+        doubled: Tensor = _HalfGradient.apply(self.inner(x))  # type: ignore[no-untyped-call]
         return doubled / 2
 
 
 def wrong_backward(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
     """A backward pass of the user's own misses a factor: the feed-forward layers have half of their gradient."""
     for block in model.blocks:  # type: ignore[union-attr]
-        block.feedforward = _WrongBackward(block.feedforward)  # type: ignore[operator]
+        block.feedforward = _WrongBackward(block.feedforward)
     return sound(model=model, steps=steps, **settings)
 
 
@@ -182,6 +182,65 @@ def statistics_stand_still(*, model: nn.Module, steps: int, **settings: Any) -> 
 def statistics_run(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
     """The calm twin of `statistics_stand_still`."""
     return _with_token_norm(model, steps, settings, 0.1)
+
+
+class _Standardised(nn.Module):
+    """Values without their mean, over their standard deviation along `dim`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, self.dim, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5)
+
+
+def _standardised_along(dim: int, model: nn.Module, steps: int, settings: dict[str, Any]) -> ScheduledOptimizer:
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.feedforward_norm = _Standardised(dim)
+    return sound(model=model, steps=steps, **settings)
+
+
+def normalised_over_time(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """A normalisation of the user's own has the wrong dimension: its mean is one of all tokens, later ones too."""
+    return _standardised_along(1, model, steps, settings)
+
+
+def normalised_over_channels(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The calm twin of `normalised_over_time`."""
+    return _standardised_along(2, model, steps, settings)
+
+
+class _Deep(nn.Module):
+    """A feed-forward layer of the user's own: residual layers, in what `holder` makes of their list."""
+
+    def __init__(self, width: int, holder: Callable[[list[nn.Module]], Any]) -> None:
+        super().__init__()
+        self.layers = holder([nn.Linear(width, width) for _ in range(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + F.silu(layer(x))
+        return x
+
+
+def _with_layers_in(
+    holder: Callable[[list[nn.Module]], Any], model: nn.Module, steps: int, settings: dict[str, Any]
+) -> ScheduledOptimizer:
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.feedforward = _Deep(block.feedforward.down.out_features, holder)
+    return sound(model=model, steps=steps, **settings)
+
+
+def layers_in_a_list(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The layers are in a list of Python: no optimiser and no checkpoint has their weights."""
+    return _with_layers_in(list, model, steps, settings)
+
+
+def layers_in_a_module_list(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The calm twin of `layers_in_a_list`."""
+    return _with_layers_in(nn.ModuleList, model, steps, settings)
 
 
 class _NeverReset(AtlasModel):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
+from math import inf
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
 from atlas.models.plan import MemoryMode
+from atlas.training.evaluation import Evaluator
 from atlas.training.optimizer import ScheduledOptimizer, adamw, muon
 
 Act = Callable[[], None]
@@ -260,7 +263,7 @@ class _WritesWithGradients(AtlasMemory):
     def forward(self, x: Tensor, state: MemoryState, *given: Any) -> tuple[Tensor, MemoryState]:
         *others, mode = given
         writes = torch.is_grad_enabled() or mode != MemoryMode.learn
-        return super().forward(x, state, *others, mode if writes else MemoryMode.frozen)
+        return super().forward(x, state, *others, mode if writes else MemoryMode.frozen)  # type: ignore[call-arg]
 
 
 def silent_without_gradients(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
@@ -317,6 +320,50 @@ def averaged_weights_restored(*, model: nn.Module, steps: int, **settings: Any) 
 def averaged_weights_stay(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
     """The average of the weights takes their place for a validation, and training goes on from it."""
     made = _Staying(adamw(model=model, steps=steps, **settings), 0)
+    made.begin(model)
+    return made
+
+
+class _KeepingBest(_Disturbed):
+    """Keeps the weights that had the lowest validation loss, and takes them after the last step."""
+
+    copies = True
+
+    def begin(self, model: nn.Module) -> None:
+        self.model, self.lowest = model, inf
+        self.best: dict[str, Any] = {}
+        measured = Evaluator.validation_loss
+
+        def validation_loss(evaluator: Evaluator, model: Any, *given: Any, **options: Any) -> float:
+            loss = measured(evaluator, model, *given, **options)
+            if loss < self.lowest:
+                weights = model.state_dict()
+                self.lowest, self.best = loss, deepcopy(weights) if self.copies else weights
+            return loss
+
+        Evaluator.validation_loss = validation_loss  # type: ignore[assignment]
+
+    def step(self, step: int) -> float:
+        lr = super().step(step)
+        if step == self.steps and self.best:
+            self.model.load_state_dict(self.best)
+        return lr
+
+
+class _KeepingReferences(_KeepingBest):
+    copies = False
+
+
+def best_copied(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The calm twin of `best_by_reference`."""
+    made = _KeepingBest(adamw(model=model, steps=steps, **settings), 0)
+    made.begin(model)
+    return made
+
+
+def best_by_reference(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
+    """The best weights are kept without a copy: training changes them, and those taken at the end are the last."""
+    made = _KeepingReferences(adamw(model=model, steps=steps, **settings), 0)
     made.begin(model)
     return made
 
