@@ -64,8 +64,8 @@ class History:
     the spread of the run's recent deltas. The readings that confirm it are `suspect_every` steps apart.
 
     The spread is that of the newer half of the deltas, so the descent at the start soon leaves it. Of few readings it
-    is too small by chance: of ten it is below 0.4 of the standard deviation once in 20 times, of 50 never. A calm run
-    of a small model, whose two watched rows vary by 3 %, was then rolled back every 9,000 steps.
+    is too small by chance: of ten it is below 0.4 of the standard deviation once in 20 times, of 50 never. Of 32 pairs
+    of rows of 64 tokens, watched in 10,000 calm steps, ten deltas gave 17 a false alarm; the newer half gives it to 2.
     """
 
     DEVIATIONS = 4.0

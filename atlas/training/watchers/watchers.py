@@ -81,6 +81,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
         global_size=chunks.global_size,
         largest_local=max(chunks.local),
         tokens=config.train.batch_size * config.train.sequence,
+        watched=min(config.rollback.watch_rows, config.train.batch_size) * config.train.sequence,
         text=text,
         first_step=first_step,
         given_weights=config.init_from is not None,
