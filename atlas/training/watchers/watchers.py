@@ -29,6 +29,7 @@ from atlas.training.watchers import JUDGES
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.measuring import (
+    SEARCHED,
     batch_facts,
     continued_share,
     digest,
@@ -51,7 +52,7 @@ from atlas.training.watchers.record import (
     Restored,
 )
 
-LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
+LOOKS = 100  # at most, for rows in the training text
 EVERY = 10  # steps between two looks at the record
 
 
@@ -100,6 +101,7 @@ class Watchers:
         self._restored_moments: float | None = None
         self._clock: float | None = None
         self._text: Tokens | None = None  # of training, where it is searched for the first rows
+        self._looks = 0
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
 
@@ -114,7 +116,7 @@ class Watchers:
 
     def begin(self, facts: Facts, folder: Path, text: Tokens | None = None) -> None:
         """Before the first step of this start, in the run's folder. `text`: the training part, where there is one."""
-        self._text = text if text is not None and text.nbytes <= LARGEST_TEXT else None
+        self._text = text if text is not None and 0 < text.nbytes <= SEARCHED else None
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
@@ -159,8 +161,9 @@ class Watchers:
             record.tails.append(record.batches[-1].counted_tails)
             record.masked.update(record.batches[-1].masked)
             record.counted |= record.batches[-1].counted
-            if self._text is not None and len(record.places) < PLACES:
+            if self._text is not None and len(record.places) < PLACES and self._looks < LOOKS:
                 record.places += places(self._text, batch)
+                self._looks += 1
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
         offset = time.time() - time.monotonic()
         if self._clock is not None:
