@@ -25,10 +25,10 @@ def refuse_useless_values(combinations: Sequence[Sequence[str]], settings: Seque
         except ConfigError as error:
             refused[number] = error
     everywhere = len(refused) == len(settings)
-    for number, error in refused.items():
+    for number, refusal in refused.items():
         jobs_with = [{job for job, own in enumerate(combinations) if text in own} for text in combinations[number]]
         if everywhere or any(jobs <= refused.keys() for jobs in jobs_with):
-            raise error
+            raise refusal
 
 
 def _check(composed: DictConfig, launcher: str) -> None:
