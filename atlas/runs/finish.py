@@ -13,6 +13,7 @@ from typing import Any
 from atlas.config import LEVELS, level_of
 from atlas.config.composition import save_config
 from atlas.models.flops import flops_per_token
+from atlas.models.plan import ChunkPlan
 from atlas.probes.result import NOT_ASKED
 from atlas.report.heatmap import draw_heatmaps
 from atlas.runs.baselines import Baseline, comparable
@@ -59,6 +60,9 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     summary.niah = {result.level: result.describe() for result in trainer.measurements.probe_results}
     if trainer.last is not None:
         _take_last_step(summary, trainer, trainer.last)
+    if trainer.config.stage2.enabled and state.step > 0:
+        steps = {"first": 1, "last": state.step}
+        summary.local_chunks = {name: [*ChunkPlan.at_step(trainer.config, n).local] for name, n in steps.items()}
     if (use := trainer.measurements.memory_use) is not None:
         summary.memory_use = {"step": use.step, "on": use.on, "off": use.off, "frozen": use.frozen}
     folder = Path(summary.folder)
@@ -186,6 +190,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
         ("memory", _memory_use(summary.memory_use)),
+        ("local chunks", _local_chunks(summary)),
         ("reset shock", _reset_shock(summary.calibration)),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else None),
         ("utilisation", _utilisation(summary)),
@@ -231,6 +236,11 @@ def _reset_shock(found: dict[str, Any]) -> str | None:
         return None
     change, tokens = found["reset_shock"], found["horizon_tokens"]
     return f"loss {change:+.2%} in the {tokens} tokens after a reset of the local memories"
+
+
+def _local_chunks(summary: RunSummary) -> str | None:
+    chunks = summary.local_chunks
+    return f"{chunks['first']} at step 1, {chunks['last']} at step {summary.step}" if chunks else None
 
 
 def _memory_use(found: dict[str, float]) -> str | None:

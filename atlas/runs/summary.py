@@ -67,6 +67,7 @@ class RunSummary:
     overhead: dict[str, float] = field(default_factory=dict)  # share of training time, per activity
     niah: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)  # of W_init; the loss jump at a reset
+    local_chunks: dict[str, list[int]] = field(default_factory=dict)  # of Stage 2, by `first` and `last` step
     memory_use: dict[str, float] = field(default_factory=dict)  # loss of the watched rows: memory on, off, frozen
     watch: list[dict[str, Any]] = field(default_factory=list)  # what the watchers have found, in their order
     warnings: list[str] = field(default_factory=list)

@@ -11,11 +11,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from atlas.config import RunConfig, require
+from atlas.config import RunConfig
 from atlas.parallel.launch import launched, to_launched_config
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import resumed_config
 from atlas.sweeps.launchers import JOBLIB, SERIAL, SUBMITIT, export_tasks, launcher_name
+from atlas.sweeps.refusal import require_own_start
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.sweep_record import read_record
 from atlas.sweeps.workers import Worker, in_own_process, use_own_device
@@ -97,8 +98,7 @@ def _worker(sweep: Path, launcher: str) -> Iterator[None]:
 
 def _settings(composed: DictConfig, overrides: list[str], folder: Path) -> RunConfig:
     """The job's configuration; if its folder holds an earlier start, the one that continues it."""
-    allowed = "left out, or auto, in a sweep (sweep.resume=DIR continues one)"
-    require(composed.resume in (None, "auto"), "resume", composed.resume, allowed)
+    require_own_start(composed)
     if not (folder / CONFIG_FILE).exists():
         return to_launched_config(composed)
     config = resumed_config(composed, overrides, folder)

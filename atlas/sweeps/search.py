@@ -72,7 +72,8 @@ class SearchSweeper(ResumableSweeper):
             for override in parsed
             if not override.is_sweep_override()
         ]
-        record = self._compose([job.overrides for job in known.jobs] if known else [])
+        chosen = [self._compose_job(job.number, job.overrides) for job in known.jobs] if known else []
+        record = self._record(chosen)
         if known:
             refuse_other_jobs(record, known, folder)
         return record

@@ -24,6 +24,7 @@ from atlas.runs.folder import LOG_FILE, log_file, make_folder, reason, require_f
 from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.launchers import JOBLIB, SERIAL, launcher_name, prepare_launcher
 from atlas.sweeps.outcome import cut_short, left_over
+from atlas.sweeps.refusal import refuse_useless_values
 from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
 from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, read_record, settings_key
@@ -65,11 +66,14 @@ class ResumableSweeper(BasicSweeper):
 
     def _plan(self, arguments: Sequence[str], known: SweepRecord | None, folder: Path) -> SweepRecord:
         """The jobs of the sweep; `known` are those of the sweep that goes on. Raises `ConfigError` for other ones."""
+        assert self.config is not None
         combinations = self._combinations(arguments)
         if known is not None:
             allowed = f"a sweep of {len(combinations)} jobs, not {len(known.jobs)}"
             require(len(combinations) == len(known.jobs), KEY, folder, allowed)
-        record = self._compose(combinations)
+        settings = [self._composed(number, overrides) for number, overrides in enumerate(combinations)]
+        record = self._record([_job(*one) for one in zip(range(len(settings)), combinations, settings, strict=True)])
+        refuse_useless_values(combinations, settings, launcher_name(self.config.hydra))
         if known is not None:
             refuse_other_jobs(record, known, folder)
         return record
@@ -101,14 +105,13 @@ class ResumableSweeper(BasicSweeper):
         (combinations,) = self.split_arguments(parsed, None)
         return combinations
 
-    def _compose(self, combinations: Sequence[Sequence[str]]) -> SweepRecord:
-        """The jobs with their folders and settings. Raises `ConfigError` for one that cannot be composed."""
+    def _record(self, jobs: Sequence[Job]) -> SweepRecord:
+        """Raises `ConfigError` for jobs without folders of their own."""
         assert self.config is not None
-        jobs = tuple(self._compose_job(number, overrides) for number, overrides in enumerate(combinations))
         self._require_own_folders(jobs)
         task, hydra = (_texts(self.config.hydra.overrides[kind]) for kind in ("task", "hydra"))
         hydra = tuple(text for text in hydra if override_name(text) not in PLACES)
-        return SweepRecord(task, hydra, jobs, config_flags(sys.argv[1:]))
+        return SweepRecord(task, hydra, tuple(jobs), config_flags(sys.argv[1:]))
 
     def _require_own_folders(self, jobs: Sequence[Job]) -> None:
         assert self.config is not None
@@ -120,12 +123,16 @@ class ResumableSweeper(BasicSweeper):
         require(apart and inside, "hydra.sweep.subdir", subdir, allowed)
 
     def _compose_job(self, number: int, overrides: Sequence[str]) -> Job:
+        return _job(number, overrides, self._composed(number, overrides))
+
+    def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """The settings of a job. Raises `ConfigError` where they cannot be composed."""
         assert self.config is not None
         assert self.hydra_context is not None
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(composed.hydra.job):
             composed.hydra.job.id = composed.hydra.job.num = number
-        return Job(number, str(composed.hydra.sweep.subdir), tuple(overrides), settings_key(composed))
+        return composed
 
     def _launch(self, folder: Path, record: SweepRecord, jobs: Sequence[Job]) -> bool:
         """Run the jobs; returns whether the sweep was interrupted."""
@@ -165,6 +172,10 @@ class ResumableSweeper(BasicSweeper):
                 say(f"the launcher broke down: {reason(error).splitlines()[0]} (traceback in {folder / LOG_FILE})")
             return True
         return False
+
+
+def _job(number: int, overrides: Sequence[str], settings: DictConfig) -> Job:
+    return Job(number, str(settings.hydra.sweep.subdir), tuple(overrides), settings_key(settings))
 
 
 @contextmanager

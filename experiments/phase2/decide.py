@@ -9,7 +9,8 @@ the evidence in it, and no file is written. All this takes seconds.
 protocol=chunk_sizes|probe_frequency|rollback_threshold names the protocol where the sweep was not started by its
 experiment. document=FILE.md puts the decisions into one document as well, and their evidence into data/ beside it,
 all or nothing. A decision.json that was changed by hand is refused: it holds the SHA-256 of its content.
-Exit status: 0 every decision passed its criterion; 1 one is STOP or flagged; 2 refused: the runs are no sound evidence.
+Exit status: 0 every decision passed its criterion; 1 one is STOP, NOT DECIDED or flagged; 2 refused: the runs are no
+sound evidence.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ class DecisionOutcome(StrEnum):
     out_of_reach = "DECIDED, 5x is out of reach on this device"  # chosen after an investigation
     locked = "LOCKED"
     stop = "STOP"
+    undecided = "NOT DECIDED"
 
 
 @dataclass(frozen=True)

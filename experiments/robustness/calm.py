@@ -27,7 +27,6 @@ def calm(seed: int, steps: int, folder: Path) -> dict[str, Any]:
     summary = atlas.train(small(*settings), folder)
     spikes = RunFiles(folder).of_kind("spike")
     found = suggest_threshold([row["ppl_delta"] for row in RunFiles(folder).rows if row["step"] > 100])
-    del found["deltas"]
     return {
         "seed": seed,
         "alarms": len(spikes),

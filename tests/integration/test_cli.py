@@ -166,15 +166,13 @@ def test_a_run_in_the_folder_of_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failing_job_does_not_take_the_sweep_with_it(tmp_path: Path) -> None:
-    result = start("-m", *SHORT, "checkpoint.keep=1,2", "hydra.sweep.dir=sweep", folder=tmp_path)
+    result = start("-m", *SHORT, "init_from=none,null", "hydra.sweep.dir=sweep", folder=tmp_path)
     assert result.returncode == 1
-    assert "job 0 failed: checkpoint.keep=1: must be >= 2" in result.stderr
+    reason = "init_from=none: must be a run folder (with checkpoints/) or one of its checkpoints"
+    assert f"job 0 failed: {reason}" in result.stderr
     assert result.stderr.splitlines()[-1] == "atlas: 1 of 2 jobs completed; see sweep"
     failed = json.loads((tmp_path / "sweep" / "0" / "summary.json").read_text(encoding="utf-8"))
-    assert (failed["status"], failed["reason"]) == (
-        "failed",
-        "checkpoint.keep=1: must be >= 2 (the newest may be damaged)",
-    )
+    assert (failed["status"], failed["reason"]) == ("failed", reason)
     assert status(tmp_path / "sweep" / "1" / "summary.json") == "completed"
 
 

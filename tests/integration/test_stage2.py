@@ -35,7 +35,8 @@ def test_the_chunks_shrink_to_one_and_the_loaded_model_has_them(
     stage2: Any, left: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert atlas.train(stage2(), run).status == "completed"
+    summary = atlas.train(stage2(), run)
+    assert (summary.status, summary.local_chunks) == ("completed", {"first": [8], "last": [1]})
     rows = left(run).rows
     schedule = stage2().stage2
     assert chunks(rows) == {n: max(1, int(8 * 0.9 ** (n - 1))) for n in range(1, 31)}

@@ -162,7 +162,7 @@ def test_workers_end_with_a_sweep_that_is_killed_and_it_is_resumed(small: list[s
 @pytest.mark.slow
 def test_a_job_that_another_process_runs_is_left_alone(small: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    stopped = command("-m", *small, "checkpoint.keep=1,2", f"hydra.sweep.dir={sweep}")
+    stopped = command("-m", *small, "init_from=none,null", f"hydra.sweep.dir={sweep}")
     assert statuses(sweep, 2) == ["failed", "completed"]
     assert stopped.status == 1
     (sweep / "0" / "checkpoints").mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ def test_a_sweep_whose_workers_go_on_is_not_resumed(
 @pytest.mark.slow
 def test_submitit_runs_each_job_in_a_process_of_its_own(small: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    arguments = [*small, "checkpoint.keep=1,2", "hydra/launcher=submitit_local", f"hydra.sweep.dir={sweep}"]
+    arguments = [*small, "init_from=none,null", "hydra/launcher=submitit_local", f"hydra.sweep.dir={sweep}"]
     ended = finished(process("-m", *arguments))
     assert (ended.status, statuses(sweep, 2)) == (1, ["failed", "completed"])
     assert {summary(sweep / str(number))["launcher"] for number in (0, 1)} == {"submitit_local"}

@@ -43,7 +43,7 @@ def test_the_printed_command_resumes_a_sweep_with_options_of_the_user(
     sweep = tmp_path / "it's, a sweep"
     arguments = [text for text in small if text != "optim=adamw"]
     quoted = "'" + str(sweep).replace("'", "\\'") + "'"
-    more = ["optim=mine", "checkpoint.keep=1,2", "train.steps=2", f"hydra.sweep.dir={quoted}"]
+    more = ["optim=mine", "init_from=none,null", "train.steps=2", f"hydra.sweep.dir={quoted}"]
     failed = command("-m", *place, *arguments, *more)
     assert (failed.status, [row[2] for row in table(failed)]) == (1, ["failed", "completed"])
     (tmp_path / "elsewhere").mkdir()

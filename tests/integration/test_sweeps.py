@@ -125,7 +125,7 @@ def test_a_job_that_failed_without_a_checkpoint_starts_again_and_keeps_its_log(
 @pytest.mark.slow
 def test_fail_fast_starts_no_job_after_the_first_failure(small: list[str], tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    ended = command("-m", *small, "checkpoint.keep=1,2,3", "sweep.fail_fast=true", f"hydra.sweep.dir={sweep}")
+    ended = command("-m", *small, "init_from=none,null,null", "sweep.fail_fast=true", f"hydra.sweep.dir={sweep}")
     assert (ended.status, statuses(sweep, 3)) == (1, ["failed", None, None])
     assert [row[2] for row in table(ended)] == ["failed", "not started", "not started"]
     assert "atlas: 2 of the jobs not started: job 0 failed (sweep.fail_fast)" in ended.err
@@ -239,3 +239,14 @@ def test_an_experiment_may_make_itself_a_sweep(small: list[str], tmp_path: Path)
 
 def _kill_after_start(folder: Path) -> None:
     (folder / "summary.json").write_text(json.dumps({**summary(folder), "status": "running"}), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_value_that_no_job_can_use_is_refused_before_the_first_job(small: list[str], tmp_path: Path) -> None:
+    """A grid with a hole runs: `six`."""
+    place = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    ended = command("-m", *small, "seed=0,-1", "train.steps=1,2", place)
+    assert (ended.status, ended.err) == (2, ["atlas: seed=-1: must be in [0, 2**63)"])
+    ended = command("-m", "experiment=niah_frequency", "train.batch_size=0", place)
+    assert (ended.status, ended.err) == (2, ["atlas: train.batch_size=0: must be >= 1"])
+    assert not (tmp_path / "sweep").exists()

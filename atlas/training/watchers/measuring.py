@@ -35,6 +35,8 @@ FIRST = (10, 50)  # and these: a short run has some as well
 ROWS, TOKENS = 16, 2048  # of a batch whose keys are compared with each other
 CROWD = 4.0  # sum of the rates of equal keys in a chunk; from 4 to 8 on float32 gradients are wrong (docs/memory.md 4)
 LONG = 48  # tokens that tell a row from others
+SEARCHED = 2**27  # bytes of text times rows: 40 ms on a CPU core
+PIECE = 2**20  # tokens of text that are copied at once
 AT_BOUND = 0.99  # of the norm bound
 
 
@@ -288,17 +290,23 @@ def continued_share(before: Batch | None, batch: Batch) -> float | None:
 
 
 def places(text: Tokens, batch: Batch) -> list[float]:
-    """Where the text rows of a batch stand in the training text, in [0, 1]: those that stand there once.
+    """Where text rows of a batch stand in the training text, in [0, 1]: those that stand there once.
 
-    A row is known by its middle tokens.
+    A row is known by its middle tokens. Of a long text fewer rows are looked for, and the text is copied in pieces.
     """
-    whole, size = text.tobytes(), text.itemsize
     first = (batch.inputs.shape[1] - LONG) // 2
     if first < 0:
         return []
-    rows = batch.inputs[~batch.recall, first : first + LONG].numpy().astype(text.dtype)
-    found = [(whole.find(row.tobytes()), whole.rfind(row.tobytes())) for row in rows]
-    return [at / len(whole) for at, last in found if at == last >= 0 and at % size == 0]
+    rows = batch.inputs[~batch.recall, first : first + LONG][: SEARCHED // text.nbytes]
+    known = [row.tobytes() for row in rows.numpy().astype(text.dtype)]
+    found: list[set[int]] = [set() for _ in known]  # places in bytes
+    for start in range(0, len(text), PIECE):
+        piece = text[start : start + PIECE + LONG - 1].tobytes()
+        for row, places_of_row in zip(known, found, strict=True):
+            if (at := piece.find(row)) >= 0:
+                places_of_row |= {start * text.itemsize + place for place in (at, piece.rfind(row))}
+    once = [min(places_of_row) for places_of_row in found if len(places_of_row) == 1]
+    return [place / text.nbytes for place in once if place % text.itemsize == 0]
 
 
 def _share(holds: Tensor, among: Tensor) -> float:

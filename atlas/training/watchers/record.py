@@ -48,6 +48,7 @@ class Facts:
     global_size: int = 0
     largest_local: int = 0  # chunk
     tokens: int = 0  # of a step
+    watched: int = 0  # tokens of the watched rows; 0 = unknown
     text: int = 0  # tokens of the training text; 0 = unknown
     first_step: int = 0  # of this start: the steps done before it
     given_weights: bool = False  # by init_from

@@ -33,6 +33,7 @@ from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
 from atlas.training.watchers.measuring import (
+    SEARCHED,
     batch_facts,
     continued_share,
     digest,
@@ -58,7 +59,7 @@ from atlas.training.watchers.record import (
 )
 from atlas.training.watchers.side_effects import Left, changed, left
 
-LARGEST_TEXT = 2**28  # bytes of a text that is searched for the first rows
+LOOKS = 100  # at most, for rows in the training text
 EVERY = 10  # steps between two looks at the record
 HELD = 80  # steps of a start, of which each tenth is searched for in the validation text
 REHEARSED = 20  # step of a start that is taken a second time: by then no moment is 0
@@ -90,6 +91,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
         global_size=chunks.global_size,
         largest_local=max(chunks.local),
         tokens=config.train.batch_size * config.train.sequence,
+        watched=min(config.rollback.watch_rows, config.train.batch_size) * config.train.sequence,
         text=text,
         first_step=first_step,
         given_weights=config.init_from is not None,
@@ -116,6 +118,7 @@ class Watchers:
         self._left: Left | None = None  # by the step before, where what is between two steps is compared
         self._held_out: Tokens | None = None  # the text of validation
         self._text: Tokens | None = None  # of training, where it is searched for the first rows
+        self._looks = 0
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
 
@@ -133,7 +136,7 @@ class Watchers:
         `fresh` makes model and optimiser as the start did."""
         self._fresh, text = fresh, None if corpus is None else corpus.train
         self._patterns = self._given_patterns if text is not None and text.itemsize == 1 else []
-        if corpus is not None and corpus.train.nbytes + corpus.validation.nbytes <= LARGEST_TEXT:
+        if corpus is not None and 0 < corpus.train.nbytes <= SEARCHED - corpus.validation.nbytes:
             self._text, self._held_out = corpus.train, corpus.validation
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
@@ -181,8 +184,9 @@ class Watchers:
             record.tails.append(record.batches[-1].counted_tails)
             record.masked.update(record.batches[-1].masked)
             record.counted |= record.batches[-1].counted
-            if self._text is not None and len(record.places) < PLACES:
+            if self._text is not None and len(record.places) < PLACES and self._looks < LOOKS:
                 record.places += places(self._text, batch)
+                self._looks += 1
             if self._text is not None and self._held_out is not None and record.step <= record.facts.first_step + HELD:
                 record.training_held_out += standing(batch, self._held_out, but_not_in=self._text)[0]
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))

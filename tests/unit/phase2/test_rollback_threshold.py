@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from atlas.config import ConfigError
+from atlas.training.watch.rollback_threshold import suggest_threshold
 from experiments.phase2.decide import PROTOCOLS
-from experiments.phase2.decision import make_record
+from experiments.phase2.decision import make_record, read_record
 from experiments.phase2.rollback_threshold import ObservedRun, decide, tables
 from experiments.phase2.sweeps import read_sweep
+from tests.unit.phase2.test_committed import EVIDENCE
 from tests.unit.phase2.test_evidence import BASE, Job, WriteSweep, merged, write_sweep
 
 __all__ = ["write_sweep"]
@@ -24,6 +26,10 @@ def runs(highest: float, count: int = 3, readings: int = 100) -> list[ObservedRu
     """Perplexities that fall by 1 % a reading, but for two readings above their average."""
     deltas = [-0.01] * (readings - 2) + [highest] * 2
     return [ObservedRun(seed, seed, 1000, deltas) for seed in range(count)]
+
+
+def committed() -> list[ObservedRun]:
+    return list(read_record(EVIDENCE / "rollback_threshold.json", [PROTOCOL]).evidence)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,40 @@ def test_the_readings_of_all_runs_count_together() -> None:
     assert decision.line == "STOP (unstable: 30.0% > 10%)"
     rows = tables([*calm, *unstable])[0].rows
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "all"]
-    assert rows[-1][2:] == ["400", "-1.00%", "-1.00%", "-1.00%", "+0.00%", "+30.00%", "+30.00%", "+30.00%"]
+    assert rows[-1][2:] == ["400", "0", "-1.00%", "-1.00%", "-1.00%", "+0.00%", "+30.00%", "+30.00%", "+30.00%"]
+
+
+def test_the_steep_descent_of_the_committed_runs_is_left_out_and_told() -> None:
+    evidence = committed()
+    decision = decide(evidence)
+    assert (
+        " Left out is the steep descent at the start: seed 0 11 of 45 readings, median -8.40%; seed 1 11 of 46"
+        " readings, median -7.31%; seed 2 11 of 45 readings, median -8.72%. The median of the readings that count"
+        " is -2.02%."
+    ) in decision.reason
+    pooled = suggest_threshold([delta for run in evidence for delta in run.deltas[11:]])
+    assert f"99th percentile of ppl_delta is {pooled['percentile_99']:.2%}" in decision.reason
+    distribution, steepness = tables(evidence)
+    assert [row[2:4] for row in distribution.rows] == [["34", "11"], ["35", "11"], ["34", "11"], ["103", "33"]]
+    assert list(steepness.rows[0]) == ["0", "-8.40%", "-2.55%", "-2.42%", "-0.93%"]
+
+
+def test_runs_that_still_fall_decide_nothing() -> None:
+    """The committed runs as if they had ended after 540 steps."""
+    decision = decide(early := [replace(run, deltas=run.deltas[:22]) for run in committed()])
+    assert decision.line == "NOT DECIDED (still falling: seeds 0, 1, 2)"
+    assert decision.reason == (
+        "The perplexity falls steeply: seed 0 11 of 22 readings, median -8.40%; seed 1 16 of 22 readings, median"
+        " -6.04%; seed 2 11 of 22 readings, median -8.72%. Readings left: 11, 6, 11; needed: 20."
+    )
+    assert decision.advice == (
+        "No rollback threshold is locked: still falling: seeds 0, 1, 2. Longer runs decide (train.steps)."
+    )
+    assert decision.passed is False
+    assert tables(early)[0].rows[0][-1] == "-"
+    everything = [replace(run, deltas=[-0.2] * 20) for run in committed()]
+    assert decide(everything).line == "NOT DECIDED (still falling: seeds 0, 1, 2)"
+    assert tables(everything)[0].rows[0][2:] == ["0", "20", *"-----", "+0.00%", "-"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def test_the_closing_table_names_the_levels_that_were_left_out() -> None:
     assert not [row for row in closing_table(RunSummary("run")) if row[0].startswith("niah")]
 
 
+def test_the_closing_table_names_the_chunks_of_stage_2() -> None:
+    chunks = {"first": [32, 8], "last": [5, 1]}
+    rows = dict(closing_table(RunSummary("run", step=2700, local_chunks=chunks)))
+    assert rows["local chunks"] == "[32, 8] at step 1, [5, 1] at step 2700"
+    assert "local chunks" not in dict(closing_table(RunSummary("run")))
+
+
 def test_a_summary_is_read_back(tmp_path: Path) -> None:
     assert read_summary(tmp_path) is None
     summary = RunSummary(str(tmp_path), status="completed", step=7, overhead={"watch": 0.01}, warnings=["late"])

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas.training.watch.rollback_threshold import describe_suggestion, suggest_threshold, write_suggestion
+from atlas.training.watch.rollback_threshold import (
+    describe_suggestion,
+    steep_readings,
+    suggest_threshold,
+    write_suggestion,
+)
 
 
 def test_quantiles_are_interpolated() -> None:
@@ -40,12 +45,27 @@ def test_too_few_readings_suggest_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "rollback_threshold.json").read_text())["quantiles"] == {}
 
 
+def test_quarters_of_a_steep_descent_at_the_start_are_left_out(tmp_path: Path) -> None:
+    deltas = [-0.2] * 10 + [-0.06] * 10 + [0.01] * 20
+    assert steep_readings(deltas) == 20
+    assert steep_readings([-0.05] * 40) == 0
+    assert write_suggestion(tmp_path, deltas) == (
+        "suggested rollback.threshold=0.050: without 20 readings of a steep descent, 99th percentile 1.00% + root mean"
+        " square above the average 1.00% of ppl_delta, at least 5%"
+    )
+    written = json.loads((tmp_path / "rollback_threshold.json").read_text())
+    assert (written["readings"], written["left_out"], written["deltas"]) == (20, 20, deltas)
+    assert write_suggestion(tmp_path, deltas[:38]) == (
+        "no rollback threshold can be suggested: 19 readings after the warm-up and the steep descent are too few"
+    )
+
+
 def test_the_suggestion_in_one_line() -> None:
-    assert describe_suggestion(suggest_threshold([0.06] * 30)) == (
+    assert describe_suggestion(suggest_threshold([0.06] * 30) | {"left_out": 0}) == (
         "the run is too unstable for a rollback threshold: "
         "99th percentile 6.00% + root mean square above the average 6.00% of ppl_delta is above 10%"
     )
-    assert describe_suggestion(suggest_threshold([0.01] * 30)) == (
+    assert describe_suggestion(suggest_threshold([0.01] * 30) | {"left_out": 0}) == (
         "suggested rollback.threshold=0.050: 99th percentile 1.00% + root mean square above the average 1.00% of"
         " ppl_delta, at least 5%"
     )

@@ -120,6 +120,16 @@ def test_no_divergence(losses: list[float]) -> None:
     assert told("divergence", record) is None
 
 
+def test_few_watched_tokens_wander_further_before_it_is_divergence() -> None:
+    record = made([], watched=128)
+    rise = [(20 * place, loss) for place, loss in enumerate([1.4] * 10 + [1.65] * 10 + [1.7] * 10, start=1)]
+    record.watched = rise[:20]
+    assert told("divergence", record) is None
+    record.watched = rise
+    seen = "the loss of the watched validation rows has risen from 1.400 nats at step 100 to 1.700"
+    assert told("divergence", record) == seen
+
+
 def test_clipping_to_a_small_part_is_told() -> None:
     steps = 210
     seen = (

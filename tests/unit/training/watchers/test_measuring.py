@@ -128,7 +128,7 @@ def test_how_far_a_step_goes_down_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_where_rows_stand_in_the_text(kind: type) -> None:
+def test_where_rows_stand_in_the_text(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     text = np.random.default_rng(0).integers(0, 200, 10_000).astype(kind)
     text[:500] = text[500:1000]  # stands there twice
 
@@ -141,3 +141,10 @@ def test_where_rows_stand_in_the_text(kind: type) -> None:
     assert places(text, batch(2000, recall=True)) == []
     elsewhere = np.random.default_rng(1).integers(0, 200, 10_000).astype(kind)
     assert places(elsewhere, batch(2000)) == []
+    everywhere = batch(*range(1000, 9900, 7))
+    whole = places(text, everywhere)
+    monkeypatch.setattr("atlas.training.watchers.measuring.PIECE", 100)  # most rows lie across the end of one
+    assert places(text, everywhere) == whole
+    assert len(whole) == len(everywhere.inputs)
+    monkeypatch.setattr("atlas.training.watchers.measuring.SEARCHED", 2 * text.nbytes)  # of a longer text fewer rows
+    assert places(text, everywhere) == whole[:2]
