@@ -75,6 +75,7 @@ class WatchConfig(Choices, prefix="watch."):
     parts: WatchAction = _watcher("a text that is read in parts gives other outputs than read at once")
     slopes: WatchAction = _watcher("gradients that are not the slope of the loss, in a part of the model")
     validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
+    past_best: WatchAction = _watcher("a validation loss that ends far above its lowest one")
     last_steps: WatchAction = _watcher("damage in the last steps, too late for a rollback to be decided")
     memory_unused: WatchAction = _watcher("the loss is the same with the memory switched off")
     rates_low: WatchAction = _watcher("a memory whose inner rates are near 0 writes nothing", undone=True)

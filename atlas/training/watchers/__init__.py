@@ -42,6 +42,7 @@ _JUDGES: Mapping[str, Judge] = {
         model.parts,
         model.slopes,
         learning.validation_loss,
+        learning.past_best,
         learning.last_steps,
         memory.memory_unused,
         memory.resets,

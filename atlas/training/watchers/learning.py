@@ -233,6 +233,24 @@ def validation_loss(record: Record) -> Finding | None:
     )
 
 
+def past_best(record: Record) -> Finding | None:
+    """At the end, by validation losses of text: those of recall jump."""
+    if not (record.ended and record.of_text and record.validations):
+        return None
+    step, loss = record.validations[-1]
+    best, lowest = min(record.validations, key=lambda one: one[1])
+    if not loss >= lowest + max(RISE, RISE_SHARE * lowest):
+        return None
+    return Finding(
+        "past_best",
+        step,
+        loss - lowest,
+        f"the validation loss ends at {loss:.3f} nats; at step {best} it was {lowest:.3f}",
+        "the last weights are not the best ones that the run had",
+        f"to stop at step {best}, or train.patience; if weights of your own are put back at the end, to copy them",
+    )
+
+
 def has_risen(losses: Sequence[float]) -> bool:
     """Whether the newest validation loss is above the lowest one before it, and has risen as never before; True where
     there is none before it, and for one that is no number."""

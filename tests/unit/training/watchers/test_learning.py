@@ -179,6 +179,18 @@ def test_an_open_suspicion_is_told_at_the_end_only() -> None:
     assert told("last_steps", record) == "at the last step perplexity 9 is 40% above its moving average 6"
 
 
+@pytest.mark.parametrize(("last", "tells"), [(2.2, True), (2.09, False), (1.9, False)])
+def test_a_run_that_ends_far_above_its_best_validation_is_told_at_the_end(last: float, tells: bool) -> None:
+    record = made(learning(300))
+    record.validations = [(100, 2.5), (200, 2.0), (300, last)]
+    assert told("past_best", record) is None
+    record.ended = True
+    seen = f"the validation loss ends at {last:.3f} nats; at step 200 it was 2.000"
+    assert told("past_best", record) == (seen if tells else None)
+    record.of_text = False
+    assert told("past_best", record) is None
+
+
 def test_a_step_that_is_not_finite_is_left_to_the_rollback() -> None:
     record = made([2.0] * (BLOCK - 1) + [nan] * 5)
     assert record.losses == []
