@@ -70,6 +70,7 @@ def test_a_calibrated_run_starts_from_the_calibrated_weights(tiny: Tiny, left: A
     assert found["reset_shock"] == last["reset_shock"] != first["reset_shock"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_calibrate_again_and_still_tells(
     tiny: Tiny, left: Any, same_state: Any, interrupting: Any, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_calibration_without_text_is_refused_before_anything_is_written(tiny: Ti
     assert list((tmp_path / "run").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_norms_and_measurements_change_nothing_of_a_run(tiny: Tiny, left: Any, same_state: Any, tmp_path: Path) -> None:
     usual = ["model.memory.rule=momentum", "train.steps=12", "checkpoint.every=12"]
     for name, every, calibration in (("each", 1, "measure"), ("seldom", 100, "off")):

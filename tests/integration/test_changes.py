@@ -88,6 +88,7 @@ def test_a_rollback_finds_the_checkpoints_from_before_the_change(tiny: Any, left
     assert load_config(tmp_path / "run" / "config.yaml").debug.inject is None  # of one start
 
 
+@pytest.mark.slow
 def test_the_optimiser_takes_new_values_and_keeps_its_state(tiny: Any, interrupting: Any, tmp_path: Path) -> None:
     stop(tiny("train.steps=20"), tmp_path / "run", interrupting(at=12))
     given = ["optim.lr=1e-3", "optim.weight_decay=0.2", "optim.betas=[0.8,0.9]", "train.gradient_clip=0.5"]

@@ -136,6 +136,7 @@ def filling(monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> Callable[[int,
 QUIET = ["checkpoint.every=1000", "telemetry.every=1", "train.steps=40"]  # rows are what is written meanwhile
 
 
+@pytest.mark.slow
 def test_room_that_comes_back_costs_neither_a_row_nor_the_run(
     tiny: Any, left: Any, small_disk: Path, filling: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ class Removing(Sink):
             shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_removed_is_written_anew_and_can_be_continued(
     tiny: Any, left: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_the_printed_bytes_are_the_argmax_of_one_full_pass(run: Path, capsys: py
     assert bytes(logits[0, len(PROMPT) - 1 : -1].argmax(-1).tolist()) == added
 
 
+@pytest.mark.slow
 def test_every_setting_reaches_the_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def text(*settings: str) -> str:
         return printed(capsys, str(run), f"prompt={PROMPT}", "tokens=20", "temperature=1.5", *settings)

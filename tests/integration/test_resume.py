@@ -173,6 +173,7 @@ def test_what_changes_no_number_is_taken_and_repeating_is_allowed(
     assert untouched == tiny("telemetry.every=7", "logger=wandb", "logger.project=x")
 
 
+@pytest.mark.slow
 def test_what_must_fit_a_resumed_run_is_checked_with_its_own_settings(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_what_must_fit_a_resumed_run_is_checked_with_its_own_settings(
         assert resumed_config(given, [f"resume={tmp_path}"], tmp_path).device.processes == 3
 
 
+@pytest.mark.slow
 def test_resume_auto_starts_a_run_where_there_is_none(tiny: Any, left: Any, tmp_path: Path) -> None:
     atlas.train(tiny("train.steps=5"), tmp_path / "other")
     run = left(Path(atlas.train(tiny("resume=auto", f"init_from={tmp_path / 'other'}"), tmp_path / "run").folder))
@@ -225,9 +227,10 @@ DAMAGES = [
     (another_shape, "step-00000020 was passed over: of a run of other settings, with config hash other"),
     (shutil.rmtree, "the checkpoint of step 20, of which events.jsonl tells, is gone: the run goes back to step 10"),
 ]
+SOME_DAMAGES = [DAMAGES[0], *(pytest.param(*damage, marks=pytest.mark.slow) for damage in DAMAGES[1:])]  # one is fast
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+@pytest.mark.parametrize(("damage", "message"), SOME_DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
 def test_the_newest_sound_checkpoint_is_used_and_this_is_said(
     undisturbed: RunSummary, cut: Path, left: Any, same_state: Any, damage: Any, message: str
 ) -> None:

@@ -42,6 +42,7 @@ def test_skipped_batches_are_left_out_and_their_number_survives(tiny: Any, left:
     assert run.state["position"] == {"step": 30, "tokens": 7680, "segment": 1, "rollbacks": 1, "skipped": 8}
 
 
+@pytest.mark.slow
 def test_lowering_the_learning_rate_adds_up(tiny: Any, left: Any, tmp_path: Path) -> None:
     config = tiny("rollback.action=lower_lr", "debug.inject=nan_memory@18:always", "rollback.limit=2")
     run = left(Path(atlas.train(config, tmp_path / "run").folder))
@@ -63,6 +64,7 @@ def test_a_spike_that_comes_back_every_time_ends_in_a_clean_abort(tiny: Any, lef
     assert json.loads((run.folder / "summary.json").read_text())["history"] == summary.history
 
 
+@pytest.mark.slow
 def test_what_was_undone_is_never_chosen_again(tiny: Any, left: Any, tmp_path: Path) -> None:
     config = tiny("debug.inject=weights@21:3:always", "checkpoint.every=1", "checkpoint.keep=2", "train.steps=60")
     summary = atlas.train(config, tmp_path / "run")
@@ -90,6 +92,7 @@ def test_dead_gates_are_a_trigger_where_configured(tiny: Any, tmp_path: Path) ->
     assert (summary.status, len(summary.warnings)) == ("completed", 1)
 
 
+@pytest.mark.slow
 def test_a_memory_that_stops_to_work_is_a_trigger_where_configured(tiny: Any, left: Any, tmp_path: Path) -> None:
     probing = ["niah=default", "niah.enabled=true", "niah.levels=[memory]", "niah.every=5", "niah.samples=4"]
     broken = [*probing, "niah.threshold=0.5", "rollback.triggers=[niah]", "debug.inject=weights@18:3"]
@@ -104,6 +107,7 @@ def test_a_memory_that_stops_to_work_is_a_trigger_where_configured(tiny: Any, le
     assert passed == [True, True, True, False, True, True, True, True]
 
 
+@pytest.mark.slow
 def test_a_memory_that_never_worked_has_not_collapsed(tiny: Any, tmp_path: Path) -> None:
     never = ["niah=default", "niah.enabled=true", "niah.levels=[memory]", "niah.every=10", "niah.threshold=1"]
     summary = atlas.train(tiny(*never, "rollback.triggers=[niah]"), tmp_path / "run")
@@ -126,6 +130,7 @@ def test_without_rollback_a_spike_is_told_and_nothing_is_restored(
     assert summary.reason == "loss nan, gradient norm nan at step 18; no rollback is configured for it"
 
 
+@pytest.mark.slow
 def test_an_observed_run_writes_the_distribution(tiny: Any, left: Any, tmp_path: Path) -> None:
     config = tiny("rollback=observe", "train.steps=40", "rollback.watch_every=1")
     save_config(config, tmp_path / "given.yaml")

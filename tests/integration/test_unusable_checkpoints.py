@@ -120,6 +120,7 @@ def test_what_only_a_continuation_needs_is_named_as_well(
     assert model.embedding.weight.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_run_with_the_batches_of_an_earlier_version_is_not_continued(
     trained: Path, refusal: Callable[[str, Path], str], small: list[str], tmp_path: Path
 ) -> None:
