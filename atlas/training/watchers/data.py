@@ -145,14 +145,14 @@ def mixed_parts(record: Record) -> Finding | None:
 
 
 def other_text(record: Record) -> Finding | None:
-    """Not one row stands in the files that the settings name."""
+    """Not one piece of the text stands in the files that the settings name."""
     if record.in_files is None or record.in_files[0] > 0 or record.in_files[1] < FOUND_FROM:
         return None
     return Finding(
         "other_text",
         record.step,
         record.in_files[1],
-        f"none of {record.in_files[1]} rows stands in the files that data.paths names, whatever white space and case",
+        f"none of {record.in_files[1]} pieces of the text stands in the files that data.paths names, by their letters",
         "the run reads another text than its settings say: an older one, or that of other files",
         "to remove what a data source of yours has kept of an earlier text",
     )

@@ -1,18 +1,21 @@
 """Whether the text that a run reads stands in the files that its settings name, as these are now.
 
-What a data source of the user's makes of them may differ in white space, marks and case: letters and digits alone are
-compared.
+The text as a whole is looked at and not the rows of a batch, which a data source of the user's may code anew or add
+noise to. It may differ from its files in white space, marks and case: letters and digits alone are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atlas.config import ConfigError
-from atlas.data.batch import Batch
-from atlas.data.files import fault_of_text, find_files
+import numpy as np
 
-FOUND_FROM = 16  # rows
+from atlas.config import ConfigError
+from atlas.data.files import fault_of_text, find_files
+from atlas.data.needles import Tokens
+
+PIECES, PIECE = 32, 256  # of the text that are looked for, and tokens of one
+FOUND_FROM = 16  # of these
 LARGEST = 2**27  # bytes of all files: a search takes some tenths of a second
 LENGTH = 24  # letters in a row: as many stand in two texts where both quote a third, and not by chance
 SIZES = 8.0  # times: a list of files is much smaller than the text, packed files may be
@@ -44,18 +47,18 @@ def letters(text: bytes) -> bytes:
     return text.translate(LOWER, DROPPED)
 
 
-def lettered(batch: Batch) -> list[bytes]:
-    """The text rows of a batch of bytes that have letters enough."""
-    rows = batch.inputs[~batch.recall].tolist()
-    found = [letters(bytes(one for one in row if one < 256)) for row in rows]
-    return [row for row in found if len(row) >= LENGTH]
+def lettered(text: Tokens) -> list[bytes]:
+    """Pieces of a text of bytes, evenly far apart: those that have letters enough."""
+    places = np.linspace(0, max(len(text) - PIECE, 0), PIECES).astype(np.int64).tolist()
+    found = [letters(text[place : place + PIECE].astype(np.uint8).tobytes()) for place in places]
+    return [piece for piece in found if len(piece) >= LENGTH]
 
 
-def stand_in(texts: Sequence[bytes], rows: Sequence[bytes]) -> int:
-    """How many of the rows have a part that stands in a text: at their start, middle or end."""
-    return sum(any(part in text for part in _parts(row) for text in texts) for row in rows)
+def stand_in(texts: Sequence[bytes], pieces: Sequence[bytes]) -> int:
+    """How many of the pieces have a part that stands in a text: at their start, middle or end."""
+    return sum(any(part in text for part in _parts(piece) for text in texts) for piece in pieces)
 
 
-def _parts(row: bytes) -> list[bytes]:
-    room = len(row) - LENGTH
-    return [row[at : at + LENGTH] for at in sorted({0, room // 2, room})]
+def _parts(piece: bytes) -> list[bytes]:
+    room = len(piece) - LENGTH
+    return [piece[at : at + LENGTH] for at in sorted({0, room // 2, room})]

@@ -184,7 +184,7 @@ class Record:
     recomputed: Recomputed | None = None
     validation_known: tuple[int, int] = (0, 0)  # validation rows that stand in the training text, of so many
     training_held_out: int = 0  # training rows that stand in the validation text, and not in that of training
-    in_files: tuple[int, int] | None = None  # text rows that stand in the files of the text, and those looked for
+    in_files: tuple[int, int] | None = None  # pieces of the text that stand in its files, and those looked for
     side_effects: tuple[int, list[str]] | None = None  # the first step after which something changed, and what
     descents: list[float] = field(default_factory=list)  # see `descent`, of the newest DESCENTS measurements
     row_digests: set[int] = field(default_factory=set)  # of text rows, in the first part of a pass

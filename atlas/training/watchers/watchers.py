@@ -45,7 +45,7 @@ from atlas.training.watchers.measuring import (
     second_moments,
     share_with_moments,
 )
-from atlas.training.watchers.own_files import FOUND_FROM, lettered, stand_in, texts_of
+from atlas.training.watchers.own_files import lettered, stand_in, texts_of
 from atlas.training.watchers.record import (
     DESCENTS,
     FIRST_BATCHES,
@@ -112,8 +112,7 @@ class Watchers:
         self._restored_moments: float | None = None
         self._clock: float | None = None
         self._fresh: Fresh | None = None
-        self._patterns: list[str] = []  # of the files of the text, until rows of it are looked for there
-        self._rows: list[bytes] = []  # these
+        self._patterns: list[str] = []  # of the files of the text, until it is looked for there
         self._saved: dict[str, Any] | None = None  # before the step that is rehearsed
         self._left: Left | None = None  # by the step before, where what is between two steps is compared
         self._held_out: Tokens | None = None  # the text of validation
@@ -190,7 +189,7 @@ class Watchers:
             if self._text is not None and self._held_out is not None and record.step <= record.facts.first_step + HELD:
                 record.training_held_out += standing(batch, self._held_out, but_not_in=self._text)[0]
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
-        self._look_into_files(batch)
+            self._look_into_files()
         offset = time.time() - time.monotonic()
         if self._clock is not None:
             record.clock_jump = max(record.clock_jump, offset - self._clock, key=abs)
@@ -199,14 +198,12 @@ class Watchers:
             record.kept_moments = self._restored_moments, share_with_moments(self.state.optimizer)
             self._restored_moments = None
 
-    def _look_into_files(self, batch: Batch) -> None:
-        """Once, when there are rows enough."""
-        if self._patterns and (rows := lettered(batch)):
-            self._rows += rows
-            if len(self._rows) >= FOUND_FROM:
-                texts = texts_of(self._patterns, self.state.record.facts.text)
-                self.state.record.in_files = (stand_in(texts, self._rows), len(self._rows)) if texts else None
-                self._patterns, self._rows = [], []
+    def _look_into_files(self) -> None:
+        """Once a start."""
+        if self._patterns and self._text is not None:
+            pieces, texts = lettered(self._text), texts_of(self._patterns, len(self._text))
+            self.state.record.in_files = (stand_in(texts, pieces), len(pieces)) if texts else None
+        self._patterns = []
 
     def rehearses(self, step: int) -> bool:
         """Whether this process takes the step a second time, from what is saved before it: once a start."""

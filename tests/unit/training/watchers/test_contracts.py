@@ -132,14 +132,14 @@ def test_text_that_the_files_do_not_hold(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     texts = texts_of([str(tmp_path / "*.txt")], len(content))
     assert texts == [letters(content)]
-    as_rows = np.frombuffer(content[: 20 * 65], dtype=np.uint8).reshape(20, 65)
-    cleaned = np.frombuffer(content.lower().replace(b" ", b"\n")[: 20 * 65], dtype=np.uint8).reshape(20, 65)
-    others = np.random.default_rng(0).integers(97, 122, (20, 65)).astype(np.uint8)
-    assert [stand_in(texts, lettered(batch_of(rows))) for rows in (as_rows, cleaned, others)] == [20, 20, 0]
+    cleaned = content.lower().replace(b" ", b"\n")
+    others = np.random.default_rng(0).integers(97, 122, len(content)).astype(np.uint8).tobytes()
+    pieces = [lettered(np.frombuffer(text, dtype=np.uint8)) for text in (content, cleaned, others)]
+    assert [(stand_in(texts, some), len(some)) for some in pieces] == [(32, 32), (32, 32), (0, 32)]
     assert seen("other_text", in_files=(0, 15)) is None
     assert seen("other_text", in_files=(1, 20)) is None
     told = seen("other_text", in_files=(0, 20)) or ""
-    assert told.startswith("none of 20 rows stands in the files that data.paths names")
+    assert told.startswith("none of 20 pieces of the text stands in the files that data.paths names")
     (tmp_path / "a.txt").write_bytes(content.decode().encode("utf-16"))  # a source of the user's may decode it
     assert texts_of([str(tmp_path / "*.txt")], len(content)) == []
     (tmp_path / "a.txt").write_text("list.txt", encoding="utf-8")
