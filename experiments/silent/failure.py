@@ -49,7 +49,8 @@ Procedure = Callable[[Bench, bool], Facts]
 class Failure:
     """`run(bench, broken)` makes the run with its cause, or the calm one. `twin`: failures of one twin share its run.
 
-    `says`: a pattern that a finding must match to count, where others could come by.
+    `says`: a pattern that a finding must match to count, where others could come by. `rightly`: of what the calm run is
+    right to tell, since it holds there as well; no false alarm.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Failure:
     run: Procedure
     twin: str = ""
     says: str = ""
+    rightly: str = ""
     tags: Sequence[str] = field(default=())
 
 

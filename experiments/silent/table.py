@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +54,9 @@ class Caused:
     @property
     def false_alarms(self) -> list[str]:
         """What the calm run told, without the kinds that are no alarm: reports, notices, probes of so small a model."""
-        return [f"{f.kind}: {f.message}" for f in self.calm.findings if f.kind not in QUIET and not of_machine(f)]
+        told = [f for f in self.calm.findings if f.kind not in QUIET and not of_machine(f)]
+        rightly = self.failure.rightly
+        return [f"{f.kind}: {f.message}" for f in told if not (rightly and re.match(rightly, f.message))]
 
 
 def text_of(found: Sequence[Caused]) -> str:
