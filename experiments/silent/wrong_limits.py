@@ -68,7 +68,7 @@ class _Nowhere(Rotary):
 def positions_ignored(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:
     """Queries and keys are not turned by their positions: attention does not know the order of tokens."""
     for block in model.blocks:  # type: ignore[union-attr]
-        block.attention.__class__ = _Placeless  # type: ignore[operator]
+        block.attention.__class__ = _Placeless
     return sound(model=model, steps=steps, **settings)
 
 
