@@ -34,6 +34,8 @@ class Weights(StrEnum):
 
 LATEST, RUNS = "latest", Path("outputs/runs")
 
+TRUTHS = {"true": True, "false": False}
+
 
 def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
     """Exit status of `work` on the arguments, by default those of the process.
@@ -105,8 +107,8 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
 def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "", **fixed: Any) -> Settings:
     """The settings that `KEY=VALUE` arguments give, defaults for the rest; the last of several values of a key counts.
 
-    Fields are str, int, float or an Enum; `prefix` stands before their names in messages; `fixed` are fields that no
-    argument sets. Raises `ConfigError` naming the argument and what is allowed.
+    Fields are str, int, float, bool or an Enum; `prefix` stands before their names in messages; `fixed` are fields
+    that no argument sets. Raises `ConfigError` naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)
     defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
@@ -126,6 +128,9 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = 
 def _value(kind: Any, key: str, text: str, default: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return member(kind, key, text)
+    if kind is bool:
+        require(text.lower() in TRUTHS, key, text, "true or false")
+        return TRUTHS[text.lower()]
     try:
         return kind(text)
     except ValueError as error:

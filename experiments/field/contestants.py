@@ -24,7 +24,7 @@ FIELD = {
     DEFAULT: Contestant((), "`python -m atlas.train`: rule gd, one global and one local memory, fusion gated_sum"),
     "momentum": Contestant(("model.memory.rule=momentum",), "the learning rule of Titans"),
     "omega": Contestant(("model.memory.rule=omega",), "gradient descent over a window of tokens"),
-    MUON: Contestant(("model.memory.rule=muon",), "momentum, orthogonalised by Newton-Schulz: K of 3 global, 5 local"),
+    MUON: Contestant(("model.memory.rule=muon",), "momentum, orthogonalised by K = 5 iterations of Newton-Schulz"),
     "atlas": Contestant(("ablation=atlas_rule",), "the whole ATLAS rule: window, momentum, Newton-Schulz, features"),
     "no global memory": Contestant(("ablation=no_global",), "local memories alone"),
     "no Q-K projection": Contestant(("ablation=no_projection",), "local memories read with q"),
@@ -46,7 +46,7 @@ ITERATIONS = {
         ),
         f"muon with K of {outer} in the global memory, {local} in the local ones",
     )
-    for outer, local in ((5, 5), (5, 3), (3, 3))
+    for outer, local in ((3, 5), (5, 3), (3, 3))
 }
 CONTESTANTS = FIELD | ITERATIONS
 

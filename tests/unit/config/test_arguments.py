@@ -23,11 +23,12 @@ class Settings:
     count: int = 3
     share: float = 0.5
     colour: Colour = Colour.red
+    loud: bool = True
 
 
 def test_values_get_the_type_of_their_field() -> None:
-    found = read_settings(Settings, ["text=a=b: {c}, ${d}", "count=7", "share=1", "colour=1", "count=8"])
-    assert found == Settings("a=b: {c}, ${d}", 8, 1.0, Colour.one)
+    found = read_settings(Settings, ["text=a=b: {c}, ${d}", "count=7", "share=1", "colour=1", "count=8", "loud=False"])
+    assert found == Settings("a=b: {c}, ${d}", 8, 1.0, Colour.one, loud=False)
     assert read_settings(Settings, []) == Settings()
 
 
@@ -37,9 +38,10 @@ def test_values_get_the_type_of_their_field() -> None:
         ("count=many", "count=many: must be an integer, such as 3"),
         ("count=1.5", "count=1.5: must be an integer, such as 3"),
         ("share=", "share=: must be a number, such as 0.5"),
+        ("loud=0", "loud=0: must be true or false"),
         ("colour=blue", "colour=blue: must be one of red, 1"),
-        ("cuont=1", "cuont=1: must be one of the keys text, count, share, colour; did you mean count?"),
-        ("xyz=1", "xyz=1: must be one of the keys text, count, share, colour"),
+        ("cuont=1", "cuont=1: must be one of the keys text, count, share, colour, loud; did you mean count?"),
+        ("xyz=1", "xyz=1: must be one of the keys text, count, share, colour, loud"),
     ],
 )
 def test_a_bad_argument_is_refused(argument: str, message: str) -> None:
