@@ -234,8 +234,8 @@ def validation_loss(record: Record) -> Finding | None:
 
 
 def past_best(record: Record) -> Finding | None:
-    """At the end, by validation losses of text: those of recall jump."""
-    if not (record.ended and record.of_text and record.validations):
+    """At the end, by validation losses of text: those of recall jump. What `last_steps` tells is not told again."""
+    if not (record.ended and record.of_text and record.validations) or record.open_suspicion:
         return None
     step, loss = record.validations[-1]
     best, lowest = min(record.validations, key=lambda one: one[1])

@@ -187,7 +187,9 @@ def test_a_run_that_ends_far_above_its_best_validation_is_told_at_the_end(last: 
     record.ended = True
     seen = f"the validation loss ends at {last:.3f} nats; at step 200 it was 2.000"
     assert told("past_best", record) == (seen if tells else None)
-    record.of_text = False
+    record.open_suspicion = "perplexity 9 is 40% above its moving average 6"
+    assert told("past_best", record) is None
+    record.open_suspicion, record.of_text = "", False
     assert told("past_best", record) is None
 
 
