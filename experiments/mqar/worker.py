@@ -17,7 +17,7 @@ from atlas.data.mqar import MQARSequences
 from atlas.models.language_model import AtlasModel
 from atlas.runs.build import build_model, build_optimizer, graph_capture, prepare_device
 from atlas.runs.environment import device_name, git_revision
-from atlas.training.evaluation import evaluating
+from atlas.training.evaluating import evaluating
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import atlas
+from atlas.telemetry.run_files import RunFiles
 
 pytestmark = pytest.mark.slow
 
@@ -56,3 +57,16 @@ def test_a_text_that_the_files_no_longer_hold_and_a_loss_of_other_logits(tiny: A
         config = tiny(optim, *source, "trust=[experiments.silent]", "train.steps=10")
         summary = atlas.train(config, tmp_path / f"run{number}")
         assert {one["watch"] for one in summary.watch} & {"other_text", "head"} == found
+
+
+def test_a_step_that_cannot_be_taken_twice_ends_no_run_and_is_told(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_once(*_: object) -> None:
+        raise OSError("the port is in use")
+
+    monkeypatch.setattr("atlas.runs.run._model_and_optimizer", only_once)
+    summary = atlas.train(tiny("train.steps=20"), tmp_path / "run")
+    assert (summary.status, summary.watch) == ("completed", [])
+    told = "the step cannot be taken a second time, so unsaved and recomputed say nothing: OSError: the port is in use"
+    assert [event["message"] for event in RunFiles(tmp_path / "run").of_kind("notice")].count(told) == 1

@@ -31,7 +31,8 @@ def reach(model: AtlasModel, row: Tensor) -> dict[str, float]:
     with torch.autocast(row.device.type, enabled=False), _called(model) as calls:
         model.read(row)
     for layer, block in enumerate(model.blocks):
-        assert isinstance(block, AtlasMAGBlock)
+        if not isinstance(block, AtlasMAGBlock):  # of the user's own
+            continue
         if block.attention in calls:
             found |= {f"layer{layer}/{name}": size for name, size in _attention(block.attention, calls).items()}
         if block.memory is not None and block.memory in calls:

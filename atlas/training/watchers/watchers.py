@@ -228,8 +228,12 @@ class Watchers:
         assert self._saved is not None
         assert self._fresh is not None
         record = self.state.record
-        with suppress(Exception):  # what a part of the user's raises is no reason to end a run
+        try:
             record.unsaved, record.recomputed = made_anew(self.state, self._saved, self._fresh, step, batch, result)
+        except Exception as error:  # what a part of the user's raises is no reason to end a run
+            told = f"{type(error).__name__}: {error}"
+            message = f"the step cannot be taken a second time, so unsaved and recomputed say nothing: {told}"
+            self.telemetry.event("notice", self.state.step, message=message)
 
     def come_back(self) -> None:
         """After all that is measured behind a step."""
@@ -305,7 +309,7 @@ class Watchers:
         if isinstance(found, ModelFacts):
             self.state.record.model_facts = found
         else:
-            message = f"the model cannot be tested, so leaks, noise, parts and slopes say nothing: {found}"
+            message = f"the model cannot be tested, so leaks, noise, head, reach, parts and slopes say nothing: {found}"
             self.telemetry.event("warning", self.state.step, message=message)
 
     def see_descent(self, cosine: float | None) -> None:
