@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from atlas.config import ConfigError
+from atlas.parallel.process_state import is_running
 from atlas.parallel.ranks import RankError, Ranks, log_name, portable
 from atlas.parallel.relay import Relay
 
@@ -195,7 +196,8 @@ class Group(Ranks):
         if gone:
             are = "is" if len(gone) == 1 else "are"
             return RankError(f"{_named(gone)} {are} gone at {here} (its log: {log_name(gone[0])})")
-        return RankError(f"the connection between the ranks broke at {here}: {' '.join(error.split())[:200]}")
+        with_whom = f" to {_named(missing)}" if missing else " between the ranks"
+        return RankError(f"the connection{with_whom} broke at {here}: {' '.join(error.split())[:200]}")
 
     def _missing(self) -> list[int]:
         return [rank for rank in range(self.world) if rank != self.rank and not self._told("left", rank)]
@@ -216,15 +218,7 @@ class Group(Ranks):
     def _runs(self, rank: int) -> bool | None:
         """Whether its process runs; None for one on another machine."""
         host, _, process = self._told("process", rank).partition(" ")
-        if host != socket.gethostname():
-            return None
-        try:
-            os.kill(int(process), 0)
-            return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-        except ProcessLookupError:
-            return False
-        except OSError:  # no /proc
-            return True
+        return is_running(int(process)) if host == socket.gethostname() else None
 
     def replicate(self, module: nn.Module, device: torch.device, *, some_unused: bool) -> nn.Module:
         if self._sliced:

@@ -179,6 +179,8 @@ def test_memory_that_grows_at_every_look_is_told() -> None:
     assert told("memory_grows", looked_at([*grows[:6], grows[5], *grows[6:]])) is None  # it has stopped once
     assert told("memory_grows", looked_at([500.0 + look for look in range(LOOKS)])) is None  # little
     assert told("memory_grows", looked_at([5000.0 + 20 * look for look in range(LOOKS)])) is None  # 4 % of it
+    once = [500.0, *(560.0 + 0.01 * look for look in range(1, LOOKS))]  # recorded in a default run: once, then bytes
+    assert told("memory_grows", looked_at(once)) is None
 
 
 def test_a_clock_that_jumps_is_told() -> None:
