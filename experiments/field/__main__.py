@@ -10,7 +10,8 @@ python -m experiments.field [KEY=VALUE ...]
   only=default,LSTM            some of the contestants (contestants.py), the default among them; empty: all but those
                                of other iterations
   equal_time=true              false: the table at equal tokens alone
-  runs=outputs/field           what is measured, a file for each model; what is there is not done again
+  runs=experiments/field/measured  what is measured, a file for each model; what is there is not done again: a folder of
+                               your own measures all anew
   folder=experiments/field     where RESULTS.md goes
 
 All contestants are trained by one loop with the step, data, optimiser and schedule of a run. At equal time a
@@ -53,7 +54,7 @@ class Settings:
     rounds: int = 9
     only: str = ""
     equal_time: bool = True
-    runs: str = "outputs/field"
+    runs: str = str(HERE / "measured")
     folder: str = str(HERE)
 
     def __post_init__(self) -> None:
