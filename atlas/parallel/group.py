@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +20,8 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from atlas.config import ConfigError
-from atlas.parallel.process_state import is_running
-from atlas.parallel.ranks import RankError, Ranks, log_name, portable
+from atlas.parallel.board import ENDED, REFUSED, Board
+from atlas.parallel.ranks import RankError, Ranks, portable
 from atlas.parallel.relay import Relay
 
 if TYPE_CHECKING:
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NO_LIMIT = timedelta(days=365)  # for the work of rank 0 that the others wait for
-ENDED = "ended"  # in the store: rank 0 has written the end of the run
-REFUSED = "refused"  # in the store: rank 0 knows why the ranks do not start, and tells it
-REPORT_SECONDS = {"gone": 3.0, "late": 1.0}  # for the ranks that are left to say that they are
 
 
 class Group(Ranks):
@@ -44,7 +39,7 @@ class Group(Ranks):
     def __init__(self, store: Store, rank: int, world: int, local_rank: int, timeout: timedelta) -> None:
         self.rank, self.world, self.local_rank = rank, world, local_rank
         self._store = PrefixStore("atlas", store)
-        self._store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+        self._board = Board(self._store, rank, world)
         dist.init_process_group("gloo", store=self._store, rank=rank, world_size=world, timeout=timeout)
         dist.barrier()
         self._waiting, self._steps = _gloo(NO_LIMIT), cast(ProcessGroup, dist.group.WORLD)
@@ -61,7 +56,7 @@ class Group(Ranks):
 
     @property
     def lowest(self) -> bool:
-        return all(self._runs(rank) is False for rank in range(self.rank))
+        return all(self._board.runs(rank) is False for rank in range(self.rank))
 
     @property
     def free_to_raise(self) -> bool:
@@ -118,9 +113,8 @@ class Group(Ranks):
             self.from_first(action)
         except RankError as error:  # rank 0 has done what there was to do; another rank learns that from the store
             if self.first:
-                with suppress(RuntimeError):
-                    self._store.set(ENDED, "")
-            elif not self._store_has(ENDED):
+                self._board.write(ENDED)
+            elif not self._board.has(ENDED):
                 raise
             return str(error)
         return ""
@@ -136,8 +130,7 @@ class Group(Ranks):
                 raise
             return error
         if self.first and any(one is not None for one in found):
-            with suppress(RuntimeError):
-                self._store.set(REFUSED, "")
+            self._board.write(REFUSED)
         rank, first = next(((rank, one) for rank, one in enumerate(found) if one is not None), (self.rank, None))
         if first is None or rank == self.rank or str(first) == str(error):
             return error
@@ -148,7 +141,7 @@ class Group(Ranks):
 
     def tells(self, error: BaseException) -> bool:
         own = self._parted and error is not self._heard and not isinstance(error, RankError)
-        return self.first or (own and not self._store_has(REFUSED))
+        return self.first or (own and not self._board.has(REFUSED))
 
     def limit(self, step_timeout_s: float) -> None:
         with self.losing():  # until all are here it is the start that counts, however short a step may be
@@ -162,8 +155,7 @@ class Group(Ranks):
     def part(self, reason: str) -> None:
         if not self._parted:
             self._parted = True
-            with suppress(RuntimeError):
-                self._store.set(f"failed/{self.rank}", reason)
+            self._board.write_failure(reason)
 
     @contextmanager
     def losing(self) -> Iterator[None]:
@@ -172,53 +164,9 @@ class Group(Ranks):
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
-            raise self._explain(str(error)) from error
-
-    def _explain(self, error: str) -> RankError:
-        """Which rank is missing. Those that are left tell each other through the store that they are."""
-        self._parted = True
-        seen = "late" if "Timed out" in error else "gone"
-        with suppress(RuntimeError):
-            self._store.set(f"left/{self.rank}", seen)
-        deadline = time.monotonic() + REPORT_SECONDS[seen]
-        missing = self._missing()
-        while time.monotonic() < deadline and not any(self._runs(rank) is False for rank in missing):
-            time.sleep(0.1)
-            missing = self._missing()
-        here = f"step {self.step}" if self.step else "the start"
-        if failed := [rank for rank in range(self.world) if self._told("failed", rank)]:
-            reason = self._told("failed", failed[0])
-            return RankError(f"rank {failed[0]} failed at {here}: {reason} (its log: {log_name(failed[0])})")
-        gone = [rank for rank in missing if self._runs(rank) is False]
-        if missing and not gone and "late" in [self._told("left", rank) for rank in range(self.world)]:
-            return RankError(f"{_named(missing)} did not reach {here} within {self._limit}")
-        gone = gone or [rank for rank in missing if self._runs(rank) is None]
-        if gone:
-            are = "is" if len(gone) == 1 else "are"
-            return RankError(f"{_named(gone)} {are} gone at {here} (its log: {log_name(gone[0])})")
-        with_whom = f" to {_named(missing)}" if missing else " between the ranks"
-        return RankError(f"the connection{with_whom} broke at {here}: {' '.join(error.split())[:200]}")
-
-    def _missing(self) -> list[int]:
-        return [rank for rank in range(self.world) if rank != self.rank and not self._told("left", rank)]
-
-    def _told(self, what: str, rank: int) -> str:
-        """What a rank has written into the store; "" for nothing, or for a store that is gone."""
-        key = f"{what}/{rank}"
-        with suppress(RuntimeError):
-            if self._store_has(key):
-                return self._store.get(key).decode()
-        return ""
-
-    def _store_has(self, key: str) -> bool:
-        with suppress(RuntimeError):
-            return self._store.check([key])
-        return False
-
-    def _runs(self, rank: int) -> bool | None:
-        """Whether its process runs; None for one on another machine."""
-        host, _, process = self._told("process", rank).partition(" ")
-        return is_running(int(process)) if host == socket.gethostname() else None
+            self._parted = True
+            here = f"step {self.step}" if self.step else "the start"
+            raise self._board.explain(str(error), here, self._limit) from error
 
     def replicate(self, module: nn.Module, device: torch.device, *, some_unused: bool) -> nn.Module:
         if self._sliced:
@@ -329,7 +277,3 @@ def _sum(gradients: Tensor, group: ProcessGroup) -> torch.futures.Future[Tensor]
 
 def _gloo(timeout: timedelta) -> ProcessGroup:
     return cast(ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-
-
-def _named(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
