@@ -2,7 +2,8 @@
 
 python -m experiments.field [KEY=VALUE ...]
 
-  steps=400                    of 8 sequences of 512 tokens, for the table at equal tokens and for the default
+  size=tiny                    small: models of 4.9 M parameters, sequences of 1024 tokens, the first three contestants
+  steps=400                    of 8 sequences, for the table at equal tokens and for the default
   seeds=3
   samples=24                   needles at each of three depths, by haystack and length
   jobs=2                       models trained at once, on a thread each
@@ -10,9 +11,9 @@ python -m experiments.field [KEY=VALUE ...]
   only=default,LSTM            some of the contestants (contestants.py), the default among them; empty: all but those
                                of other iterations
   equal_time=true              false: the table at equal tokens alone
-  runs=experiments/field/measured  what is measured, a file for each model; what is there is not done again: a folder of
-                               your own measures all anew
-  folder=experiments/field     where RESULTS.md goes
+  folder=experiments/field     where RESULTS.md goes; of another size its own folder there
+  runs=                        what is measured, a file for each model, and not measured again. Empty: `measured` in
+                               the folder
 
 All contestants are trained by one loop with the step, data, optimiser and schedule of a run. At equal time a
 contestant makes as many steps as its speed allows in the time of the default; where that is within 5 % of `steps`, its
@@ -35,7 +36,7 @@ from atlas.config import require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.config.atomic import write_atomically
 from atlas.runs.environment import versions
-from experiments.field.contestants import CONTESTANTS, DEFAULT, FIELD
+from experiments.field.contestants import DEFAULT, ITERATIONS, SIZES
 from experiments.field.speed import tokens_per_second
 from experiments.field.table import Field, document
 from experiments.field.worker import Record
@@ -47,6 +48,7 @@ LEAST_STEPS = 20
 
 @dataclass
 class Settings:
+    size: str = "tiny"
     steps: int = 400
     seeds: int = 3
     samples: int = 24
@@ -54,22 +56,25 @@ class Settings:
     rounds: int = 9
     only: str = ""
     equal_time: bool = True
-    runs: str = str(HERE / "measured")
-    folder: str = str(HERE)
+    folder: str = ""
+    runs: str = ""
 
     def __post_init__(self) -> None:
         require(self.steps >= LEAST_STEPS, "steps", self.steps, f">= {LEAST_STEPS}")
         for key in ("seeds", "samples", "jobs", "rounds"):
             require(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
-        unknown = [name for name in names(self.only) if name not in CONTESTANTS]
-        require(not unknown, "only", self.only, f"some of {', '.join(CONTESTANTS)}")
+        require(self.size in SIZES, "size", self.size, " or ".join(SIZES))
+        known = SIZES[self.size]
+        require(set(names(self.only)) <= set(known), "only", self.only, f"some of {', '.join(known)}")
         require(not self.only or DEFAULT in names(self.only), "only", self.only, f"{DEFAULT} among others")
-        require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+        require(not self.folder or Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+        self.folder = self.folder or str(HERE if self.size == "tiny" else HERE / self.size)
+        self.runs = self.runs or str(Path(self.folder) / "measured")
 
     @property
     def contestants(self) -> list[str]:
-        chosen = names(self.only) or FIELD
-        return [name for name in CONTESTANTS if name in chosen]
+        chosen = set(names(self.only)) or SIZES[self.size].keys() - ITERATIONS.keys()
+        return [name for name in SIZES[self.size] if name in chosen]
 
 
 class Job(NamedTuple):
@@ -90,7 +95,7 @@ def speeds_of(settings: Settings) -> dict[str, float]:
     if set(settings.contestants) <= set(known):
         return known
     print("times the training steps in turn", flush=True)
-    found = tokens_per_second(settings.contestants, settings.rounds)
+    found = tokens_per_second(settings.contestants, settings.size, settings.rounds)
     write_atomically(file, json.dumps(found, indent=1) + "\n")
     return found
 
@@ -115,7 +120,8 @@ def work(job: Job, settings: Settings) -> bool:
     if file.is_file():
         return True
     print(f"{job.name}, seed {job.seed}, {job.steps} steps", flush=True)
-    command = [sys.executable, "-m", "experiments.field.worker", job.name, job.seed, job.steps, job.samples, file]
+    of_job = (job.name, settings.size, job.seed, job.steps, job.samples, file)
+    command = [sys.executable, "-m", "experiments.field.worker", *of_job]
     return subprocess.run(list(map(str, command)), check=False).returncode == 0
 
 
@@ -141,7 +147,8 @@ def measure(arguments: Sequence[str]) -> int:
 
     def done(job: Job) -> bool:
         finished = work(job, settings)
-        field = Field(known(jobs, runs), speeds, settings.steps, in_time if settings.equal_time else {}, packages)
+        timed = in_time if settings.equal_time else {}
+        field = Field(known(jobs, runs), speeds, settings.steps, timed, packages, settings.size)
         write_atomically(Path(settings.folder) / "RESULTS.md", document(field))
         return finished
 

@@ -48,13 +48,29 @@ ITERATIONS = {
     )
     for outer, local in ((3, 5), (5, 3), (3, 3))
 }
-CONTESTANTS = FIELD | ITERATIONS
+SMALL = {
+    DEFAULT: Contestant(("model=small",), "4 layers of width 256, sequences of 1024 tokens"),
+    ATTENTION: Contestant(
+        ("model=small", "model.memory.enabled=false", "model.feedforward=1184"), "window attention, no memory"
+    ),
+    TRANSFORMER: Contestant(
+        (
+            "model=small",
+            "model.memory.enabled=false",
+            "model.window=0",
+            "model.persistent_keys=0",
+            "model.feedforward=1224",
+        ),
+        "full causal attention, no memory",
+    ),
+}
+SIZES = {"tiny": FIELD | ITERATIONS, "small": SMALL}
 
 
-def configuration(name: str, seed: int = 0, steps: int = 1000) -> RunConfig:
+def configuration(name: str, size: str = "tiny", seed: int = 0, steps: int = 1000) -> RunConfig:
     """The default recipe with the settings of a contestant, on one thread of a CPU."""
-    settings = [*CONTESTANTS[name].settings, f"seed={seed}", f"train.steps={steps}", "logger=none", "device=cpu"]
-    return atlas.compose(settings)
+    own = SIZES[size][name].settings
+    return atlas.compose([*own, f"seed={seed}", f"train.steps={steps}", "logger=none", "device=cpu"])
 
 
 def model_of(name: str, config: RunConfig) -> AtlasModel:

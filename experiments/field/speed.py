@@ -13,13 +13,13 @@ from experiments.field.worker import start
 from experiments.speed.race import race
 
 
-def tokens_per_second(names: list[str], rounds: int) -> dict[str, float]:
+def tokens_per_second(names: list[str], size: str, rounds: int) -> dict[str, float]:
     """Whole steps on the batches of the recipe, update included; the median of the rounds."""
-    config = configuration(names[0])
+    config = configuration(names[0], size)
     batch = build_data(config).batch(1)
     steps = {}
     for name in names:
-        state, step = start(name, configuration(name))
+        state, step = start(name, configuration(name, size))
         steps[name] = partial(step, state, batch)
         steps[name]()  # the first step makes what the later ones keep
     seconds = race(steps, rounds, torch.device("cpu"))

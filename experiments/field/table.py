@@ -8,11 +8,11 @@ from statistics import mean
 
 from experiments.field.contestants import (
     ATTENTION,
-    CONTESTANTS,
     DEFAULT,
     ITERATIONS,
     MORE_LOCALS,
     MUON,
+    SIZES,
     TRANSFORMER,
 )
 from experiments.field.worker import HAYSTACKS, Record
@@ -39,6 +39,7 @@ class Field:
     steps: int  # at equal tokens
     in_time: Mapping[str, int]  # steps at equal time by contestant; empty: not asked for
     packages: str
+    size: str = "tiny"
 
     def of(self, name: str, steps: int) -> list[Record]:
         """By seed."""
@@ -60,7 +61,7 @@ def document(field: Field) -> str:
         "## What it says",
         "\n".join(f"- {line}" for line in (*_beside(field), *_fusion(field), *_signs(field), *_iterations(field))),
     ]
-    named = [(name, CONTESTANTS[name]) for name in field.speeds]
+    named = [(name, SIZES[field.size][name]) for name in field.speeds]
     about = [
         f"- {name}: {one.about}" + "; `{}`".format(" ".join(one.settings)) * bool(one.settings) for name, one in named
     ]

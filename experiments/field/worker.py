@@ -1,6 +1,6 @@
 """Train and measure one contestant: loss of text, needles found by key, gates.
 
-python -m experiments.field.worker NAME SEED STEPS SAMPLES FILE
+python -m experiments.field.worker NAME SIZE SEED STEPS SAMPLES FILE
 
 One thread. Writes FILE when all is measured, so a file that is there is complete.
 """
@@ -17,7 +17,7 @@ from statistics import fmean
 
 import torch
 
-from atlas.config import RECALL, RunConfig
+from atlas.config import RECALL, ModelConfig, RunConfig
 from atlas.config.atomic import write_atomically
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
@@ -77,15 +77,13 @@ def trained(config: RunConfig, state: TrainState, step: TrainStep, data: DataSou
 
 
 def recall_of(
-    model: AtlasModel, config: RunConfig, data: DataSource, mode: MemoryMode, factors: Sequence[int] = FACTORS
+    model: AtlasModel, config: RunConfig, data: DataSource, mode: MemoryMode, reach: int, factors: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Shares of needles found at three depths, on the same questions for every contestant.
 
-    Counted are questions whose needle the window attention of the default cannot reach.
+    Counted are questions whose needle is further away than `reach` tokens.
     """
     probe = build_probe(config, data)
-    window = configuration(DEFAULT).model
-    reach = window.layers * (window.window - 1)
     lengths = [config.train.sequence * factor for factor in factors]
     right: dict[tuple[str, int], list[bool]] = {}
     with evaluating(model):
@@ -101,8 +99,13 @@ def recall_of(
     }
 
 
-def measured(name: str, seed: int, steps: int, samples: int) -> Record:
-    config = configuration(name, seed, steps)
+def reach_of(model: ModelConfig) -> int:
+    """Tokens back that its window attention sees."""
+    return model.layers * (model.window - 1)
+
+
+def measured(name: str, size: str, seed: int, steps: int, samples: int) -> Record:
+    config = configuration(name, size, seed, steps)
     niah = replace(config.niah, levels=[RECALL.name], tasks=["multi_key_text"], all_depths=True, samples=samples)
     config = replace(config, niah=niah, device=replace(config.device, threads=1))
     data = build_data(config)
@@ -114,7 +117,8 @@ def measured(name: str, seed: int, steps: int, samples: int) -> Record:
     if not isfinite(loss):
         raise ArithmeticError(f"validation loss {loss}")
     memory = config.model.memory.enabled
-    off = recall_of(model, config, data, MemoryMode.off, FACTORS[:1]) if memory else {}
+    reach = reach_of(configuration(DEFAULT, size).model)
+    off = recall_of(model, config, data, MemoryMode.off, reach, FACTORS[:1]) if memory else {}
     gates = [result.gates.polarised if result.gates else None for result in results]
     return Record(
         name=name,
@@ -122,7 +126,7 @@ def measured(name: str, seed: int, steps: int, samples: int) -> Record:
         steps=steps,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         loss=loss,
-        recall=recall_of(model, config, data, MemoryMode.learn),
+        recall=recall_of(model, config, data, MemoryMode.learn, reach, FACTORS),
         recall_off=off["noise"][str(config.train.sequence)] if memory else None,
         needles=samples * len(config.niah.depths),
         polarised_peak=gates[int(config.train.gate.polarisation_hold * steps) - 1],
@@ -133,9 +137,9 @@ def measured(name: str, seed: int, steps: int, samples: int) -> Record:
 
 
 def main(arguments: Sequence[str]) -> None:
-    name, seed, steps, samples, file = arguments
+    name, size, seed, steps, samples, file = arguments
     torch.set_num_threads(1)
-    record = measured(name, int(seed), int(steps), int(samples))
+    record = measured(name, size, int(seed), int(steps), int(samples))
     write_atomically(Path(file), json.dumps(asdict(record), indent=1) + "\n")
 
 

@@ -114,13 +114,13 @@ def test_the_field_trains_as_a_run_does(text: Path, tmp_path: Path, monkeypatch:
     common = mixed_settings(text)
     ways = {"default": (), "attention alone": ("model.memory.enabled=false",)}
 
-    def configuration(name: str, seed: int = 0, steps: int = 10) -> RunConfig:
+    def configuration(name: str, size: str = "tiny", seed: int = 0, steps: int = 10) -> RunConfig:
         return atlas.compose([*common, *ways[name], f"seed={seed}", f"train.steps={steps}"])
 
     monkeypatch.setattr(worker, "configuration", configuration)
     monkeypatch.setattr("experiments.field.contestants.configuration", configuration)
     for name, settings in ways.items():
-        worker.main([name, "1", "10", "2", str(tmp_path / f"{name}.json")])
+        worker.main([name, "tiny", "1", "10", "2", str(tmp_path / f"{name}.json")])
         found = json.loads((tmp_path / f"{name}.json").read_text())
         run = atlas.train(atlas.compose([*common, *settings, "seed=1"]), tmp_path / name)
         assert (found["loss"], found["parameters"]) == (run.validation_loss, run.parameters)

@@ -9,7 +9,6 @@ import pytest
 from experiments.field.__main__ import Job, Settings, main, planned, steps_in_time
 from experiments.field.contestants import (
     ATTENTION,
-    CONTESTANTS,
     DEFAULT,
     LSTM,
     MUON,
@@ -85,13 +84,25 @@ def test_what_was_measured_on_other_needles_is_measured_again() -> None:
     assert job._replace(samples=64).file(Path("runs")) != job.file(Path("runs"))
 
 
-def test_contestants_have_equal_sizes() -> None:
-    sizes = {
-        name: sum(parameter.numel() for parameter in model_of(name, configuration(name)).parameters())
-        for name in (DEFAULT, "momentum", "fusion additive", ATTENTION, TRANSFORMER, LSTM)
-    }
-    assert max(sizes.values()) < 1.01 * min(sizes.values())
-    assert set(sizes) <= set(CONTESTANTS)
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        ("tiny", (DEFAULT, "momentum", "fusion additive", ATTENTION, TRANSFORMER, LSTM)),
+        ("small", (DEFAULT, ATTENTION, TRANSFORMER)),
+    ],
+)
+def test_contestants_have_equal_sizes(size: str, names: tuple[str, ...]) -> None:
+    sizes = [
+        sum(parameter.numel() for parameter in model_of(name, configuration(name, size)).parameters()) for name in names
+    ]
+    assert max(sizes) < 1.01 * min(sizes)
+
+
+def test_a_small_field_has_a_folder_of_its_own() -> None:
+    settings = Settings(size="small")
+    assert settings.contestants == [DEFAULT, ATTENTION, TRANSFORMER]
+    assert settings.runs == str(Path(settings.folder) / "measured")
+    assert Path(settings.folder).name == "small"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +110,7 @@ def test_contestants_have_equal_sizes() -> None:
     [
         ("steps=1", "steps=1: must be >= 20"),
         ("seeds=0", "seeds=0: must be >= 1"),
+        ("size=large", "size=large: must be tiny or small"),
         ("only=LSTM", "only=LSTM: must be default among others"),
         ("only=default,GRU", "only=default,GRU: must be some of default, momentum"),
         ("folder=nowhere", "folder=nowhere: must be a folder that exists"),
