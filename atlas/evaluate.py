@@ -8,6 +8,8 @@ same text read in pieces of the trained length; and the bits per byte of each fi
   factors=1,2,4,8          the lengths, in trained lengths; those that the text is too short for are left out
   rows=8  seed=0           how many places of the text are read at every length, and which
   bytes=65536              of a file that are read for the bits per byte
+  lasting=0                beyond the trained length: writes of the global memory at smaller rates last for a trained
+                           length only; 0.5 finds more needles, and costs text (experiments/lengths)
   memory=on,off,frozen     frozen reads its initial weights and writes nothing
   weights=trained | averaged   averaged: of a run with train.ema
   device=auto | cpu | cuda; device.threads and device.kernels say how
@@ -62,6 +64,7 @@ class EvaluationSettings(Choices):
     rows: int = 8
     seed: int = 0
     bytes: int = 65_536
+    lasting: float = 0.0
     memory: str = "on,off,frozen"
     weights: Weights = Weights.trained
     trust: str = ""
@@ -72,6 +75,7 @@ class EvaluationSettings(Choices):
         require(1 <= self.rows <= 10_000, "rows", self.rows, "in [1, 10000]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         require(self.bytes >= 2, "bytes", self.bytes, ">= 2")
+        require(0 <= self.lasting <= 1, "lasting", self.lasting, "in [0, 1] (0 = all writes last)")
         known = bool(names(self.memory)) and all(mode in MODES for mode in names(self.memory))
         require(known, "memory", self.memory, f"some of {','.join(MODES)}")
 
@@ -94,6 +98,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     model, config, manifest = load_checkpointed(path, names(settings.trust), weights=settings.weights)
     texts, bytes_per_token = read_texts(config, settings, path)
+    model.plan = model.plan.with_lasting(settings.lasting, config.train.sequence)
     place, _ = prepare_device(device)
     with progress():
         found = evaluate(model.to(place), config.train.sequence, texts, settings, bytes_per_token)

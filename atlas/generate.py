@@ -9,6 +9,9 @@ RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the c
   seed=0                           of the draws: the same seed gives the same text
   chunk=trained | 1                after the prompt the local memories learn in chunks as in training, or at every byte
   resets=trained | off             local memories start anew at every shard as in training, or never
+  lasting=0                        of a text longer than those of training: writes of the global memory at smaller rates
+                                   last for a period only; 0.5 finds more needles, and costs text (experiments/lengths)
+  period=0                         of it, in tokens; 0 is the trained length, which is left as it is
   memory=on | off | frozen         frozen reads its initial weights and writes nothing
   weights=trained | averaged       averaged: of a run with train.ema
   device=auto | cpu | cuda
@@ -26,7 +29,7 @@ import sys
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice, takewhile
 from math import isfinite
@@ -78,6 +81,8 @@ class GenerationSettings(Choices):
     seed: int = 0
     chunk: Chunk = Chunk.trained
     resets: Resets = Resets.trained
+    lasting: float = 0.0
+    period: int = 0
     memory: Memory = Memory.on
     weights: Weights = Weights.trained
     device: DeviceKind = DeviceKind.auto
@@ -94,6 +99,8 @@ class GenerationSettings(Choices):
         require(0 <= self.top_k < 2**31, "top_k", self.top_k, "in [0, 2**31) (0 = all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        require(0 <= self.lasting <= 1, "lasting", self.lasting, "in [0, 1] (0 = all writes last)")
+        require(0 <= self.period < 2**31, "period", self.period, "in [0, 2**31) (0 = the trained length)")
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)
 
@@ -136,12 +143,13 @@ def _print_continuation(arguments: Sequence[str]) -> int:
 def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig | None = None) -> Iterator[bytes]:
     """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
     prompt = settings.prompt_bytes()
-    from atlas.runs.build import load, prepare_device
+    from atlas.runs.build import load_checkpointed, prepare_device
     from atlas.runs.data_record import tokenizer_of_run
 
     where = where or DeviceConfig(kind=settings.device, threads=settings.threads)
     device, _ = prepare_device(where)
-    model, _ = load(folder, names(settings.trust), weights=settings.weights)
+    model, config, _ = load_checkpointed(folder, names(settings.trust), weights=settings.weights)
+    settings = replace(settings, period=settings.period or config.train.sequence)
     graphs = device.type == "cuda" and where.graph is not StepGraphs.never
     return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder), graphs=graphs)
 
@@ -157,12 +165,14 @@ def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **s
     for key in settings.keys() & {"weights", "device", "threads", "trust"}:
         raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
     chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
+    given = chosen.period > 0 or not chosen.lasting
+    require(given, "period", chosen.period, "given with lasting: the trained length, in tokens")
     from atlas.data.tokenizer import LibraryTokenizer
     from atlas.runs.data_record import tokenizer_file
 
-    given = expanded(tokenizer) if tokenizer else None
-    file = given if given and given.is_file() else tokenizer_file(given) if given else model.tokenizer_file
-    require(file is not None or given is None, "tokenizer", tokenizer, "a run with a tokenizer.json, or such a file")
+    place = expanded(tokenizer) if tokenizer else None
+    file = place if place and place.is_file() else tokenizer_file(place) if place else model.tokenizer_file
+    require(file is not None or place is None, "tokenizer", tokenizer, "a run with a tokenizer.json, or such a file")
     known = LibraryTokenizer(file, None) if file else None
     return b"".join(_continued(model, chosen.prompt_bytes(), chosen, known)).decode("utf-8", "replace")
 
@@ -219,6 +229,7 @@ def _encoded(prompt: bytes, tokenizer: LibraryTokenizer) -> list[int]:
 
 def plans(trained: ChunkPlan, settings: GenerationSettings) -> tuple[ChunkPlan, ChunkPlan]:
     """On which chunks the prompt is read and the continuation decoded; the global memory keeps its own."""
+    trained = trained.with_lasting(settings.lasting, settings.period)
     prefill = trained if settings.resets is Resets.trained else trained._replace(shard=None)
     if settings.chunk is Chunk.trained:
         return prefill, prefill

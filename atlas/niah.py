@@ -2,9 +2,10 @@
 
 RUN is a run folder (its newest checkpoint) or a checkpoint folder; `control` names a run that was trained without a
 memory (`model=attention_only`), which then answers the same questions. Writes niah.json and niah.png into the run
-folder and prints a table. `device`, `device.threads` and `device.kernels` say where it runs; `trust=MODULE` names a
-module of your own that the run's components come from. Exit status: 0 every level passed; 1 one failed or was not
-measured; 2 refused.
+folder and prints a table. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller
+rates last for a trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it
+runs; `trust=MODULE` names a module of your own that the run's components come from. Exit status: 0 every level passed;
+1 one failed or was not measured; 2 refused.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, level_of, require
-from atlas.config.arguments import names, read_device, run_command, split_arguments
+from atlas.config.arguments import names, read_device, read_settings, run_command, split_arguments
 from atlas.config.atomic import write_atomically
 from atlas.config.composition import check_own_code, options
 from atlas.config.console import print_result, progress
@@ -41,8 +42,20 @@ LEGEND = (
     "n: needles   -: not measured   all numbers are shares of needles found, or cosines with the value",
 )
 DIFFERENCES = {"mqar": mqar.DIFFERS, "ruler": ruler.DIFFERS}  # from the papers
-USAGE = "python -m atlas.niah RUN [control=RUN] [niah=OPTION] [niah.KEY=VALUE ...] [device.KEY=VALUE ...]"
+USAGE = (
+    "python -m atlas.niah RUN [control=RUN] [lasting=RATE] [niah=OPTION] [niah.KEY=VALUE ...] [device.KEY=VALUE ...]"
+)
 _ALLOWED = "niah or a key of it, or where it runs (device.threads=1): all else is the run's own"
+
+
+@dataclass
+class Lasts:
+    """The rate from which a write lasts in long haystacks."""
+
+    lasting: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.lasting <= 1, "lasting", self.lasting, "in [0, 1] (0 = all writes last)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,11 +70,12 @@ def _probe(arguments: Sequence[str]) -> int:
 def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     """Probe as the command line says. Raises `ConfigError` for arguments that cannot be used."""
     path, settings = split_arguments(arguments, USAGE)
-    own = {key: [text for text in settings if _name(text) == key] for key in ("control", "trust", "device")}
+    own = {key: [text for text in settings if _name(text) == key] for key in ("control", "trust", "device", "lasting")}
     controls = [text.partition("=")[2] for text in own["control"]]
     require(len(controls) <= 1, "control", " ".join(controls), "one run or checkpoint folder")
     trust = [name for text in own["trust"] for name in names(text.partition("=")[2])]
     chosen = read_device(own["device"])
+    lasting = read_settings(Lasts, own["lasting"]).lasting
     from atlas.probes.trained_control import with_trained_control
     from atlas.runs.build import build_data, build_probe, load_checkpointed, prepare_device
 
@@ -70,6 +84,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     loaded = [load_checkpointed(path, trust) for path in controls]
     for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
+    model.plan = model.plan.with_lasting(lasting, trained.train.sequence)
     device, _ = prepare_device(chosen)
     probe = build_probe(config, build_data(config))
     with progress():
@@ -77,7 +92,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         for control, _, control_manifest in loaded:
             results = with_trained_control(results, probe, control.to(device), control_manifest.step)
     folder = manifest.path.parents[1]
-    write_json(folder / NIAH_FILE, manifest.path.name, config.niah, results)
+    write_json(folder / NIAH_FILE, manifest.path.name, config.niah, lasting, results)
     cells = [asdict(cell) for result in results if level_of(result.level).grid for cell in result.cells]
     if cells:
         from atlas.report.heatmap import draw_heatmaps
@@ -114,11 +129,14 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         return changed
 
 
-def write_json(path: Path, checkpoint: str, settings: NIAHConfig, results: Sequence[NIAHResult]) -> None:
+def write_json(
+    path: Path, checkpoint: str, settings: NIAHConfig, lasting: float, results: Sequence[NIAHResult]
+) -> None:
     """All numbers; what is not finite is null."""
     record = {
         "checkpoint": checkpoint,
         "settings": asdict(settings),
+        "lasting": lasting,
         "results": [result.record() for result in results],
     }
     write_atomically(path, json.dumps(plain(record), indent=1) + "\n")

@@ -83,8 +83,9 @@ class DecodeGraph:
         return [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
 
     def _kind(self, numbers: list[int]) -> tuple[Any, ...]:
-        """Equal for states that go the same way: of every number, whether it stands at an end of a chunk or a shard."""
-        periods = {*self.plan.local, self.plan.global_size, self.plan.shard or 1}
+        """Equal for states that go the same way: of every number, whether it stands at the end of anything."""
+        last = self.plan.lasting.period if self.plan.lasting else 1
+        periods = {*self.plan.local, self.plan.global_size, self.plan.shard or 1, last}
         return tuple((not n, n % p == 0, n % p == p - 1, n >= p) for n in numbers for p in sorted(periods))
 
     def _record(self, capture: Capture, kind: tuple[Any, ...], numbers: list[int]) -> tuple[Tensor, ModelState]:

@@ -99,7 +99,8 @@ class AtlasModel(nn.Module):
                 block.feedforward.down.weight.mul_((2 * config.layers) ** -0.5)
 
         self.tokenizer_file: Path | None = None  # of its ids; `atlas.load` finds it. None: they are bytes, or unknown
-        self._shapes = shapes(self.initial_state(1))  # of the state of one sequence
+        plans = self.plan, self.plan.with_lasting(1.0, 1)
+        self._shapes = tuple(shapes(self.initial_state(1, plan)) for plan in plans)  # of the state of one sequence
 
     def _repr_html_(self) -> str:
         """In a notebook: parameters by part, those of all blocks together; `print(model)` lists the modules."""
@@ -227,9 +228,9 @@ class AtlasModel(nn.Module):
             raise ValueError(f"state of type {type(state).__name__}: must be a ModelState, as `model(tokens).state`")
         if state.batch != tokens.shape[0]:
             raise ValueError(f"state of batch size {state.batch}: must be of {shape[0]}, as tokens of shape {shape}")
-        cached = 0 if self.windowed else state.position
-        if wrong := mismatch(state, self._shapes, state.batch, cached, self.embedding.weight, "state"):
-            raise ValueError(f"{wrong}; a state belongs to the model that made it")
+        wanted, cached = self._shapes[bool(plan.lasting)], 0 if self.windowed else state.position
+        if wrong := mismatch(state, wanted, state.batch, cached, self.embedding.weight, "state"):
+            raise ValueError(f"{wrong}; a state belongs to the model and the plan that made it")
 
 
 def _cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

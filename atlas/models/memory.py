@@ -18,6 +18,7 @@ from atlas.config import MemoryConfig, ProjectionRange
 from atlas.config.choices import member
 from atlas.models.feature_map import FeatureMap
 from atlas.models.hierarchy import per_row, pieces
+from atlas.models.lasting import read_lasting
 from atlas.models.memory_inputs import MemoryInputs
 from atlas.models.norm import RMSNorm
 from atlas.models.persistent import PersistentMemory
@@ -40,6 +41,7 @@ class MemoryState(NamedTuple):
     sums: tuple[Accumulator, ...]  # of the Q-K projection
     local: tuple[ScanState, ...]
     global_memory: tuple[ScanState, ...]  # one, or none
+    lasting: tuple[ScanState, ...] = ()  # one for a global memory read by a plan with `lasting`
 
 
 class InitialWeights(nn.Module):
@@ -85,11 +87,13 @@ class AtlasMemory(nn.Module):
 
     def initial_state(self, batch: int, persistent: PersistentMemory, plan: ChunkPlan) -> MemoryState:
         rows = batch * self.heads
+        global_memory = tuple(memory(batch, rows) for memory in self.global_memory)
         return MemoryState(
             self.inputs.initial_state(batch),
             self.projector.initial_state(persistent, batch, plan),
             tuple(memory(batch, rows) for memory in self.local),
-            tuple(memory(batch, rows) for memory in self.global_memory),
+            global_memory,
+            global_memory if plan.lasting else (),
         )
 
     def forward(
@@ -126,12 +130,17 @@ class AtlasMemory(nn.Module):
 
         bound, recompute, limit = self.config.weight_norm_max, self.config.recompute, self.config.curvature_max
         reads: list[Tensor] = []
-        global_memory, local = [], []
-        for after in state.global_memory:  # one, or none; it reads with q and is never reset
+        global_memory, lasting, local = [], [], []
+        for index, after in enumerate(state.global_memory):  # one, or none; it reads with q and is never reset
             scan = Scan(
                 self.global_rule, plan.global_size, bound, read_at_start=True, recompute=recompute, curvature_max=limit
             )
-            read, after = scan(after, inputs(tokens.query, self.features(tokens.query), -1))
+            fields = inputs(tokens.query, self.features(tokens.query), -1)
+            if plan.lasting:
+                read, after, lasts = read_lasting(scan, after, state.lasting[index], fields, position, plan.lasting)
+                lasting.append(lasts)
+            else:
+                read, after = scan(after, fields)
             reads.append(read)
             global_memory.append(after)
         distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
@@ -146,4 +155,4 @@ class AtlasMemory(nn.Module):
             reads.append(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
             local.append(after)
         recalled = sum(reads[1:], reads[0]).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
-        return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory))
+        return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory), tuple(lasting))

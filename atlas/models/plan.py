@@ -8,12 +8,20 @@ from typing import NamedTuple
 from atlas.config import ChunkSizeConfig, RunConfig
 
 
+class Lasting(NamedTuple):
+    """What the global memory keeps of a text longer than those of training (lasting.py)."""
+
+    rate: float  # the smallest whose write lasts for more than a period
+    period: int  # tokens: the trained length changes nothing within it
+
+
 class ChunkPlan(NamedTuple):
     """Chunks and shard in tokens; `shard=None` never resets the local memories (TNT's inference)."""
 
     local: tuple[int, ...]
     global_size: int
     shard: int | None
+    lasting: Lasting | None = None  # None: all writes last
 
     @classmethod
     def from_config(cls, chunks: ChunkSizeConfig) -> ChunkPlan:
@@ -27,6 +35,10 @@ class ChunkPlan(NamedTuple):
         """
         plan = cls.from_config(config.chunk_size)
         return plan._replace(local=config.stage2.local(plan.local, step)) if config.stage2.enabled else plan
+
+    def with_lasting(self, rate: float, period: int) -> ChunkPlan:
+        """What is written at a smaller `rate` lasts for a period [tokens] only. Rate 0: all lasts."""
+        return self._replace(lasting=Lasting(rate, period)) if rate else self
 
     @property
     def each_token(self) -> ChunkPlan:

@@ -78,6 +78,7 @@ def test_without_files_the_validation_part_is_read(untrained: Path, capsys: pyte
         ("rows=0", "rows=0: must be in [1, 10000]"),
         ("bytes=1", "bytes=1: must be >= 2"),
         ("memory=on,maybe", "memory=on,maybe: must be some of on,off,frozen"),
+        ("lasting=nan", "lasting=nan: must be in [0, 1] (0 = all writes last)"),
         ("device.precision=bf16", "device.precision=bf16: must be left out: a trained model is read in fp32"),
         ("data.paths=nowhere.txt", "data.paths=['nowhere.txt']: must "),
         ("data.paths=short.txt", "data.paths="),

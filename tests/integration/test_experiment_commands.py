@@ -148,14 +148,25 @@ def test_needles_compares_runs_of_a_seed(text: Path, tmp_path: Path, capsys: pyt
     ):
         assert needles([*arguments, f"folder={tmp_path}"]) == 2
         assert message in capsys.readouterr().err
-    assert needles([str(tmp_path / "sweep"), "samples=2", "factors=1,4", f"folder={tmp_path}"]) == 0
-    probed = json.loads((tmp_path / "needles.json").read_text())["runs"]
+    assert needles([str(tmp_path / "sweep"), "samples=2", "factors=1,4", "lasting=0,0.9", f"folder={tmp_path}"]) == 0
+    both = json.loads((tmp_path / "needles.json").read_text())["runs"]
+    probed = [run for run in both if not run["lasting"]]
+    for plain, lasting in zip(both[::2], both[1::2], strict=True):
+        assert lasting["lasting"] == 0.9
+        assert (plain["text"]["64"], plain["found"]["noise"]["64"]) == (
+            lasting["text"]["64"],
+            lasting["found"]["noise"]["64"],
+        )
+        assert plain["text"]["256"] != lasting["text"]["256"]
     assert [(run["setting"], run["seed"], run["needles"]) for run in probed] == [
         ("reference", 0, 6),
         ("reference", 1, 6),
         ("model.fusion=additive", 0, 6),
     ]
-    noise, of_text = (part.splitlines() for part in (tmp_path / "NEEDLES.md").read_text().split("## In ")[1:])
+    page, losses_of_text = (tmp_path / "NEEDLES.md").read_text().split("## Loss of text")
+    noise, of_text = (part.splitlines() for part in page.split("## In ")[1:])
+    lasting = both[-1]["text"]
+    assert f"| model.fusion=additive, lasting=0.9 | {lasting['64']:.4f} | {lasting['256']:.4f} |" in losses_of_text
     for rows, haystack in ((noise, "noise"), (of_text, "text")):
         short, long = (probed[2]["found"][haystack][length] for length in ("64", "256"))
         met = int(short - long <= 0.015)

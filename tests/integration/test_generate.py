@@ -15,7 +15,7 @@ import torch
 
 import atlas
 from atlas.checkpoint.manager import CheckpointManager
-from atlas.config import RunConfig
+from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import save_config
 from atlas.generate import GenerationSettings, continuation, main, print_stream
 from atlas.runs.build import build_model
@@ -67,6 +67,10 @@ def test_every_setting_reaches_the_model(run: Path, capsys: pytest.CaptureFixtur
     assert text() == usual
     changes = ["seed=1", "top_k=3", "top_p=0.4", "temperature=3", "memory=off", "memory=frozen", "resets=off"]
     assert {setting for setting in [*changes, "chunk=1"] if text(setting) == usual} == set()
+    assert text("lasting=1") == usual  # nothing changes within the trained length
+    assert text("lasting=1", "period=4") != usual
+    with pytest.raises(ConfigError, match="period=0: must be given with lasting"):
+        atlas.generate(atlas.load(run)[0], PROMPT, lasting=0.5)
 
 
 def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +101,8 @@ def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, caps
         (["prompt=a", "top_k=-1"], "top_k=-1: must be in [0, 2**31) (0 = all)"),
         (["prompt=a", f"top_k={10**30}"], f"top_k={10**30}: must be in [0, 2**31) (0 = all)"),
         (["prompt=a", "top_p=0"], "top_p=0.0: must be in (0, 1]"),
+        (["prompt=a", "lasting=2"], "lasting=2.0: must be in [0, 1] (0 = all writes last)"),
+        (["prompt=a", "period=-1"], "period=-1: must be in [0, 2**31) (0 = the trained length)"),
         (["prompt=a", "seed=-1"], "seed=-1: must be in [0, 2**63)"),
         (["prompt=a", "threads=-1"], "threads=-1: must be in [0, 1024] (0 = torch's own choice)"),
         (["prompt=a", "threads=100000"], "threads=100000: must be in [0, 1024] (0 = torch's own choice)"),

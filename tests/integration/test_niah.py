@@ -120,6 +120,7 @@ def test_a_checkpoint_folder_works_as_well_as_its_run_wherever_one_likes(
     ("overrides", "message"),
     [
         (["niah=deep"], "niah=deep: must be one of default, quick, thorough"),
+        (["lasting=-1"], "lasting=-1.0: must be in [0, 1] (0 = all writes last)"),
         (["niah=off"], "niah=off: must be one of default, quick, thorough"),
         (["niah.sampels=3"], "niah.sampels=3: must be a key that exists"),
         (["niah.samples=0"], "niah.samples=0: must be >= 1"),

@@ -30,7 +30,7 @@ from atlas.config import (
 from atlas.config.rules import RuleConfig
 from atlas.models.memory import AtlasMemory
 from atlas.models.persistent import PersistentMemory
-from atlas.models.plan import ChunkPlan, MemoryMode
+from atlas.models.plan import ChunkPlan, Lasting, MemoryMode
 from atlas.models.qk_projection import QKProjection
 from atlas.ops.chunk_scan.reference import ReferenceMemory, Token, Weights
 from atlas.ops.rules.atlas import Atlas
@@ -93,7 +93,9 @@ def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor, plan
         for t in range(TOKENS):
             query, key = tokens.query[row, t], tokens.key[row, t]
             if t == 0:
-                top = ReferenceMemory(starts[-1], True, limit, gates, **slow(settings.of_global()), floor=FLOOR)
+                top = lasts = ReferenceMemory(starts[-1], True, limit, gates, **slow(settings.of_global()), floor=FLOOR)
+            if plan.lasting and t % plan.lasting.period == 0:
+                top = replace(lasts, history=[*lasts.history], chunk=[*lasts.chunk])
             if t % (plan.shard or TOKENS) == 0:
                 local = [
                     ReferenceMemory(start, False, limit, gates, **slow(settings), floor=FLOOR) for start in starts[:-1]
@@ -112,6 +114,9 @@ def slow_form(memory: AtlasMemory, persistent: PersistentMemory, x: Tensor, plan
                     controls[index, row, t],
                 )
                 total = total + one.recall(token, chunk)
+                if one is top and plan.lasting:
+                    small = token.rate < plan.lasting.rate
+                    lasts.recall(token._replace(rate=token.rate * 0) if small else token, chunk)
             outputs.append(total)
         rows.append(torch.stack(outputs))
     recalled = torch.stack(rows).unflatten(0, (BATCH, HEADS)).transpose(1, 2).flatten(2)
@@ -152,10 +157,12 @@ def features(memory: AtlasMemory, x: Tensor, head: int) -> Tensor:
     return torch.stack(found)
 
 
-BOTH_PLANS = [*((name, PLAN) for name in CASES), *((name, UNEVEN) for name in [*Rule, "gd, chunk range, per key"])]
+LASTING = PLAN.with_lasting(0.5, 5)  # the rates here are on both sides of it; a period ends within a chunk
+PLANS = [*((name, PLAN) for name in CASES), *((name, UNEVEN) for name in [*Rule, "gd, chunk range, per key"])]
+PLANS += [(rule, LASTING) for rule in Rule]
 
 
-@pytest.mark.parametrize(("name", "plan"), BOTH_PLANS)
+@pytest.mark.parametrize(("name", "plan"), PLANS)
 def test_the_branch_equals_its_slow_form_and_all_gradients(name: str, plan: ChunkPlan) -> None:
     memory, persistent, x = make(CASES[name])
     state = memory.initial_state(BATCH, persistent, plan)
@@ -169,6 +176,27 @@ def test_the_branch_equals_its_slow_form_and_all_gradients(name: str, plan: Chun
     idle = {"persistent keys"} if CASES[name].qk_projection.range is ProjectionRange.off else set()
     assert {name for name, grad in zip(names, found, strict=True) if grad is None} == idle
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", list(Rule))
+def test_what_lasts_may_be_read_in_parts(rule: Rule) -> None:
+    memory, persistent, x = make(replace(BASE, rule=rule))
+    whole, _ = memory(x, memory.initial_state(BATCH, persistent, LASTING), 0, persistent, LASTING, MemoryMode.learn)
+    state, outputs = memory.initial_state(BATCH, persistent, LASTING), []
+    for first, end in ((0, 2), (2, 3), (3, 7), (7, TOKENS)):
+        out, state = memory(x[:, first:end], state, first, persistent, LASTING, MemoryMode.learn)
+        outputs.append(out)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), whole)
+
+
+def test_all_lasts_at_rate_0_and_within_the_first_period() -> None:
+    memory, persistent, x = make(BASE)
+    state = memory.initial_state(BATCH, persistent, LASTING)
+    plain, _ = memory(x, memory.initial_state(BATCH, persistent, PLAN), 0, persistent, PLAN, MemoryMode.learn)
+    for lasting, same in ((Lasting(0.0, 5), TOKENS), (Lasting(1.0, 5), 5), (Lasting(0.5, TOKENS), TOKENS)):
+        out, _ = memory(x, state, 0, persistent, PLAN._replace(lasting=lasting), MemoryMode.learn)
+        torch.testing.assert_close(out[:, :same], plain[:, :same])
+        assert same == TOKENS or not torch.allclose(out[:, same:], plain[:, same:])
 
 
 def test_a_mix_starts_as_the_raw_query_and_one_without_a_projection_has_no_parameter() -> None:

@@ -12,7 +12,7 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan
 
 TOKENS = torch.arange(11).remainder(7).expand(3, -1)
-OWNER = "; a state belongs to the model that made it"
+OWNER = "; a state belongs to the model and the plan that made it"
 HALF = "must be of torch.float32 or torch.float64; for half precision leave them in torch.float32 and call the model in"
 
 
