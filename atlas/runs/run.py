@@ -16,6 +16,7 @@ import torch
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import CheckpointLayout, ConfigError, RunConfig, require
+from atlas.config.exits import no_exit
 from atlas.config.keys import flat, plain
 from atlas.config.run import number_of_processes
 from atlas.data.sampler import batches_of
@@ -124,7 +125,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         if in_slices(config, ranks):
             slice_state(config, state, trainer.step.device)
         log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
-        with ExitStack() as signals, _recorded(summary, trainer, peak):
+        with ExitStack() as signals, _recorded(summary, trainer, peak), no_exit():
             summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
             telemetry.open(_run_info(config, folder, state, job))
@@ -268,6 +269,8 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
         if not isinstance(error, RankError):
             ranks.part(summary.reason)
         log.exception("the run failed")
+        with suppress(OSError, TelemetryError):
+            trainer.telemetry.event("error", trainer.state.step, message=summary.reason)
         raise
     finally:
         if lost := ranks.at_end(lambda: _end(summary, trainer, peak)):
