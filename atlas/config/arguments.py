@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from atlas.config import ConfigError, DeviceConfig, require
 from atlas.config.choices import member
-from atlas.config.console import OutputError, print_result
+from atlas.config.console import OutputError, plain_warnings, print_result
 from atlas.config.exits import ExitError
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
@@ -49,7 +49,8 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
         if not {"-h", "--help"}.isdisjoint(given):
             print_result(help_text)
             return 0
-        return work(given)
+        with plain_warnings():
+            return work(given)
     except ConfigError as error:
         print(printable(f"atlas: {error}"), file=sys.stderr)
         return 2

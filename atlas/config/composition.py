@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -34,6 +35,7 @@ from atlas.config.components import (
     untrusted,
     untrusted_names,
 )
+from atlas.config.continuing import settings_hash
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.keys import plain
 from atlas.config.refusals import refuse, unknown_key
@@ -161,6 +163,17 @@ def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
         require_values(path, content)
         _as_it_was(content)
         return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), content))  # type: ignore[arg-type]
+
+
+def settings_hashes(path: Path, content: Mapping[str, Any]) -> frozenset[str]:
+    """Hashes of the content of a run's config.yaml: as it stands, and with the settings that are newer than the run, as
+    a later start has them. Imports no component. Raises `ConfigError`."""
+    with refuse(CONF_DIR):
+        require_values(path, content)
+        completed = deepcopy(dict(content))
+        _as_it_was(completed)
+        config: Any = OmegaConf.to_object(OmegaConf.merge(_schema(), completed))
+        return frozenset({settings_hash(content), settings_hash(dataclasses.asdict(config))})
 
 
 def _as_it_was(content: dict[str, Any]) -> None:

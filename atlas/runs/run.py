@@ -38,7 +38,7 @@ from atlas.runs.build import (
     refuse_a_larger_model,
     with_vocabulary,
 )
-from atlas.runs.changes import Changes, former_hashes, frozen_config
+from atlas.runs.changes import Changes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
@@ -53,7 +53,7 @@ from atlas.runs.start import starting_point
 from atlas.runs.steady_data import data_warnings
 from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
-from atlas.telemetry.run_files import CHECKPOINTS
+from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
 from atlas.training.early_stop import EarlyStop
@@ -104,7 +104,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         closing.callback(trainer.checkpoints.close)
         notices = [*_missing_kernels(trainer.step.device), *_long_warmup(config)]
         before = ranks.from_first(lambda: frozen_config(folder, config.trust))
-        trainer.checkpoints.former_hashes = former_hashes(folder, before)
+        trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
         state.take_over()
         changes = Changes.between(rooted(before or config), config)
