@@ -42,6 +42,7 @@ from atlas.models.plan import ChunkPlan
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.probes.niah import NIAHProbe
 from atlas.runs.data_record import tokenizer_file
+from atlas.runs.own_code import changed_code
 from atlas.runs.spinning import control_spinning
 from atlas.runs.start import find_checkpoint, other_model
 from atlas.telemetry.console import ConsoleSink
@@ -206,6 +207,7 @@ def load_checkpointed(
     folder = manifest.path.parents[1]
     config = load_config(folder / CONFIG_FILE, trust)
     notices += RunFiles(folder, strict=False).edited_config(manifest.step, manifest.config_hash)
+    notices += changed_code(folder, config)
     for notice in notices:
         warnings.warn(notice, stacklevel=2)
     require(not averaged or AVERAGE in payload, "weights", "averaged", "trained, for a run without train.ema")

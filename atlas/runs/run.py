@@ -43,6 +43,7 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.own_code import changed_code, record_code
 from atlas.runs.processes import run_in_processes
 from atlas.runs.recall_task import recall_warnings
 from atlas.runs.resume import as_text
@@ -106,6 +107,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         before = ranks.from_first(lambda: frozen_config(folder, config.trust))
         trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
+        notices += ranks.from_first(lambda: changed_code(folder, config))
         state.take_over()
         changes = Changes.between(rooted(before or config), config)
         finished = ranks.from_first(lambda: read_summary(folder))
@@ -136,6 +138,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ranks.from_first(lambda: changes.record(folder, state, telemetry))
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
+            ranks.from_first(lambda: record_code(folder, config))
             for warning in [
                 *(corpus.warnings if corpus else ()),
                 *recall_warnings(config, data),
