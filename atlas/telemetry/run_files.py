@@ -28,6 +28,7 @@ EVENTS_FILE = "events.jsonl"
 NIAH_FILE = "niah.json"
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings"  # the event of a start that changes config.yaml
+_NO_SETTINGS = (OSError, AttributeError, TypeError, ValueError)  # of a config.yaml that no run writes
 
 Row = dict[str, Any]
 
@@ -71,14 +72,14 @@ class RunFiles:
     @cached_property
     def config_hashes(self) -> frozenset[str]:
         """Of config.yaml, and of what it was before an earlier start changed it; empty where it cannot be read."""
-        with suppress(OSError, ConfigError):
+        with suppress(*_NO_SETTINGS):
             former = {str(event.get("former_config_hash")) for event in self.of_kind(SETTINGS)}
             return settings_hashes(self.folder / CONFIG_FILE, self._config) | former
         return frozenset()
 
     def edited_config(self, step: int, config_hash: str) -> list[str]:
         """A line where config.yaml is not the one that the checkpoint of `step` was saved with, by its hash."""
-        with suppress(OSError, ConfigError):
+        with suppress(*_NO_SETTINGS):
             if config_hash in ("", settings_hash(self._config)):  # the usual case, and soon told
                 return []
         if not self.config_hashes or config_hash in self.config_hashes:

@@ -62,6 +62,11 @@ def removed(path: Path, config: RunConfig) -> str:
     return config_hash(config)
 
 
+def of_no_run(path: Path, config: RunConfig) -> str:
+    path.write_text("device: 5\ndata: {a: 1, 2: 3}\n")
+    return config_hash(config)
+
+
 def edited(path: Path, config: RunConfig) -> str:
     edit(path, "  window: 32", "  window: 8")
     return config_hash(config)
@@ -77,6 +82,7 @@ def edited(path: Path, config: RunConfig) -> str:
         (without_a_hash, False),
         (changed_by_a_start, False),
         (removed, False),
+        (of_no_run, False),
         (edited, True),
     ],
 )
