@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 from atlas.config import RunConfig
@@ -47,21 +47,29 @@ def _own_code(config: RunConfig) -> dict[str, tuple[Path, str]]:
     """Module -> its file, and the component that needs it, as `key=name`."""
     found: dict[str, tuple[Path, str]] = {}
     for key, name in foreign_code(config):
-        for module in _modules(key, name):
-            file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-            if file.is_file() and _PACKAGE not in file.parents:
-                found.setdefault(module, (file, f"{key}={name}"))
+        target: Any = named_callable(key, name)
+        left = [name.rpartition(".")[0], getattr(target, "__module__", None) or ""]
+        while left:
+            module = sys.modules.get(left.pop())
+            file = _file(module)
+            if module is not None and module.__name__ not in found and file.is_file() and _PACKAGE not in file.parents:
+                found[module.__name__] = file, f"{key}={name}"
+                left += _imported(module)
     return found
 
 
-def _modules(key: str, name: str) -> Iterator[str]:
-    """Where the component is defined, and of a class the modules of its bases that are no installed package's."""
-    target: Any = named_callable(key, name)
-    yield getattr(target, "__module__", None) or name.rpartition(".")[0]
-    for base in inspect.getmro(target)[1:] if inspect.isclass(target) else ():
-        file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
+def _imported(module: ModuleType) -> Iterator[str]:
+    """The modules that its names lead to, less those of Python and of installed packages."""
+    for value in vars(module).values():
+        name = value.__name__ if isinstance(value, ModuleType) else ""
+        name = value.__module__ if isinstance(value, type | FunctionType) else name
+        file = str(_file(sys.modules.get(name)))
         if "-packages/" not in file and not in_python(file):
-            yield base.__module__
+            yield name
+
+
+def _file(module: ModuleType | None) -> Path:
+    return Path(getattr(module, "__file__", None) or "")
 
 
 def _sha256(file: Path) -> str:

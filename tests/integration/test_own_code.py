@@ -19,14 +19,15 @@ from tests.integration.sweep_commands import command
 FILES = {
     "mine_base": "from atlas.telemetry.sinks import Sink\n\nclass Quiet(Sink):\n    pass\n",
     "mine_sink": "from mine_base import Quiet\n\nclass Mine(Quiet):\n    pass\n",
-    "mine_norm": "def norm(model, step):\n    return {'norm': 1.0}\n",
+    "mine_norm": "import mine_lib\n\ndef norm(model, step):\n    return {'norm': mine_lib.one()}\n",
+    "mine_lib": "import json\nfrom pathlib import Path\n\nimport torch\n\ndef one():\n    return 1.0\n",
 }
 TRUST = ["mine_sink", "mine_norm"]
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a logger, whose base has a file of its own, and a metric."""
+    """A folder with a logger, whose base has a file of its own, and a metric, which imports another one."""
     folder = tmp_path / "mine"
     folder.mkdir()
     for name, content in FILES.items():
@@ -74,9 +75,9 @@ def test_what_a_start_leaves_out_stays_known_and_a_run_without_own_code_has_no_r
     assert changed_code(tmp_path, config) == []  # of a run that is older than the record
     record_code(tmp_path, config)
     record_code(tmp_path, plain)
-    (mine / "mine_norm.py").write_text("norm = len\n")
+    (mine / "mine_lib.py").write_text("def one():\n    return 2.0\n")
     assert changed_code(tmp_path, plain) == []
     assert changed_code(tmp_path, config) == [
-        f"code of your own has changed since the run was last started: {mine / 'mine_norm.py'}"
+        f"code of your own has changed since the run was last started: {mine / 'mine_lib.py'}"
         " (telemetry.metrics=mine_norm.norm)"
     ]
