@@ -64,9 +64,11 @@ def test_a_run_fails_with_the_place(
     assert "mine_leaves.py" in log.read_text()
 
 
-def test_the_other_jobs_of_a_sweep_are_run(given: list[str], leaves: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+def test_the_other_jobs_of_a_sweep_are_run(launcher: str, given: list[str], leaves: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    ended = command("-m", *given, "telemetry.metrics=[mine_leaves.metric],[]", f"hydra.sweep.dir={sweep}")
+    metrics = "telemetry.metrics=[mine_leaves.metric],[]"
+    ended = command("-m", *given, metrics, f"hydra/launcher={launcher}", f"hydra.sweep.dir={sweep}")
     assert (ended.status, statuses(sweep, 2)) == (1, ["failed", "completed"])
     assert [row[2] for row in table(ended)] == ["failed", "completed"]
     assert any(line.startswith(f"atlas: job 0 failed: {told(leaves)}") for line in ended.err)
