@@ -36,6 +36,7 @@ from atlas.config.atomic import write_atomically
 from atlas.config.choices import Choices
 from atlas.config.console import log as progress_log
 from atlas.config.console import print_result, progress
+from atlas.config.exits import no_exit
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.files import read_files
 from atlas.models.plan import MemoryMode
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(_evaluate, arguments, f"{USAGE}\n\n{__doc__}")
 
 
+@no_exit()
 def _evaluate(arguments: Sequence[str]) -> int:
     path, given = split_arguments(arguments, USAGE)
     own = [text for text in given if text.startswith("device")]

@@ -26,6 +26,7 @@ from atlas.config import require
 from atlas.config.arguments import Weights, names, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
 from atlas.config.console import print_result
+from atlas.config.exits import no_exit
 from atlas.config.path_overrides import expanded
 from atlas.telemetry.run_files import RunFiles
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(_export, arguments, f"{USAGE}\n\n{__doc__}")
 
 
+@no_exit()
 def _export(arguments: Sequence[str]) -> int:
     path, given = split_arguments(arguments, USAGE)
     settings = read_settings(ExportSettings, given)

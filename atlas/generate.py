@@ -40,6 +40,7 @@ from atlas.config import MOST_THREADS, ConfigError, DeviceConfig, DeviceKind, St
 from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
+from atlas.config.exits import no_exit
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import open_regular
 
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+@no_exit()
 def _print_continuation(arguments: Sequence[str]) -> int:
     folder, overrides = split_arguments(arguments, USAGE)
     dotted = [text for text in overrides if text.startswith("device.")]

@@ -24,6 +24,7 @@ from atlas.config.arguments import names, read_device, read_settings, run_comman
 from atlas.config.atomic import write_atomically
 from atlas.config.composition import check_own_code, options
 from atlas.config.console import print_result, progress
+from atlas.config.exits import no_exit
 from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(_probe, arguments, f"{USAGE}\n\n{__doc__}")
 
 
+@no_exit()
 def _probe(arguments: Sequence[str]) -> int:
     return 0 if all(result.outcome.value == "passed" for result in probe_run(arguments)) else 1
 

@@ -32,6 +32,7 @@ from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import run_command
 from atlas.config.composition import register
 from atlas.config.console import drop_unwritten, print_result
+from atlas.config.exits import no_exit
 from atlas.config.files import CONF_DIR
 from atlas.config.help import help_text
 from atlas.config.path_overrides import quoted, readable
@@ -212,7 +213,8 @@ def plan_composed(composed: DictConfig) -> None:
         remove_if_empty(made)
         from atlas.runs.plan import plan  # imports torch
 
-        text = plan(config, ranks)
+        with no_exit():
+            text = plan(config, ranks)
     except ConfigError as error:
         _tell(error)
         sys.exit(2)

@@ -371,7 +371,8 @@ class CheckpointManager:
                 if healthy and not manifest.healthy:
                     raise UnsoundError(f"not healthy: {manifest.health}")
                 if self.config_hash and manifest.config_hash not in ("", self.config_hash, *self.former_hashes):
-                    raise UnsoundError(f"of a run of other settings, with config hash {manifest.config_hash}")
+                    told = f"config.yaml was edited since, or it is of another run (config hash {manifest.config_hash})"
+                    raise UnsoundError(told)
                 payload = read_state(manifest, self.parts)
             except UnsoundError as error:
                 skipped.append((folder, printable(str(error))))
@@ -379,7 +380,10 @@ class CheckpointManager:
             self.skipped = tuple(skipped)
             return payload, manifest
         self.skipped = tuple(skipped)
-        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in skipped)
+        alike: dict[str, list[str]] = {}
+        for folder, reason in skipped:
+            alike.setdefault(reason, []).append(folder.name)
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in alike.items())
         raise CheckpointError(f"{place}: no usable checkpoint" + (f" ({reasons})" if reasons else ""))
 
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from atlas.config import ConfigError, DeviceConfig, require
 from atlas.config.choices import member
-from atlas.config.console import OutputError, print_result
+from atlas.config.console import OutputError, plain_warnings, print_result
+from atlas.config.exits import ExitError
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 from atlas.config.values import describe
@@ -40,18 +41,22 @@ TRUTHS = {"true": True, "false": False}
 def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
     """Exit status of `work` on the arguments, by default those of the process.
 
-    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError` and 1 where stdout
-    cannot be written.
+    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError` and 1 where it raises
+    `ExitError` or stdout cannot be written.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not {"-h", "--help"}.isdisjoint(given):
             print_result(help_text)
             return 0
-        return work(given)
+        with plain_warnings():
+            return work(given)
     except ConfigError as error:
         print(printable(f"atlas: {error}"), file=sys.stderr)
         return 2
+    except ExitError as error:
+        print(printable(f"atlas: {error}"), file=sys.stderr)
+        return 1
     except OutputError as error:
         print(f"atlas: stdout: must be open and take what is written ({error.strerror})", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
 from atlas.config import ConfigError
+from atlas.config.exits import ExitError, no_exit
 from atlas.config.files import CONF_DIR
 from atlas.config.keys import lies_in
 from atlas.config.values import check_value
@@ -123,8 +124,9 @@ def named_callable(key: str, path: object) -> Callable[..., Any]:
     if not isinstance(path, str):
         raise ConfigError(f"{key}={path}: must be the dotted name of a class or function")
     try:
-        target = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+        with no_exit():
+            target = resolve_name(path)
+    except (ImportError, AttributeError, ValueError, ExitError) as error:
         raise ConfigError(f"{key}={path}: must be the name of a class or function ({error})") from error
     if not callable(target):
         raise ConfigError(f"{key}={path}: must be the name of a class or function")

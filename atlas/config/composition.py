@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -34,6 +35,7 @@ from atlas.config.components import (
     untrusted,
     untrusted_names,
 )
+from atlas.config.continuing import settings_hash
 from atlas.config.files import CONF_DIR, read_yaml, require_values
 from atlas.config.keys import plain
 from atlas.config.refusals import refuse, unknown_key
@@ -107,8 +109,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         config = OmegaConf.to_object(composed)
         assert isinstance(config, RunConfig)
         _check_numbers(config, "")
-        foreign = [pair for group in HANDED_OVER for pair in untrusted(group, getattr(config, group), config.trust)]
-        refuse_untrusted([*foreign, *_own_code(config)])
+        refuse_untrusted(foreign_code(config, config.trust))
         for group, handed_over in HANDED_OVER.items():
             if group != "logger":
                 check_component(group, getattr(config, group), handed_over)
@@ -120,7 +121,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 def check_own_code(config: RunConfig) -> None:
     """Raise `ConfigError` for code outside of the groups of components that is not trusted, or not there."""
-    refuse_untrusted(_own_code(config))
+    refuse_untrusted(_own_code(config, config.trust))
     for key, names in _own_names(config).items():
         for name in names:
             named_callable(key, name)
@@ -135,12 +136,19 @@ def _own_names(config: RunConfig) -> dict[str, list[str]]:
     }
 
 
-def _own_code(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _own_code(config: RunConfig, trust: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What of it is not trusted."""
     for key, names in _own_names(config).items():
-        yield from untrusted_names(key, names, config.trust)
+        yield from untrusted_names(key, names, trust)
     if rule := config.model.memory.own_rule:
-        yield from untrusted("model.memory.own_rule", rule, config.trust)
+        yield from untrusted("model.memory.own_rule", rule, trust)
+
+
+def foreign_code(config: RunConfig, trust: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Key and dotted name of all code in the settings that is neither the package's nor in a module of `trust`."""
+    for group in HANDED_OVER:
+        yield from untrusted(group, getattr(config, group), trust)
+    yield from _own_code(config, trust)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -161,6 +169,17 @@ def load_config(path: Path, trust: Sequence[str] = ()) -> RunConfig:
         require_values(path, content)
         _as_it_was(content)
         return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), content))  # type: ignore[arg-type]
+
+
+def settings_hashes(path: Path, content: Mapping[str, Any]) -> frozenset[str]:
+    """Hashes of the content of a run's config.yaml: as it stands, and with the settings that are newer than the run, as
+    a later start has them. Imports no component. Raises `ConfigError`."""
+    with refuse(CONF_DIR):
+        require_values(path, content)
+        completed = deepcopy(dict(content))
+        _as_it_was(completed)
+        config: Any = OmegaConf.to_object(OmegaConf.merge(_schema(), completed))
+        return frozenset({settings_hash(content), settings_hash(dataclasses.asdict(config))})
 
 
 def _as_it_was(content: dict[str, Any]) -> None:

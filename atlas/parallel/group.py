@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.nn.parallel import DistributedDataParallel
 
 from atlas.config import ConfigError
+from atlas.config.exits import no_exit
 from atlas.parallel.board import ENDED, REFUSED, Board
 from atlas.parallel.ranks import RankError, Ranks, portable
 from atlas.parallel.relay import Relay
@@ -81,7 +82,8 @@ class Group(Ranks):
             return cast(T, self._receive())
         self._deciding = True
         try:
-            value = make()
+            with no_exit():
+                value = make()
         except (Exception, KeyboardInterrupt) as error:
             if type(error) is not KeyboardInterrupt:  # that of a second signal: this rank leaves at once
                 self._send(None, portable(error))

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from atlas.config.exits import no_exit
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -85,9 +87,10 @@ class Ranks:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Settle what is raised in this context: either every rank leaves it ready, or none."""
+        """Settle what is raised in this context: either every rank leaves it ready, or none. An exit is an error."""
         try:
-            yield
+            with no_exit():
+                yield
         except Exception as error:
             theirs = self.settle(error)
             if theirs is None or theirs is error:

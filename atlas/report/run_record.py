@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas.checkpoint.manifest import UnsoundError, read_manifest
 from atlas.config.lock import is_held
 from atlas.report.metric_columns import MetricColumns, to_columns
 from atlas.report.wording import finite, utc_time
@@ -101,9 +103,18 @@ def read_run(folder: Path, name: str) -> RunRecord:
         events=sound,
         niah=files.niah,
         last_time=max(times, default=None),
-        problems=files.problems,
+        problems=[*files.problems, *_edited(files)],
         held=is_held(folder / CHECKPOINTS),
     )
+
+
+def _edited(files: RunFiles) -> list[str]:
+    """A sentence where config.yaml is not the one that the newest checkpoint was saved with."""
+    for folder in sorted((files.folder / CHECKPOINTS).glob("step-*"), reverse=True):
+        with suppress(UnsoundError):
+            manifest = read_manifest(folder)
+            return files.edited_config(manifest.step, manifest.config_hash)
+    return []
 
 
 def _sound(event: Row) -> Row:

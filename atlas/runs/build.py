@@ -42,11 +42,12 @@ from atlas.models.plan import ChunkPlan
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.probes.niah import NIAHProbe
 from atlas.runs.data_record import tokenizer_file
+from atlas.runs.own_code import changed_code
 from atlas.runs.spinning import control_spinning
 from atlas.runs.start import find_checkpoint, other_model
 from atlas.telemetry.console import ConsoleSink
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import CONFIG_FILE
+from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.telemetry.sinks import JsonlSink, Sink
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.weight_average import AVERAGE
@@ -202,10 +203,13 @@ def load_checkpointed(
 ) -> tuple[AtlasModel, RunConfig, Manifest]:
     """As `load`, with the manifest of the checkpoint."""
     averaged = member(Weights, "weights", weights) is Weights.averaged
-    payload, manifest, passed_over = find_checkpoint(Path(path), "path")
-    for notice in passed_over:
+    payload, manifest, notices = find_checkpoint(Path(path), "path")
+    folder = manifest.path.parents[1]
+    config = load_config(folder / CONFIG_FILE, trust)
+    notices += RunFiles(folder, strict=False).edited_config(manifest.step, manifest.config_hash)
+    notices += changed_code(folder, config)
+    for notice in notices:
         warnings.warn(notice, stacklevel=2)
-    config = load_config(manifest.path.parents[1] / CONFIG_FILE, trust)
     require(not averaged or AVERAGE in payload, "weights", "averaged", "trained, for a run without train.ema")
     try:
         tensors = payload[AVERAGE if averaged else MODEL]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,26 +17,14 @@ from atlas.data.source import DataSource
 from atlas.runs.build import build_data, build_optimizer
 from atlas.runs.environment import config_hash
 from atlas.runs.resume import as_text, differences, transfer
-from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
+from atlas.telemetry.run_files import CONFIG_FILE, SETTINGS
 from atlas.training.state import TrainState
-
-EVENT = "settings"
 
 
 def frozen_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
     """The configuration that the run in `folder` has had so far; None for a new run."""
     return load_config(folder / CONFIG_FILE, trust) if (folder / CONFIG_FILE).exists() else None
-
-
-def former_hashes(folder: Path, frozen: RunConfig | None) -> frozenset[str]:
-    """Hashes of the configurations that earlier starts of the run had: their checkpoints are this run's as well."""
-    events: list[dict[str, Any]] = []
-    with suppress(OSError, JsonlError):
-        events = RunFiles(folder).of_kind(EVENT)
-    former = {str(event["former_config_hash"]) for event in events}
-    return frozenset(former | ({config_hash(frozen)} if frozen else set()))
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ class Changes:
         if not self.settings:
             return
         telemetry.event(
-            EVENT,
+            SETTINGS,
             state.step,
             changes={key: [as_text(value) for value in both] for key, both in self.settings.items()},
             former_config_hash=config_hash(self.frozen),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError, require
+from atlas.config.exits import ExitError
 from atlas.config.untrusted import printable
 from atlas.parallel.ranks import RankError
 from atlas.runs.summary import RunSummary, read_summary
@@ -110,7 +111,7 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
 
 
 def reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, ConfigError | RankError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ConfigError | ExitError | RankError) else f"{type(error).__name__}: {error}"
 
 
 def say(message: object) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import CheckpointLayout, ConfigError, RunConfig, require
+from atlas.config.exits import no_exit
 from atlas.config.keys import flat, plain
 from atlas.config.run import number_of_processes
 from atlas.data.sampler import batches_of
@@ -37,11 +38,12 @@ from atlas.runs.build import (
     refuse_a_larger_model,
     with_vocabulary,
 )
-from atlas.runs.changes import Changes, former_hashes, frozen_config
+from atlas.runs.changes import Changes, frozen_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.own_code import changed_code, record_code
 from atlas.runs.processes import run_in_processes
 from atlas.runs.recall_task import recall_warnings
 from atlas.runs.resume import as_text
@@ -52,7 +54,7 @@ from atlas.runs.start import starting_point
 from atlas.runs.steady_data import data_warnings
 from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
-from atlas.telemetry.run_files import CHECKPOINTS
+from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
 from atlas.training.early_stop import EarlyStop
@@ -103,8 +105,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         closing.callback(trainer.checkpoints.close)
         notices = [*_missing_kernels(trainer.step.device), *_long_warmup(config)]
         before = ranks.from_first(lambda: frozen_config(folder, config.trust))
-        trainer.checkpoints.former_hashes = former_hashes(folder, before)
+        trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
+        notices += ranks.from_first(lambda: changed_code(folder, config))
         state.take_over()
         changes = Changes.between(rooted(before or config), config)
         finished = ranks.from_first(lambda: read_summary(folder))
@@ -124,7 +127,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         if in_slices(config, ranks):
             slice_state(config, state, trainer.step.device)
         log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
-        with ExitStack() as signals, _recorded(summary, trainer, peak):
+        with ExitStack() as signals, _recorded(summary, trainer, peak), no_exit():
             summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
             telemetry.open(_run_info(config, folder, state, job))
@@ -135,6 +138,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             ranks.from_first(lambda: changes.record(folder, state, telemetry))
             for notice in notices:
                 telemetry.event("notice", state.step, message=notice)
+            ranks.from_first(lambda: record_code(folder, config))
             for warning in [
                 *(corpus.warnings if corpus else ()),
                 *recall_warnings(config, data),
@@ -268,6 +272,8 @@ def _recorded(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> Iterat
         if not isinstance(error, RankError):
             ranks.part(summary.reason)
         log.exception("the run failed")
+        with suppress(OSError, TelemetryError):
+            trainer.telemetry.event("error", trainer.state.step, message=summary.reason)
         raise
     finally:
         if lost := ranks.at_end(lambda: _end(summary, trainer, peak)):

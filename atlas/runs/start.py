@@ -13,12 +13,14 @@ from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import save_config
 from atlas.config.keys import flat
+from atlas.config.lock import is_held
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
 from atlas.pretrained.folder import is_pretrained, read_settings, read_weights
 from atlas.runs.data_record import record_data, require_same_data
 from atlas.runs.folder import HeldError
 from atlas.runs.resume import refuse_other_settings
+from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.state import TrainState
 from atlas.training.watch.journal import JournalEntry, read_journal
@@ -112,6 +114,19 @@ def gone(folder: Path, step: int) -> list[str]:
     return [f"the checkpoint of step {last}, of which events.jsonl tells, is gone: the run goes back to step {step}"]
 
 
+def earlier(folder: Path, step: int) -> list[str]:
+    """A line where the run made more steps than its newest checkpoint, that of `step`, has seen. A run that goes on has
+    always made some; it is told of an untrained model only."""
+    if step > 0 and is_held(folder / CHECKPOINTS):
+        return []
+    summary = read_summary(folder) or RunSummary(str(folder))
+    if summary.status == "running":
+        summary.take_last_step()
+    if summary.step <= step:
+        return []
+    return [f"reads step {step} of a run that made {summary.step} steps: it has no later checkpoint"]
+
+
 def _require_same_batches(version: object, own: int, manifest: Manifest) -> None:
     """Refuse a checkpoint whose run had other batches: it would go on silently with those of this version."""
     if version != own:
@@ -154,7 +169,8 @@ def _take_weights(config: RunConfig, state: TrainState) -> list[str]:
 
 
 def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, list[str]]:
-    """The checkpoint at `path`, or the newest sound and healthy one of the run there, and a line for each one skipped.
+    """The checkpoint at `path`, or the newest sound and healthy one of the run there, and a line for each one skipped
+    and where the run made more steps.
 
     Of a run without a healthy one it is the newest, and a line says so. Raises `ConfigError` naming `key`.
     """
@@ -166,14 +182,15 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
     notices = passed_over(checkpoints)
+    behind = earlier(root.parent, manifest.step) if chosen is None else []
     if manifest.healthy:
-        return payload, manifest, notices
+        return payload, manifest, notices + behind
     unhealthy = f"{manifest.path.name} is not healthy: the run had a bad reading or a suspicious loss at that step"
     if chosen is None:
         with suppress(CheckpointError):
             payload, manifest = checkpoints.rollback(manifest.step)
             return payload, manifest, [*notices, f"{unhealthy}; {manifest.path.name} is taken instead"]
-    return payload, manifest, [*notices, unhealthy]
+    return payload, manifest, [*notices, *behind, unhealthy]
 
 
 def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from atlas.config.exits import no_exit
 from atlas.telemetry.events import make_event
 from atlas.telemetry.rows import make_row
 from atlas.telemetry.sinks import RunInfo, Sink
@@ -128,7 +129,8 @@ class TelemetryLogger:
             if sink not in self._sinks:  # dropped while another sink's warning was sent
                 continue
             try:
-                action(sink)
+                with no_exit():
+                    action(sink)
             except Exception as error:
                 if sink.essential:
                     raise

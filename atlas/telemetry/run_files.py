@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError
+from atlas.config.composition import settings_hashes
+from atlas.config.continuing import settings_hash
 from atlas.config.files import read_yaml, require_values
 from atlas.config.keys import flat
 from atlas.config.lock import is_abandoned
@@ -24,6 +27,8 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 NIAH_FILE = "niah.json"
 CHECKPOINTS = "checkpoints"
+SETTINGS = "settings"  # the event of a start that changes config.yaml
+_NO_SETTINGS = (OSError, AttributeError, TypeError, ValueError)  # of a config.yaml that no run writes
 
 Row = dict[str, Any]
 
@@ -42,11 +47,15 @@ class RunFiles:
     problems: list[str] = field(default_factory=list)
 
     @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_yaml(self.folder / CONFIG_FILE)
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """config.yaml by dotted keys. Tolerant: references, which a job that failed early leaves, are resolved."""
         path = self.folder / CONFIG_FILE
         try:
-            content: Any = read_yaml(path)
+            content: Any = self._config
         except (OSError, ConfigError) as error:
             if self.strict:
                 raise
@@ -59,6 +68,26 @@ class RunFiles:
             except (ConfigError, OmegaConfBaseException):
                 pass  # a reference that leads nowhere is shown as it stands
         return flat(content)
+
+    @cached_property
+    def config_hashes(self) -> frozenset[str]:
+        """Of config.yaml, and of what it was before an earlier start changed it; empty where it cannot be read."""
+        with suppress(*_NO_SETTINGS):
+            former = {str(event.get("former_config_hash")) for event in self.of_kind(SETTINGS)}
+            return settings_hashes(self.folder / CONFIG_FILE, self._config) | former
+        return frozenset()
+
+    def edited_config(self, step: int, config_hash: str) -> list[str]:
+        """A line where config.yaml is not the one that the checkpoint of `step` was saved with, by its hash."""
+        with suppress(*_NO_SETTINGS):
+            if config_hash in ("", settings_hash(self._config)):  # the usual case, and soon told
+                return []
+        if not self.config_hashes or config_hash in self.config_hashes:
+            return []
+        return [
+            f"{self.folder / CONFIG_FILE} is not the one that step {step} was saved with (hash {config_hash}):"
+            " it was edited since, so the model may differ from the trained one"
+        ]
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
