@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atlas.report.document import Document, Table
+from atlas.report.document import Document, Table, Text
 
+COMPARISON = "comparison"  # anchor of its section
 RUNS = "Runs"  # title of the table that is shown
-KEPT = ("run", "status", "validation loss")
+KEPT = ("run", "status", "group", "validation loss")
 GAP = "  "
 
 
 def comparison_lines(document: Document, width: int | None = None) -> list[str]:
-    """A row for each run; [] for a report of one. With a `width` the columns that do not fit are left out from the
-    right: results first, then settings, never the validation loss."""
-    blocks = [block for section in document.sections for block in section.blocks]
+    """A row for each run, and what makes their comparison doubtful; [] for a report of one. With a `width` the columns
+    that do not fit are left out from the right: results first, then settings, never the validation loss."""
+    blocks = next((section.blocks for section in document.sections if section.anchor == COMPARISON), ())
     table = next((block for block in blocks if isinstance(block, Table) and block.title == RUNS), None)
     if table is None:
         return []
@@ -25,7 +26,8 @@ def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     for at in [at for at in reversed(places) if table.head[at] not in KEPT]:
         if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:
             places.remove(at)
-    return [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]
+    doubts = [block.text for block in blocks if isinstance(block, Text) and block.tone == "bad"]
+    return [*(GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)), *doubts]
 
 
 def _aligned(column: Sequence[str], *, right: bool) -> list[str]:

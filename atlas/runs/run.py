@@ -127,6 +127,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         with ExitStack() as signals, _recorded(summary, trainer, peak):
             summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
+            summary.validation_digest = trainer.evaluator.counted_digest
             telemetry.open(_run_info(config, folder, state, job))
             what = trainer.data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
             telemetry.event("start", state.step, **what, parameters=summary.parameters, device=summary.device)

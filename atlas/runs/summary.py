@@ -78,6 +78,7 @@ class RunSummary:
     git: str = ""
     config_hash: str = ""
     data_digest: str = ""  # of the text that was trained on, see `Corpus.digest`
+    validation_digest: str = ""  # of the first validation batch: runs with the same one can be compared by their losses
     launcher: str = ""  # of the sweep: basic (one job after the other), joblib, submitit_...; "" = a single run
 
     def write(self) -> None:
