@@ -70,6 +70,11 @@ class RunRecord:
         return None if loss is None else loss / self.bytes_per_token
 
     @property
+    def baseline_name(self) -> str:
+        """Of its `baseline_loss`; older runs had a bigram's only."""
+        return str(self.summary.get("baseline_name") or "bigram baseline")
+
+    @property
     def levels(self) -> list[str]:
         """The NIAH levels that were probed."""
         found = [*_mapping(self.summary.get("niah")), *(event.get("level") for event in self.kind("probe"))]

@@ -90,7 +90,7 @@ def _facts(record: RunRecord) -> Facts:
         ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
         ("validation loss", Cell(perplexity)),
         *_bits_per_byte(record),
-        ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
+        (record.baseline_name, Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
         *((title, Cell(str(found.get("verdict", MISSING)))) for title, found in _probes(record)),
         *_memory_use(record),
         ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),

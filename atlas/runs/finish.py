@@ -186,7 +186,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("recall loss", _nats(summary, summary.recall_loss, "answer ")),
         ("validation loss", _nats(summary, summary.validation_loss)),
         ("bits per byte", _bits_per_byte(summary)),
-        ("bigram baseline", _nats(summary, summary.baseline_loss)),
+        (summary.baseline_name, _nats(summary, summary.baseline_loss)),
         *[("without memory", str(Baseline(**one))) for one in summary.baselines],
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atlas.config import Fusion, RunConfig, WatchAction
 from atlas.data.batch import Batch
+from atlas.data.bigram import BIGRAM
 from atlas.data.corpus import Corpus
 from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
@@ -65,8 +66,9 @@ HELD = 80  # steps of a start, of which each tenth is searched for in the valida
 REHEARSED = 20  # step of a start that is taken a second time: by then no moment is 0
 
 
-def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0) -> Facts:
-    """What is known before step 1. `text`: tokens of the training text, 0 where there is none."""
+def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0, name: str = BIGRAM) -> Facts:
+    """What is known before step 1. `text`: tokens of the training text, 0 where there is none; `name`: of the
+    baseline."""
     memory, chunks = config.model.memory, config.chunk_size
     additive = config.model.fusion is Fusion.additive
     unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
@@ -81,6 +83,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
         width=config.model.width,
         head_width=config.model.width // config.model.heads,
         baseline=baseline if baseline is not None and isfinite(baseline) else None,
+        baseline_name=name,
         clip=0.0 if config.stage2.enabled else config.train.gradient_clip,  # there the limit changes
         memory=memory.enabled,
         has_global=memory.enabled and memory.use_global,
