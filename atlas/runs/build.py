@@ -31,6 +31,7 @@ from atlas.config.arguments import Weights
 from atlas.config.choices import member
 from atlas.config.components import loggers
 from atlas.config.composition import load_config
+from atlas.config.errors import CheckpointWarning
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
@@ -204,7 +205,7 @@ def load_checkpointed(
     averaged = member(Weights, "weights", weights) is Weights.averaged
     payload, manifest, passed_over = find_checkpoint(Path(path), "path")
     for notice in passed_over:
-        warnings.warn(notice, stacklevel=2)
+        warnings.warn(notice, CheckpointWarning, stacklevel=3)
     config = load_config(manifest.path.parents[1] / CONFIG_FILE, trust)
     require(not averaged or AVERAGE in payload, "weights", "averaged", "trained, for a run without train.ema")
     try:
