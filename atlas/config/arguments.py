@@ -68,11 +68,11 @@ def _warnings_as_lines() -> Iterator[None]:
         warnings.simplefilter("always", CheckpointWarning)
         others = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
             if issubclass(category, CheckpointWarning):
                 print(printable(f"atlas: {message}"), file=sys.stderr)
             else:
-                others(message, category, *place)
+                others(message, category, *place, **named)
 
         warnings.showwarning = show
         yield

@@ -206,6 +206,7 @@ class Record:
     clock_jump: float = 0.0  # seconds by which the wall clock left the steady one between two steps, the largest
     memory: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)  # place -> (step, bytes)
     missing: list[str] = field(default_factory=list)  # files that were there
+    edited: list[str] = field(default_factory=list)  # files that the run had written otherwise
     kept_moments: tuple[float, float] | None = None  # share of parameters with moments: restored, after one step
     ended: bool = False
     open_suspicion: str = ""  # at the last step: what is out of line

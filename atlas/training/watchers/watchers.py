@@ -23,7 +23,7 @@ from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
+from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
@@ -31,6 +31,7 @@ from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.apart import standing
 from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.frozen_file import FrozenFile
 from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
 from atlas.training.watchers.measuring import (
@@ -109,6 +110,7 @@ class Watchers:
         self.settings, self.state, self.telemetry = config.watch, state, telemetry
         self.told: set[str] = set()
         self.places: list[Path] = []  # of files that must stay
+        self._settings_file: FrozenFile | None = None
         paths = config.data.get("paths")
         self._given_patterns = [str(one) for one in paths] if isinstance(paths, list) else []
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
@@ -145,6 +147,7 @@ class Watchers:
         self.state.record.facts, self.state.record.step = facts, facts.first_step
         places = [*self.telemetry.places(), folder / CHECKPOINTS]
         self.places = [place for place in places if place.exists()]
+        self._settings_file = FrozenFile(folder / CONFIG_FILE) if self.on else None
         if self.on and facts.first_step:
             self._restored_moments = share_with_moments(self.state.optimizer)
 
@@ -326,6 +329,8 @@ class Watchers:
             missing = [place.name for place in self.places if not place.exists()]
             self.state.record.missing += [*missing, *(f"{CHECKPOINTS}/{folder.name}" for folder in removed)]
             self.places = [place for place in self.places if place.exists()]
+            if self._settings_file is not None and self._settings_file.edited():
+                self.state.record.edited.append(CONFIG_FILE)
 
     @property
     def _compares_rows(self) -> bool:
