@@ -18,11 +18,17 @@ def seen(watchers: Sequence[str], spikes: int, warnings: int) -> list[str]:
     return [*watchers, *(count(number, noun) for number, noun in numbers if number)]
 
 
+def brief(watchers: Sequence[str], spikes: int, warnings: int) -> list[str]:
+    """The same with the first watchers by name."""
+    names = list(dict.fromkeys(watchers))
+    more = [f"+{len(names) - NAMED}"] if len(names) > NAMED else []
+    return seen([*names[:NAMED], *more], spikes, warnings)
+
+
 def health_cell(record: RunRecord) -> Cell:
     """Of a run that has not ended what was seen so far; the status tells of one that has failed."""
-    watchers = list(dict.fromkeys(str(event.get("watch")) for event in record.kind("watch")))
-    named = [*watchers[:NAMED], *([f"+{len(watchers) - NAMED}"] if len(watchers) > NAMED else [])]
-    found = seen(named, len(record.kind("spike")), len(record.kind("warning")))
+    watchers = [str(event.get("watch")) for event in record.kind("watch")]
+    found = brief(watchers, len(record.kind("spike")), len(record.kind("warning")))
     found += ["damaged files"] if record.problems else []
     if found:
         return Cell(", ".join(found), tone="busy")

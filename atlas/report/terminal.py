@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atlas.report.document import Document, Table, Text
+from atlas.report.document import Block, Document, Table, Text
 
 COMPARISON = "comparison"  # anchor of its section
 RUNS = "Runs"  # title of the table that is shown
@@ -15,8 +15,7 @@ GAP = "  "
 def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     """A row for each run, and what makes their comparison doubtful; [] for a report of one. With a `width` the columns
     that do not fit are left out from the right: results first, then settings, never the validation loss."""
-    blocks = next((section.blocks for section in document.sections if section.anchor == COMPARISON), ())
-    table = next((block for block in blocks if isinstance(block, Table) and block.title == RUNS), None)
+    table = next((block for block in _comparison(document) if isinstance(block, Table) and block.title == RUNS), None)
     if table is None:
         return []
     columns = [[head, *(row[at].text for row in table.rows)] for at, head in enumerate(table.head)]
@@ -26,8 +25,17 @@ def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     for at in [at for at in reversed(places) if table.head[at] not in KEPT]:
         if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:
             places.remove(at)
-    doubts = [block.text for block in blocks if isinstance(block, Text) and block.tone == "bad"]
-    return [*(GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)), *doubts]
+    lines = [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]
+    return [*lines, *doubts(document)]
+
+
+def doubts(document: Document) -> list[str]:
+    """What makes the comparison of runs doubtful."""
+    return [block.text for block in _comparison(document) if isinstance(block, Text) and block.tone == "bad"]
+
+
+def _comparison(document: Document) -> Sequence[Block]:
+    return next((section.blocks for section in document.sections if section.anchor == COMPARISON), ())
 
 
 def _aligned(column: Sequence[str], *, right: bool) -> list[str]:
