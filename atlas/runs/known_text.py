@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from atlas.config import ConfigError, RunConfig
+from atlas.config import RunConfig
 from atlas.data.leakage import share_within
 from atlas.data.needles import Tokens
 from atlas.runs.build import build_data
@@ -28,7 +28,7 @@ def known_shares(config: RunConfig, folder: Path, texts: Mapping[str, Tokens]) -
         corpus = build_data(config).corpus
         if corpus is None or corpus.train.nbytes > SEARCHED or corpus.digest not in known:
             return unknown
-    except (ConfigError, OSError):  # its files are gone
+    except Exception:  # its files are gone, or a source of the user's fails: no reason not to evaluate
         return unknown
     return share_within(corpus.train, texts)
 
