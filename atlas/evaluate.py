@@ -1,8 +1,9 @@
 """Evaluate a trained model on text: `python -m atlas.evaluate RUN [data.paths=notes.txt,docs/*.md] [KEY=VALUE ...]`.
 
 RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints two tables, with the memory on, off and
-frozen, and writes evaluation.json into the run folder: the perplexity of texts of several lengths, beside that of the
-same text read in pieces of the trained length; and the bits per byte of each file, read from its start to its end.
+frozen: the perplexity of texts of several lengths, beside that of the same text read in pieces of the trained length;
+and the bits per byte of each file, read from its start. Text that the run was trained on is named. evaluation.json in
+the run folder keeps all of it: an entry for each checkpoint, text and settings that were asked for.
 
   data.paths=PATTERN,...   your own files, ** crosses folders; else the validation text of the run's data
   factors=1,2,4,8          the lengths, in trained lengths; those that the text is too short for are left out
@@ -20,7 +21,6 @@ Exit status: 0 done; 2 refused.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,15 +32,13 @@ from numpy.typing import NDArray
 
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
-from atlas.config.atomic import write_atomically
 from atlas.config.choices import Choices
 from atlas.config.console import log as progress_log
 from atlas.config.console import print_result, progress
 from atlas.config.exits import no_exit
-from atlas.data.corpus import stdlib_corpus
+from atlas.data.corpus import hash_of_file, stdlib_corpus
 from atlas.data.files import read_files
 from atlas.models.plan import MemoryMode
-from atlas.telemetry.jsonl import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
 
 Text = NDArray[np.unsignedinteger[Any]]
 MOST_TOKENS = 1 << 26  # of a validation text that are read
-EVALUATION_FILE = "evaluation.json"
 USAGE = "python -m atlas.evaluate RUN [data.paths=PATTERN,...] [KEY=VALUE ...]"
 MODES = {"on": MemoryMode.learn, "off": MemoryMode.off, "frozen": MemoryMode.frozen}
 STDLIB_SHARE = 0.1  # held out, for a run on data without text
@@ -97,32 +94,65 @@ def _evaluate(arguments: Sequence[str]) -> int:
     settings = read_settings(EvaluationSettings, [text.removeprefix("data.") for text in given if text not in own])
     device = read_device(own)
     from atlas.runs.build import load_checkpointed, prepare_device
+    from atlas.runs.evaluations import EVALUATION_FILE, read_evaluations, record_evaluation
+    from atlas.runs.known_text import known_shares, training_text_notes
 
     model, config, manifest = load_checkpointed(path, names(settings.trust), weights=settings.weights)
-    texts, bytes_per_token = read_texts(config, settings, path)
     model.plan = model.plan.with_lasting(settings.lasting, config.train.sequence)
+    folder = manifest.path.parents[1]
+    target = folder / EVALUATION_FILE
+    read_evaluations(target)  # refuses a file that is none, before the work
+    asked = read_texts(config, settings, path)
+    shares = known_shares(config, folder, asked.texts)
     place, _ = prepare_device(device)
     with progress():
-        found = evaluate(model.to(place), config.train.sequence, texts, settings, bytes_per_token)
-    target = manifest.path.parents[1] / EVALUATION_FILE
-    record = {"checkpoint": manifest.path.name, "settings": asdict(settings), **found}
-    write_atomically(target, json.dumps(plain(record), indent=1) + "\n")
-    print_result("\n".join(table(found)))
+        found = evaluate(model.to(place), config.train.sequence, asked.texts, settings, asked.bytes_per_token)
+    notes = [*training_text_notes(shares, asked.hashes, folder), *_cut(asked, settings.bytes)]
+    record_evaluation(
+        target,
+        {
+            "checkpoint": manifest.path.name,
+            "settings": asdict(settings),
+            "texts": asked.hashes,
+            "in_training": shares,
+            "notes": notes,
+            **found,
+        },
+    )
+    print_result("\n".join([*table(found), *(["", *notes] if notes else [])]))
     print_result(f"\nfile  {target}")
     return 0
 
 
-def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> tuple[dict[str, Text], dict[str, float]]:
-    """The texts by name as the run's tokens, and their bytes per token.
+def _cut(asked: Asked, most: int) -> list[str]:
+    """A line where a text is longer than what is read for the bits per byte."""
+    lengths = [len(text) for text in asked.texts.values()]
+    longer = sum(length > most for length in lengths)
+    if not longer:
+        return []
+    unit = "bytes" if {*asked.bytes_per_token.values()} <= {1.0} else "tokens"
+    of = f"of {longer} of {len(lengths)} texts" if len(lengths) > 1 else "of the text"
+    return [f"bits per byte: {of} the first {most:,} {unit} were read; bytes={max(lengths)} reads all of it"]
 
-    Raises `ConfigError` for files that are no texts, and for a text of less than two tokens.
-    """
+
+@dataclass(frozen=True)
+class Asked:
+    """The texts by name as the run's tokens, the hashes of their files, and their bytes per token."""
+
+    texts: dict[str, Text]
+    hashes: dict[str, str]
+    bytes_per_token: dict[str, float]
+
+
+def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> Asked:
+    """Raises `ConfigError` for files that are no texts, and for a text of less than two tokens."""
     bytes_per_token = {}
     if settings.paths:
         from atlas.runs.data_record import tokenizer_of_run
 
         tokenizer = tokenizer_of_run(run)
         files, _ = read_files(names(settings.paths), "bytes" if tokenizer is None else "utf8")
+        hashes = {str(path): hash_of_file(content) for path, content in files.items()}
         texts = {str(path): np.frombuffer(content, dtype=np.uint8) for path, content in files.items()}
         if tokenizer is not None:
             texts = {str(path): tokenizer.encode([content])[0].astype(np.uint32) for path, content in files.items()}
@@ -132,11 +162,12 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> tup
 
         corpus = build_data(config).corpus or stdlib_corpus(STDLIB_SHARE)
         texts = {f"validation part of the {corpus.source}": corpus.validation[:MOST_TOKENS]}
+        hashes = {name: hash_of_file(text.tobytes()) for name, text in texts.items()}
         bytes_per_token = dict.fromkeys(texts, corpus.bytes_per_token)
     for name, text in texts.items():
         if len(text) < 2:
             raise ConfigError(f"data.paths={name}: must be a text of at least 2 bytes, the first is given")
-    return texts, bytes_per_token
+    return Asked(texts, hashes, bytes_per_token)
 
 
 def evaluate(
@@ -185,7 +216,8 @@ def table(found: Mapping[str, Any]) -> list[str]:
     """Both tables as lines."""
     trained, lengths, bits = found["trained_length"], found["lengths"], found["bits_per_byte"]
     modes = list(lengths)
-    lines = ["perplexity by length in tokens (read in pieces of the trained length)"]
+    pieces = f"in brackets that of the same text read in pieces of {trained} tokens, the trained length"
+    lines = [f"perplexity by length in tokens; {pieces}"]
     lines.append(f"  {'length':>10}" + "".join(f"{'memory ' + mode:>24}" for mode in modes))
     for cells in zip(*lengths.values(), strict=True):
         row = [f"{cell['perplexity']:.3f} ({cell['in_pieces']:.3f})" for cell in cells]

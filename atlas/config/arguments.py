@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from enum import Enum, StrEnum
@@ -17,7 +19,8 @@ from typing import Any, TypeVar
 
 from atlas.config import ConfigError, DeviceConfig, require
 from atlas.config.choices import member
-from atlas.config.console import OutputError, plain_warnings, print_result
+from atlas.config.console import OutputError, print_result
+from atlas.config.errors import CheckpointWarning
 from atlas.config.exits import ExitError
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
@@ -49,7 +52,7 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
         if not {"-h", "--help"}.isdisjoint(given):
             print_result(help_text)
             return 0
-        with plain_warnings():
+        with _warnings_as_lines():
             return work(given)
     except ConfigError as error:
         print(printable(f"atlas: {error}"), file=sys.stderr)
@@ -60,6 +63,23 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
     except OutputError as error:
         print(f"atlas: stdout: must be open and take what is written ({error.strerror})", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """What `atlas.load` warns of is a line of a command, without a place in the source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                print(printable(f"atlas: {message}"), file=sys.stderr)
+            else:
+                others(message, category, *place, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:

@@ -7,12 +7,9 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
-
-from atlas.config.untrusted import printable
+from typing import TextIO
 
 PROGRESS_SECONDS = 5.0
 log = logging.getLogger("atlas.progress")
@@ -59,22 +56,6 @@ def drop_unwritten() -> None:
             stream.flush()
         except OSError:
             discard_output(stream)
-
-
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show what the library warns of as a line of the command, without the place in its code."""
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if category is not UserWarning:
-                shown(message, category, *place)
-            elif sys.stderr is not None:
-                print(printable(f"atlas: {message}"), file=sys.stderr, flush=True)
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
 
 
 @contextmanager

@@ -7,6 +7,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used. The message is meant to be shown to the user as it is."""
 
 
+class CheckpointWarning(UserWarning):
+    """What is read of a run is not what its user may think. A command shows the message as a line."""
+
+
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise `ConfigError` unless `holds`; the message names key, value and what is allowed."""
     if not holds:

@@ -104,7 +104,7 @@ class WatchConfig(Choices, prefix="watch."):
     slowdown: WatchAction = _watcher("steps that take four times as long as at the start")
     memory_grows: WatchAction = _watcher("memory of the process or its device that grows step by step")
     clock: WatchAction = _watcher("a wall clock that jumps")
-    files: WatchAction = _watcher("files of the run that somebody deleted")
+    files: WatchAction = _watcher("files of the run that somebody deleted, and an edited config.yaml")
 
     def check_rollbacks(self) -> None:
         for entry in WATCHERS.values():

@@ -198,4 +198,9 @@ def _user_corpus(paths: Sequence[str], encoding: str, validation_share: float) -
 
 
 def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in files.items()}
+    return {name: hash_of_file(content) for name, content in files.items()}
+
+
+def hash_of_file(content: bytes) -> str:
+    """As data.json has it."""
+    return hashlib.sha256(content).hexdigest()[:16]

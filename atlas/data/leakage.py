@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil, log2
 
 import numpy as np
@@ -14,6 +15,8 @@ FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 PIECE = 1 << 16  # positions hashed at a time, so that the data stay in the cache
 VALIDATION_BLOCKS = 1 << 16  # blocks compared at most, about
 TRAINING_BLOCKS = 1 << 21
+PIECES = 32  # of a text that are looked for
+SHORTEST = 32  # tokens of a text that stand nowhere by chance
 
 
 def shared_blocks(
@@ -35,6 +38,22 @@ def shared_blocks(
         return 0.0, starts[:0]
     shared = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
     return float(shared.mean()), starts[shared]
+
+
+def share_within(train: Tokens, texts: Mapping[str, Tokens]) -> dict[str, float | None]:
+    """Of pieces of each text, evenly far apart, the share that stands in training; None for a text that is too short.
+
+    For any text, however short beside training, where `shared_blocks` samples the blocks of both.
+    """
+    known = train.tobytes()
+    return {name: _share(known, text.astype(train.dtype)) for name, text in texts.items()}
+
+
+def _share(known: bytes, text: Tokens) -> float | None:
+    if len(text) < SHORTEST:
+        return None
+    starts = np.unique(np.linspace(0, max(len(text) - BLOCK, 0), PIECES).astype(np.int64)).tolist()
+    return sum(text[start : start + BLOCK].tobytes() in known for start in starts) / len(starts)
 
 
 def _sample(

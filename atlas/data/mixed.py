@@ -12,6 +12,7 @@ import numpy as np
 from atlas.config import require
 from atlas.config.values import Share
 from atlas.data.batch import Batch, rows_of_batch
+from atlas.data.bigram import BIGRAM
 from atlas.data.corpus import Corpus, Encoding, Part
 from atlas.data.needles import NeedleFormat
 from atlas.data.recall import RecallTask
@@ -62,6 +63,8 @@ class RecallAndText(HandedOver):
     recall_share_end: Share
     recall_hold: Share
     recall_blend_end: Share
+
+    baseline_name = BIGRAM
 
     def __post_init__(self) -> None:
         self.share = RecallShare(

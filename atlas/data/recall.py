@@ -179,6 +179,7 @@ class RecallData(HandedOver):
     """Batches of needle sequences only. `paths`, `encoding` and `validation_share` are used by text haystacks only."""
 
     vocabulary = VOCABULARY
+    baseline_name = "chance baseline"
 
     recall: RecallTask
     paths: Sequence[str]

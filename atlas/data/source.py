@@ -51,6 +51,17 @@ class DataSource(Protocol):
         ...
 
 
+def baseline_name(source: DataSource) -> str:
+    """What reports call `baseline`: the source's own `baseline_name`. A class with a `baseline` of its own does not
+    inherit the name of another one."""
+    for kind in type(source).__mro__:
+        if "baseline_name" in vars(kind):
+            return str(getattr(source, "baseline_name"))  # noqa: B009 (the protocol does not ask for it)
+        if "baseline" in vars(kind):
+            break
+    return "baseline of the data source"
+
+
 @dataclass(kw_only=True, eq=False)
 class HandedOver:
     """What a run hands over to its data source; the base of the sources here, whose fields are the keys in YAML."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch, rows_of_batch
-from atlas.data.bigram import Bigram, SparseBigram
+from atlas.data.bigram import BIGRAM, Bigram, SparseBigram
 from atlas.data.corpus import Corpus, Encoding, Part, load_corpus, stdlib_corpus
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
@@ -30,6 +30,7 @@ class CorpusData(HandedOver):
     """
 
     needles = None
+    baseline_name = BIGRAM
 
     def load(self) -> Corpus:
         raise NotImplementedError

@@ -60,6 +60,7 @@ def model_card(
         sequence=config.train.sequence,
         loss=measured,
         baseline=f"{baseline:.4f} nats/{unit}" if (baseline := summary.get("baseline_loss")) else "not measured",
+        baseline_name=summary.get("baseline_name") or "bigram baseline",
         data=config.data.get("_target_", ""),
         digest=summary.get("data_digest") or "none",
         git=summary.get("git") or "unknown",
@@ -111,7 +112,7 @@ lengths are given one at a time.
 | memory | {memory} |
 | trained | step {step} of {steps}, sequences of {sequence} tokens |
 | validation loss | {loss} |
-| bigram baseline | {baseline} |
+| {baseline_name} | {baseline} |
 | data | `{data}`, digest {digest} |
 | code | revision {git}, configuration {config_hash}, seed {seed} |
 """

@@ -1,4 +1,4 @@
-"""Several runs compared: the best one, the table, the failed ones, and the settings in which they differ."""
+"""Several runs compared: the best ones, the table, the failed ones, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas.config import RECALL
+from atlas.report.comparable import apart, comparable_groups, group_name
 from atlas.report.comparison_charts import Field, comparison_charts
 from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
 from atlas.report.run_record import RunRecord
@@ -18,12 +19,12 @@ from atlas.report.wording import brief, finite, setting_cell, status_cell, value
 NAMED = 4  # settings in a run's label; all of them are in the table
 
 
-def best_run(records: Sequence[RunRecord]) -> int | None:
+def best_run(records: Sequence[RunRecord], among: Sequence[int]) -> int | None:
     """Index of the completed run with the lowest validation loss; None if no such run measured one."""
     losses = {}
-    for index, record in enumerate(records):
-        loss = record.per_byte(finite(record.summary.get("validation_loss")))
-        if record.status == "completed" and loss is not None:
+    for index in among:
+        loss = records[index].per_byte(finite(records[index].summary.get("validation_loss")))
+        if records[index].status == "completed" and loss is not None:
             losses[index] = loss
     return min(losses, key=lambda index: losses[index]) if losses else None
 
@@ -39,10 +40,17 @@ def comparison_section(
     records: Sequence[RunRecord], differing: Sequence[Difference], labels: Sequence[str], anchors: Sequence[str],
     limit: int,
 ) -> Section:  # fmt: skip
-    best = best_run(records)
-    blocks: list[Block] = [_best_run_text(records, labels, best), *seed_table(records, differing)]
-    blocks.append(_table(records, differing, anchors, best))
-    blocks += [*_failed(records, labels, anchors), *comparison_charts(Field(records, labels, best), differing, limit)]
+    groups = comparable_groups(records)
+    crowned = groups if len(groups) < 2 else [group for group in groups if len(group) > 1]
+    bests = [best for group in crowned if (best := best_run(records, group)) is not None]
+    warning = apart(records, groups)
+    best = None if warning else next(iter(bests), None)
+    blocks: list[Block] = [Text(warning, tone="bad")] if warning else []
+    blocks += [_best_run_text(records, labels, index, groups) for index in bests]
+    blocks += [] if bests or warning else [Text("Best run: none yet, since no completed run has a validation loss.")]
+    blocks += [*seed_table(records, differing), _table(records, differing, anchors, bests, groups)]
+    field = Field(records, labels, best, comparable=not warning)
+    blocks += [*_failed(records, labels, anchors), *comparison_charts(field, differing, limit)]
     blocks += _linked_settings(differing)
     return Section("Comparison", "comparison", blocks)
 
@@ -52,28 +60,44 @@ def counts(records: Sequence[RunRecord]) -> str:
     return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
 
-def _best_run_text(records: Sequence[RunRecord], labels: Sequence[str], best: int | None) -> Text:
-    if best is None:
-        return Text("Best run: none yet, since no completed run has a validation loss.")
+def _best_run_text(
+    records: Sequence[RunRecord], labels: Sequence[str], best: int, groups: Sequence[Sequence[int]]
+) -> Text:
     loss = records[best].per_byte(finite(records[best].summary.get("validation_loss")))
     recall = finite(records[best].probe(RECALL.name).get("accuracy"))
-    return Text(
-        f"Best run: {labels[best]}, validation loss {loss:.4f}, {RECALL.title} {RECALL.unit.text(recall)}.", tone="good"
-    )
+    of = f" of {_group_of(best, groups)}" if len(groups) > 1 else ""
+    found = f"validation loss {loss:.4f}, {RECALL.title} {RECALL.unit.text(recall)}"
+    return Text(f"Best run{of}: {labels[best]}, {found}.", tone="good")
+
+
+def _group_of(index: int, groups: Sequence[Sequence[int]]) -> str:
+    return next((group_name(place) for place, group in enumerate(groups) if index in group), MISSING)
 
 
 def _table(
-    records: Sequence[RunRecord], differing: Sequence[Difference], anchors: Sequence[str], best: int | None
+    records: Sequence[RunRecord],
+    differing: Sequence[Difference],
+    anchors: Sequence[str],
+    bests: Sequence[int],
+    groups: Sequence[Sequence[int]],
 ) -> Table:
     results = [overview_cells(record) for record in records]
-    measured = [at for at in range(len(OVERVIEW)) if any(cells[at].order is not None for cells in results)]
-    head = ["run", "status", *(difference.name for difference in differing), *(OVERVIEW[at] for at in measured)]
+    measured = [at for at in range(len(OVERVIEW)) if any(cells[at].text != MISSING for cells in results)]
+    grouped = ["group"] if len(groups) > 1 else []
+    head = [
+        "run",
+        "status",
+        *grouped,
+        *(difference.name for difference in differing),
+        *(OVERVIEW[at] for at in measured),
+    ]
     rows = []
     for index, record in enumerate(records):
         order = float(record.name) if record.name.isdigit() else None
-        name = Cell(record.name + (" (best)" if index == best else ""), order=order, link=anchors[index])
+        name = Cell(record.name + (" (best)" if index in bests else ""), order=order, link=anchors[index])
         chosen = [setting_cell(difference.values[index]) for difference in differing]
-        rows.append([name, status_cell(record.status), *chosen, *(results[index][at] for at in measured)])
+        group = [Cell(_group_of(index, groups)) for _ in grouped]
+        rows.append([name, status_cell(record.status), *group, *chosen, *(results[index][at] for at in measured)])
     note = "" if differing else "The runs do not differ in any setting."
     return Table("Runs", head, rows, note, sortable=True)
 

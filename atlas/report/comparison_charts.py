@@ -41,6 +41,7 @@ class Field:
     records: Sequence[RunRecord]
     labels: Sequence[str]
     best: int | None
+    comparable: bool = True  # by their validation losses
 
     @property
     def order(self) -> list[int]:
@@ -74,7 +75,8 @@ class Field:
 
 def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Block]:
     found = [finite(record.probe(RECALL.name).get("accuracy")) for record in field.records]
-    results = {LOSS: ("nats per byte", field.losses), RECALL.title: (str(RECALL.unit), found)}
+    losses = {LOSS: ("nats per byte", field.losses)} if field.comparable else {}
+    results = losses | {RECALL.title: (str(RECALL.unit), found)}
     runs = [(label, field.colour(index)) for index, label in enumerate(field.labels)]
     charts = [_parallel(field, differing), *against_charts(differing, results, runs)]
     for key, title, axis in OVERLAYS:
@@ -158,7 +160,7 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     axes += [
         _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
         *(_Axis(level.title, accuracies[level.name], level.unit.form) for level in compared),
-        _Axis(LOSS.lower(), field.losses, ".4f", loss=True),
+        *([_Axis(LOSS.lower(), field.losses, ".4f", loss=True)] if field.comparable else []),
     ]
     axes = [axis for axis in axes if axis.distinct > 1]
     if len(axes) < 2:

@@ -79,7 +79,7 @@ def _loss(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     traces += lines.of("validation/loss_ema", "validation, averaged weights", "@purple", width=2.2)
     baseline = finite(lines.record.summary.get("baseline_loss"))
     if traces and baseline is not None:
-        traces.append(level_line(_ends(lines.record), baseline, "bigram baseline"))
+        traces.append(level_line(_ends(lines.record), baseline, lines.record.baseline_name))
     token = "byte" if lines.record.bytes_per_token == 1.0 else "token"
     return step_chart("Loss", traces, layout, f"nats per {token}")
 

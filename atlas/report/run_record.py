@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from atlas.checkpoint.manifest import UnsoundError, read_manifest
 from atlas.config.lock import is_held
 from atlas.report.metric_columns import MetricColumns, to_columns
-from atlas.report.wording import finite, utc_time
-from atlas.telemetry.run_files import CHECKPOINTS, Row, RunFiles
+from atlas.report.wording import count, finite, utc_time
+from atlas.telemetry.run_files import CHECKPOINTS, METRICS_FILE, Row, RunFiles
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class RunRecord:
         return None if loss is None else loss / self.bytes_per_token
 
     @property
+    def baseline_name(self) -> str:
+        """Of its `baseline_loss`; older runs had a bigram's only."""
+        return str(self.summary.get("baseline_name") or "bigram baseline")
+
+    @property
     def levels(self) -> list[str]:
         """The NIAH levels that were probed."""
         found = [*_mapping(self.summary.get("niah")), *(event.get("level") for event in self.kind("probe"))]
@@ -94,16 +101,17 @@ def read_run(folder: Path, name: str) -> RunRecord:
     times = [time for time in (finite(line.get("time")) for line in [*rows[-1:], *events[-1:]]) if time is not None]
     sound = [_sound(event) for event in events if type(event.get("step")) is int]
     rollbacks = [event for event in sound if event.get("kind") == "rollback" and "segment" in event]
+    columns = to_columns(rows, rollbacks)
     return RunRecord(
         folder=folder,
         name=name,
         config=files.settings,
         summary={**summary, "status": files.status} if summary else {},
-        rows=to_columns(rows, rollbacks),
+        rows=columns,
         events=sound,
         niah=files.niah,
         last_time=max(times, default=None),
-        problems=[*files.problems, *_edited(files)],
+        problems=[*files.problems, *_edited(files), *_lost_losses(columns)],
         held=is_held(folder / CHECKPOINTS),
     )
 
@@ -115,6 +123,16 @@ def _edited(files: RunFiles) -> list[str]:
             manifest = read_manifest(folder)
             return files.edited_config(manifest.step, manifest.config_hash)
     return []
+
+
+def _lost_losses(rows: MetricColumns) -> list[str]:
+    """A sentence where trained steps that no rollback undid have no loss."""
+    missing = np.full(len(rows), np.nan)
+    trained = np.isfinite(rows.values.get("lr", missing)) & ~rows.undone
+    lost = rows.step[trained & ~np.isfinite(rows.values.get("loss", missing))]
+    if not len(lost):
+        return []
+    return [f"{METRICS_FILE}: the loss is no number in {count(len(lost), 'row')}, the first of step {lost[0]:,}"]
 
 
 def _sound(event: Row) -> Row:

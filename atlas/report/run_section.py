@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas.config import LEVELS, level_of
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
+from atlas.report.health import health_cell
 from atlas.report.memory_charts import memory_charts
 from atlas.report.options import options_of
 from atlas.report.recall_grid import needle_blocks, probe_history
@@ -89,7 +90,7 @@ def _facts(record: RunRecord) -> Facts:
         ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
         ("validation loss", Cell(perplexity)),
         *_bits_per_byte(record),
-        ("bigram baseline", Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
+        (record.baseline_name, Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
         *((title, Cell(str(found.get("verdict", MISSING)))) for title, found in _probes(record)),
         *_memory_use(record),
         ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),
@@ -184,6 +185,7 @@ def overview_cells(record: RunRecord) -> list[Cell]:
     """The results that a comparison shows, in the order of `OVERVIEW`."""
     return [
         number_cell(record.per_byte(record.result("validation_loss", "validation/loss")), ".4f"),
+        health_cell(record),
         number_cell(record.per_byte(record.result("loss", "loss")), ".4f"),
         *(number_cell(record.probe(level.name).get("accuracy"), level.unit.form) for level in BY_WEIGHT),
         number_cell(record.result("tokens_per_second", "tokens_per_second"), ",.0f"),
@@ -194,6 +196,6 @@ def overview_cells(record: RunRecord) -> list[Cell]:
 
 
 OVERVIEW = (
-    "validation loss", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
+    "validation loss", "health", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
     "rollbacks", "steps",
 )  # fmt: skip

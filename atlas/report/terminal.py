@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atlas.report.document import Document, Table
+from atlas.report.document import Block, Document, Table, Text
 
+COMPARISON = "comparison"  # anchor of its section
 RUNS = "Runs"  # title of the table that is shown
-KEPT = ("run", "status", "validation loss")
+KEPT = ("run", "status", "group", "validation loss")
 GAP = "  "
 
 
 def comparison_lines(document: Document, width: int | None = None) -> list[str]:
-    """A row for each run; [] for a report of one. With a `width` the columns that do not fit are left out from the
-    right: results first, then settings, never the validation loss."""
-    blocks = [block for section in document.sections for block in section.blocks]
-    table = next((block for block in blocks if isinstance(block, Table) and block.title == RUNS), None)
+    """A row for each run, and what makes their comparison doubtful; [] for a report of one. With a `width` the columns
+    that do not fit are left out from the right: results first, then settings, never the validation loss."""
+    table = next((block for block in _comparison(document) if isinstance(block, Table) and block.title == RUNS), None)
     if table is None:
         return []
     columns = [[head, *(row[at].text for row in table.rows)] for at, head in enumerate(table.head)]
@@ -25,7 +25,17 @@ def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     for at in [at for at in reversed(places) if table.head[at] not in KEPT]:
         if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:
             places.remove(at)
-    return [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]
+    lines = [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]
+    return [*lines, *doubts(document)]
+
+
+def doubts(document: Document) -> list[str]:
+    """What makes the comparison of runs doubtful."""
+    return [block.text for block in _comparison(document) if isinstance(block, Text) and block.tone == "bad"]
+
+
+def _comparison(document: Document) -> Sequence[Block]:
+    return next((section.blocks for section in document.sections if section.anchor == COMPARISON), ())
 
 
 def _aligned(column: Sequence[str], *, right: bool) -> list[str]:

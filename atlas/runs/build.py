@@ -31,6 +31,7 @@ from atlas.config.arguments import Weights
 from atlas.config.choices import member
 from atlas.config.components import loggers
 from atlas.config.composition import load_config
+from atlas.config.errors import CheckpointWarning
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
@@ -209,7 +210,7 @@ def load_checkpointed(
     notices += RunFiles(folder, strict=False).edited_config(manifest.step, manifest.config_hash)
     notices += changed_code(folder, config)
     for notice in notices:
-        warnings.warn(notice, stacklevel=2)
+        warnings.warn(notice, CheckpointWarning, stacklevel=3)
     require(not averaged or AVERAGE in payload, "weights", "averaged", "trained, for a run without train.ema")
     try:
         tensors = payload[AVERAGE if averaged else MODEL]

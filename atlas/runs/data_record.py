@@ -45,6 +45,17 @@ def record_data(folder: Path, corpus: Corpus) -> None:
         write_atomically(folder / TOKENIZER_FILE, corpus.tokenizer.read_bytes())
 
 
+def texts_of_run(folder: Path) -> dict[str, Any]:
+    """What data.json says, by the digest of each text that the run has seen."""
+    return _read(folder)
+
+
+def files_of_run(folder: Path) -> set[str]:
+    """The hashes of the files of these texts (`hash_of_file`)."""
+    found = (one.get("files") for one in _read(folder).values() if isinstance(one, Mapping))
+    return {str(digest) for files in found if isinstance(files, Mapping) for digest in files.values()}
+
+
 def tokenizer_of_run(path: str) -> LibraryTokenizer | None:
     """The tokenizer of the run at `path`, or of the run of the checkpoint there; None where its tokens are bytes."""
     found = tokenizer_file(path)

@@ -15,6 +15,7 @@ from atlas.config.composition import save_config
 from atlas.models.flops import flops_per_token
 from atlas.models.plan import ChunkPlan
 from atlas.probes.result import NOT_ASKED
+from atlas.report.health import HEALTHY, seen
 from atlas.report.heatmap import draw_heatmaps
 from atlas.runs.baselines import Baseline, comparable
 from atlas.runs.environment import PeakMemory, device_name
@@ -185,7 +186,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("recall loss", _nats(summary, summary.recall_loss, "answer ")),
         ("validation loss", _nats(summary, summary.validation_loss)),
         ("bits per byte", _bits_per_byte(summary)),
-        ("bigram baseline", _nats(summary, summary.baseline_loss)),
+        (summary.baseline_name, _nats(summary, summary.baseline_loss)),
         *[("without memory", str(Baseline(**one))) for one in summary.baselines],
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
@@ -252,13 +253,12 @@ def _memory_use(found: dict[str, float]) -> str | None:
 
 def _health(summary: RunSummary) -> str:
     """The last row: healthy, or what was seen."""
-    seen = [f"{found['watch']} at step {found['step']}" for found in summary.watch]
+    watchers = [f"{found['watch']} at step {found['step']}" for found in summary.watch]
     spikes = sum(event["kind"] == "spike" for event in summary.history)
-    seen += [f"{spikes} spike{'s' * (spikes > 1)}"] * (spikes > 0)
-    seen += [f"{len(summary.warnings)} warning{'s' * (len(summary.warnings) > 1)}"] * (len(summary.warnings) > 0)
+    found = seen(watchers, spikes, len(summary.warnings))
     if summary.status in ("failed", "aborted"):
-        seen.append(f"it has {summary.status}" if summary.status == "failed" else "it was aborted")
-    return f"seen: {', '.join(seen)}" if seen else "healthy"
+        found.append(f"it has {summary.status}" if summary.status == "failed" else "it was aborted")
+    return f"seen: {', '.join(found)}" if found else HEALTHY
 
 
 def _overhead(shares: dict[str, float]) -> str:

@@ -20,7 +20,7 @@ from atlas.config.exits import no_exit
 from atlas.config.keys import flat, plain
 from atlas.config.run import number_of_processes
 from atlas.data.sampler import batches_of
-from atlas.data.source import DataSource
+from atlas.data.source import DataSource, baseline_name
 from atlas.kernels import gpu
 from atlas.kernels.library import description, missing
 from atlas.models.language_model import AtlasModel
@@ -130,6 +130,8 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         with ExitStack() as signals, _recorded(summary, trainer, peak), no_exit():
             summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
             summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
+            summary.baseline_name = baseline_name(trainer.data)
+            summary.validation_digest = trainer.evaluator.counted_digest
             telemetry.open(_run_info(config, folder, state, job))
             what = trainer.data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
             telemetry.event("start", state.step, **what, parameters=summary.parameters, device=summary.device)
@@ -148,7 +150,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
                 telemetry.event("warning", state.step, message=warning)
             signals.enter_context(listening(trainer.stop))
             text = len(corpus.train) if corpus else 0
-            facts = facts_of(config, summary.baseline_loss, state.step, text)
+            facts = facts_of(config, summary.baseline_loss, state.step, text, summary.baseline_name)
             device = trainer.step.device
             trainer.watchers.begin(facts, folder, corpus, lambda: _model_and_optimizer(config, device))
             trainer.run()

@@ -181,16 +181,20 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     root = path / CHECKPOINTS if chosen is None else chosen.parent
     checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
-    notices = passed_over(checkpoints)
+    skipped = passed_over(checkpoints)
     behind = earlier(root.parent, manifest.step) if chosen is None else []
     if manifest.healthy:
-        return payload, manifest, notices + behind
+        return payload, manifest, _instead(skipped, manifest) + behind
     unhealthy = f"{manifest.path.name} is not healthy: the run had a bad reading or a suspicious loss at that step"
     if chosen is None:
         with suppress(CheckpointError):
             payload, manifest = checkpoints.rollback(manifest.step)
-            return payload, manifest, [*notices, f"{unhealthy}; {manifest.path.name} is taken instead"]
-    return payload, manifest, [*notices, *behind, unhealthy]
+            return payload, manifest, _instead([*skipped, unhealthy], manifest)
+    return payload, manifest, [*_instead(skipped, manifest), *behind, unhealthy]
+
+
+def _instead(skipped: list[str], taken: Manifest) -> list[str]:
+    return [f"{notice}; {taken.path.name} is taken instead" for notice in skipped]
 
 
 def load_checkpoint(checkpoints: CheckpointManager, chosen: Path | None, key: str) -> tuple[dict[str, Any], Manifest]:

@@ -51,7 +51,8 @@ class RunSummary:
     perplexity: float | None = None
     recall_loss: float | None = None
     validation_loss: float | None = None
-    baseline_loss: float | None = None  # of a bigram model of the text
+    baseline_loss: float | None = None  # of a model without memory, and
+    baseline_name: str = "bigram baseline"  # what it is
     baselines: list[dict[str, Any]] = field(default_factory=list)  # models without a memory, see `baselines.py`
     bytes_per_token: float = 1.0  # of the validation text: nats per byte are nats per token divided by it
     validation_bits_per_byte: float | None = None
@@ -78,6 +79,7 @@ class RunSummary:
     git: str = ""
     config_hash: str = ""
     data_digest: str = ""  # of the text that was trained on, see `Corpus.digest`
+    validation_digest: str = ""  # of the first validation batch: runs with the same one can be compared by their losses
     launcher: str = ""  # of the sweep: basic (one job after the other), joblib, submitit_...; "" = a single run
 
     def write(self) -> None:

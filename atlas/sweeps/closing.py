@@ -8,13 +8,15 @@ from shlex import quote
 
 from atlas.config import RECALL
 from atlas.config.untrusted import printable
+from atlas.report.health import HEALTHY, brief
 from atlas.runs.folder import reason, say
+from atlas.runs.summary import RunSummary
 from atlas.sweeps.outcome import JobOutcome, outcomes
 from atlas.sweeps.resumption import KEY
 from atlas.sweeps.stop import StopSign
 from atlas.sweeps.sweep_record import read_record
 
-HEAD = ("job", "settings", "status", "validation loss", RECALL.name)
+HEAD = ("job", "settings", "status", "validation loss", RECALL.name, "health")
 
 
 def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
@@ -45,8 +47,11 @@ def _report(folder: Path) -> None:
     """Write the report. An error here is a warning: the runs themselves are complete."""
     try:
         from atlas.report import write_report  # imported late: plotly and matplotlib take seconds
+        from atlas.report.terminal import doubts
 
-        print(f"report: {write_report([folder]) / 'index.html'}", flush=True)
+        said: list[str] = []
+        page = write_report([folder], tell=lambda document: said.extend(doubts(document))) / "index.html"
+        print(printable("\n".join([f"report: {page}", *said])), flush=True)
     except Exception as error:
         say(f"warning: the report was not written ({reason(error)}); python -m atlas.report {folder} tries again")
 
@@ -62,7 +67,16 @@ def _row(outcome: JobOutcome, swept: dict[str, str]) -> tuple[str, ...]:
         outcome.status,
         "-" if loss is None else f"{loss:.4f}",
         "-" if recall is None else f"{recall:{RECALL.unit.form}}",
+        _health(summary),
     )
+
+
+def _health(summary: RunSummary | None) -> str:
+    if summary is None:
+        return "-"
+    spikes = sum(event["kind"] == "spike" for event in summary.history)
+    found = brief([str(one["watch"]) for one in summary.watch], spikes, len(summary.warnings))
+    return ", ".join(found) or (HEALTHY if summary.status == "completed" else "-")
 
 
 def _why(outcome: JobOutcome) -> str:

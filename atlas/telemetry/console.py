@@ -32,13 +32,20 @@ def _number(values: Mapping[str, Any], key: str, form: str) -> str:
     return format(value, form if abs(value) < LARGEST else ".3g")
 
 
+def _direction(delta: float | None) -> str:
+    if delta is None:
+        return "-"
+    return f"{'down' if delta < 0 else 'up'} {_number({'': abs(delta)}, '', '.1%')}"
+
+
 def describe_values(values: Mapping[str, Any], room: int | None = None) -> str:
-    """Loss and perplexity of the step, ppl_delta of the watched rows, gate and speed on one line; "-" for what was not
-    measured. With `room`, in characters, what matters least is left out until the rest fits; the loss stays."""
+    """Loss and perplexity of the step, ppl_delta of the watched rows (up or down from their moving average), gate and
+    speed on one line; "-" for what was not measured. With `room`, in characters, what matters least is left out until
+    the rest fits; the loss stays."""
     parts = {
         "loss": f"loss {_number(values, 'loss', '.3f')}",
         "perplexity": f"ppl {_number(values, 'perplexity', '.2f')}",
-        "delta": f"watched {_number(values, 'ppl_delta', '+.1%')}",
+        "delta": f"watched ppl {_direction(values.get('ppl_delta'))}",
         "gate": f"gate {_number(values, 'gate/mean', '.2f')} std {_number(values, 'gate/std', '.2f')}",
         "speed": f"{_number(values, 'tokens_per_second', ',.0f')} tok/s",
     }

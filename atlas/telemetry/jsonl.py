@@ -73,6 +73,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def is_torn(path: Path) -> bool:
+    """Whether `read_jsonl` leaves a last line out."""
+    with open_regular(Path(path)) as file:
+        data = file.read()
+    return _sound_size(data) < len(data)
+
+
 class JsonlWriter:
     """Appends one line per row, each by a single write. A torn last line found at opening is cut off.
 

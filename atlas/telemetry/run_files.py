@@ -19,7 +19,7 @@ from atlas.config.files import read_yaml, require_values
 from atlas.config.keys import flat
 from atlas.config.lock import is_abandoned
 from atlas.config.untrusted import open_regular, read_json
-from atlas.telemetry.jsonl import JsonlError, parse_row, read_jsonl
+from atlas.telemetry.jsonl import JsonlError, is_torn, parse_row, read_jsonl
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
@@ -131,13 +131,17 @@ class RunFiles:
         if not isinstance(content, dict):
             if self.strict:
                 raise ValueError(f"{self.folder / name}: not a JSON object")
+            self.problems.append(f"{name} is no JSON object")
             return {}
         return content
 
     def _lines(self, name: str) -> list[Row]:
         path = self.folder / name
         try:
-            return read_jsonl(path)
+            rows = read_jsonl(path)
+            if not self.strict and self.status != "running" and is_torn(path):
+                self.problems.append(f"{name}: its last line is cut and left out")
+            return rows
         except OSError as error:
             if self.strict:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from itertools import zip_longest
 
 import torch
@@ -63,6 +64,11 @@ class Evaluator:
         """Of the first validation batch."""
         return self.step.ranks.from_first(lambda: digest(self.batches[0].to(torch.device("cpu"))))
 
+    @property
+    def counted_digest(self) -> str:
+        """Of the first validation batch: what is read, what is predicted and what counts."""
+        return self.step.ranks.from_first(lambda: _digest(self.batches[0].to(torch.device("cpu"))))
+
     def model_facts(self, model: AtlasModel) -> ModelFacts | str:
         """On the first watched row; or why the model cannot be tested, which is no reason to end a run."""
         return self.step.ranks.from_first(lambda: self._model_facts(model))
@@ -80,3 +86,8 @@ class Evaluator:
         with evaluating(model), self.step.autocast():
             losses = model.losses(model.read(batch.inputs, plan=plan, mode=mode).hidden, batch.targets)
             return mean_losses(losses, batch).total.item()
+
+
+def _digest(batch: Batch) -> str:
+    columns = batch.inputs, batch.targets, batch.weights
+    return sha256(b"".join(column.contiguous().numpy().tobytes() for column in columns)).hexdigest()[:16]

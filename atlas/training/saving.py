@@ -92,8 +92,14 @@ class Saver:
     def _failed(self, error: CheckpointError, must_succeed: bool) -> None:
         self.failed += 1
         if must_succeed:
-            raise AbortError(f"{error} ({self.failed} failed in a row)") from error
+            raise AbortError(f"{error} ({self._why_it_ends()})") from error
         self._warn(self.state.step, error)
+
+    def _why_it_ends(self) -> str:
+        if self.failed >= FAILED_SAVES:
+            return f"{self.failed} failed in a row"
+        last = self.state.step == self.last_step
+        return "the last checkpoint of the run" if last else "there is no checkpoint before it"
 
     def rehearse(self) -> str:
         """Load the checkpoint of the step reached and continue from it; returns what goes wrong, "" if nothing does.
@@ -133,7 +139,8 @@ class Saver:
 
     def _warn(self, step: int, error: CheckpointError) -> None:
         left = FAILED_SAVES - self.failed
-        self.telemetry.event("warning", step, message=f"{error}; {left} more failures in a row stop the run")
+        more = f"{left} more failures in a row stop" if left > 1 else "1 more failure stops"
+        self.telemetry.event("warning", step, message=f"{error}; {more} the run, and so does one at its last step")
 
     def save_stopped(self, unfinished: dict[str, Any]) -> None:
         """Save a step that the next start finishes, with its `unfinished` part. Raises `AbortError`.

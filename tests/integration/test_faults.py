@@ -97,8 +97,8 @@ def test_a_full_disk_costs_no_older_checkpoint_and_stops_a_run_that_it_cannot_ke
     assert summary.status == "aborted"
     assert summary.reason.endswith("No space left on device (3 failed in a row)")
     assert [message.partition("; ")[2] for message in summary.warnings] == [
-        "2 more failures in a row stop the run",
-        "1 more failures in a row stop the run",
+        "2 more failures in a row stop the run, and so does one at its last step",
+        "1 more failure stops the run, and so does one at its last step",
     ]
     saved = [event["step"] for event in run.events("checkpoint")]
     assert saved == list(range(0, saved[-1] + 1, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import save_config
+from atlas.config.errors import CheckpointWarning
 from atlas.generate import GenerationSettings, continuation, main, print_stream
 from atlas.runs.build import build_model
 
@@ -130,6 +132,20 @@ def test_a_bad_argument_is_refused(
     found = capsys.readouterr()
     assert found.err.startswith(f"atlas: {message}")
     assert (found.out, found.err.count("\n")) == ("", 1)
+
+
+def test_a_damaged_checkpoint_is_told_in_a_line_with_the_one_that_is_taken(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From Python it is a warning."""
+    before = sorted((run / "checkpoints").glob("step-*"))[-1]
+    damaged = before.with_name("step-00009999")
+    shutil.copytree(before, damaged)
+    reason = "step-00009999 was passed over: manifest.json is of step 7"
+    assert main([str(run), "prompt=a", "tokens=1", "device=cpu"]) == 0
+    assert capsys.readouterr().err == f"atlas: {reason}; {before.name} is taken instead\n"
+    with pytest.warns(CheckpointWarning, match=f"{reason}; {before.name} is taken instead"):
+        atlas.load(run)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,7 @@ def test_a_data_source(run: Run) -> None:
     summary, _ = run("data=counting", "trust=[mine_data]")
     assert (summary.status, summary.tokens) == ("completed", 2 * 2 * 64)
     assert summary.baseline_loss == pytest.approx(5.545, abs=1e-3)
+    assert summary.baseline_name == "uniform guess"
 
 
 def test_the_rows_of_a_data_source_can_be_made_apart(job: Callable[..., list[str]]) -> None:

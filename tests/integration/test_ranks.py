@@ -231,7 +231,7 @@ def test_a_rank_that_is_late_or_gone_is_named_and_the_run_goes_on_from_its_check
         assert (folder / "train.rank1.log").exists()
     (warning,) = [event["message"] for event in left(full).events("warning")]
     assert warning.startswith("step 10 could not be saved in ")
-    assert warning.endswith(": File too large; 2 more failures in a row stop the run")
+    assert warning.endswith(": File too large; 2 more failures in a row stop the run, and so does one at its last step")
     assert ended["restarted"] == ["completed"] * 2
     assert [event["message"] for event in left(gone).events("notice")] == ["resumed from step-00000010"]
     assert same_state(left(gone).state, left(full).state)

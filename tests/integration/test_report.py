@@ -11,6 +11,7 @@ import pytest
 
 import atlas
 from atlas.report import write_report
+from atlas.report.__main__ import main
 from experiments.browser import BrowserMissingError, open_file, opened_browser
 
 if TYPE_CHECKING:
@@ -29,6 +30,23 @@ def test_a_run_that_rolled_back_is_told_in_full(tiny: Any, tmp_path: Path) -> No
     assert "| rollback | back from step 17 to 10: loss nan, gradient norm nan at step 18; 8 batches left out" in text
     assert "Without 3 rows that a rollback undid." in text  # of steps 15, 17 and 18
     assert "| gate/mean |" in text
+
+
+def test_runs_on_other_texts_are_not_compared(
+    tiny: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_bytes(text.read_bytes()[::-1])
+    settings = {"a": (), "b": ("seed=1",), "c": (f"data.paths=[{other}]",), "d": ("train.sequence=32",)}
+    runs = [atlas.train(tiny("train.steps=2", *more), tmp_path / name) for name, more in settings.items()]
+    digests = [run.validation_digest for run in runs]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3  # shorter rows of one text are other rows
+    capsys.readouterr()
+    assert main([*(str(tmp_path / name) for name in settings), f"target={tmp_path / 'report'}"]) == 0
+    warning = "Not all runs can be compared, since their validation losses are of different texts or targets. "
+    names = f"A: a, b, d (…{str(text)[-39:]}); B: c (…{str(other)[-39:]}).\n"
+    assert warning + names in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

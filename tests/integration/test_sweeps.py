@@ -49,7 +49,10 @@ def test_one_failing_job_of_six_takes_no_other_with_it(six: tuple[Path, Ended]) 
         for number, (sequence, shard) in enumerate((s, c) for s in (64, 96) for c in (16, 32, 64))
     ]
     losses = [f"{summary(folder / str(number))['validation_loss']:.4f}" for number in range(5)]
-    assert [row[3:] for row in rows] == [*([loss, "-"] for loss in losses), ["-", "-"]]
+    assert [row[3:] for row in rows] == [
+        *([loss, "-", "resets" if number == 2 else "healthy"] for number, loss in enumerate(losses)),
+        ["-", "-", "-"],
+    ]
     assert len(set(losses)) > 1
     assert ended.err[-3:] == [
         f"atlas: job 5 failed: {REFUSED}; see {folder}/5",
@@ -59,6 +62,19 @@ def test_one_failing_job_of_six_takes_no_other_with_it(six: tuple[Path, Ended]) 
     assert summary(folder / "5")["reason"] == REFUSED
     assert REFUSED in (folder / "5" / "train.log").read_text(encoding="utf-8")
     assert {summary(folder / str(number))["launcher"] for number in range(6)} == {"basic"}
+
+
+def test_a_sweep_over_texts_has_no_best_job(small: list[str], text: Path, tmp_path: Path) -> None:
+    other, sweep = tmp_path / "other.txt", tmp_path / "sweep"
+    other.write_bytes(text.read_bytes()[::-1])
+    ended = command("-m", *small, f"data.paths=[{text}],[{other}]", f"hydra.sweep.dir={sweep}")
+    assert ended.status == 0
+    why = "Not all runs can be compared, since their validation losses are of different texts or targets."
+    said = ended.out.splitlines()
+    (line,) = (line for line in said[said.index(report_line(ended)) :] if line.startswith(why))
+    page = (sweep / "report" / "report.md").read_text()
+    assert line in page
+    assert ("Best run" in page, "(best)" in page) == (False, False)
 
 
 @pytest.mark.slow

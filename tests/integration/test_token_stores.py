@@ -76,7 +76,8 @@ def test_a_run_on_a_store_from_start_to_words(
     shutil.rmtree(stores / "moved")  # what follows needs the run folder only
     (stores / "new.txt").write_text(TEXT)
     assert evaluate([str(whole.folder), f"paths={stores}/new.txt", "memory=on", "factors=1"]) == 0
-    told = json.loads((whole.folder / "evaluation.json").read_text())["bits_per_byte"][f"{stores}/new.txt"]
+    (answer,) = json.loads((whole.folder / "evaluation.json").read_text())["evaluations"]
+    told = answer["bits_per_byte"][f"{stores}/new.txt"]
     ids = LibraryTokenizer(whole.folder / "tokenizer.json").encode([TEXT.encode()])[0]
     tokens = torch.from_numpy(ids)[None]
     nats = model.losses(model.read(tokens[:, :-1]).hidden, tokens[:, 1:]).mean().item()

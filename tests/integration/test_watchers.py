@@ -102,3 +102,25 @@ def test_a_removed_file_is_told(tiny: Any, tmp_path: Path, monkeypatch: pytest.M
     summary = atlas.train(config, tmp_path / "run")
     assert [(one["watch"], one["step"]) for one in summary.watch] == [("files", 20)]
     assert summary.watch[0]["seen"] == "metrics.jsonl was removed while the run went on"
+
+
+class Editor(Remover):
+    """A logger that writes another learning rate into config.yaml."""
+
+    def progress(self, step: int, values: Mapping[str, Any]) -> None:
+        path = self.folder / self.name
+        if step == self.at:
+            path.write_text(path.read_text().replace("  lr: ", "  lr: 1"))
+
+
+def test_settings_that_somebody_edits_are_told(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("editing")
+    vars(module)["logger"] = Editor
+    monkeypatch.setitem(sys.modules, "editing", module)
+    logger = {"_target_": "editing.logger", "name": "config.yaml", "at": 12}
+    summary = atlas.train(replace(tiny("trust=[editing]"), logger=logger), tmp_path / "run")
+    assert [(one["watch"], one["step"]) for one in summary.watch] == [("files", 20)]
+    assert summary.watch[0]["message"] == (
+        "config.yaml was edited while the run went on: the run keeps the settings that it began with, and whoever "
+        "reads the file later gets others; try to put it back; resume=RUN KEY=VALUE changes settings (watch.files)"
+    )

@@ -181,7 +181,7 @@ def one_symbol(record: Record) -> Finding | None:
     if share > COMMONEST:
         seen = f"{share:.1%} of the targets are the same symbol"
     elif baseline is not None and baseline < BASELINE:
-        share, seen = baseline, f"a bigram has a loss of {baseline:.3g} nats on the text"
+        share, seen = baseline, f"the {record.facts.baseline_name} is {baseline:.3g} nats on the text"
     else:
         return None
     return Finding(

@@ -83,11 +83,11 @@ def plateau(record: Record) -> Finding | None:
     if record.settled >= WAY_STEPS and steps >= WAY_STEPS and way is not None and way < WAY:
         seen = (
             f"the loss is {newest:.3f} nats after {record.step} steps, {max(way, 0):.0%} of the way from a uniform "
-            f"guess ({facts.uniform:.3f}) to the bigram's ({facts.baseline:.3f})"
+            f"guess ({facts.uniform:.3f}) to that of the {facts.baseline_name} ({facts.baseline:.3f})"
         )
         return _plateau(record, newest, seen)
     quarter = len(blocks) // 4
-    above = f"and above the bigram's ({facts.baseline:.3f})"
+    above = f"and above that of the {facts.baseline_name} ({facts.baseline:.3f})"
     if steps >= QUARTERS_FROM and record.settled >= QUARTERS_FROM:
         before, now = fmean(blocks[-2 * quarter : -quarter]), fmean(blocks[-quarter:])
         if now > before * (1 - FALL):
@@ -177,6 +177,7 @@ def loss_too_low(record: Record) -> Finding | None:
     baseline, blocks = record.facts.baseline, record.losses
     if baseline is None or len(blocks) < 2 or not record.watched or not record.of_text:  # recall may be learned fast
         return None
+    name = record.facts.baseline_name
     newest, (read_at, watched) = fmean(blocks[-2:]), record.watched[-1]
     both = max(newest, watched) < LOW_SHARE * baseline and record.step <= LOW_UNTIL
     by_heart = newest < BY_HEART_SHARE * baseline and record.step <= BY_HEART_UNTIL
@@ -186,7 +187,7 @@ def loss_too_low(record: Record) -> Finding | None:
         "loss_too_low",
         record.step,
         newest,
-        f"the training loss is {newest:.3f} nats after {record.step} steps, the bigram's {baseline:.3f} "
+        f"the training loss is {newest:.3f} nats after {record.step} steps, that of the {name} {baseline:.3f} "
         f"(watched rows: {watched:.3f} at step {read_at})",
         "so fast no text is learned: the inputs may hold the answers, or one batch comes again and again",
         "to look at a batch of the data source, and at the causality of a model of your own",

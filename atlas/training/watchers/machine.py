@@ -75,13 +75,14 @@ def clock(record: Record) -> Finding | None:
 
 
 def files(record: Record) -> Finding | None:
-    if not record.missing:
+    if record.missing:
+        seen = f"{', '.join(record.missing)} was removed while the run went on"
+        why = "what was in it is lost, where the run cannot write it again"
+        hint = "to leave the run folder alone until the run has ended"
+    elif record.edited:
+        seen = f"{', '.join(record.edited)} was edited while the run went on"
+        why = "the run keeps the settings that it began with, and whoever reads the file later gets others"
+        hint = "to put it back; resume=RUN KEY=VALUE changes settings"
+    else:
         return None
-    return Finding(
-        "files",
-        record.step,
-        len(record.missing),
-        f"{', '.join(record.missing)} was removed while the run went on",
-        "what was in it is lost, where the run cannot write it again",
-        "to leave the run folder alone until the run has ended",
-    )
+    return Finding("files", record.step, len(record.missing) + len(record.edited), seen, why, hint)

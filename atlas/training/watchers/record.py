@@ -37,7 +37,8 @@ class Facts:
     uniform: float = 0.0  # loss of a uniform guess
     width: int = 0  # of the model
     head_width: int = 0
-    baseline: float | None = None  # loss of the bigram model on the validation text
+    baseline: float | None = None  # loss of a model without memory on the validation text
+    baseline_name: str = "bigram baseline"
     clip: float = 0.0  # train.gradient_clip; 0 = off
     memory: bool = False
     has_global: bool = False
@@ -205,6 +206,7 @@ class Record:
     clock_jump: float = 0.0  # seconds by which the wall clock left the steady one between two steps, the largest
     memory: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)  # place -> (step, bytes)
     missing: list[str] = field(default_factory=list)  # files that were there
+    edited: list[str] = field(default_factory=list)  # files that the run had written otherwise
     kept_moments: tuple[float, float] | None = None  # share of parameters with moments: restored, after one step
     ended: bool = False
     open_suspicion: str = ""  # at the last step: what is out of line
@@ -261,7 +263,7 @@ class Record:
         return self.measured if len(self.measured) == 2 else []
 
     def on_the_way(self, loss: float) -> float | None:
-        """How far from a uniform guess (0) to the bigram (1); None where the two are nearly the same."""
+        """How far from a uniform guess (0) to the baseline (1); None where the two are nearly the same."""
         facts = self.facts
         way = facts.uniform - facts.baseline if facts.baseline is not None else 0.0
         return (facts.uniform - loss) / way if way > LEAST_WAY else None

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from atlas.config import Fusion, RunConfig, WatchAction
 from atlas.data.batch import Batch
+from atlas.data.bigram import BIGRAM
 from atlas.data.corpus import Corpus
 from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
+from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
 from atlas.training.step import StepResult, TrainStep
@@ -30,6 +31,7 @@ from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.apart import standing
 from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.frozen_file import FrozenFile
 from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
 from atlas.training.watchers.measuring import (
@@ -65,8 +67,9 @@ HELD = 80  # steps of a start, of which each tenth is searched for in the valida
 REHEARSED = 20  # step of a start that is taken a second time: by then no moment is 0
 
 
-def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0) -> Facts:
-    """What is known before step 1. `text`: tokens of the training text, 0 where there is none."""
+def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0, name: str = BIGRAM) -> Facts:
+    """What is known before step 1. `text`: tokens of the training text, 0 where there is none; `name`: of the
+    baseline."""
     memory, chunks = config.model.memory, config.chunk_size
     additive = config.model.fusion is Fusion.additive
     unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
@@ -81,6 +84,7 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
         width=config.model.width,
         head_width=config.model.width // config.model.heads,
         baseline=baseline if baseline is not None and isfinite(baseline) else None,
+        baseline_name=name,
         clip=0.0 if config.stage2.enabled else config.train.gradient_clip,  # there the limit changes
         memory=memory.enabled,
         has_global=memory.enabled and memory.use_global,
@@ -106,6 +110,7 @@ class Watchers:
         self.settings, self.state, self.telemetry = config.watch, state, telemetry
         self.told: set[str] = set()
         self.places: list[Path] = []  # of files that must stay
+        self._settings_file: FrozenFile | None = None
         paths = config.data.get("paths")
         self._given_patterns = [str(one) for one in paths] if isinstance(paths, list) else []
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
@@ -142,6 +147,7 @@ class Watchers:
         self.state.record.facts, self.state.record.step = facts, facts.first_step
         places = [*self.telemetry.places(), folder / CHECKPOINTS]
         self.places = [place for place in places if place.exists()]
+        self._settings_file = FrozenFile(folder / CONFIG_FILE) if self.on else None
         if self.on and facts.first_step:
             self._restored_moments = share_with_moments(self.state.optimizer)
 
@@ -323,6 +329,8 @@ class Watchers:
             missing = [place.name for place in self.places if not place.exists()]
             self.state.record.missing += [*missing, *(f"{CHECKPOINTS}/{folder.name}" for folder in removed)]
             self.places = [place for place in self.places if place.exists()]
+            if self._settings_file is not None and self._settings_file.edited():
+                self.state.record.edited.append(CONFIG_FILE)
 
     @property
     def _compares_rows(self) -> bool:

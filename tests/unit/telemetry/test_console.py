@@ -33,8 +33,12 @@ def read_all(terminal: int) -> str:
 
 
 def test_values_and_gaps_are_shown() -> None:
-    assert describe_values(VALUES) == "loss 2.346  ppl 10.44  watched +1.2%  gate 0.50 std 0.12  12,346 tok/s"
-    assert describe_values({"loss": 1, "gate/mean": None}) == "loss 1.000  ppl -  watched -  gate - std -  - tok/s"
+    assert describe_values(VALUES) == "loss 2.346  ppl 10.44  watched ppl up 1.2%  gate 0.50 std 0.12  12,346 tok/s"
+    assert describe_values({"loss": 1, "gate/mean": None}) == "loss 1.000  ppl -  watched ppl -  gate - std -  - tok/s"
+
+
+def test_a_perplexity_that_falls_is_no_alarm() -> None:
+    assert describe_values(VALUES | {"ppl_delta": -0.627}).startswith("loss 2.346  ppl 10.44  watched ppl down 62.7%  ")
 
 
 def test_an_event_shows_its_message_or_its_fields() -> None:
@@ -73,7 +77,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     sink.close("completed", {}, TABLE)
     assert stream.getvalue().splitlines() == [
         f"files: {tmp_path}/",
-        "step 1000/1000  loss 2.346  ppl 10.44  watched +1.2%  gate 0.50 std 0.12  12,346 tok/s  00:00 left",
+        "step 1000/1000  loss 2.346  ppl 10.44  watched ppl up 1.2%  gate 0.50 std 0.12  12,346 tok/s  00:00 left",
         "step 100  warning: the gate is flat",
         "  status           completed",
         "  loss             2.346",
@@ -90,8 +94,8 @@ def test_a_stream_that_takes_ascii_only_gets_question_marks(tmp_path: Path) -> N
 
 
 def test_what_matters_least_is_left_out_where_there_is_no_room() -> None:
-    assert describe_values(VALUES, 70) == describe_values(VALUES)
-    assert describe_values(VALUES, 69) == "loss 2.346  ppl 10.44  watched +1.2%  12,346 tok/s"
+    assert describe_values(VALUES, 76) == describe_values(VALUES)
+    assert describe_values(VALUES, 75) == "loss 2.346  ppl 10.44  watched ppl up 1.2%  12,346 tok/s"
     assert describe_values(VALUES, 36) == "loss 2.346  ppl 10.44  12,346 tok/s"
     assert describe_values(VALUES, 30) == "loss 2.346  12,346 tok/s"
     assert describe_values(VALUES, 0) == "loss 2.346"
@@ -121,8 +125,8 @@ def test_a_long_run_tells_its_time_after_a_few_steps_and_once(tmp_path: Path, mo
     ("columns", "values"),
     [
         ("40", "loss 2.346"),
-        ("80", "loss 2.346  ppl 10.44  watched +1.2%  12,346 tok/s"),
-        ("120", "loss 2.346  ppl 10.44  watched +1.2%  gate 0.50 std 0.12  12,346 tok/s"),
+        ("80", "loss 2.346  ppl 10.44  watched ppl up 1.2%  12,346 tok/s"),
+        ("120", "loss 2.346  ppl 10.44  watched ppl up 1.2%  gate 0.50 std 0.12  12,346 tok/s"),
     ],
 )
 def test_a_terminal_gets_a_bar_with_lines_above_it(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.checkpoint.manager import CheckpointManager
+from atlas.checkpoint.manager import CheckpointError, CheckpointManager
 from atlas.runs.build import build_model, build_optimizer
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.sinks import Sink
@@ -69,12 +69,31 @@ def test_failures_are_warnings_until_the_third_in_a_row(saver: Saver, events: Ev
     save(saver, 0)
     save(saver, 10)
     saver.collect(wait=True)
-    for left in (2, 1):
+    for left in ("2 more failures in a row stop", "1 more failure stops"):
         save(saver, 10)  # a sound checkpoint is not overwritten
         saver.collect(wait=True)
-        assert events.seen[-1][2].endswith(f"is not overwritten; {left} more failures in a row stop the run")
+        assert events.seen[-1][2].endswith(f"is not overwritten; {left} the run, and so does one at its last step")
     with pytest.raises(AbortError, match=r"is not overwritten \(3 failed in a row\)"):
         save(saver, 10)
+
+
+@pytest.mark.parametrize(
+    ("step", "why"), [(30, "the last checkpoint of the run"), (0, "there is no checkpoint before it")]
+)
+def test_a_checkpoint_that_must_succeed_says_why_its_failure_ends_the_run(
+    step: int, why: str, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if step:
+        save(saver, 0)
+
+    def full(*_: object) -> None:
+        raise CheckpointError("step could not be saved: No space left on device")
+
+    monkeypatch.setattr(saver.checkpoints, "save", full)
+    monkeypatch.setattr("atlas.telemetry.room.ROOM_SECONDS", 0.0)
+    with pytest.raises(AbortError) as ended:
+        save(saver, step)
+    assert str(ended.value) == f"step could not be saved: No space left on device ({why})"
 
 
 def test_a_save_of_a_stop_is_done_at_once(saver: Saver, events: Events) -> None:

@@ -57,7 +57,7 @@ def test_one_symbol() -> None:
     zeros = [batch_of(torch.zeros(ROWS, TOKENS + 1, dtype=torch.int64))] * DIGESTS
     assert told("one_symbol", zeros) == "100.0% of the targets are the same symbol"
     pattern = [drawn(seed) for seed in range(DIGESTS)]
-    assert told("one_symbol", pattern, baseline=0.01) == "a bigram has a loss of 0.01 nats on the text"
+    assert told("one_symbol", pattern, baseline=0.01) == "the bigram baseline is 0.01 nats on the text"
 
 
 def test_padding_that_counts_is_told() -> None:

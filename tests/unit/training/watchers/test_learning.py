@@ -60,7 +60,8 @@ def test_a_loss_above_a_uniform_guess_is_told_200_steps_after_the_warm_up() -> N
 
 
 def test_a_loss_near_a_uniform_guess_is_told_100_steps_after_the_warm_up() -> None:
-    seen = "the loss is 5.300 nats after 200 steps, 8% of the way from a uniform guess (5.545) to the bigram's (2.320)"
+    way = "8% of the way from a uniform guess (5.545) to that of the bigram baseline (2.320)"
+    seen = f"the loss is 5.300 nats after 200 steps, {way}"
     assert told("plateau", made([5.3] * 200, warmup=100)) == seen
     assert told("plateau", made([5.3] * 199, warmup=100)) is None
     assert told("plateau", made([4.7] * 200, warmup=100)) is None  # more than the frequencies of few symbols
@@ -69,7 +70,7 @@ def test_a_loss_near_a_uniform_guess_is_told_100_steps_after_the_warm_up() -> No
 
 
 def test_a_loss_that_stays_above_the_bigram_is_told() -> None:
-    seen = "the loss has not fallen for 200 steps: 3.100, now 3.100 nats, and above the bigram's (2.320)"
+    seen = "the loss has not fallen for 200 steps: 3.100, now 3.100 nats, and above that of the bigram baseline (2.320)"
     assert told("plateau", made([3.1] * 400)) == seen
     assert told("plateau", made([2.2] * 400)) is None  # learned what it can
     assert told("plateau", made([4.0 * (1 + step) ** -0.06 for step in range(1000)], baseline=0.5)) is None
@@ -79,7 +80,7 @@ def test_a_short_run_is_judged_at_its_end() -> None:
     record = made([4.5, 4.52] * 60)
     assert told("plateau", record) is None
     record.ended = True
-    seen = "the loss has not fallen in 120 steps: 4.510, now 4.510 nats, and above the bigram's (2.320)"
+    seen = "the loss has not fallen in 120 steps: 4.510, now 4.510 nats, and above that of the bigram baseline (2.320)"
     assert told("plateau", record) == seen
     for steps in (5, 90):
         short = made([4.5] * steps)
@@ -146,7 +147,8 @@ def test_a_loss_that_falls_too_fast_is_told() -> None:
     leaking = made([5.5 * 0.9**step for step in range(60)])
     leaking.watched = [(20, 1.0), (60, 0.1)]
     assert told("loss_too_low", leaking) == (
-        "the training loss is 0.036 nats after 60 steps, the bigram's 2.320 (watched rows: 0.100 at step 60)"
+        "the training loss is 0.036 nats after 60 steps, that of the bigram baseline 2.320 "
+        "(watched rows: 0.100 at step 60)"
     )
     by_heart = made([5.5 * 0.9**step for step in range(60)])
     by_heart.watched = [(60, 6.0)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.frozen_file import FrozenFile
 from atlas.training.watchers.measuring import second_moments, share_with_moments
 from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Facts, Measured, Record
 
@@ -194,6 +197,26 @@ def test_removed_files_are_named() -> None:
     record = Record(Facts(steps=10), missing=["metrics.jsonl", "offline-run-1"])
     assert told("files", record) == "metrics.jsonl, offline-run-1 was removed while the run went on"
     assert told("files", Record(Facts(steps=10))) is None
+
+
+def test_edited_settings_are_named() -> None:
+    record = Record(Facts(steps=10), edited=["config.yaml"])
+    assert told("files", record) == "config.yaml was edited while the run went on"
+
+
+def test_a_file_is_edited_where_its_content_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 0\n")
+    file = FrozenFile(path)
+    os.utime(path, ns=(0, 0))  # touched
+    assert not file.edited()
+    path.unlink()
+    assert not file.edited()
+    path.write_text("seed: 0\n")
+    assert not file.edited()
+    path.write_text("seed: 1\n")
+    assert [file.edited(), file.edited()] == [True, False]
+    assert not FrozenFile(tmp_path / "none").edited()
 
 
 @pytest.mark.parametrize(("jump", "seen"), [(0.02, "2.00%"), (-0.02, "2.00%"), (0.004, None)])
