@@ -32,8 +32,8 @@ NEVER = 20  # targets
 NEW = 0.5  # share of rows
 WHOLE = 0.8  # of the text: a pass in order leaves out less at its end
 KNOWN_SHARE, KNOWN = 0.5, 2  # of validation rows, and rows; two parts without copies have none
-AS_NOISE, LEARNED = 0.95, 0.65  # of the loss of a uniform guess: base64 is at 0.75; a calm run has none from 0.7 on
-NOISE, NOISE_FROM = 0.05, 100  # of the rows; steps
+AS_NOISE = 0.95  # of the loss of a uniform guess: base64 is at 0.75
+NOISE = 0.05  # of the rows
 SEEN = 0.2  # two parts of source code without copies have 0.04 in common, in pieces of 32 tokens 0.1
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
@@ -244,17 +244,15 @@ def padding(record: Record) -> Finding | None:
 def noise_rows(record: Record) -> Finding | None:
     """Text rows of which the model knows no more than a uniform guess, when it knows the validation rows."""
     uniform, rows = record.facts.uniform, record.row_losses
-    if not record.validations or len(rows) < ROWS or record.step < NOISE_FROM:
-        return None
-    validation, hard = record.validations[-1][1], sum(loss >= AS_NOISE * uniform for loss in rows)
-    if not validation < LEARNED * uniform or hard < NOISE * len(rows):
+    hard = sum(loss >= AS_NOISE * uniform for loss in rows)
+    if len(rows) < ROWS or hard < NOISE * len(rows):
         return None
     return Finding(
         "noise_rows",
         record.step,
         hard / len(rows),
         f"{hard} of the last {len(rows)} text rows have a loss near that of a uniform guess ({uniform:.3f} nats) or "
-        f"above it; the validation loss is {validation:.3f}",
+        f"above it; the validation loss is {record.validations[-1][1]:.3f}",
         "nothing can be learned from rows that are noise, and validation has none of them",
         "to look at the rows that a data source of yours gives, or atlas.prepare --verify DIR for a token store",
     )

@@ -7,6 +7,7 @@ twice: they come again in any text of their kind.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ def text_rows(batch: Batch) -> Rows:
 
 def hashes_of(pieces: NDArray[Any]) -> NDArray[np.uint64]:
     """Of pieces [..., n]."""
-    factors = np.random.default_rng(0).integers(0, 2**64, pieces.shape[-1], dtype=np.uint64)
-    found: NDArray[np.uint64] = (pieces.astype(np.uint64) * factors).sum(-1)
+    found: NDArray[np.uint64] = (pieces.astype(np.uint64) * _factors(pieces.shape[-1])).sum(-1)
     return found
+
+
+@cache
+def _factors(count: int) -> NDArray[np.uint64]:
+    return np.random.default_rng(0).integers(0, 2**64, count, dtype=np.uint64)

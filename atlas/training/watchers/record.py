@@ -23,6 +23,7 @@ TAILS = 5  # batches whose ends of rows are kept
 CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
 ROWS = 128  # newest rows of which is kept whether they are new
 PASS = 0.25  # of the text: of rows drawn with replacement from it, 0.8 are still new then
+LEARNED = 0.65  # of the loss of a uniform guess
 PLACES = 32  # of rows in the text, looked for
 DESCENTS = 3  # kept
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
@@ -193,7 +194,7 @@ class Record:
     row_digests: set[int] = field(default_factory=set)  # of text rows, in the first part of a pass
     rows: int = 0  # in it
     new_rows: deque[bool] = field(default_factory=lambda: deque(maxlen=ROWS))  # whether it is the first of its kind
-    row_losses: deque[float] = field(default_factory=lambda: deque(maxlen=ROWS))  # of the newest text rows
+    row_losses: deque[float] = field(default_factory=lambda: deque(maxlen=ROWS))  # see `add_row_losses`
     places: list[float] = field(default_factory=list)  # of the first rows in the training text, in [0, 1]
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
@@ -256,6 +257,11 @@ class Record:
                 return
             self.new_rows.append(one not in self.row_digests)
             self.row_digests.add(one)
+
+    def add_row_losses(self, losses: Iterable[float]) -> None:
+        """Of text rows, since the model knows the validation rows: before, many rows are as hard as noise."""
+        if self.validations and self.validations[-1][1] < LEARNED * self.facts.uniform:
+            self.row_losses.extend(losses)
 
     def add_memory(self, sizes: dict[str, int]) -> None:
         """Bytes by place."""

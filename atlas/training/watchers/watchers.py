@@ -178,7 +178,7 @@ class Watchers:
         record.add_lr(result.lr / (self.state.optimizer.scale * self.state.optimizer.burst))
         record.add_digest(sum(digests))
         of_text_rows = ~batch.recall & (batch.weights > 0).any(1)
-        record.row_losses.extend(loss for loss, text in zip(result.rows, of_text_rows.tolist(), strict=True) if text)
+        record.add_row_losses(loss for loss, text in zip(result.rows, of_text_rows.tolist(), strict=True) if text)
         if record.facts.text:
             record.add_rows(row_digests(batch.inputs[of_text_rows]))
         if self._rows_held_out is not None:

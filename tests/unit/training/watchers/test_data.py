@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.measuring import batch_facts, continued_share, digest
 from atlas.training.watchers.record import CONTINUED, DIGESTS, Facts, Record
 
@@ -220,19 +220,19 @@ def test_a_symbol_that_never_counts() -> None:
 
 
 def test_rows_as_hard_as_noise_are_told_where_validation_is_not() -> None:
-    record = Record(Facts(steps=1000, uniform=5.5), step=200, validations=[(200, 2.5)])
-    record.row_losses.extend([5.3] * 8 + [2.6] * 120)
-    found = JUDGES["noise_rows"](record)
+    def judged(losses: list[float], validation: float = 2.5) -> Finding | None:
+        record = Record(Facts(steps=1000, uniform=5.5), step=200, validations=[(200, validation)])
+        record.add_row_losses(losses)
+        return JUDGES["noise_rows"](record)
+
+    found = judged([5.3] * 8 + [2.6] * 120)
     assert found is not None
     assert (found.value, found.seen) == (
         8 / 128,
         "8 of the last 128 text rows have a loss near that of a uniform guess (5.500 nats) or above it; the validation "
         "loss is 2.500",
     )
-    calm = replace(record, row_losses=deque([5.2] * 64 + [2.6] * 64))  # hard, as base64 is, but no noise
-    few = replace(record, row_losses=deque([5.3] * 6 + [2.6] * 122))
-    too_few_to_tell = replace(record, row_losses=deque([5.3] * 100))
-    learns_yet = replace(record, validations=[(200, 3.6)])
-    early = replace(record, step=90)
-    for one in (calm, few, too_few_to_tell, learns_yet, early):
-        assert JUDGES["noise_rows"](one) is None
+    assert judged([5.2] * 64 + [2.6] * 64) is None  # hard, as base64 is, but no noise
+    assert judged([5.3] * 6 + [2.6] * 122) is None
+    assert judged([5.3] * 100) is None  # too few to tell
+    assert judged([5.3] * 128, validation=3.6) is None  # learns yet
