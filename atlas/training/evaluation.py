@@ -6,13 +6,14 @@ from hashlib import sha256
 from itertools import zip_longest
 
 import torch
+from torch import Tensor
 
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.evaluating import evaluating
-from atlas.training.losses import mean_losses
+from atlas.training.losses import mean_losses, standard_error
 from atlas.training.step import TrainStep, perplexity
 from atlas.training.watchers.measuring import digest
 from atlas.training.watchers.model_facts import buffers_kept, model_facts
@@ -42,10 +43,13 @@ class Evaluator:
 
     def memory_use(self, model: AtlasModel, step: int) -> MemoryUse:
         """Of the watched rows."""
+        return self.step.ranks.from_first(lambda: self._memory_use(model, step))
+
+    def _memory_use(self, model: AtlasModel, step: int) -> MemoryUse:
         modes = MemoryMode.learn, MemoryMode.off, MemoryMode.frozen
-        return self.step.ranks.from_first(
-            lambda: MemoryUse(step, *(self._loss(model, self.watched, mode) for mode in modes))
-        )
+        on, off, frozen = (self._losses(model, self.watched, mode) for mode in modes)
+        loss = [mean_losses(losses, self.watched).total.item() for losses in (on, off, frozen)]
+        return MemoryUse(step, loss[0], loss[1], loss[2], standard_error(frozen - on, self.watched.weights))
 
     def mode_gap(self, model: AtlasModel) -> float:
         """Loss of the watched rows in evaluation mode minus in training mode."""
@@ -83,9 +87,12 @@ class Evaluator:
     def _loss(
         self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None
     ) -> float:
+        return mean_losses(self._losses(model, batch, mode, plan), batch).total.item()
+
+    def _losses(self, model: AtlasModel, batch: Batch, mode: MemoryMode, plan: ChunkPlan | None = None) -> Tensor:
+        """[B, T] nats."""
         with evaluating(model), self.step.autocast():
-            losses = model.losses(model.read(batch.inputs, plan=plan, mode=mode).hidden, batch.targets)
-            return mean_losses(losses, batch).total.item()
+            return model.losses(model.read(batch.inputs, plan=plan, mode=mode).hidden, batch.targets)
 
 
 def _digest(batch: Batch) -> str:

@@ -6,6 +6,7 @@ Legend: B sequences, T tokens, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
+
+PIECE = 32  # tokens
 
 
 class LanguageLoss(NamedTuple):
@@ -51,6 +54,20 @@ def _mean(weighted: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     """Weighted mean over the targets of `rows` [B]; NaN without rows, 0 if no target has weight."""
     total = rows_of(weights, rows).sum()
     return rows_of(weighted, rows).sum() / (total.clamp(min=torch.finfo(total.dtype).tiny) if rows.any() else total)
+
+
+def row_losses(losses: Tensor, weights: Tensor) -> Tensor:
+    """Losses and weights [B, T] -> weighted mean of each row [B]; 0 for a row without weight."""
+    return (losses * weights).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def standard_error(values: Tensor, weights: Tensor) -> float:
+    """Of the weighted mean of values [B, T], by pieces of PIECE tokens: neighbours are not independent. inf for one."""
+    size = min(PIECE, values.shape[1])
+    pieces = (values * weights)[:, : values.shape[1] // size * size].unflatten(1, (-1, size)).mean(2).flatten()
+    if len(pieces) < 2:
+        return inf
+    return float(pieces.float().std() / (weights.mean() * len(pieces) ** 0.5))
 
 
 def rows_of(values: Tensor, chosen: Tensor) -> Tensor:

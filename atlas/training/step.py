@@ -22,7 +22,7 @@ from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.compiled import CompiledBlocks
-from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, polarisation_weight
+from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, polarisation_weight, row_losses
 from atlas.training.regions import region
 from atlas.training.state import TrainState
 from atlas.training.step_graph import Done, Part, StepGraph, fixed_inputs
@@ -43,6 +43,7 @@ class StepResult(NamedTuple):
     gates: GateStatistics | None  # of all layers; None without a memory
     gate_seconds: float  # that their statistics took
     weight_norm: float  # of all weights, before the update
+    rows: list[float]  # nats per weighted target of each row of this rank, 0 for a row without one
 
     @property
     def perplexity(self) -> float:
@@ -84,6 +85,7 @@ class Micro(NamedTuple):
 
     total: Tensor  # to be propagated backwards
     numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
+    rows: Tensor  # [B] see `row_losses`
     gates: list[Tensor]  # per layer with a memory
     carried: list[ModelState]
 
@@ -122,7 +124,8 @@ class MicroStep(nn.Module):
         if not total.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
             total = total + 0 * losses.sum()
         numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
-        return Micro(total, numbers, [g.detach() for g in gates], carried)
+        rows = row_losses(losses.detach(), micro.weights)
+        return Micro(total, numbers, rows, [g.detach() for g in gates], carried)
 
 
 class TrainStep:
@@ -183,9 +186,11 @@ class TrainStep:
         of_gates = gate_numbers(gates).unbind() if gates else ()
         gate_seconds = time.perf_counter() - began
         sums = [sum(column) for column in every[:, :3].float().T]
+        rows = torch.cat([part.rows for part in parts])
         loss, text, recall, norm, weights, *others = read(
-            *sums, norms, self._weight_norm(state.model), *of_gates, *every[:, 3]
+            *sums, norms, self._weight_norm(state.model), *rows, *of_gates, *every[:, 3]
         )
+        of_rows, others = others[: len(rows)], others[len(rows) :]
         statistics = GateStatistics(*others[:3]) if gates else None
         polarisation = sum(others[len(of_gates) :])
         finite = isfinite(loss) and isfinite(norm)
@@ -198,7 +203,8 @@ class TrainStep:
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         text = text if totals.recall < totals.rows else nan
         recall = recall if totals.recall_weight > 0 else nan  # a short sequence may have no room for a question
-        return StepResult(loss, text, recall, norm, polarisation, lr, finite, statistics, gate_seconds, weights)
+        measured = polarisation, lr, finite, statistics, gate_seconds, weights, of_rows
+        return StepResult(loss, text, recall, norm, *measured)
 
     def _run(self, state: TrainState, batch: Batch, totals: Totals, weight: float, micro_batches: int) -> Done:
         """The step without fixed memory."""

@@ -23,7 +23,7 @@ from atlas.data.batch import Batch, Totals
 from atlas.kernels import gpu
 from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel, ModelState
-from atlas.training.losses import gate_polarisation
+from atlas.training.losses import gate_polarisation, row_losses
 
 WARM_UPS = 2  # steps without a graph before it is recorded
 CHECKED = 2  # steps that also run without it: the batch that it was recorded with, and another one
@@ -34,6 +34,7 @@ class Part(NamedTuple):
     """What a micro-batch adds to the step, cut from its graph of gradients."""
 
     numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
+    rows: Tensor  # [B] see `row_losses`
     gates: list[Tensor]  # per layer with a memory
     carried: Sequence[ModelState] = ()  # of a step without a graph
 
@@ -143,7 +144,8 @@ class StepGraph:
             penalty = micro.polarisation * gate_polarisation(gates) if gates else torch.zeros_like(micro.polarisation)
             (sums[0] + penalty).backward()
             numbers = torch.cat((sums, penalty.unsqueeze(0))).detach().double()
-            parts.append(Part(numbers, [gate.detach() for gate in gates]))
+            rows = row_losses(losses.detach(), micro.weights)
+            parts.append(Part(numbers, rows, [gate.detach() for gate in gates]))
         return Done(parts, self._clip(self.model))
 
     def _addresses(self) -> list[int]:

@@ -77,7 +77,7 @@ class Trainer:
                 with self.clocks.measure("watchers"), state.whole_model() as model:
                     self.watchers.see_start(self.evaluator.rows_digest, log(self.evaluator.watched_perplexity(model)))
                 if self.watchers.on:
-                    self.watchers.see_validation_rows(self.evaluator.batches[0])
+                    self.watchers.see_validation_rows(self.evaluator.batches)
             self._heed()
             if state.unfinished is not None:
                 self._finish_step(state.unfinished)

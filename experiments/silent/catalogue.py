@@ -15,6 +15,7 @@ from experiments.silent import (
     learning,
     machine,
     memory,
+    own_parts,
     process,
 )
 
@@ -27,5 +28,5 @@ INVENTED = (
     invented_seventh,
     invented_eighth,
 )
-PARTS = (learning, memory, data, machine, process, contracts, *INVENTED)
+PARTS = (learning, memory, data, machine, process, contracts, own_parts, *INVENTED)
 CATALOGUE = tuple(one for part in PARTS for one in part.FAILURES)

@@ -280,3 +280,14 @@ class Forgetful(GradientDescent):
 
     def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
         return subtract(FastWeights(*((1 - self.share) * matrix for matrix in start)), update), kept
+
+
+@dataclass(frozen=True)
+class Signed(GradientDescent):
+    """gd that adds its update with a sign of its own: -1 goes down the gradient."""
+
+    sign: float
+    chunk_end: ClassVar[None] = None
+
+    def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
+        return FastWeights(*(of + self.sign * more for of, more in zip(start, update, strict=True))), kept

@@ -19,7 +19,7 @@ from atlas.training.watchers.record import (
     Record,
 )
 
-DIFFERENT = 2  # batches among DIGESTS; a text of a few segments that is read again and again has more
+BEFORE = 2  # times that a batch came before
 COMMONEST = 0.95  # share of one symbol: indented source code has 0.5, a table of zeros with noise 0.9
 BASELINE = 0.05  # nats of a bigram: real text, source code and logs have 1 and more
 PADDED = 0.5  # of the targets of text rows: more than half of the work is for nothing
@@ -30,20 +30,28 @@ WENT_ON = 0.5  # share of rows; a token of another text is the expected one in o
 PART = 0.4  # of the text, in which PLACES rows lie; by chance once in 10^10
 NEVER = 20  # targets
 NEW = 0.5  # share of rows
+WHOLE = 0.8  # of the text: a pass in order leaves out less at its end
 KNOWN_SHARE, KNOWN = 0.5, 2  # of validation rows, and rows; two parts without copies have none
+AS_NOISE = 0.95  # of the loss of a uniform guess: base64 is at 0.75
+NOISE = 0.05  # of the rows
+SEEN = 0.2  # two parts of source code without copies have 0.04 in common, in pieces of 32 tokens 0.1
 COPIED = 0.9  # share of targets that are the input itself; a run of blanks gives 0.3
 
 
 def repeated_batch(record: Record) -> Finding | None:
-    """Few different batches among the newest ones."""
-    different = len(set(record.digests))
-    if len(record.digests) < DIGESTS or different > DIFFERENT:
+    """The newest batches came before, again and again. A text that is read in order from end to end may do so."""
+    came, facts = record.came, record.facts
+    if len(came) < DIGESTS or min(times for times, _ in came) < BEFORE:
+        return None
+    period = max(steps for _, steps in came)
+    if facts.text and period * facts.tokens >= WHOLE * facts.text:
         return None
     return Finding(
         "repeated_batch",
         record.step,
-        different,
-        f"the last {DIGESTS} batches are only {different} different ones",
+        period,
+        f"each of the last {DIGESTS} batches came at least {BEFORE} times before; the data repeat every "
+        f"{f'{period} steps' if period > 1 else 'step'}",
         "the model learns them by heart",
         "a longer text, or a source whose batch(step) depends on the step",
     )
@@ -144,6 +152,20 @@ def mixed_parts(record: Record) -> Finding | None:
     )
 
 
+def validation_seen(record: Record) -> Finding | None:
+    """Of a source without a `corpus`. Where there is one, its two parts are compared before the start."""
+    if record.validation_seen < SEEN:
+        return None
+    return Finding(
+        "validation_seen",
+        record.step,
+        record.validation_seen,
+        f"{record.validation_seen:.0%} of the text of the validation rows stood in training rows so far",
+        "the model is validated on what it is trained on, so the validation loss says little about new text",
+        "a data source whose batch() and validation() read two parts of the text that have nothing in common",
+    )
+
+
 def other_text(record: Record) -> Finding | None:
     """Not one piece of the text stands in the files that the settings name."""
     if record.in_files is None or record.in_files[0] > 0 or record.in_files[1] < FOUND_FROM:
@@ -213,8 +235,26 @@ def padding(record: Record) -> Finding | None:
         record.step,
         share,
         f"{share:.0%} of the targets of text rows count nothing",
-        "so much of the time goes into padding",
-        "a shorter train.sequence or data.documents=packed",
+        "so much of the time goes into padding, or into tokens that a mask leaves out",
+        "a look at the weights that a data source of yours gives; for padding a shorter train.sequence or "
+        "data.documents=packed",
+    )
+
+
+def noise_rows(record: Record) -> Finding | None:
+    """Text rows of which the model knows no more than a uniform guess, when it knows the validation rows."""
+    uniform, rows = record.facts.uniform, record.row_losses
+    hard = sum(loss >= AS_NOISE * uniform for loss in rows)
+    if len(rows) < ROWS or hard < NOISE * len(rows):
+        return None
+    return Finding(
+        "noise_rows",
+        record.step,
+        hard / len(rows),
+        f"{hard} of the last {len(rows)} text rows have a loss near that of a uniform guess ({uniform:.3f} nats) or "
+        f"above it; the validation loss is {record.validations[-1][1]:.3f}",
+        "nothing can be learned from rows that are noise, and validation has none of them",
+        "to look at the rows that a data source of yours gives, or atlas.prepare --verify DIR for a token store",
     )
 
 

@@ -17,16 +17,18 @@ from zlib import crc32
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from atlas.data.batch import Batch
 from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, MemoryState
+from atlas.models.plan import ChunkPlan
 from atlas.ops.chunk_scan import written
-from atlas.ops.fast_weights import norm_limits
+from atlas.ops.fast_weights import FastWeights, norm_limits, read
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
-from atlas.training.memory_norms import SAME, Catch, blocks_of, project_queries
+from atlas.training.memory_norms import SAME, Catch, Starts, blocks_of, project_queries
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watchers.record import BatchFacts, Measured
 
@@ -97,12 +99,14 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if catch.after is None:
         return found
-    caught = iter(zip(catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.gates, strict=True))
+    tokens = catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.gates
+    caught = iter(zip(catch.starts, *tokens, strict=True))
     for layer, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
-        query, key, value, mix, rates, gate = next(caught)
+        start, query, key, value, mix, rates, gate = next(caught)
         values = _of_writes(block.memory, after.memory, key, rates, model.plan.local)
+        values |= _learned(block.memory, start, after.memory, (key[:, -value.shape[1] :], value, rates), model.plan)
         values |= _directions_of(query, key[:, -query.shape[1] :], value)
         if after.memory.sums:
             values["read_directions"] = _of_reads(block.memory, after.memory, query, mix)
@@ -131,6 +135,36 @@ def _of_writes(
         if key.shape[1] >= chunk:
             found[f"local{index}/crowded"] = _crowded(key, rates[index], chunk)
     return found
+
+
+def _learned(
+    memory: AtlasMemory, start: Starts, after: MemoryState, tokens: tuple[Tensor, Tensor, Tensor], plan: ChunkPlan
+) -> dict[str, Tensor]:
+    """Of the keys that each memory has written last: the cosine between how its writes changed what it recalls, and
+    how they should. Below 0 they lead away. `tokens`: keys and values [N, n, d] of the last tokens, rates
+    [memories, N, T]."""
+    key, value, rates = tokens
+    found: dict[str, Tensor] = {}
+    names = [*((f"local{index}", memory.rule) for index in range(len(after.local)))]
+    names += [("global", memory.global_rule)] * len(after.global_memory)
+    scans, starts = (*after.local, *after.global_memory), (*start.local, *start.global_memory)
+    chunks = (*plan.local, plan.global_size)
+    for index, ((name, rule), scan, before) in enumerate(zip(names, scans, starts, strict=True)):
+        last = min(chunks[index], key.shape[1])
+        of = key[:, -last:].float(), value[:, -last:].float(), rates[index][:, -last:].float()
+        rows = [matrix.repeat(len(key) // len(matrix), 1, 1) for matrix in before]
+        weights = written(rule, scan, memory.config.curvature_max)
+        found[f"{name}/learned"] = _way(memory, FastWeights(*rows), weights, *of)
+    return found
+
+
+def _way(
+    memory: AtlasMemory, before: FastWeights, after: FastWeights, key: Tensor, value: Tensor, rate: Tensor
+) -> Tensor:
+    features = memory.features(key)
+    recalled, start = (read(weights, key, features) for weights in (after, before))
+    weight = rate.sqrt()[..., None]
+    return F.cosine_similarity(((recalled - start) * weight).flatten(), ((value - start) * weight).flatten(), dim=0)
 
 
 def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:

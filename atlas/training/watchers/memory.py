@@ -28,6 +28,9 @@ USED = 0.001  # of the loss with the memory: the default run has 1.2 with the me
 # calm text model of one layer 0.0017; one that ignores its memory 0.0000
 USED_FROM = 100  # steps
 WRITES_FROM = 500  # steps; before, a model may read its initial weights and write nothing of use yet
+AWAY = -0.1  # cosine; calm memories have 0.2 and more, crowded ones too, and up the gradient -0.15 to -0.97
+HARM = 0.005  # of the loss; calm runs of one layer have up to 0.003 for hundreds of steps
+ERRORS = 4.0  # standard errors
 KEY_BLIND = 0.75, 1.25  # times what the best key-blind reader finds: the model finds values, but not by the key
 KEY_BLIND_FROM = 500  # steps; a model that learns recall passes through this
 ABOVE_CHANCE = 2.0  # times chance: below, nothing is found at all
@@ -239,6 +242,43 @@ def global_memory(record: Record) -> Finding | None:
             "a smaller chunk_size.global_size or a longer train.sequence",
         )
     return UNWRITTEN(record)
+
+
+LEADS_AWAY = LimitWatcher(
+    "writes",
+    [
+        Limit(
+            "learned",
+            lambda learned, _: learned < AWAY,
+            lambda name, learned: (
+                f"writes change what {name} recalls of the keys just written away from their values (cosine "
+                f"{learned:.2f})"
+            ),
+        )
+    ],
+    "it learns the opposite of what it is given",
+    "a look at the sign of the update in a learning rule of yours",
+)
+
+
+def writes(record: Record) -> Finding | None:
+    """By what the memories make of their own pairs; by the loss where that is far beyond chance."""
+    found = LEADS_AWAY(record)
+    if found is not None or not record.memory_use:
+        return found
+    use = record.memory_use[-1]
+    harm = use.on - use.frozen
+    if use.step < USED_FROM or harm < max(HARM * use.on, ERRORS * use.error):
+        return None
+    return Finding(
+        "writes",
+        use.step,
+        harm,
+        f"the loss of the watched rows is {use.on:.4f} nats, and {use.frozen:.4f} with a memory that writes nothing",
+        "what the memory writes makes the model worse",
+        "a look at a learning rule of yours, more steps, or another model.memory.rate_max",
+        {"on": use.on, "frozen": use.frozen, "error": use.error},
+    )
 
 
 def memory_unused(record: Record) -> Finding | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 LOW_RATE = 0.2  # of the highest learning rate
@@ -15,13 +15,15 @@ BLOCKS = 4000  # kept
 RECENT = 100  # norms of gradients and of weights kept, one a step
 STEPS = 50  # times of steps kept, of the start and of the newest
 FIRST_STEPS = 10  # of a start are slow: memory is allocated, kernels are built
-DIGESTS = 20  # digests kept
+DIGESTS = 20  # newest batches of which is kept whether they came before
+BATCHES = 100_000  # digests kept
 FIRST_BATCHES = 3  # of a run and of a start, whose digests are kept
 LOOKED_AT = 2  # batches that were looked into, kept
 TAILS = 5  # batches whose ends of rows are kept
 CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
 ROWS = 128  # newest rows of which is kept whether they are new
 PASS = 0.25  # of the text: of rows drawn with replacement from it, 0.8 are still new then
+LEARNED = 0.65  # of the loss of a uniform guess
 PLACES = 32  # of rows in the text, looked for
 DESCENTS = 3  # kept
 LOOKS = 11  # at the memory of the process, ten steps apart, kept
@@ -95,6 +97,7 @@ class MemoryUse:
     on: float
     off: float
     frozen: float  # it reads its initial weights and writes nothing
+    error: float = inf  # standard error of the mean of frozen - on; older checkpoints have none
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -184,6 +187,7 @@ class Record:
     unsaved: Unsaved | None = None
     recomputed: Recomputed | None = None
     validation_known: tuple[int, int] = (0, 0)  # validation rows that stand in the training text, of so many
+    validation_seen: float = 0.0  # share of the validation rows that training has read, where no text is known
     training_held_out: int = 0  # training rows that stand in the validation text, and not in that of training
     in_files: tuple[int, int] | None = None  # pieces of the text that stand in its files, and those looked for
     side_effects: tuple[int, list[str]] | None = None  # the first step after which something changed, and what
@@ -191,11 +195,14 @@ class Record:
     row_digests: set[int] = field(default_factory=set)  # of text rows, in the first part of a pass
     rows: int = 0  # in it
     new_rows: deque[bool] = field(default_factory=lambda: deque(maxlen=ROWS))  # whether it is the first of its kind
+    row_losses: deque[float] = field(default_factory=lambda: deque(maxlen=ROWS))  # see `add_row_losses`
     places: list[float] = field(default_factory=list)  # of the first rows in the training text, in [0, 1]
     digests_here: list[int] = field(default_factory=list)  # of its first FIRST_BATCHES batches
     same_rows: int = 0  # looks in a row at which two processes had the same rows
     continued: deque[float] = field(default_factory=lambda: deque(maxlen=CONTINUED))  # see `continued_share`
-    digests: deque[int] = field(default_factory=lambda: deque(maxlen=DIGESTS))  # of the inputs of every batch
+    digests: dict[int, tuple[int, int]] = field(default_factory=dict)  # of a batch -> times that it came, newest step
+    # Of each of the newest batches: how often it came before, and how many steps ago
+    came: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=DIGESTS))
     batches: deque[BatchFacts] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))  # of one in ten
     tails: deque[float] = field(default_factory=lambda: deque(maxlen=TAILS))  # `counted_tails`, of one in ten
     masked: Counter[int] = field(default_factory=Counter)  # see `BatchFacts.masked`, of one batch in ten
@@ -235,7 +242,11 @@ class Record:
         self.low_steps = self.low_steps + 1 if lr < LOW_RATE * self.highest_lr else 0
 
     def add_digest(self, digest: int) -> None:
-        self.digests.append(digest)
+        """Of the inputs of the newest step."""
+        times, newest = self.digests.get(digest, (0, self.step))
+        self.came.append((times, self.step - newest))
+        if times or len(self.digests) < BATCHES:
+            self.digests[digest] = times + 1, self.step
         for kept in (self.first_digests, self.digests_here):
             if len(kept) < FIRST_BATCHES:
                 kept.append(digest)
@@ -248,6 +259,11 @@ class Record:
                 return
             self.new_rows.append(one not in self.row_digests)
             self.row_digests.add(one)
+
+    def add_row_losses(self, losses: Iterable[float]) -> None:
+        """Of text rows, since the model knows the validation rows: before, many rows are as hard as noise."""
+        if self.validations and self.validations[-1][1] < LEARNED * self.facts.uniform:
+            self.row_losses.extend(losses)
 
     def add_memory(self, sizes: dict[str, int]) -> None:
         """Bytes by place."""

@@ -32,6 +32,7 @@ from atlas.training.watchers import JUDGES
 from atlas.training.watchers.apart import standing
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.frozen_file import FrozenFile
+from atlas.training.watchers.held_out import HeldOut
 from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
 from atlas.training.watchers.measuring import (
@@ -121,6 +122,8 @@ class Watchers:
         self._saved: dict[str, Any] | None = None  # before the step that is rehearsed
         self._left: Left | None = None  # by the step before, where what is between two steps is compared
         self._held_out: Tokens | None = None  # the text of validation
+        self._rows_held_out: HeldOut | None = None  # where there is no such text
+        self._has_text = False
         self._text: Tokens | None = None  # of training, where it is searched for the first rows
         self._looks = 0
         self._batch: Batch | None = None  # of the step before, where memories are carried
@@ -139,6 +142,7 @@ class Watchers:
         """Before the first step of this start, in the run's folder. `corpus`: of the data, where there is one;
         `fresh` makes model and optimiser as the start did."""
         self._fresh, text = fresh, None if corpus is None else corpus.train
+        self._has_text = text is not None
         self._patterns = self._given_patterns if text is not None and text.itemsize == 1 else []
         if corpus is not None and 0 < corpus.train.nbytes <= SEARCHED - corpus.validation.nbytes:
             self._text, self._held_out = corpus.train, corpus.validation
@@ -179,8 +183,13 @@ class Watchers:
         )
         record.add_lr(result.lr / (self.state.optimizer.scale * self.state.optimizer.burst))
         record.add_digest(sum(digests))
+        of_text_rows = ~batch.recall & (batch.weights > 0).any(1)
+        record.add_row_losses(loss for loss, text in zip(result.rows, of_text_rows.tolist(), strict=True) if text)
         if record.facts.text:
-            record.add_rows(row_digests(batch.inputs[~batch.recall & (batch.weights > 0).any(1)]))
+            record.add_rows(row_digests(batch.inputs[of_text_rows]))
+        if self._rows_held_out is not None:
+            self._rows_held_out.see(batch)
+            record.validation_seen = self._rows_held_out.share
         if record.facts.carries:
             share, self._batch = continued_share(self._batch, batch), batch
             record.continued.extend(() if share is None else (share,))
@@ -288,10 +297,13 @@ class Watchers:
         record = self.state.record
         record.memory_use = [*(one for one in record.memory_use if one.step < use.step), use]
 
-    def see_validation_rows(self, first: Batch) -> None:
-        """The first validation batch, before the first step of this start."""
+    def see_validation_rows(self, batches: Sequence[Batch]) -> None:
+        """The validation batches, before the first step of this start."""
         if self._text is not None:
-            self.state.record.validation_known = standing(first.to("cpu"), self._text)
+            self.state.record.validation_known = standing(batches[0].to("cpu"), self._text)
+        if not self._has_text and self._actions["validation_seen"] is not WatchAction.off:
+            held_out = HeldOut([batch.to("cpu") for batch in batches])
+            self._rows_held_out = held_out if held_out.compares else None
 
     def see_start(self, rows: int, loss: float) -> None:
         """Before the first step of this start: digest of the first validation batch, and loss of the watched rows."""

@@ -36,17 +36,19 @@ def frozen_weights(record: Record) -> Finding | None:
     share = min(before.unmoved_share, now.unmoved_share)
     if not names and share <= UNMOVED:
         return None
-    seen = f"the step moved {1 - share:.1%} of all weights"
+    steps = f"steps {before.step} and {now.step}"
+    seen = f"{steps} moved {1 - share:.1%} of all weights each, at most"
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        seen = f"no step moves {', '.join(names[:SHOWN])}{more}"
+        seen = f"{steps} moved no element of {', '.join(names[:SHOWN])}{more}"
     return Finding(
         "frozen_weights",
         record.step,
         share,
         seen,
-        "these weights have no gradient, or updates that rounding loses",
-        "a higher optim.lr, weights in float32, and requires_grad of these parameters",
+        "these weights have no gradient, updates that rounding loses, or an optimiser that leaves steps out",
+        "a higher optim.lr, weights in float32, requires_grad of these parameters, and an optimiser that moves them at "
+        "every step",
     )
 
 

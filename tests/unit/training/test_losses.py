@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import log, nan
+from math import inf, log, nan
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
-from atlas.training.losses import gate_polarisation, language_loss, polarisation_weight
+from atlas.training.losses import gate_polarisation, language_loss, polarisation_weight, row_losses, standard_error
 from atlas.training.step import share_of_batch
 
 
@@ -88,3 +88,18 @@ def test_polarisation_is_0_for_decided_gates_and_1_for_undecided_ones() -> None:
 )
 def test_the_weight_holds_for_a_tenth_and_falls_to_a_hundredth(step: int, weight: float) -> None:
     assert polarisation_weight(step, 1000, GateConfig()) == pytest.approx(weight)
+
+
+def test_losses_of_rows_are_weighted_means() -> None:
+    losses = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
+    weights = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    assert row_losses(losses, weights).tolist() == [2.5, 7.75, 0.0]
+
+
+def test_a_standard_error_takes_neighbours_together() -> None:
+    values, weights = torch.arange(4.0).repeat_interleave(32).view(2, 64), torch.ones(2, 64)
+    wanted = torch.arange(4.0).std().item() / 2
+    assert standard_error(values, weights) == pytest.approx(wanted)
+    weights[:, ::2] = 0  # half of the targets count
+    assert standard_error(values, weights) == pytest.approx(wanted)
+    assert standard_error(values[:1, :32], weights[:1, :32]) == inf

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.measuring import batch_facts, continued_share, digest
 from atlas.training.watchers.record import CONTINUED, DIGESTS, Facts, Record
 
@@ -31,7 +32,8 @@ def drawn(seed: int) -> Batch:
 
 def told(name: str, batches: list[Batch], baseline: float = 2.0) -> str | None:
     record = Record(Facts(steps=100, baseline=baseline))
-    record.digests.extend(map(digest, batches))
+    for record.step, batch in enumerate(batches, 1):
+        record.add_digest(digest(batch))
     record.batches.extend(map(batch_facts, batches[::10]))
     record.tails.extend(batch_facts(batch).counted_tails for batch in batches[::4])
     found = JUDGES[name](record)
@@ -49,8 +51,21 @@ def test_calm_batches_and_too_few_of_them(name: str) -> None:
 
 
 def test_one_batch_again_and_again() -> None:
-    assert told("repeated_batch", [drawn(0)] * DIGESTS) == "the last 20 batches are only 1 different ones"
-    assert told("repeated_batch", [drawn(seed % 3) for seed in range(DIGESTS)]) is None  # a text of three segments
+    seen = "each of the last 20 batches came at least 2 times before; the data repeat every "
+    assert told("repeated_batch", [drawn(0)] * (DIGESTS + 1)) is None  # the second one came once before
+    assert told("repeated_batch", [drawn(0)] * (DIGESTS + 2)) == f"{seen}step"
+    for period in (6, 30):
+        batches = [drawn(seed % period) for seed in range(2 * period + DIGESTS)]
+        assert told("repeated_batch", batches) == f"{seen}{period} steps"
+        assert told("repeated_batch", batches[:-1]) is None
+
+
+def test_a_text_that_is_read_in_order_comes_again_rightly() -> None:
+    record = Record(Facts(steps=100, tokens=ROWS * TOKENS, text=6 * ROWS * TOKENS + 40))
+    for record.step in range(1, 60):
+        record.add_digest(record.step % 6)
+    assert JUDGES["repeated_batch"](record) is None
+    assert JUDGES["repeated_batch"](replace(record, facts=replace(record.facts, text=12 * ROWS * TOKENS))) is not None
 
 
 def test_one_symbol() -> None:
@@ -202,3 +217,22 @@ def test_a_symbol_that_never_counts() -> None:
     assert seen([without(few[0], 3), *few[1:]]) is None  # it counts elsewhere
     assert seen(few) is None
     assert seen([replace(one, recall=~one.recall) for one in (without(batch, 3) for batch in few)]) is None
+
+
+def test_rows_as_hard_as_noise_are_told_where_validation_is_not() -> None:
+    def judged(losses: list[float], validation: float = 2.5) -> Finding | None:
+        record = Record(Facts(steps=1000, uniform=5.5), step=200, validations=[(200, validation)])
+        record.add_row_losses(losses)
+        return JUDGES["noise_rows"](record)
+
+    found = judged([5.3] * 8 + [2.6] * 120)
+    assert found is not None
+    assert (found.value, found.seen) == (
+        8 / 128,
+        "8 of the last 128 text rows have a loss near that of a uniform guess (5.500 nats) or above it; the validation "
+        "loss is 2.500",
+    )
+    assert judged([5.2] * 64 + [2.6] * 64) is None  # hard, as base64 is, but no noise
+    assert judged([5.3] * 6 + [2.6] * 122) is None
+    assert judged([5.3] * 100) is None  # too few to tell
+    assert judged([5.3] * 128, validation=3.6) is None  # learns yet

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,10 @@ from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
 from atlas.data.batch import Batch
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
+from atlas.ops.chunk_scan import written
+from atlas.ops.fast_weights import FastWeights, add, read
+from atlas.ops.rules.gd import GradientDescent
+from atlas.ops.rules.rule import Kept
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.update_ratio import copied
 from atlas.training.watchers.measuring import descent, directions, due, measure, memory_sizes, moved_elements, places
@@ -43,6 +50,8 @@ def test_a_sound_model() -> None:
     assert set(rates) == {f"layer{layer}/{name}" for layer in (0, 1) for name in ("local0", "global")}
     assert all(rate == pytest.approx(0.5, abs=0.01) for rate in rates.values())  # after an update of its bias
     assert set(found.of("at_bound").values()) == {0.0}
+    assert set(found.of("learned")) == set(rates)
+    assert all(learned > 0.2 for learned in found.of("learned").values())
     assert set(found.of("update_norm")) == set(rates)
     assert all(varies > 0.02 for varies in found.of("gate_varies").values())
     for quantity in ("query_directions", "key_directions", "value_directions", "read_directions"):
@@ -148,3 +157,45 @@ def test_where_rows_stand_in_the_text(kind: type, monkeypatch: pytest.MonkeyPatc
     assert len(whole) == len(everywhere.inputs)
     monkeypatch.setattr("atlas.training.watchers.measuring.SEARCHED", 2 * text.nbytes)  # of a longer text fewer rows
     assert places(text, everywhere) == whole[:2]
+
+
+@dataclass(frozen=True)
+class Added(GradientDescent):
+    """gd that goes up the gradient."""
+
+    chunk_end: ClassVar[None] = None
+
+    def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
+        return add(start, update), kept
+
+
+def test_writes_up_the_gradient_lead_away() -> None:
+    model = made()
+    for block in model.blocks:
+        assert isinstance(block, AtlasMAGBlock)
+        assert block.memory is not None
+        block.memory.rule = block.memory.global_rule = Added()
+    cosines = measured(model, torch.randint(0, 17, (3, 16))).of("learned")
+    assert all(cosine < -0.12 for cosine in cosines.values())
+
+
+def test_what_writes_have_learned_is_a_cosine() -> None:
+    """One chunk, all of it at one rate."""
+    model = made(rate=0.1)
+    block = model.blocks[0]
+    assert isinstance(block, AtlasMAGBlock)
+    memory = block.memory
+    assert memory is not None
+    with catching(model) as catch:
+        model(torch.randint(0, 17, (2, 4)))
+    assert catch.after is not None
+    after = catch.after.blocks[0].memory
+    assert after is not None
+    key, value = catch.keys[0].float(), catch.values[0].float()
+    with torch.no_grad():
+        start, end = memory.local[0](2, len(key)).start, written(memory.rule, after.local[0], 0.0)
+        before, now = (read(weights, key, memory.features(key)) for weights in (start, end))
+        wanted, changed = (value - before).flatten(), (now - before).flatten()
+        found = measure(1, model, catch, moved_elements(copied(model), model), {})
+    cosine = (wanted @ changed / wanted.norm() / changed.norm()).item()
+    assert found.values["layer0/local0/learned"] == pytest.approx(cosine, rel=1e-3)

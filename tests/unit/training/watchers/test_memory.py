@@ -161,6 +161,36 @@ def test_a_memory_without_use_is_told() -> None:
         assert JUDGES["memory_unused"](record) is None
 
 
+def test_writes_that_move_a_memory_away_from_its_pairs_are_told() -> None:
+    away = {"layer0/local0/learned": -0.4, "layer0/global/learned": 0.3}
+    found = JUDGES["writes"](made(away, away))
+    assert found is not None
+    assert (found.numbers, found.seen) == (
+        {"layer0/local0": -0.4},
+        "writes change what layer0/local0 recalls of the keys just written away from their values (cosine -0.40)",
+    )
+    assert JUDGES["writes"](made({"layer0/local0/learned": 0.1}, away)) is None
+    nothing_written = {"layer0/local0/learned": 0.0}
+    assert JUDGES["writes"](made(nothing_written, nothing_written)) is None
+
+
+def test_writes_that_make_the_loss_worse_than_none_are_told() -> None:
+    record = Record(Facts(**FACTS))  # type: ignore[arg-type]
+    record.memory_use = [MemoryUse(150, on=2.67, off=3.0, frozen=2.65, error=0.004)]
+    found = JUDGES["writes"](record)
+    assert found is not None
+    assert found.seen == "the loss of the watched rows is 2.6700 nats, and 2.6500 with a memory that writes nothing"
+    for calm in (
+        MemoryUse(150, on=2.67, off=3.0, frozen=2.65, error=0.006),  # may be chance
+        MemoryUse(150, on=2.67, off=3.0, frozen=2.66, error=0.001),  # hardly worse
+        MemoryUse(150, on=2.65, off=3.0, frozen=2.67, error=0.001),
+        MemoryUse(90, on=2.67, off=3.0, frozen=2.65, error=0.001),  # may be learned yet
+        MemoryUse(150, on=2.67, off=3.0, frozen=2.65),  # of an older checkpoint
+    ):
+        record.memory_use = [calm]
+        assert JUDGES["writes"](record) is None
+
+
 def test_a_memory_that_only_recalls_is_used() -> None:
     record = Record(Facts(**FACTS))  # type: ignore[arg-type]
     record.memory_use = [MemoryUse(1000, on=1.5, off=1.5, frozen=1.5)]

@@ -33,8 +33,8 @@ def told(name: str, record: Record) -> str | None:
 def test_parameters_that_no_step_moves_are_named() -> None:
     names = ["a.weight", "b.weight", "c.weight", "d.weight"]
     frozen = Measured(100, {}, names, 0.1)
-    assert told("frozen_weights", record_of(frozen, frozen)) == (
-        "no step moves a.weight, b.weight, c.weight and 1 more"
+    assert told("frozen_weights", record_of(frozen, replace(frozen, step=200))) == (
+        "steps 100 and 200 moved no element of a.weight, b.weight, c.weight and 1 more"
     )
     assert told("frozen_weights", record_of(frozen)) is None
     warming = record_of(frozen, frozen)
@@ -49,7 +49,8 @@ def test_parameters_that_no_step_moves_are_named() -> None:
 
 def test_updates_lost_to_rounding_are_told() -> None:
     rounded = Measured(100, {}, [], 0.7)
-    assert told("frozen_weights", record_of(rounded, rounded)) == "the step moved 30.0% of all weights"
+    seen = "steps 100 and 200 moved 30.0% of all weights each, at most"
+    assert told("frozen_weights", record_of(rounded, replace(rounded, step=200))) == seen
     assert told("frozen_weights", record_of(rounded, Measured(200, {}, [], 0.1))) is None
 
 
