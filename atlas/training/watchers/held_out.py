@@ -28,18 +28,21 @@ class HeldOut:
     that begin in it is."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
-        rows = np.concatenate([text_rows(batch) for batch in batches])
-        self.size = min(rows.shape[1] // 2, LONGEST)
-        hashes, stretches = (np.concatenate(parts) for parts in zip(*self._pieces(rows), strict=True))
+        rows = [row for batch in batches for row in text_rows(batch)]  # a recall task has none
+        self.size = min((len(row) for row in rows), default=0) // 2
+        self.size = min(self.size, LONGEST) if self.size >= SHORTEST else 0
+        pieces = list(self._pieces(rows)) if self.size else []
+        nothing = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+        hashes, stretches = (np.concatenate(parts) for parts in zip(nothing, *pieces, strict=True))
         self._hashes, first, counts = np.unique(hashes, return_index=True, return_counts=True)
         alone = counts == 1
         self._hashes, self._stretches = self._hashes[alone], stretches[first[alone]]
-        self._read = np.zeros(rows.shape[0] * rows.shape[1] // STRIDE + 1, dtype=bool)
+        self._read = np.zeros(stretches.max(initial=0) + 1, dtype=bool)
         self.count = len(np.unique(self._stretches))
 
     @property
     def compares(self) -> bool:
-        return self.size >= SHORTEST and self.count >= STRETCHES
+        return self.count >= STRETCHES
 
     @property
     def share(self) -> float:
@@ -48,19 +51,22 @@ class HeldOut:
 
     def see(self, batch: Batch) -> None:
         """A training batch, on the CPU."""
-        pieces = np.lib.stride_tricks.sliding_window_view(text_rows(batch), self.size, axis=1)[:, ::STRIDE]
+        rows = text_rows(batch)
+        if rows.shape[1] < self.size:
+            return
+        pieces = np.lib.stride_tricks.sliding_window_view(rows, self.size, axis=1)[:, ::STRIDE]
         found = hashes_of(pieces).ravel()
         at = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
         self._read[self._stretches[at[self._hashes[at] == found]]] = True
 
-    def _pieces(self, rows: Rows) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    def _pieces(self, rows: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
         """Of each row: hashes of its pieces, and the stretches in which these begin."""
         first = 0
         for row in rows:
             pieces = np.lib.stride_tricks.sliding_window_view(row, self.size)
             rich = 1 + (np.diff(np.sort(pieces, axis=1), axis=1) > 0).sum(1) >= DIFFERENT
             yield hashes_of(pieces)[rich], first + np.flatnonzero(rich) // STRIDE
-            first += len(row) // STRIDE
+            first += len(row) // STRIDE + 1
 
 
 def text_rows(batch: Batch) -> Rows:

@@ -40,7 +40,7 @@ def test_rows_that_are_cut_elsewhere_are_found() -> None:
     assert held_out.share == pytest.approx(0.35)
 
 
-@pytest.mark.parametrize("kind", ["one symbol", "few symbols", "the same rows", "few rows", "short rows"])
+@pytest.mark.parametrize("kind", ["one symbol", "few symbols", "the same rows", "few rows", "short rows", "recall"])
 def test_what_comes_again_anywhere_says_nothing(kind: str) -> None:
     starts = list(range(0, 2048, TOKENS))
     batch = {
@@ -49,10 +49,20 @@ def test_what_comes_again_anywhere_says_nothing(kind: str) -> None:
         "the same rows": cut(TEXT, [0] * 16),
         "few rows": cut(TEXT, [0]),
         "short rows": cut(TEXT, starts),
+        "recall": cut(TEXT, starts, recall=True),
     }[kind]
     if kind == "short rows":
         batch = Batch(batch.inputs[:, :60], batch.targets[:, :60], batch.weights[:, :60], batch.recall, batch.fresh)
     assert not HeldOut([batch]).compares
+
+
+def test_rows_of_any_length_are_compared() -> None:
+    whole = cut(TEXT, list(range(0, 2048, TOKENS)))
+    short = Batch(*(part[:, :40] for part in (whole.inputs, whole.targets, whole.weights)), whole.recall, whole.fresh)
+    longer = Batch(*(part[:, :90] for part in (whole.inputs, whole.targets, whole.weights)), whole.recall, whole.fresh)
+    held_out = HeldOut([whole, longer])
+    held_out.see(short)  # 40 tokens are less than a piece
+    assert held_out.share == 0.0
 
 
 def test_validation_that_training_has_read_is_told() -> None:
