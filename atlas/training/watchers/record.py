@@ -261,9 +261,11 @@ class Record:
             self.row_digests.add(one)
 
     def add_row_losses(self, losses: Iterable[float]) -> None:
-        """Of text rows, since the model knows the validation rows: before, many rows are as hard as noise."""
-        if self.validations and self.validations[-1][1] < LEARNED * self.facts.uniform:
-            self.row_losses.extend(losses)
+        """Of the text rows of a step, since the model knows the validation rows: before, many are as hard as noise. In a
+        spike all of them are, which says nothing of the rows."""
+        rows, learned = [*losses], LEARNED * self.facts.uniform
+        if rows and min(rows) < learned and self.validations and self.validations[-1][1] < learned:
+            self.row_losses.extend(rows)
 
     def add_memory(self, sizes: dict[str, int]) -> None:
         """Bytes by place."""

@@ -236,3 +236,10 @@ def test_rows_as_hard_as_noise_are_told_where_validation_is_not() -> None:
     assert judged([5.3] * 6 + [2.6] * 122) is None
     assert judged([5.3] * 100) is None  # too few to tell
     assert judged([5.3] * 128, validation=3.6) is None  # learns yet
+
+
+def test_rows_of_a_spike_are_no_noise() -> None:
+    record = Record(Facts(steps=1000, uniform=5.5), step=200, validations=[(160, 2.5)])
+    for loss in [2.6] * 30 + [9.0] * 3:
+        record.add_row_losses([loss] * 4)
+    assert JUDGES["noise_rows"](record) is None
