@@ -261,8 +261,10 @@ class Record:
             self.row_digests.add(one)
 
     def add_row_losses(self, losses: Iterable[float]) -> None:
-        """Of a step's text rows, since the model knows the validation rows: before, many are as hard as noise. In a spike
-        all of them are, which says nothing of the rows."""
+        """Of a step's text rows, since the model knows the validation rows: before, many are as hard as noise.
+
+        In a spike all of them are, which says nothing of the rows.
+        """
         rows, learned = [*losses], LEARNED * self.facts.uniform
         if rows and min(rows) < learned and self.validations and self.validations[-1][1] < learned:
             self.row_losses.extend(rows)
