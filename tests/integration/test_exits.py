@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from atlas import niah
 from tests.integration.conftest import Left
@@ -66,6 +67,7 @@ def test_a_run_fails_with_the_place(
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_the_other_jobs_of_a_sweep_are_run(launcher: str, given: list[str], leaves: Path, tmp_path: Path) -> None:
+    get_reusable_executor().shutdown()  # workers of an earlier test do not find the module
     sweep = tmp_path / "sweep"
     metrics = "telemetry.metrics=[mine_leaves.metric],[]"
     ended = command("-m", *given, metrics, f"hydra/launcher={launcher}", f"hydra.sweep.dir={sweep}")
