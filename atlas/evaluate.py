@@ -31,7 +31,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas.config import ConfigError, RunConfig, require
-from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
+from atlas.config.arguments import (
+    Weights,
+    names,
+    read_device,
+    read_settings,
+    require_lasting,
+    run_command,
+    split_arguments,
+)
 from atlas.config.choices import Choices
 from atlas.config.console import log as progress_log
 from atlas.config.console import print_result, progress
@@ -73,7 +81,7 @@ class EvaluationSettings(Choices):
         require(1 <= self.rows <= 10_000, "rows", self.rows, "in [1, 10000]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         require(self.bytes >= 2, "bytes", self.bytes, ">= 2")
-        require(0 <= self.lasting <= 1, "lasting", self.lasting, "in [0, 1] (0 = all writes last)")
+        require_lasting(self.lasting)
         known = bool(names(self.memory)) and all(mode in MODES for mode in names(self.memory))
         require(known, "memory", self.memory, f"some of {','.join(MODES)}")
 

@@ -37,7 +37,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from atlas.config import MOST_THREADS, ConfigError, DeviceConfig, DeviceKind, StepGraphs, require
-from atlas.config.arguments import Weights, names, read_device, read_settings, run_command, split_arguments
+from atlas.config.arguments import (
+    Weights,
+    names,
+    read_device,
+    read_settings,
+    require_lasting,
+    run_command,
+    split_arguments,
+)
 from atlas.config.choices import Choices
 from atlas.config.console import PROGRESS_SECONDS, progress, writing
 from atlas.config.exits import no_exit
@@ -100,7 +108,7 @@ class GenerationSettings(Choices):
         require(0 <= self.top_k < 2**31, "top_k", self.top_k, "in [0, 2**31) (0 = all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
-        require(0 <= self.lasting <= 1, "lasting", self.lasting, "in [0, 1] (0 = all writes last)")
+        require_lasting(self.lasting)
         require(0 <= self.period < 2**31, "period", self.period, "in [0, 2**31) (0 = the trained length)")
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)

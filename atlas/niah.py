@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, level_of, require
-from atlas.config.arguments import names, read_device, read_settings, run_command, split_arguments
+from atlas.config.arguments import names, read_device, read_settings, require_lasting, run_command, split_arguments
 from atlas.config.atomic import write_atomically
 from atlas.config.composition import check_own_code, options
 from atlas.config.console import print_result, progress
@@ -56,7 +56,7 @@ class Lasts:
     lasting: float = 0.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.lasting <= 1, "lasting", self.lasting, "in [0, 1] (0 = all writes last)")
+        require_lasting(self.lasting)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,6 +82,11 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+def require_lasting(rate: float) -> None:
+    """Of the key `lasting`, the rate from which a write of the global memory lasts. Raises `ConfigError`."""
+    require(0 <= rate <= 1, "lasting", rate, "in [0, 1] (0 = all writes last)")
+
+
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
     """The one folder among the arguments, and the settings. Raises `ConfigError` unless there is exactly one.
 
