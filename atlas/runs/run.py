@@ -67,7 +67,7 @@ from atlas.training.trainer import Trainer
 from atlas.training.watch.faults import FaultInjector, parse_fault
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
-from atlas.training.watchers.watchers import facts_of
+from atlas.training.watchers.facts import facts_of
 from atlas.training.weight_average import WeightAverage
 
 log = logging.getLogger("atlas")

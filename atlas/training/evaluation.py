@@ -15,9 +15,9 @@ from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.evaluating import evaluating
 from atlas.training.losses import mean_losses, standard_error
 from atlas.training.step import TrainStep, perplexity
-from atlas.training.watchers.measuring import digest
+from atlas.training.watchers.batch_facts import digest
 from atlas.training.watchers.model_facts import buffers_kept, model_facts
-from atlas.training.watchers.record import MemoryUse, ModelFacts
+from atlas.training.watchers.observations import MemoryUse, ModelFacts
 
 
 class Evaluator:

@@ -20,7 +20,7 @@ from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.stop import StopRequest
 from atlas.training.w_init import Calibrator
-from atlas.training.watchers.record import MemoryUse
+from atlas.training.watchers.observations import MemoryUse
 from atlas.training.watchers.watchers import Watchers
 
 

@@ -61,7 +61,7 @@ class ObservedStep:
     def __call__(self) -> Observed:
         state, number = self.state, self.state.step + 1
         with self.clocks.measure("watchers"):
-            self.watchers.come_back()
+            self.watchers.around_step.before_next()
         self.stage2.begin(number)
         if self.faults.begins(state):
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
@@ -70,9 +70,9 @@ class ObservedStep:
         caught = logged or (measured and self.ranks.first)
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
-        self.step.watches_gradients = measured or self.watchers.rehearses(number)
+        self.step.watches_gradients = measured or self.watchers.around_step.rehearses(number)
         with self.clocks.measure("watchers"):
-            self.watchers.prepare(number)
+            self.watchers.around_step.before(number)
         with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
             began = time.perf_counter()
             batch = self._batch()
@@ -80,7 +80,7 @@ class ObservedStep:
             seconds = time.perf_counter() - began - result.gate_seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("watchers"):
-            self.watchers.leave(batch, self.step, result)
+            self.watchers.around_step.after(batch, self.step, result)
         for lost in gpu.news():
             self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):

@@ -26,7 +26,8 @@ from atlas.training.early_stop import EarlyStop
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
-from atlas.training.watchers.record import Facts, Record
+from atlas.training.watchers.facts import Facts
+from atlas.training.watchers.record import Record
 from atlas.training.weight_average import AVERAGE, WeightAverage
 
 if TYPE_CHECKING:

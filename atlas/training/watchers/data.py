@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.training.watchers.finding import Finding
+from atlas.training.watchers.observations import BatchFacts
 from atlas.training.watchers.own_files import FOUND_FROM
 from atlas.training.watchers.record import (
     CONTINUED,
@@ -15,7 +16,6 @@ from atlas.training.watchers.record import (
     PLACES,
     ROWS,
     TAILS,
-    BatchFacts,
     Record,
 )
 

@@ -28,8 +28,8 @@ from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.state import TrainState, restore_rng, rng_state
 from atlas.training.step import StepResult, TrainStep
 from atlas.training.update_ratio import part_of
+from atlas.training.watchers.observations import Recomputed, Unsaved
 from atlas.training.watchers.plain_step import can_be_recomputed, recomputed
-from atlas.training.watchers.record import Recomputed, Unsaved
 
 Fresh = Callable[[], tuple[AtlasModel, ScheduledOptimizer]]  # as at the start of a run, on its device
 

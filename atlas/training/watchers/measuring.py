@@ -12,15 +12,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from math import sqrt
 from pathlib import Path
-from typing import NamedTuple
-from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.data.batch import Batch
-from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.plan import ChunkPlan
@@ -29,8 +25,7 @@ from atlas.ops.fast_weights import FastWeights, norm_limits, read
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, Starts, blocks_of, project_queries
-from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.watchers.record import BatchFacts, Measured
+from atlas.training.watchers.observations import Measured
 
 EVERY = 100  # steps between two measurements
 FIRST = (10, 50)  # and these: a short run has some as well
@@ -205,56 +200,6 @@ def directions(vectors: Tensor) -> Tensor:
     return 1 / mean.clamp(min=1e-6)
 
 
-def share_with_moments(optimizer: ScheduledOptimizer) -> float:
-    """Share of the parameters of which the optimiser keeps a tensor, of more than one element, that is not all 0."""
-    kept = [
-        any(_has_value(part) for part in one.state.get(parameter, {}).values() if isinstance(part, Tensor))
-        for one in optimizer.optimizers
-        for group in one.param_groups
-        for parameter in group["params"]
-        if parameter.numel() > 1
-    ]
-    return sum(kept) / max(len(kept), 1)
-
-
-class SecondMoments(NamedTuple):
-    """Of optimisers of Adam's kind, without their bias; of slices those of this rank. 0 where there are none."""
-
-    below_epsilon: float  # share of the elements of parameters whose gradients, in root mean square, are smaller
-    norm: float  # root of the sum of all: the norm of the gradients that steps are divided by
-
-
-@torch.no_grad()
-def second_moments(optimizer: ScheduledOptimizer) -> SecondMoments:
-    squares, limits, sizes = list[Tensor](), list[float](), list[int]()
-    for one in optimizer.optimizers:
-        for group in one.param_groups:
-            for parameter in group["params"]:
-                state = one.state.get(parameter, {})
-                if not {"exp_avg_sq", "step"} <= state.keys() or not {"eps", "betas"} <= group.keys():
-                    continue
-                moment = state["exp_avg_sq"]
-                own = moment.to_local() if hasattr(moment, "to_local") else moment
-                if own.numel():
-                    steps = torch.as_tensor(state["step"]).to(own.device)
-                    squares.append(own.float().mean() / (1 - group["betas"][1] ** steps))
-                    limits.append(group["eps"] ** 2)
-                    sizes.append(own.numel())
-    if not squares:
-        return SecondMoments(0.0, 0.0)
-    found = torch.stack(squares).tolist()  # one wait
-    small = sum(size for square, limit, size in zip(found, limits, sizes, strict=True) if 0 < square < limit)
-    return SecondMoments(small / sum(sizes), sqrt(sum(s * size for s, size in zip(found, sizes, strict=True))))
-
-
-def _has_value(part: Tensor) -> bool:
-    """Of a tensor in slices those of this rank count: the others do not ask. A single number counts steps."""
-    if part.numel() == 1:
-        return False
-    own = part.to_local() if hasattr(part, "to_local") else part
-    return bool(own.any())
-
-
 def memory_sizes(device: torch.device) -> dict[str, int]:
     """Bytes of the process without pages of files, and of tensors on its device; {} where there is no /proc."""
     found: dict[str, int] = {}
@@ -264,85 +209,3 @@ def memory_sizes(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         found["the device"] = torch.cuda.memory_allocated(device)
     return found
-
-
-def digest(batch: Batch) -> int:
-    """A sum over its rows, so that the digests of several processes add up to that of the whole batch."""
-    return sum(row_digests(batch.inputs))
-
-
-def row_digests(rows: Tensor) -> list[int]:
-    return [crc32(row.tobytes()) for row in rows.numpy()]
-
-
-def batch_facts(batch: Batch) -> BatchFacts:
-    """Of a batch on the CPU, as the data source gave it."""
-    counted = batch.weights > 0
-    text = ~batch.recall[:, None].expand_as(counted)
-    symbols = batch.targets[counted & text]
-    inner = counted[:, :-1]  # the target of the last input is in no input
-    same = batch.targets[:, :-1] == batch.inputs[:, 1:]
-    return BatchFacts(
-        commonest=symbols.bincount().max().item() / symbols.numel() if symbols.numel() else 0.0,
-        padding=1 - symbols.numel() / max(int(text.sum()), 1) if bool(text.any()) else 0.0,
-        next_tokens=_share(same, inner),
-        copies=_share(batch.targets == batch.inputs, counted),
-        counted_tails=_counted_tails(batch),
-        masked=_masked(batch.targets, counted, text),
-        counted=frozenset(symbols.unique().tolist()),
-        different_rows=min(_different(batch.inputs[rows & counted.any(1)]) for rows in (batch.recall, ~batch.recall)),
-    )
-
-
-def _masked(targets: Tensor, counted: Tensor, text: Tensor) -> dict[int, int]:
-    """Of text rows: id -> how many targets of it do not count although both of their neighbours do."""
-    alone = ~counted[:, 1:-1] & counted[:, :-2] & counted[:, 2:] & text[:, 1:-1]
-    ids, numbers = targets[:, 1:-1][alone].unique(return_counts=True)
-    return dict(zip(ids.tolist(), numbers.tolist(), strict=True))
-
-
-def _counted_tails(batch: Batch) -> float:
-    """Share of the text rows whose last T / 8 tokens, and 8 at least, are one symbol, and count as targets."""
-    rows, last = ~batch.recall, max(batch.targets.shape[1] // 8, 8)
-    targets, inputs, counted = (part[rows, -last:] for part in (batch.targets, batch.inputs, batch.weights > 0))
-    alike = ((targets == targets[:, -1:]) & (inputs == targets) & counted).all(dim=1)
-    return alike.double().mean().item() if len(alike) else 0.0
-
-
-def _different(rows: Tensor) -> float:
-    """Share of different ones among rows [N, T]; 1 for none."""
-    return len({row.tobytes() for row in rows.numpy()}) / len(rows) if len(rows) else 1.0
-
-
-def continued_share(before: Batch | None, batch: Batch) -> float | None:
-    """Of the rows that are not fresh, the share whose first input is the last target of the same row one step before.
-    None without such a row; a target without weight may be anything."""
-    if before is None or len(before.fresh) != len(batch.fresh):
-        return None
-    goes_on = ~batch.fresh & (before.weights[:, -1] > 0)
-    return _share(batch.inputs[:, 0] == before.targets[:, -1], goes_on) if bool(goes_on.any()) else None
-
-
-def places(text: Tokens, batch: Batch) -> list[float]:
-    """Where text rows of a batch stand in the training text, in [0, 1]: those that stand there once.
-
-    A row is known by its middle tokens. Of a long text fewer rows are looked for, and the text is copied in pieces.
-    """
-    first = (batch.inputs.shape[1] - LONG) // 2
-    if first < 0:
-        return []
-    rows = batch.inputs[~batch.recall, first : first + LONG][: SEARCHED // text.nbytes]
-    known = [row.tobytes() for row in rows.numpy().astype(text.dtype)]
-    found: list[set[int]] = [set() for _ in known]  # places in bytes
-    for start in range(0, len(text), PIECE):
-        piece = text[start : start + PIECE + LONG - 1].tobytes()
-        for row, places_of_row in zip(known, found, strict=True):
-            if (at := piece.find(row)) >= 0:
-                places_of_row |= {start * text.itemsize + place for place in (at, piece.rfind(row))}
-    once = [min(places_of_row) for places_of_row in found if len(places_of_row) == 1]
-    return [place / text.nbytes for place in once if place % text.itemsize == 0]
-
-
-def _share(holds: Tensor, among: Tensor) -> float:
-    count = int(among.sum())
-    return int((holds & among).sum()) / count if count else 1.0

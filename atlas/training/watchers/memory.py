@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
 
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import Facts, Probed, Record
+from atlas.training.watchers.observations import Probed
+from atlas.training.watchers.record import Record
 
 LOWEST_RATE = 0.01  # of the largest rate of a batch: ten such writes make a tenth of a pair
 CROWDED = 0.1  # share of chunks in which rates of equal keys add up to more than 4; 0.004 in the default run

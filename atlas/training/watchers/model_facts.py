@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.training.update_ratio import part_of
+from atlas.training.watchers.observations import ModelFacts
 from atlas.training.watchers.reach import reach
-from atlas.training.watchers.record import ModelFacts
 
 CHANGE = 0.003  # of the loss, that a part's weights are moved for
 REACH = 0.02  # of the norm of these weights, at most

@@ -16,7 +16,7 @@ from atlas.models.language_model import AtlasModel
 from atlas.training.losses import polarisation_weight
 from atlas.training.step import StepResult, TrainStep
 from atlas.training.update_ratio import part_of
-from atlas.training.watchers.record import Recomputed
+from atlas.training.watchers.observations import Recomputed
 
 MOST_LOGITS = 2**25  # of a micro-batch: 128 MB in float32
 LEAST = 1e-3  # of the norm of the gradient: of a part with less, rounding would decide

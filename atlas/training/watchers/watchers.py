@@ -9,99 +9,36 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from math import isfinite, log
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from atlas.config import Fusion, RunConfig, WatchAction
+from atlas.config import RunConfig, WatchAction
 from atlas.data.batch import Batch
-from atlas.data.bigram import BIGRAM
 from atlas.data.corpus import Corpus
-from atlas.data.needles import Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import StepResult
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.apart import standing
+from atlas.training.watchers.around_step import AroundStep
+from atlas.training.watchers.batch_facts import batch_facts, continued_share, digest, row_digests
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.frozen_file import FrozenFile
-from atlas.training.watchers.held_out import HeldOut
 from atlas.training.watchers.learning import has_risen
-from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
-from atlas.training.watchers.measuring import (
-    SEARCHED,
-    batch_facts,
-    continued_share,
-    digest,
-    due,
-    measure,
-    memory_sizes,
-    places,
-    row_digests,
-    second_moments,
-    share_with_moments,
-)
-from atlas.training.watchers.own_files import lettered, stand_in, texts_of
-from atlas.training.watchers.record import (
-    DESCENTS,
-    FIRST_BATCHES,
-    PLACES,
-    READINGS,
-    Facts,
-    MemoryUse,
-    ModelFacts,
-    Probed,
-    Restored,
-)
-from atlas.training.watchers.side_effects import Left, changed, left
+from atlas.training.watchers.made_anew import Fresh
+from atlas.training.watchers.measuring import due, measure, memory_sizes
+from atlas.training.watchers.moments import second_moments, share_with_moments
+from atlas.training.watchers.observations import MemoryUse, ModelFacts, Probed, Restored
+from atlas.training.watchers.record import DESCENTS, FIRST_BATCHES, READINGS
+from atlas.training.watchers.text_search import TextSearch
 
-LOOKS = 100  # at most, for rows in the training text
-EVERY = 10  # steps between two looks at the record
-HELD = 80  # steps of a start, of which each tenth is searched for in the validation text
-REHEARSED = 20  # step of a start that is taken a second time: by then no moment is 0
-
-
-def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: int = 0, name: str = BIGRAM) -> Facts:
-    """What is known before step 1. `text`: tokens of the training text, 0 where there is none; `name`: of the
-    baseline."""
-    memory, chunks = config.model.memory, config.chunk_size
-    additive = config.model.fusion is Fusion.additive
-    unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
-        ".global_memory.": config.train.carry_memory,
-        ".log_sharpness": additive and config.train.gate.polarisation_peak == 0,
-    }
-    warmup = config.optim.get("warmup", 0)
-    return Facts(
-        steps=config.train.steps,
-        warmup=warmup if isinstance(warmup, int) else 0,
-        uniform=log(config.model.vocabulary),
-        width=config.model.width,
-        head_width=config.model.width // config.model.heads,
-        baseline=baseline if baseline is not None and isfinite(baseline) else None,
-        baseline_name=name,
-        clip=0.0 if config.stage2.enabled else config.train.gradient_clip,  # there the limit changes
-        memory=memory.enabled,
-        has_global=memory.enabled and memory.use_global,
-        gated=memory.enabled and not additive,
-        carries=config.train.carry_memory,
-        sequence=config.train.sequence,
-        shard=chunks.shard,
-        global_size=chunks.global_size,
-        largest_local=max(chunks.local),
-        tokens=config.train.batch_size * config.train.sequence,
-        watched=min(config.rollback.watch_rows, config.train.batch_size) * config.train.sequence,
-        text=text,
-        first_step=first_step,
-        given_weights=config.init_from is not None,
-        unused=tuple(part for part, holds in unused.items() if holds),
-    )
+EVERY = 10  # steps between two looks at batch, memory and record
 
 
 class Watchers:
@@ -117,16 +54,9 @@ class Watchers:
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
         self._restored_moments: float | None = None
         self._clock: float | None = None
-        self._fresh: Fresh | None = None
-        self._patterns: list[str] = []  # of the files of the text, until it is looked for there
-        self._saved: dict[str, Any] | None = None  # before the step that is rehearsed
-        self._left: Left | None = None  # by the step before, where what is between two steps is compared
-        self._held_out: Tokens | None = None  # the text of validation
-        self._rows_held_out: HeldOut | None = None  # where there is no such text
-        self._has_text = False
-        self._text: Tokens | None = None  # of training, where it is searched for the first rows
-        self._looks = 0
+        self._text = TextSearch(state.record, None, ())
         self._batch: Batch | None = None  # of the step before, where memories are carried
+        self.around_step = AroundStep(state, telemetry, None, compares=False)
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
 
     @property
@@ -141,11 +71,10 @@ class Watchers:
     def begin(self, facts: Facts, folder: Path, corpus: Corpus | None = None, fresh: Fresh | None = None) -> None:
         """Before the first step of this start, in the run's folder. `corpus`: of the data, where there is one;
         `fresh` makes model and optimiser as the start did."""
-        self._fresh, text = fresh, None if corpus is None else corpus.train
-        self._has_text = text is not None
-        self._patterns = self._given_patterns if text is not None and text.itemsize == 1 else []
-        if corpus is not None and 0 < corpus.train.nbytes <= SEARCHED - corpus.validation.nbytes:
-            self._text, self._held_out = corpus.train, corpus.validation
+        self._text = TextSearch(self.state.record, corpus, self._given_patterns)
+        twice = {self._actions[name] for name in ("unsaved", "recomputed")} != {WatchAction.off}
+        fresh = fresh if self.on and twice else None
+        self.around_step = AroundStep(self.state, self.telemetry, fresh, compares=self.on)
         with suppress(OSError, JsonlError):
             self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
         self.state.record.facts, self.state.record.step = facts, facts.first_step
@@ -187,9 +116,7 @@ class Watchers:
         record.add_row_losses(loss for loss, text in zip(result.rows, of_text_rows.tolist(), strict=True) if text)
         if record.facts.text:
             record.add_rows(row_digests(batch.inputs[of_text_rows]))
-        if self._rows_held_out is not None:
-            self._rows_held_out.see(batch)
-            record.validation_seen = self._rows_held_out.share
+        self._text.see_batch(batch)
         if record.facts.carries:
             share, self._batch = continued_share(self._batch, batch), batch
             record.continued.extend(() if share is None else (share,))
@@ -198,13 +125,8 @@ class Watchers:
             record.tails.append(record.batches[-1].counted_tails)
             record.masked.update(record.batches[-1].masked)
             record.counted |= record.batches[-1].counted
-            if self._text is not None and len(record.places) < PLACES and self._looks < LOOKS:
-                record.places += places(self._text, batch)
-                self._looks += 1
-            if self._text is not None and self._held_out is not None and record.step <= record.facts.first_step + HELD:
-                record.training_held_out += standing(batch, self._held_out, but_not_in=self._text)[0]
+            self._text.look(batch)
             record.add_memory(memory_sizes(next(self.state.model.parameters()).device))
-            self._look_into_files()
         offset = time.time() - time.monotonic()
         if self._clock is not None:
             record.clock_jump = max(record.clock_jump, offset - self._clock, key=abs)
@@ -212,53 +134,6 @@ class Watchers:
         if self._restored_moments is not None and result.finite:
             record.kept_moments = self._restored_moments, share_with_moments(self.state.optimizer)
             self._restored_moments = None
-
-    def _look_into_files(self) -> None:
-        """Once a start."""
-        if self._patterns and self._text is not None:
-            pieces, texts = lettered(self._text), texts_of(self._patterns, len(self._text))
-            self.state.record.in_files = (stand_in(texts, pieces), len(pieces)) if texts else None
-        self._patterns = []
-
-    def rehearses(self, step: int) -> bool:
-        """Whether this process takes the step a second time, from what is saved before it: once a start."""
-        wanted = {self._actions[name] for name in ("unsaved", "recomputed")} != {WatchAction.off}
-        wanted = wanted and self.on and self._fresh is not None
-        return wanted and step == self.state.record.facts.first_step + REHEARSED and can_be_made_twice(self.state)
-
-    def leave(self, batch: Batch, step: TrainStep, result: StepResult) -> None:
-        """Right after a step."""
-        compares = self.on and self.state.step % EVERY == 0 and self.state.record.side_effects is None
-        self._left = left(self._place, self.state.model) if compares else None
-        if self._saved is not None:
-            if result.finite:
-                self._rehearse(batch, step, result)
-            self._saved = None
-
-    def prepare(self, step: int) -> None:
-        """Right before a step."""
-        self._saved = saved(self.state) if self.rehearses(step) else None
-
-    def _rehearse(self, batch: Batch, step: TrainStep, result: StepResult) -> None:
-        assert self._saved is not None
-        assert self._fresh is not None
-        record = self.state.record
-        try:
-            record.unsaved, record.recomputed = made_anew(self.state, self._saved, self._fresh, step, batch, result)
-        except Exception as error:  # what a part of the user's raises is no reason to end a run
-            told = f"{type(error).__name__}: {error}"
-            message = f"the step cannot be taken a second time, so unsaved and recomputed say nothing: {told}"
-            self.telemetry.event("notice", self.state.step, message=message)
-
-    def come_back(self) -> None:
-        """After all that is measured behind a step."""
-        if self._left is not None and (names := changed(self._left, left(self._place, self.state.model))):
-            self.state.record.side_effects = self.state.step, names
-        self._left = None
-
-    @property
-    def _place(self) -> tuple[int, int]:
-        return self.state.segment, self.state.step
 
     def see_model(
         self,
@@ -299,11 +174,7 @@ class Watchers:
 
     def see_validation_rows(self, batches: Sequence[Batch]) -> None:
         """The validation batches, before the first step of this start."""
-        if self._text is not None:
-            self.state.record.validation_known = standing(batches[0].to("cpu"), self._text)
-        if not self._has_text and self._actions["validation_seen"] is not WatchAction.off:
-            held_out = HeldOut([batch.to("cpu") for batch in batches])
-            self._rows_held_out = held_out if held_out.compares else None
+        self._text.see_validation(batches, rows=self._actions["validation_seen"] is not WatchAction.off)
 
     def see_start(self, rows: int, loss: float) -> None:
         """Before the first step of this start: digest of the first validation batch, and loss of the watched rows."""

@@ -15,11 +15,13 @@ from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.apart import standing
-from atlas.training.watchers.measuring import row_digests
+from atlas.training.watchers.batch_facts import row_digests
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.model_facts import model_facts
+from atlas.training.watchers.observations import ModelFacts, Recomputed, Unsaved
 from atlas.training.watchers.own_files import lettered, letters, stand_in, texts_of
 from atlas.training.watchers.reach import reach
-from atlas.training.watchers.record import ROWS, Facts, ModelFacts, Recomputed, Record, Unsaved
+from atlas.training.watchers.record import ROWS, Record
 from experiments.silent.wrong_limits import logits_scaled_for_the_loss, positions_ignored, temperature_in_training
 from experiments.silent.wrong_optim import sound
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.batch_facts import batch_facts, continued_share, digest
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.measuring import batch_facts, continued_share, digest
-from atlas.training.watchers.record import CONTINUED, DIGESTS, Facts, Record
+from atlas.training.watchers.record import CONTINUED, DIGESTS, Record
 
 ROWS, TOKENS = 4, 32
 

@@ -8,8 +8,9 @@ import torch
 
 from atlas.data.batch import Batch
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.held_out import HeldOut
-from atlas.training.watchers.record import Facts, Record
+from atlas.training.watchers.record import Record
 
 TOKENS = 128
 TEXT = torch.from_numpy(np.random.default_rng(0).integers(0, 256, 8192))

@@ -9,8 +9,9 @@ from math import cos, nan, pi
 import pytest
 
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.learning import has_risen
-from atlas.training.watchers.record import BLOCK, Facts, Record
+from atlas.training.watchers.record import BLOCK, Record
 
 UNIFORM, BIGRAM = 5.545, 2.32
 

@@ -19,8 +19,9 @@ from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.rule import Kept
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.update_ratio import copied
-from atlas.training.watchers.measuring import descent, directions, due, measure, memory_sizes, moved_elements, places
-from atlas.training.watchers.record import Measured
+from atlas.training.watchers.batch_facts import places
+from atlas.training.watchers.measuring import descent, directions, due, measure, memory_sizes, moved_elements
+from atlas.training.watchers.observations import Measured
 
 
 def made(rate: float = 0.5, bound: float = 8.0) -> AtlasModel:
@@ -152,10 +153,10 @@ def test_where_rows_stand_in_the_text(kind: type, monkeypatch: pytest.MonkeyPatc
     assert places(elsewhere, batch(2000)) == []
     everywhere = batch(*range(1000, 9900, 7))
     whole = places(text, everywhere)
-    monkeypatch.setattr("atlas.training.watchers.measuring.PIECE", 100)  # most rows lie across the end of one
+    monkeypatch.setattr("atlas.training.watchers.batch_facts.PIECE", 100)  # most rows lie across the end of one
     assert places(text, everywhere) == whole
     assert len(whole) == len(everywhere.inputs)
-    monkeypatch.setattr("atlas.training.watchers.measuring.SEARCHED", 2 * text.nbytes)  # of a longer text fewer rows
+    monkeypatch.setattr("atlas.training.watchers.batch_facts.SEARCHED", 2 * text.nbytes)  # of a longer text fewer rows
     assert places(text, everywhere) == whole[:2]
 
 

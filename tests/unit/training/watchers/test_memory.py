@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.record import BatchFacts, Facts, Measured, MemoryUse, Probed, Record
+from atlas.training.watchers.facts import Facts
+from atlas.training.watchers.observations import BatchFacts, Measured, MemoryUse, Probed
+from atlas.training.watchers.record import Record
 
 FACTS = {
     "steps": 1000,

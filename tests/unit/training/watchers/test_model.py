@@ -13,8 +13,10 @@ from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
 from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.model_facts import model_facts
-from atlas.training.watchers.record import Facts, ModelFacts, Record, Restored
+from atlas.training.watchers.observations import ModelFacts, Restored
+from atlas.training.watchers.record import Record
 from experiments.silent.wrong_model import memories_of_other_rows
 from experiments.silent.wrong_optim import looking_ahead
 

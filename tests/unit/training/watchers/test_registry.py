@@ -11,7 +11,8 @@ import atlas
 from atlas.config import WATCHERS, ConfigError, WatchAction, WatchConfig
 from atlas.config.watch import watcher_table
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.record import Facts, Record
+from atlas.training.watchers.facts import Facts
+from atlas.training.watchers.record import Record
 
 README = Path(atlas.__file__).parents[1] / "README.md"
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from atlas.training.evaluating import evaluating
 from atlas.training.watchers import JUDGES
-from atlas.training.watchers.record import Facts, Record
+from atlas.training.watchers.facts import Facts
+from atlas.training.watchers.record import Record
 from atlas.training.watchers.side_effects import changed, left
 
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from atlas.training.optimizer import ScheduledOptimizer, adamw
 from atlas.training.watchers import JUDGES
+from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.frozen_file import FrozenFile
-from atlas.training.watchers.measuring import second_moments, share_with_moments
-from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Facts, Measured, Record
+from atlas.training.watchers.moments import second_moments, share_with_moments
+from atlas.training.watchers.observations import Measured
+from atlas.training.watchers.record import FIRST_STEPS, LOOKS, STEPS, Record
 
 
 def record_of(*measured: Measured) -> Record:
