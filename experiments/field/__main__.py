@@ -27,7 +27,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -144,16 +144,17 @@ def measure(arguments: Sequence[str]) -> int:
     jobs = list(dict.fromkeys(planned(settings, speeds)))
     in_time = {name: steps_in_time(settings, speeds, name) for name in settings.contestants}
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    timed = in_time if settings.equal_time else {}
 
-    def done(job: Job) -> bool:
-        finished = work(job, settings)
-        timed = in_time if settings.equal_time else {}
+    def write() -> None:
         field = Field(known(jobs, runs), speeds, settings.steps, timed, packages, settings.size)
         write_atomically(Path(settings.folder) / "RESULTS.md", document(field))
-        return finished
 
+    finished: list[bool] = []
     with ThreadPoolExecutor(settings.jobs) as pool:
-        finished = list(pool.map(done, jobs))
+        for one in as_completed([pool.submit(work, job, settings) for job in jobs]):
+            finished.append(one.result())
+            write()
     print(f"\nwritten to {Path(settings.folder) / 'RESULTS.md'}")
     return int(not all(finished))
 
