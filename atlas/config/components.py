@@ -14,7 +14,7 @@ from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
 from atlas.config import ConfigError
-from atlas.config.exits import ExitError, no_exit
+from atlas.config.exits import ExitError, no_exit, place_of
 from atlas.config.files import CONF_DIR
 from atlas.config.keys import lies_in
 from atlas.config.values import check_value
@@ -128,6 +128,10 @@ def named_callable(key: str, path: object) -> Callable[..., Any]:
             target = resolve_name(path)
     except (ImportError, AttributeError, ValueError, ExitError) as error:
         raise ConfigError(f"{key}={path}: must be the name of a class or function ({error})") from error
+    except Exception as error:  # of code that is executed by the import
+        told = f"{type(error).__name__}: {error}"
+        told += "" if isinstance(error, SyntaxError) else f" at {place_of(error)}"  # which names its place itself
+        raise ConfigError(f"{key}={path}: must be in a module that can be imported ({told})") from error
     if not callable(target):
         raise ConfigError(f"{key}={path}: must be the name of a class or function")
     return target  # type: ignore[no-any-return]

@@ -6,7 +6,6 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 _PYTHON = sysconfig.get_paths()["stdlib"]
 
@@ -23,12 +22,12 @@ def no_exit() -> Iterator[None]:
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise ExitError(f"{error!r} at {_place(error.__traceback__)}: raise an error to end a run") from error
+        raise ExitError(f"{error!r} at {place_of(error)}: raise an error to end a run") from error
 
 
-def _place(trace: TracebackType | None) -> str:
+def place_of(error: BaseException) -> str:
     """File, line and function of the last frame that is not Python's own: `exit()` and argparse leave in theirs."""
-    frames = traceback.extract_tb(trace)
+    frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not in_python(frame.filename)] or frames
     return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}"
 

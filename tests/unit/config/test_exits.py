@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas.config import ConfigError
 from atlas.config.components import named_callable
 from atlas.config.exits import ExitError, no_exit
 
@@ -63,4 +64,24 @@ def test_a_module_that_exits_when_it_is_imported_is_refused(tmp_path: Path, monk
     assert str(caught.value) == (
         "data._target_=leaves_at_once.Data: must be the name of a class or function"
         f" (SystemExit(0) at {place}:2 in <module>: raise an error to end a run)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("x = 1\ny = x / 0\n", "ZeroDivisionError: division by zero at {place}:2 in <module>"),
+        ("def f(:\n", "SyntaxError: invalid syntax (fails_at_import.py, line 1)"),
+    ],
+)
+def test_a_module_that_fails_when_it_is_imported_is_refused(
+    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "fails_at_import.py"
+    place.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        named_callable("data._target_", "fails_at_import.Data")
+    assert str(refused.value) == (
+        f"data._target_=fails_at_import.Data: must be in a module that can be imported ({told.format(place=place)})"
     )
