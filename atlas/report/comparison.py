@@ -10,6 +10,7 @@ from atlas.config import RECALL
 from atlas.report.comparable import apart, comparable_groups, group_name
 from atlas.report.comparison_charts import Field, comparison_charts
 from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
+from atlas.report.health import health_cell
 from atlas.report.run_record import RunRecord
 from atlas.report.run_section import OVERVIEW, overview_cells
 from atlas.report.seeds import seed_table
@@ -87,6 +88,7 @@ def _table(
     head = [
         "run",
         "status",
+        "health",
         *grouped,
         *(difference.name for difference in differing),
         *(OVERVIEW[at] for at in measured),
@@ -97,7 +99,8 @@ def _table(
         name = Cell(record.name + (" (best)" if index in bests else ""), order=order, link=anchors[index])
         chosen = [setting_cell(difference.values[index]) for difference in differing]
         group = [Cell(_group_of(index, groups)) for _ in grouped]
-        rows.append([name, status_cell(record.status), *group, *chosen, *(results[index][at] for at in measured)])
+        how = status_cell(record.status), health_cell(record)
+        rows.append([name, *how, *group, *chosen, *(results[index][at] for at in measured)])
     note = "" if differing else "The runs do not differ in any setting."
     return Table("Runs", head, rows, note, sortable=True)
 

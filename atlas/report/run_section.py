@@ -10,7 +10,6 @@ import numpy as np
 
 from atlas.config import LEVELS, level_of
 from atlas.report.document import MISSING, Block, Cell, Facts, Section, Table, Text
-from atlas.report.health import health_cell
 from atlas.report.memory_charts import memory_charts
 from atlas.report.options import options_of
 from atlas.report.recall_grid import needle_blocks, probe_history
@@ -185,7 +184,6 @@ def overview_cells(record: RunRecord) -> list[Cell]:
     """The results that a comparison shows, in the order of `OVERVIEW`."""
     return [
         number_cell(record.per_byte(record.result("validation_loss", "validation/loss")), ".4f"),
-        health_cell(record),
         number_cell(record.per_byte(record.result("loss", "loss")), ".4f"),
         *(number_cell(record.probe(level.name).get("accuracy"), level.unit.form) for level in BY_WEIGHT),
         number_cell(record.result("tokens_per_second", "tokens_per_second"), ",.0f"),
@@ -196,6 +194,6 @@ def overview_cells(record: RunRecord) -> list[Cell]:
 
 
 OVERVIEW = (
-    "validation loss", "health", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
+    "validation loss", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
     "rollbacks", "steps",
 )  # fmt: skip

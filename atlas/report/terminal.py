@@ -8,13 +8,14 @@ from atlas.report.document import Block, Document, Table, Text
 
 COMPARISON = "comparison"  # anchor of its section
 RUNS = "Runs"  # title of the table that is shown
-KEPT = ("run", "status", "group", "validation loss")
+HEALTH, LOSS = "health", "validation loss"  # columns
+KEPT = ("run", "status", "group", LOSS)
 GAP = "  "
 
 
 def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     """A row for each run, and what makes their comparison doubtful; [] for a report of one. With a `width` the columns
-    that do not fit are left out from the right: results first, then settings, never the validation loss."""
+    that do not fit are left out: results from the right, then health, then settings, never the validation loss."""
     table = next((block for block in _comparison(document) if isinstance(block, Table) and block.title == RUNS), None)
     if table is None:
         return []
@@ -22,7 +23,9 @@ def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     numeric = [any(row[at].numeric for row in table.rows) for at in range(len(columns))]
     shown = [_aligned(column, right=right) for column, right in zip(columns, numeric, strict=True)]
     places = list(range(len(columns)))
-    for at in [at for at in reversed(places) if table.head[at] not in KEPT]:
+    results = table.head.index(LOSS) if LOSS in table.head else 0
+    order = sorted(places, key=lambda at: (at < results, table.head[at] != HEALTH, -at))
+    for at in [at for at in order if table.head[at] not in KEPT]:
         if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:
             places.remove(at)
     lines = [GAP.join(cells).rstrip() for cells in zip(*(shown[place] for place in places), strict=True)]

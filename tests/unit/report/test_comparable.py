@@ -104,10 +104,10 @@ def test_no_run_is_the_best_of_different_texts(make_run: MakeRun) -> None:
         ("Best run of A: 2 source=a, validation loss 1.9000, NIAH recall not measured.", "good"),
     ]
     (table,) = (block for block in blocks if isinstance(block, Table) and block.title == "Runs")
-    assert [[cell.text for cell in cells[:5]] for cells in table.rows] == [
-        ["0", "completed", "A", "a", "2.0000"],
-        ["1", "completed", "B", "b", "1.0000"],
-        ["2 (best)", "completed", "A", "a", "1.9000"],
+    assert [[cell.text for cell in cells[:6]] for cells in table.rows] == [
+        ["0", "completed", "healthy", "A", "a", "2.0000"],
+        ["1", "completed", "healthy", "B", "b", "1.0000"],
+        ["2 (best)", "completed", "healthy", "A", "a", "1.9000"],
     ]
     assert comparison_lines(told[0])[-1] == warning
     drawn = [block.title for block in blocks if not isinstance(block, Table | Text) and hasattr(block, "title")]

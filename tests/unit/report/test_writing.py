@@ -109,10 +109,10 @@ def test_the_command_line(
     assert main([str(sweep / "0"), str(sweep / "1"), f"target={tmp_path / 'out'}"]) == 0
     head, first, second, *rest = capsys.readouterr().out.splitlines()
     assert " ".join(head.split()) == (
-        "run status lr validation loss health training loss NIAH recall tokens/s peak memory rollbacks steps"
+        "run status health lr validation loss training loss NIAH recall tokens/s peak memory rollbacks steps"
     )
-    assert " ".join(first.split()) == "0 (best) completed 0.002 2.1000 1 spike 2.0000 25.0% 1,234 1.00 GiB 1 10"
-    assert " ".join(second.split()) == "1 aborted 0.01 - - 2.5000 - - - 0 2"
+    assert " ".join(first.split()) == "0 (best) completed 1 spike 0.002 2.1000 2.0000 25.0% 1,234 1.00 GiB 1 10"
+    assert " ".join(second.split()) == "1 aborted - 0.01 - 2.5000 - - - 0 2"
     assert rest == ["", *(str(tmp_path / "out" / name) for name in ("index.html", "report.md"))]
     monkeypatch.chdir(tmp_path)
     assert main(["sweep/0", "sweep/1"]) == 0
@@ -130,6 +130,7 @@ def test_a_narrow_terminal_gets_the_settings_and_the_losses(sweep: Path) -> None
         "0 (best)  completed  0.002           2.1000",
         "1         aborted     0.01                -",
     ]
+    assert comparison_lines(told[0], width=56)[0] == "run       status     health      lr  validation loss"
     assert comparison_lines(told[0], width=10)[0] == "run       status     validation loss"
 
 
