@@ -62,6 +62,7 @@ def test_the_run_is_not_continued_and_the_cause_is_named_once(edited: Path, undi
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_older_than_a_setting_is_continued(
     undisturbed: RunSummary, tmp_path: Path, left: Callable[[Path], Left]
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_run_that_is_older_than_a_setting_is_continued(
     assert left(folder).events("notice")[-1]["message"] == "resumed from step-00000030"
 
 
+@pytest.mark.slow
 def test_a_run_that_changed_its_settings_itself_is_read_without_a_word(undisturbed: RunSummary, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(undisturbed.folder, tmp_path / "longer"))
     assert command(f"resume={folder}", "train.steps=40", "optim.lr=1e-4").status == 0

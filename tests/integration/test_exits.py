@@ -65,7 +65,8 @@ def test_a_run_fails_with_the_place(
     assert "mine_leaves.py" in log.read_text()
 
 
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_the_other_jobs_of_a_sweep_are_run(launcher: str, given: list[str], leaves: Path, tmp_path: Path) -> None:
     get_reusable_executor().shutdown()  # workers of an earlier test do not find the module
     sweep = tmp_path / "sweep"

@@ -42,6 +42,7 @@ def with_own_code(config: RunConfig) -> RunConfig:
     return config
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_named_until_a_start_has_taken_it(
     small: list[str], mine: Path, tmp_path: Path, left: Callable[[Path], Left]
 ) -> None:

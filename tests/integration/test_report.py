@@ -32,6 +32,7 @@ def test_a_run_that_rolled_back_is_told_in_full(tiny: Any, tmp_path: Path) -> No
     assert "| gate/mean |" in text
 
 
+@pytest.mark.slow
 def test_runs_on_other_texts_are_not_compared(
     tiny: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

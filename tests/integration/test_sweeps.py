@@ -64,6 +64,7 @@ def test_one_failing_job_of_six_takes_no_other_with_it(six: tuple[Path, Ended]) 
     assert {summary(folder / str(number))["launcher"] for number in range(6)} == {"basic"}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_texts_has_no_best_job(small: list[str], text: Path, tmp_path: Path) -> None:
     other, sweep = tmp_path / "other.txt", tmp_path / "sweep"
     other.write_bytes(text.read_bytes()[::-1])
