@@ -1,4 +1,4 @@
-"""What may change when a run is continued: a rule for every key, used by refusals, messages and the README's table."""
+"""What may change when a run is continued: a rule for every key, used by refusals, messages and docs/continuing.md."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def change_rule(key: str) -> ChangeRule:
 
 
 def change_table() -> list[str]:
-    """The rules as the README's table."""
+    """The rules as the table of docs/continuing.md."""
     lines = ["| setting | when it changes | |", "|---|---|---|"]
     for rule in CHANGE_RULES:
         effect = rule.effect.value + ("" if rule.lasting else ", for this start only")

@@ -124,6 +124,6 @@ WATCHERS = {
 
 
 def watcher_table() -> list[str]:
-    """The registry as the README's table."""
+    """The registry as the table of docs/watchers.md."""
     lines = ["| `watch.` | what it notices | default |", "|---|---|---|"]
     return [*lines, *(f"| `{one.name}` | {one.sees} | {one.default} |" for one in WATCHERS.values())]

@@ -15,9 +15,7 @@ SOURCES = [
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
-    "docs/architecture.md",
-    "docs/memory.md",
-    "docs/plugins.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
     "experiments/phase2/README.md",
 )
 CITED = re.compile(r"\b([\w/]+\.md)\s+section\s+(\d+)")

@@ -1,4 +1,4 @@
-"""What may change when a run goes on: every key has a rule, and the README says the same."""
+"""What may change when a run goes on: every key has a rule, and docs/continuing.md says the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.config import CHANGEABLE
 from atlas.config.continuing import CHANGE_RULES, Effect, change_rule, change_table
 from atlas.config.keys import flat
 
-README = Path(atlas.__file__).parents[1] / "README.md"
+DOCUMENT = Path(atlas.__file__).parents[1] / "docs" / "continuing.md"
 
 
 def test_every_key_has_one_rule() -> None:
@@ -56,5 +56,5 @@ def test_what_is_of_one_start_is_no_part_of_the_hash() -> None:
     assert list(CHANGEABLE) == [*kept, "accept_changed_data"]
 
 
-def test_the_readme_has_the_table() -> None:
-    assert "\n".join(change_table()) in README.read_text(encoding="utf-8")
+def test_the_document_has_the_table() -> None:
+    assert "\n".join(change_table()) in DOCUMENT.read_text(encoding="utf-8")

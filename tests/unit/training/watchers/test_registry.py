@@ -1,4 +1,4 @@
-"""The registry of watchers: judges, settings, options and the README's table are in step."""
+"""The registry of watchers: judges, settings, options and the table in docs/watchers.md are in step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas.training.watchers import JUDGES
 from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.record import Record
 
-README = Path(atlas.__file__).parents[1] / "README.md"
+DOCUMENT = Path(atlas.__file__).parents[1] / "docs" / "watchers.md"
 
 
 def test_every_watcher_has_a_setting_and_a_judge() -> None:
@@ -42,4 +42,4 @@ def test_a_rollback_is_refused_where_it_can_undo_nothing() -> None:
 
 
 def test_the_readme_has_the_table() -> None:
-    assert "\n".join(watcher_table()) in README.read_text(encoding="utf-8")
+    assert "\n".join(watcher_table()) in DOCUMENT.read_text(encoding="utf-8")
