@@ -1,15 +1,4 @@
-"""`CheckpointManager`: writes, verifies, keeps, finds and retires the checkpoints of one run.
-
-    root/step-00001000/{state.pt, manifest.json}    a checkpoint, complete from the moment it has this name
-    root/step-00001000/tensors/                     of layout `sharded`: what each rank has written (`tensor_files.py`)
-    root/retired-000-step-00001000/                 undone by a rollback, never chosen again
-    root/damaged-000-step-00001000/                 found unsound when the run wrote this step again
-    root/.tmp-*                                     being written or deleted; can go once the lock is free
-    root/.lock                                      held by the process that writes
-
-A checkpoint is written into a temporary folder, synced to the disk and then renamed: a crash leaves all of it or
-nothing.
-"""
+"""`CheckpointManager`: saves, finds, keeps and retires the checkpoints of one run."""
 
 from __future__ import annotations
 
@@ -22,27 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from atlas.checkpoint.folder import CheckpointError, CheckpointFolder, folders, step_of
 from atlas.checkpoint.manifest import (
-    MANIFEST_FILE,
-    STATE_FILE,
     Manifest,
     UnsoundError,
-    encode,
-    finite_health,
-    is_healthy,
     read_manifest,
-    verify,
 )
 from atlas.checkpoint.snapshot import SnapshotError, snapshot
-from atlas.checkpoint.state_file import read_state, sync_file, sync_folder, write_state
+from atlas.checkpoint.state_file import read_state
 from atlas.config.lock import LockedError, RunLock
 from atlas.config.untrusted import printable
 
 Skipped = tuple[tuple[Path, str], ...]  # checkpoints passed over, each with the reason
-
-
-class CheckpointError(RuntimeError):
-    """No checkpoint could be written or none can be used. The message is meant to be shown to the user as it is."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +62,13 @@ class CheckpointManager:
         self.keep = keep
         self.last_step = last_step
         self.config_hash = config_hash
-        self.versions = dict(versions or {})
+        self._folder = CheckpointFolder(self.root, config_hash, versions or {})
         self.parts = parts
         self.former_hashes = former_hashes
         self.skipped: Skipped = ()  # by the last `load` or `rollback`
         self._protected: int | None = None
         self._lock: RunLock | None = None
         self._background: Future[SavedCheckpoint] | None = None  # a save that a thread does
-        self._newest: Path | None = None  # checkpoint that was saved here
-        self._removed: list[Path] = []  # of those, what the next save did not find any more
 
     def due(self, step: int) -> bool:
         """Whether `step` is to be saved."""
@@ -158,15 +136,14 @@ class CheckpointManager:
 
     def take_removed(self) -> list[Path]:
         """The newest checkpoint of before where somebody had removed it when the next one was saved, once."""
-        found, self._removed = self._removed, []
-        return found
+        return self._folder.take_removed()
 
     def begin(self, step: int) -> Path:
         """The folder that becomes the checkpoint of `step`, for layout `sharded` (`together.py`)."""
         self.lock()
         self._settle()
         try:
-            return self._begin(step)
+            return self._folder.begin(step)
         except OSError as error:
             raise self.not_saved(step, str(error.strerror)) from error
 
@@ -180,7 +157,7 @@ class CheckpointManager:
     ) -> SavedCheckpoint:
         """Make it a checkpoint. `plain`: for state.pt; `files`: those that are there, with size and SHA-256."""
         try:
-            manifest = self._seal(temporary, step, snapshot(plain), health, files)
+            manifest = self._folder.seal(temporary, step, snapshot(plain), health, files)
         except (OSError, SnapshotError, UnsoundError) as error:
             raise self.not_saved(step, str(error)) from error
         self._prune()
@@ -220,11 +197,11 @@ class CheckpointManager:
         """
         self._settle()
         if path is None:
-            return self._first_sound(_folders(self.root), self.root)
+            return self._first_sound(folders(self.root), self.root)
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: there is no checkpoint of this name")
-        older = [folder for folder in _folders(path.parent) if folder.name < path.name]
+        older = [folder for folder in folders(path.parent) if folder.name < path.name]
         return self._first_sound([path, *older], path)
 
     def rollback(self, before_step: int) -> tuple[dict[str, Any], Manifest]:
@@ -233,22 +210,13 @@ class CheckpointManager:
         Changes nothing on disk: call `retire` once the state is restored.
         """
         self._settle()
-        older = [folder for folder in _folders(self.root) if _step(folder) < before_step]
+        older = [folder for folder in folders(self.root) if step_of(folder) < before_step]
         return self._first_sound(older, self.root, healthy=True)
 
     def list(self) -> tuple[Manifest, ...]:
         """The checkpoints with a readable manifest, oldest first; their state files are not verified."""
         self._settle()
-        return self._listed()
-
-    def _listed(self) -> tuple[Manifest, ...]:
-        found = []
-        for folder in reversed(_folders(self.root)):
-            try:
-                found.append(read_manifest(folder))
-            except UnsoundError:
-                continue
-        return tuple(found)
+        return self._folder.manifests()
 
     def protect(self, step: int | None) -> None:
         """Keep the checkpoint of `step` until another one is named; None lifts it."""
@@ -259,87 +227,15 @@ class CheckpointManager:
         """Rename the checkpoints newer than `after_step`: they hold what a rollback undid. Returns the new names."""
         self._settle()
         self.lock()
-        newer = [folder for folder in _folders(self.root) if _step(folder) > after_step]
-        return tuple(self._set_aside(folder, "retired") for folder in newer)
+        newer = [folder for folder in folders(self.root) if step_of(folder) > after_step]
+        return tuple(self._folder.set_aside(folder, "retired") for folder in newer)
 
     def _write(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> Manifest:
-        temporary = self._begin(step)
-        return self._seal(temporary, step, state, health, {})
-
-    def _begin(self, step: int) -> Path:
-        """The folder that becomes the checkpoint of `step`."""
-        final = self.root / f"step-{step:08d}"
-        if self._newest is not None and not self._newest.exists():
-            self._removed, self._newest = [self._newest], None
-        if final.exists():
-            self._make_room(final)
-        temporary = self.root / f".tmp-{final.name}"
-        temporary.mkdir()
-        return temporary
-
-    def _seal(
-        self,
-        temporary: Path,
-        step: int,
-        state: dict[str, Any],
-        health: Mapping[str, float | bool | None],
-        files: dict[str, Any],
-    ) -> Manifest:
-        """Write what is missing, verify all of it and give the checkpoint its name. On failure nothing is left."""
-        final = self.root / f"step-{step:08d}"
-        try:
-            size, sha256 = write_state(temporary / STATE_FILE, state)
-            manifest = Manifest(
-                path=final,
-                step=step,
-                bytes=size,
-                sha256=sha256,
-                health=finite_health(health),
-                healthy=is_healthy(health),
-                config_hash=self.config_hash,
-                versions=self.versions,
-                files=files,
-            )
-            with (temporary / MANIFEST_FILE).open("wb") as file:
-                file.write(encode(manifest))
-                sync_file(file)
-            sync_folder(temporary)
-            verify(replace(manifest, path=temporary))
-            if final.exists():
-                self._delete(final)  # saved by a stop (see `_make_room`): deleted once the new one is complete
-            temporary.rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        sync_folder(self.root)
-        self._newest = final
-        return manifest
-
-    def _make_room(self, final: Path) -> None:
-        """A sound checkpoint is not overwritten, except one of a stop; an unsound one in its place is set aside."""
-        try:
-            manifest = read_manifest(final)
-            verify(manifest)
-        except UnsoundError:
-            self._set_aside(final, "damaged")
-            return
-        if manifest.stopped:
-            return
-        raise CheckpointError(f"{final} exists already and is sound: it is not overwritten")
-
-    def _set_aside(self, folder: Path, reason: str) -> Path:
-        number = sum(1 for _ in self.root.glob(f"{reason}-*"))
-        target = self.root / f"{reason}-{number:03d}-{folder.name}"
-        self._newest = None if folder == self._newest else self._newest
-        try:
-            folder.rename(target)
-            sync_folder(self.root)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be renamed: {error.strerror}") from error
-        return target
+        temporary = self._folder.begin(step)
+        return self._folder.seal(temporary, step, state, health, {})
 
     def _prune(self) -> None:
-        found = self._listed()
+        found = self._folder.manifests()
         newest, manifests = found[-1], [manifest for manifest in found if not manifest.stopped]
         measured = [manifest for manifest in manifests if manifest.validation_loss < math.inf]
         best = sorted(measured, key=lambda manifest: manifest.validation_loss)[:1]
@@ -348,15 +244,7 @@ class CheckpointManager:
         wanted = {manifest.path for manifest in (newest, *manifests[-self.keep :], *best, *rollback_target, *protected)}
         for manifest in found:
             if manifest.path not in wanted:
-                self._delete(manifest.path)
-
-    def _delete(self, folder: Path) -> None:
-        renamed = self.root / f".tmp-delete-{folder.name}"
-        try:
-            folder.rename(renamed)  # a kill while deleting leaves no partial checkpoint
-            shutil.rmtree(renamed)
-        except OSError as error:
-            raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
+                self._folder.delete(manifest.path)
 
     def _first_sound(
         self, folders: Iterable[Path], place: Path, *, healthy: bool = False
@@ -385,13 +273,3 @@ class CheckpointManager:
             alike.setdefault(reason, []).append(folder.name)
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in alike.items())
         raise CheckpointError(f"{place}: no usable checkpoint" + (f" ({reasons})" if reasons else ""))
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _folders(root: Path) -> tuple[Path, ...]:
-    """The checkpoint folders of `root`, newest first."""
-    named = [folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
-    return tuple(sorted(named, key=_step, reverse=True))

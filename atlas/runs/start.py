@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from atlas.checkpoint.contents import MODEL
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import save_config

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager, SavedCheckpoint
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager, SavedCheckpoint
 from atlas.checkpoint.together import save_together
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.room import when_there_is_room

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import atlas
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.manifest import encode, read_manifest
 from atlas.checkpoint.tensor_files import hashes
 from atlas.checkpoint.together import save_together

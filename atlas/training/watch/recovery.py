@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.manifest import Manifest
 from atlas.config import RollbackAction, RollbackConfig
 from atlas.telemetry.logger import TelemetryLogger

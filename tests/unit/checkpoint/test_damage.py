@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from atlas.checkpoint import state_file
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.manifest import encode, read_manifest
 from tests.unit.checkpoint.checkpoints import SOUND, names, payload, same, save
 

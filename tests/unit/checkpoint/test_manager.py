@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.snapshot import SnapshotError, snapshot
 from tests.unit.checkpoint.checkpoints import SOUND, names, payload, same, save
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.manifest import _digest, encode, read_manifest
 from tests.unit.checkpoint.checkpoints import payload, same, save
 

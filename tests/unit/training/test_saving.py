@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import atlas
-from atlas.checkpoint.manager import CheckpointError, CheckpointManager
+from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.manager import CheckpointManager
 from atlas.runs.build import build_model, build_optimizer
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.sinks import Sink
