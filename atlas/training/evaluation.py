@@ -14,7 +14,8 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.training.evaluating import evaluating
 from atlas.training.losses import mean_losses, standard_error
-from atlas.training.step import TrainStep, perplexity
+from atlas.training.step import TrainStep
+from atlas.training.step_result import perplexity
 from atlas.training.watchers.batch_facts import digest
 from atlas.training.watchers.model_facts import buffers_kept, model_facts
 from atlas.training.watchers.observations import MemoryUse, ModelFacts

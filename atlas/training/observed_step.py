@@ -21,7 +21,8 @@ from atlas.training.own_metrics import own_metrics
 from atlas.training.regions import region
 from atlas.training.stage2 import Stage2
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import copied, update_ratios
 from atlas.training.watch.faults import FaultInjector
 from atlas.training.watch.gate_monitor import GateStatistics, over_ranks

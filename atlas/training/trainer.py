@@ -18,7 +18,8 @@ from atlas.training.observed_step import Observed, ObservedStep
 from atlas.training.profile import StepProfile, parse_profile
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep, step_metrics
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult, step_metrics
 from atlas.training.stop import StopRequest
 from atlas.training.watch.faults import FaultInjector
 from atlas.training.watch.history import Reading

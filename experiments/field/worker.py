@@ -29,7 +29,8 @@ from atlas.runs.environment import git_revision
 from atlas.training.evaluating import evaluating
 from atlas.training.evaluation import Evaluator
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 from experiments.field.contestants import DEFAULT, configuration, model_of

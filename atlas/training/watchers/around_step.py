@@ -7,7 +7,8 @@ from typing import Any
 from atlas.data.batch import Batch
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult
 from atlas.training.watchers.made_anew import Fresh, can_be_made_twice, made_anew, saved
 from atlas.training.watchers.side_effects import Left, changed, left
 

@@ -26,7 +26,8 @@ from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.state import TrainState, restore_rng, rng_state
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import part_of
 from atlas.training.watchers.observations import Recomputed, Unsaved
 from atlas.training.watchers.plain_step import can_be_recomputed, recomputed

@@ -14,7 +14,8 @@ from torch import Tensor
 from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.training.losses import polarisation_weight
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import part_of
 from atlas.training.watchers.observations import Recomputed
 

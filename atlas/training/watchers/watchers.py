@@ -22,7 +22,7 @@ from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.memory_norms import Catch
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult
+from atlas.training.step_result import StepResult
 from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.around_step import AroundStep

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
 from atlas.training.losses import gate_polarisation, language_loss, polarisation_weight, row_losses, standard_error
-from atlas.training.step import share_of_batch
+from atlas.training.micro_step import share_of_batch
 
 
 def batch(recall: list[bool]) -> tuple[Batch, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 import atlas
 from atlas.config import Rule
 from atlas.models.language_model import AtlasModel, ModelState
-from atlas.training.step import restart_rows, run_rows
+from atlas.training.carried_rows import restart_rows, run_rows
 
 SEQUENCE, ROWS = 12, 5
 SETTINGS = (

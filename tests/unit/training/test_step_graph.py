@@ -18,7 +18,8 @@ from atlas.kernels import gpu
 from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
 from atlas.training.state import TrainState
-from atlas.training.step import StepResult, TrainStep
+from atlas.training.step import TrainStep
+from atlas.training.step_result import StepResult
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 

@@ -1,0 +1,83 @@
+"""The forward pass of a micro-batch, up to its share of the batch's loss.
+
+Legend: B sequences, T tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atlas.data.batch import Batch, Totals
+from atlas.models.language_model import AtlasModel, ModelState
+from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, row_losses
+
+
+class Micro(NamedTuple):
+    """What a micro-batch adds to the step. All but `total` is cut from the graph."""
+
+    total: Tensor  # to be propagated backwards
+    numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
+    rows: Tensor  # [B] see `row_losses`
+    gates: list[Tensor]  # per layer with a memory
+    carried: list[ModelState]
+
+
+class Forward(NamedTuple):
+    """Of the rows of a micro-batch."""
+
+    losses: Tensor  # [B, T] nats
+    gates: list[Tensor]  # [B, T, D] per layer with a memory
+    carried: list[ModelState]
+
+
+class MicroStep(nn.Module):
+    """The forward pass of a micro-batch up to its share of the batch's loss, as a module: DDP wraps one."""
+
+    def __init__(self, model: AtlasModel, forward: Callable[..., Forward]) -> None:
+        super().__init__()
+        self.model, self._forward = model, forward
+
+    def forward(
+        self,
+        micro: Batch,
+        on_cpu: Batch,
+        before: Sequence[ModelState | None],
+        whole: Totals,
+        weight: float,
+        micro_batches: int,
+    ) -> Micro:
+        """`on_cpu`: the same as `micro`. `weight`: of the polarisation of the gates, a mean over `micro_batches`."""
+        losses, gates, carried = self._forward(self.model, micro.inputs, micro.targets, before, on_cpu.weights)
+        part = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
+        total, penalty = part.total, torch.zeros_like(part.total)
+        if gates and weight:
+            penalty = weight * gate_polarisation(gates) / micro_batches
+            total = total + penalty
+        if not total.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
+            total = total + 0 * losses.sum()
+        numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
+        rows = row_losses(losses.detach(), micro.weights)
+        return Micro(total, numbers, rows, [g.detach() for g in gates], carried)
+
+
+def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:
+    """The part of the losses of a batch with totals `whole` that comes from a micro-batch; their sum is the loss of the
+    whole batch.
+
+    `micro` is on the CPU. A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row
+    that it lacks.
+    """
+    nothing = torch.zeros_like(loss.total)
+
+    def part(mean: Tensor, rows: Tensor, weight: float) -> Tensor:
+        counts = rows.any() and weight != 0  # NaN counts: the step must see that its loss is not finite
+        return mean * (micro.weights[rows].sum() / weight) if counts else nothing
+
+    text = part(loss.text, ~micro.recall, whole.text_weight)
+    recall = part(loss.recall, micro.recall, whole.recall_weight)
+    share = whole.recall / whole.rows
+    return LanguageLoss((1 - share) * text + share * recall, text, recall)
