@@ -181,8 +181,10 @@ class CheckpointManager:
             manifest = self._write(step, state, health)
         except OSError as error:
             raise self.not_saved(step, str(error.strerror)) from error
-        except UnsoundError as error:
-            raise self.not_saved(step, str(error)) from error
+        except CheckpointError:
+            raise
+        except (UnsoundError, RuntimeError, MemoryError) as error:  # torch.save raises RuntimeError
+            raise self.not_saved(step, str(error) or type(error).__name__) from error
         self._prune()
         return SavedCheckpoint(manifest.path, step, manifest.bytes, 0.0)
 

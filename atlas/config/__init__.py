@@ -30,6 +30,8 @@ from atlas.config.parallel import ParallelConfig, ParallelKind
 from atlas.config.rules import AtlasRuleConfig, K, MuonRuleConfig, OmegaRuleConfig, Rule
 from atlas.config.run import (
     MOST_THREADS,
+    TRITON_CHUNK,
+    TRITON_RULES,
     TRITON_WIDTHS,
     DebugConfig,
     DeviceConfig,
@@ -66,6 +68,8 @@ __all__ = [
     "RECALL",
     "S_L",
     "TRIGGERS",
+    "TRITON_CHUNK",
+    "TRITON_RULES",
     "TRITON_WIDTHS",
     "VOCABULARY",
     "WATCHERS",

@@ -45,7 +45,7 @@ class RunLock:
         """Whether the file is still the one that was locked: the folder may have been removed."""
         try:
             return os.path.samestat(self._path.stat(), self._file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def release(self) -> None:

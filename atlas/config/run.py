@@ -54,7 +54,8 @@ class StepGraphs(StrEnum):
 
 
 TRITON_RULES = (Rule.gd, Rule.momentum)
-TRITON_WIDTHS = (16, 32, 64, 128)  # of heads, features and hidden layer
+TRITON_WIDTHS = (16, 32, 64)  # of heads, features and hidden layer; 128 needs more shared memory than an H100 has
+TRITON_CHUNK = 128  # tokens: longer chunks that tokens read into do not fit
 
 
 @dataclass
@@ -155,6 +156,8 @@ class RunConfig(Choices):
             self._check_chunks()
             if self.device.kernels is Kernels.triton:
                 self._check_triton()
+        allowed = "false with telemetry.every=1: steps that are logged run without the compiled blocks"
+        require(not (self.device.compile and self.telemetry.every == 1), "device.compile", True, allowed)
         if self.device.graph is StepGraphs.always:
             self._check_graph()
         if self.niah.enabled and RECALL.name in self.niah.levels:
@@ -185,8 +188,9 @@ class RunConfig(Choices):
         self.model.memory.check_chunks(smallest, "stage2")
 
     def _check_triton(self) -> None:
-        """The kernels multiply in bf16, and exist for some rules and widths."""
+        """The kernels multiply in bf16, and exist for some rules, widths and chunks."""
         memory, head_width = self.model.memory, self.model.width // self.model.heads
+        chunks, size = self.chunk_size, self.chunk_size.global_size
         widths = f"widths are powers of two from {TRITON_WIDTHS[0]} to {TRITON_WIDTHS[-1]}"
         fits = {
             "device.precision=fp32: the kernels multiply in bf16": self.device.precision is not Precision.fp32,
@@ -198,6 +202,12 @@ class RunConfig(Choices):
             f"model.memory.degree={memory.degree}: there are kernels for degree 1": memory.degree == 1,
             f"model.memory.feature_width={memory.feature_width}: {widths}": (
                 memory.feature_width in (0, *TRITON_WIDTHS)
+            ),
+            f"chunk_size.local={chunks.local}: there are kernels for chunks of up to {TRITON_CHUNK} tokens": (
+                max(chunks.local) <= TRITON_CHUNK
+            ),
+            f"chunk_size.global_size={size}: there are kernels for up to {TRITON_CHUNK} tokens and multiples": (
+                not memory.use_global or size <= TRITON_CHUNK or size % TRITON_CHUNK == 0
             ),
         }
         for reason, holds in fits.items():
@@ -213,6 +223,7 @@ class RunConfig(Choices):
             "train.carry_memory=true: a graph repeats the positions that it was recorded at": self.train.carry_memory,
             "debug.inject: a graph does not run the hooks of a fault": self.debug.inject is not None,
             "stage2.enabled=true: a graph repeats the chunks that it was recorded with": self.stage2.enabled,
+            "telemetry.every=1: steps that are logged run without it": self.telemetry.every == 1,
         }
         return [reason for reason, holds in found.items() if holds]
 

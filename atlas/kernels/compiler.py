@@ -38,7 +38,7 @@ def build() -> Path:
     """The library of these sources for this processor; compiled unless the cache has it. Raises `CompileError`."""
     if sys.platform != "linux":
         raise CompileError(f"kernels are compiled on Linux only, this is {sys.platform}")
-    compiler = _compiler()
+    compiler = find_compiler()
     digest = _digest(compiler)
     try:
         folder = cache_folder()
@@ -106,7 +106,7 @@ def _mark(digest: str) -> str:
     return f"atlas kernels {digest}"
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The command that compiles: an executable and its arguments."""
     asked = os.environ.get("CXX")
     try:

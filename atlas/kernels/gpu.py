@@ -34,7 +34,7 @@ CAPABILITY = 8, 0  # of the first GPUs with bf16 products
 @dataclass
 class _Selection:
     choice: Kernels = Kernels.auto
-    failed: str = ""  # the first line of the compiler's error
+    failed: dict[str, str] = field(default_factory=dict)  # kernels that were given up, and why
     graphless: str = ""  # why the steps run without a CUDA graph
     untold: list[str] = field(default_factory=list)  # what was given up, until a run has recorded it
 
@@ -43,11 +43,17 @@ _selection = _Selection()
 
 
 def use(choice: Kernels) -> None:
-    """Raises `ConfigError` for `triton` where the kernels cannot run."""
+    """From now on; what an earlier run has given up is tried again. Raises `ConfigError` for `triton` where the kernels
+    cannot run."""
+    global _selection
     if choice is Kernels.triton and (reason := missing()):
-        allowed = "auto or torch" if torch.cuda.is_available() else "auto, compiled or torch"
-        raise ConfigError(f"device.kernels=triton: must be {allowed} {reason}")
-    _selection.choice = choice
+        raise _refused(reason)
+    _selection = _Selection(choice)
+
+
+def _refused(reason: str) -> ConfigError:
+    allowed = "auto or torch" if torch.cuda.is_available() else "auto, compiled or torch"
+    return ConfigError(f"device.kernels=triton: must be {allowed} {reason}")
 
 
 def wanted() -> bool:
@@ -67,7 +73,7 @@ def missing() -> str:
     if not interpreted() and (capability := torch.cuda.get_device_capability()) < CAPABILITY:
         found, needed = (".".join(map(str, numbers)) for numbers in (capability, CAPABILITY))
         return f"on this GPU: its compute capability {found} is below {needed}"
-    return _selection.failed
+    return ""
 
 
 def takes(tensor: Tensor) -> bool:
@@ -81,11 +87,9 @@ def usable(*, on_gpu: bool, on_cpu: bool) -> bool:
     return wanted() and (on_gpu or (interpreter and on_cpu)) and not missing()
 
 
-def compiles(*kernels: Callable[[], Any]) -> bool:
-    """Compile kernels before any work is given to them; each call returns a compiled one.
-
-    If that fails, or a kernel does not fit the GPU, none is used from now on, and a warning says why.
-    """
+def why_not(*kernels: Callable[[], Any]) -> str:
+    """Compile kernels before any work is given to them; each call returns a compiled one. "" if they fit the GPU, else
+    why not, in a line."""
     try:
         for kernel in kernels:
             needed = kernel().metadata.shared
@@ -94,9 +98,24 @@ def compiles(*kernels: Callable[[], Any]) -> bool:
             if needed > limit:
                 raise RuntimeError(f"{needed} bytes of shared memory are needed, the GPU has {limit}")
     except Exception as error:  # of the compiler, of many types
-        warnings.warn(f"{give_up(error)}; PyTorch's operations do its work", RuntimeWarning, stacklevel=3)
-        return False
-    return True
+        return _first_line(error)
+    return ""
+
+
+def ready(name: str, reason: str) -> bool:
+    """Whether the kernels `name` can be launched, for which `why_not` has given `reason`.
+
+    Where not, PyTorch's operations do their work for the rest of the run, and a warning says so once. Raises
+    `ConfigError` where `device.kernels=triton` insists on them.
+    """
+    if reason and _selection.choice is Kernels.triton:
+        raise _refused(f"here: {_given_up(name, reason)}")
+    if reason and name not in _selection.failed:
+        _selection.failed[name] = reason
+        told = f"{_given_up(name, reason)}; PyTorch's operations do its work"
+        _selection.untold.append(told)
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
+    return not reason
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -109,12 +128,8 @@ def strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def give_up(error: Exception) -> str:
-    """The kernels are not tried again in this process; returns why, in one line."""
-    reason = f"a kernel could not be compiled: {_first_line(error)}"
-    _selection.failed = f"here: {reason}"
-    _selection.untold.append(f"{reason}; PyTorch's operations do its work")
-    return reason
+def _given_up(name: str, reason: str) -> str:
+    return f"the kernel of {name} could not be compiled: {reason}"
 
 
 def graphless() -> bool:
@@ -123,7 +138,7 @@ def graphless() -> bool:
 
 
 def give_up_graph(what: str, error: Exception) -> None:
-    """No graph is recorded again in this process. `what`: a step or a token."""
+    """No graph is recorded again in this run. `what`: a step or a token."""
     reason = _first_line(error)
     _selection.graphless = reason
     _selection.untold.append(f"the CUDA graph of {what} was given up: {reason}; the kernels are launched one by one")
@@ -160,8 +175,10 @@ def news() -> list[str]:
 
 
 def description() -> str:
-    """Of the kernels on a GPU, and of a CUDA graph that was given up."""
-    return _kernels() + (f", no CUDA graph ({_selection.graphless})" if graphless() else "")
+    """Of the kernels, and of what was given up."""
+    graph = [f"no CUDA graph ({_selection.graphless})"] if graphless() else []
+    lost = [f"without {name} ({reason})" for name, reason in _selection.failed.items()]
+    return ", ".join([_kernels(), *lost, *graph])
 
 
 def _kernels() -> str:
@@ -169,4 +186,4 @@ def _kernels() -> str:
         return "PyTorch operations"
     if reason := missing():
         return f"PyTorch operations ({reason.partition(': ')[2].partition(' (')[0]})"
-    return f"Triton kernels {version('triton')}"
+    return f"Triton kernels {version('triton')}" + " by the interpreter" * interpreted()

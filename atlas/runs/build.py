@@ -36,6 +36,7 @@ from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
+from atlas.kernels.compiler import CompileError, find_compiler
 from atlas.kernels.gpu import Capture
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel
@@ -137,7 +138,19 @@ def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.
         torch.set_num_threads(settings.threads)
     control_spinning()
     half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
+    allowed = "bf16 with device.kernels=triton, whose kernels multiply in bf16 (auto is fp32 on a CPU)"
+    require(half or kernels is not Kernels.triton, "device.precision", settings.precision, allowed)
+    if settings.compile and not on_gpu:
+        _require_compiler()
     return device, torch.bfloat16 if half else torch.float32
+
+
+def _require_compiler() -> None:
+    """torch.compile compiles C++ for a CPU."""
+    try:
+        find_compiler()
+    except CompileError as error:
+        raise ConfigError(f"device.compile=true: must be false here: {error}") from error
 
 
 def graph_capture(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Capture | None:

@@ -59,8 +59,13 @@ def git_revision() -> str:
 
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {gpu.description()}"
-    return f"cpu ({_processor()}, {torch.get_num_threads()} threads, {description()})"
+        return f"{torch.cuda.get_device_name(device)}, {kernels_in_words(device)}"
+    return f"cpu ({_processor()}, {torch.get_num_threads()} threads, {kernels_in_words(device)})"
+
+
+def kernels_in_words(device: torch.device) -> str:
+    """Of the kernels that are used there; on a CPU triton's where its interpreter runs them."""
+    return gpu.description() if device.type == "cuda" or gpu.usable(on_gpu=False, on_cpu=True) else description()
 
 
 def _processor() -> str:

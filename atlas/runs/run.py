@@ -22,7 +22,7 @@ from atlas.config.run import number_of_processes
 from atlas.data.sampler import batches_of
 from atlas.data.source import DataSource, baseline_name
 from atlas.kernels import gpu
-from atlas.kernels.library import description, missing
+from atlas.kernels.library import missing
 from atlas.models.language_model import AtlasModel
 from atlas.parallel.agreement import require_same_settings, require_same_weights
 from atlas.parallel.ranks import ALONE, RankError, Ranks, log_name
@@ -40,11 +40,12 @@ from atlas.runs.build import (
 )
 from atlas.runs.changes import Changes, frozen_config
 from atlas.runs.data_record import rooted
-from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, versions
+from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, kernels_in_words, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
 from atlas.runs.own_code import changed_code, record_code
 from atlas.runs.processes import run_in_processes
+from atlas.runs.ready_kernels import require_kernels
 from atlas.runs.recall_task import recall_warnings
 from atlas.runs.resume import as_text
 from atlas.runs.self_test import require_agreement
@@ -191,6 +192,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     if config.resume:
         refuse_a_larger_model(config, folder / CHECKPOINTS)
     require_room(config, device, precision, world)
+    require_kernels(config, device, precision)
     require_agreement(config, device, precision)
     model = build_model(config)
     if not in_slices(config, ranks):  # a device may have no room for all of it
@@ -229,7 +231,7 @@ def _model_and_optimizer(config: RunConfig, device: torch.device) -> tuple[Atlas
 
 def _agree(config: RunConfig, folder: Path, trainer: Trainer) -> None:
     """Raise `ConfigError` on every rank where the ranks would not train the same run."""
-    kernels = gpu.description() if trainer.step.device.type == "cuda" else description()
+    kernels = kernels_in_words(trainer.step.device)
     settings = {name: as_text(value) for name, value in flat(asdict(config)).items()}
     settings |= {"hydra.run.dir": str(folder), "text": trainer.state.data, "kernels": kernels} | versions()
     require_same_settings(trainer.ranks, settings)

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from atlas.config import ConfigError, Fusion, ModelConfig, Normalisation, ProjectionRange, RunConfig
 from atlas.kernels import gpu
-from atlas.kernels.library import description
 from atlas.ops.banded_attention import Prefix, banded_attention
 from atlas.ops.chunk_scan import Scan, open_state
 from atlas.ops.dual_form import ChunkInputs
@@ -33,6 +32,7 @@ from atlas.ops.rms_norm import rms_norm
 from atlas.ops.rules import learning_rule
 from atlas.ops.rules.rule import LearningRule
 from atlas.ops.swiglu import swiglu
+from atlas.runs.environment import kernels_in_words
 
 B, T, H, P, LAGS = 2, 40, 2, 8, 4
 CHUNK, WINDOW, MOST_FEATURES = 16, 8, 64
@@ -67,7 +67,7 @@ class Operation(NamedTuple):
 
 def require_agreement(config: RunConfig, device: torch.device, precision: torch.dtype) -> Agreement:
     """Raise `ConfigError` where outputs or gradients of an operation are not those of its reference."""
-    kernels = gpu.description() if device.type == "cuda" else description()
+    kernels = kernels_in_words(device)
     key = f"{config.model} {device.type} {precision} {kernels} {gpu.wanted()}"
     if key not in _agreed:
         found = agreement(operations(config.model), device, precision)

@@ -98,12 +98,17 @@ class StepGraph:
         self._take(given)
         self._steps += 1
         if watched or self._capture is None or gpu.graphless() or self._steps <= WARM_UPS:
-            return self._work()
+            return self._one_by_one()
         if self._recorded is None or self._recorded[3] != self._addresses():
             self._record(self._capture)
             if self._recorded is None:
                 return self._work()
-        wanted = _numbers(self._work()) if self._steps <= WARM_UPS + CHECKED else None
+        wanted = None
+        if self._steps <= WARM_UPS + CHECKED:
+            done = self._one_by_one()
+            if self._recorded is None:  # given up
+                return done
+            wanted = _numbers(done)
         done, replay, gradients, _ = self._recorded
         replay()
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -113,6 +118,18 @@ class StepGraph:
         self._recorded = None
         found = f"it gives {_numbers(done).tolist()}, the step without it {wanted.tolist()}"
         gpu.give_up_graph("a step", RuntimeError(found))
+        return self._work()
+
+    def _one_by_one(self) -> Done:
+        """The work without the graph. The graph keeps the memory of a whole step: without room beside it, it is given
+        up."""
+        try:
+            return self._work()
+        except torch.OutOfMemoryError as error:
+            if self._recorded is None:
+                raise
+            self._recorded = None
+            gpu.give_up_graph("a step", error)
         return self._work()
 
     def _take(self, given: FixedInputs) -> None:

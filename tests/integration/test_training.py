@@ -13,7 +13,6 @@ from torch.nn import functional as F
 import atlas
 from atlas.config import RunConfig
 from atlas.data.batch import Batch
-from atlas.kernels import gpu
 from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.runs.summary import RunSummary
 from atlas.training.losses import language_loss
@@ -107,13 +106,3 @@ def test_load_gives_the_trained_model(tiny: Any, undisturbed: RunSummary) -> Non
     assert undisturbed.validation_loss == pytest.approx(loss, rel=1e-6)
     older, _ = atlas.load(Path(undisturbed.folder) / "checkpoints" / "step-00000010")
     assert not torch.equal(older.embedding.weight, model.embedding.weight)
-
-
-def test_kernels_that_are_given_up_are_told_once(tiny: Any, left: Any, tmp_path: Path) -> None:
-    gpu.give_up(RuntimeError("out of registers\nand more"))
-    try:
-        atlas.train(tiny("train.steps=2"), tmp_path / "run")
-    finally:
-        gpu._selection.failed = ""
-    told = [event["message"] for event in left(tmp_path / "run").events("warning")]
-    assert told == ["a kernel could not be compiled: RuntimeError: out of registers; PyTorch's operations do its work"]

@@ -31,7 +31,7 @@ def takes(start: Tensor, query: Tensor, key: Tensor) -> bool:
 
 def ready(width: int) -> bool:
     """Whether the kernels can be launched."""
-    return gpu.interpreted() or _compiles(width)
+    return gpu.interpreted() or gpu.ready(f"the Q-K products (width {width})", _why_not(width))
 
 
 def causal_products(start: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,11 +104,11 @@ def constants(width: int) -> dict[str, Any]:
 
 
 @cache
-def _compiles(width: int) -> bool:
+def _why_not(width: int) -> str:
     from atlas.kernels.triton_products import products_backward, products_forward
 
     numbers, settings = torch.float32, {**constants(width), "num_warps": WARPS, "grid": (1,)}
-    return gpu.compiles(
+    return gpu.why_not(
         lambda: products_forward.warmup(*[numbers] * 5, *[16] * 5, **settings),
         lambda: products_backward.warmup(*[numbers] * 8, *[16] * 7, **settings),
     )

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atlas.config import TRITON_WIDTHS
+from atlas.config import TRITON_CHUNK, TRITON_WIDTHS
 from atlas.kernels import gpu
 from atlas.ops.dual_form import ChunkInputs, cut_fields
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, norm_limits, scale, subtract
 from atlas.ops.rules.momentum import MomentumState
 from atlas.ops.rules.rule import ChunkEnd, Kept
 from atlas.ops.whole_chunks import torch as plain
-from atlas.ops.whole_chunks.triton_scan import Variant, compiles, scan
+from atlas.ops.whole_chunks.triton_scan import Variant, scan, why_not
 
 ENDS = frozenset({ChunkEnd.step, ChunkEnd.momentum})
-LONGEST = 128  # tokens of a chunk whose tiles come one after the other
+LONGEST = TRITON_CHUNK  # tokens of a chunk whose tiles come one after the other
 
 chunk_update = plain.chunk_update  # of an open chunk
 
@@ -32,7 +32,7 @@ chunk_update = plain.chunk_update  # of an open chunk
 def takes(end: ChunkEnd, start: FastWeights, tokens: ChunkInputs, chunk: int, *, prefix: bool) -> bool:
     """Whether the kernels take chunks of these weights and tokens, closed by `end`, where bf16 products are wanted.
 
-    The first time this compiles them. If that fails, the answer is no from now on, and a warning says why.
+    The first time this compiles them. If that fails, the answer is no, and a warning says why once.
     """
     widths = {*start.down.shape[1:], start.up.shape[2]}
     tensors = *start, *tokens[:6]
@@ -46,7 +46,8 @@ def takes(end: ChunkEnd, start: FastWeights, tokens: ChunkInputs, chunk: int, *,
 
 def ready(*variant: Any) -> bool:
     """Whether the kernels of a variant can be launched."""
-    return gpu.interpreted() or compiles(Variant(*variant))
+    chosen = Variant(*variant)
+    return gpu.interpreted() or gpu.ready(str(chosen), why_not(chosen))
 
 
 def variant_of(start: FastWeights, chunk: int, prefix: bool, momentum: bool) -> Variant:

@@ -35,6 +35,10 @@ class Variant(NamedTuple):
     momentum: bool
     products: str  # `bf16`, or with the interpreter `emulated` or `float32`
 
+    def __str__(self) -> str:
+        sizes = f"width {self.width}, hidden {self.hidden}, features {self.features}"
+        return f"chunks of {self.chunk} tokens ({sizes}{', momentum' * self.momentum})"
+
     @property
     def constants(self) -> dict[str, Any]:
         return {
@@ -194,8 +198,8 @@ forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 @cache
-def compiles(variant: Variant) -> bool:
-    """Compile the kernels of a variant, before any work is given to them."""
+def why_not(variant: Variant) -> str:
+    """Compile the kernels of a variant, before any work is given to them. "" if they can be launched."""
     from atlas.kernels.triton_scan import scan_forward
     from atlas.kernels.triton_scan_backward import scan_backward
 
@@ -205,7 +209,7 @@ def compiles(variant: Variant) -> bool:
     settings = {**variant.constants, "num_warps": WARPS, "grid": (1,)}
     before = [*[numbers] * 9, kept, kept, *[numbers] * 3, *strides, *sizes]
     after = [*[numbers] * 6, kept, kept, *[numbers] * 11, *strides[2:], *sizes]
-    return gpu.compiles(
+    return gpu.why_not(
         lambda: scan_forward.warmup(*before, **settings, KEEP=True),
         lambda: scan_forward.warmup(*before, **settings, KEEP=False),
         lambda: scan_backward.warmup(*after, **settings),

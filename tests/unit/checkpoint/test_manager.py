@@ -250,3 +250,29 @@ def test_a_save_that_fails_in_the_background_says_so_when_collected(manager: Che
     assert same(manager.load()[0], 10)
     with pytest.raises(CheckpointError, match=r"payload\['a'\]: set cannot be kept"):  # before any thread
         manager.begin_save(20, {"a": {1}}, SOUND)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 64 vs 0"), MemoryError()], ids=["torch", "memory"])
+def test_whatever_a_write_fails_with_is_a_checkpoint_that_was_not_saved(
+    error: Exception, manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, state: object) -> None:
+        raise error
+
+    save(manager, 10)
+    monkeypatch.setattr("atlas.checkpoint.folder.write_state", fails)
+    with pytest.raises(CheckpointError) as told:
+        manager.save(20, payload(20), SOUND)
+    assert str(told.value) == f"step 20 could not be saved in {root}: {str(error) or 'MemoryError'}"
+    manager.begin_save(20, payload(20), SOUND)
+    with pytest.raises(CheckpointError, match="step 20 could not be saved"):
+        manager.collect(wait=True)
+    assert names(root) == ["step-00000010"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10)
+    root.rename(root.with_name("moved"))
+    root.write_text("no folder")
+    with pytest.raises(CheckpointError, match=f"{root} cannot be written: "):
+        manager.save(20, payload(20), SOUND)

@@ -26,6 +26,7 @@ from atlas.runs.spinning import (
 from atlas.runs.time_slice import SLICE
 
 CORES = torch.get_num_threads() if "OMP_NUM_THREADS" not in os.environ else len(os.sched_getaffinity(0))
+SETTLED = 10  # equal counts in a row, 20 ms apart
 
 
 def threads_of_this_process() -> int:
@@ -45,8 +46,17 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinControl]:
         made.observe(0.0)
 
 
+def settled_threads() -> int:
+    """Their number when it has not changed for a while: those of earlier tests may still be ending."""
+    counts: list[int] = []
+    while len(counts) < SETTLED or len({*counts[-SETTLED:]}) > 1:
+        counts.append(threads_of_this_process())
+        time.sleep(0.02)
+    return counts[-1]
+
+
 def test_the_threads_outnumber_the_cores_exactly_while_the_machine_is_busy(control: SpinControl) -> None:
-    busy = threads_of_this_process()
+    busy = settled_threads()
     assert control.busy
     for _ in range(QUIET_PERIODS - 1):
         control.observe(0.0)
@@ -59,7 +69,7 @@ def test_the_threads_outnumber_the_cores_exactly_while_the_machine_is_busy(contr
     deadline = time.monotonic() + 10
     while threads_of_this_process() >= busy - CORES and time.monotonic() < deadline:
         time.sleep(0.01)
-    quiet = threads_of_this_process()
+    quiet = settled_threads()
     assert quiet < busy - CORES
     control.observe((QUIET + BUSY) / 2)
     assert not control.busy

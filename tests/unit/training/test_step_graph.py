@@ -19,6 +19,7 @@ from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
+from atlas.training.step_graph import Done, StepGraph
 from atlas.training.step_result import StepResult
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
@@ -122,6 +123,24 @@ def test_a_step_that_cannot_be_recorded_runs_without_a_graph() -> None:
     compare(train(config, Failing()), train(config))
     assert gpu.news() == [
         "the CUDA graph of a step was given up: RuntimeError: operation not permitted when stream is capturing; "
+        "the kernels are launched one by one"
+    ]
+
+
+@pytest.mark.slow
+def test_without_room_beside_the_graph_steps_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, work = atlas.compose(SETTINGS), StepGraph._work
+    wanted = train(config)
+
+    def without_room(graph: StepGraph) -> Done:
+        if graph._recorded is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(graph)
+
+    monkeypatch.setattr(StepGraph, "_work", without_room)
+    compare(train(config, Repeating()), wanted)
+    assert gpu.news() == [
+        "the CUDA graph of a step was given up: OutOfMemoryError: CUDA out of memory; "
         "the kernels are launched one by one"
     ]
 
