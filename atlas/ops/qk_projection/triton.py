@@ -17,13 +17,14 @@ from atlas.kernels import gpu
 from atlas.ops.own_precision import autocasts
 
 TILE = 32  # tokens
+WIDTHS = (*TRITON_WIDTHS, 128)  # of heads; the products need less shared memory than the scan
 WARPS = 4
 
 
 def takes(start: Tensor, query: Tensor, key: Tensor) -> bool:
     """Whether the kernels take these, where products may be in TF32. The first time this compiles them."""
     tensors = start, query, key
-    fits = query.shape[2] in TRITON_WIDTHS and all(part.dtype is torch.float32 for part in tensors)
+    fits = query.shape[2] in WIDTHS and all(part.dtype is torch.float32 for part in tensors)
     if not (fits and autocasts(query) and all(map(gpu.takes, tensors))):
         return False
     return ready(query.shape[2])
