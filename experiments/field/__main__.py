@@ -89,15 +89,18 @@ class Job(NamedTuple):
 
 
 def speeds_of(settings: Settings) -> dict[str, float]:
-    """Measured once for a folder of runs: steps at equal time follow from them."""
+    """Measured once for a folder of runs: steps at equal time follow from them. What is new is timed in turn with the
+    default, whose speed of then counts."""
     file = Path(settings.runs) / "speeds.json"
     known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if set(settings.contestants) <= set(known):
-        return known
-    print("times the training steps in turn", flush=True)
-    found = tokens_per_second(settings.contestants, settings.size, settings.rounds)
-    write_atomically(file, json.dumps(found, indent=1) + "\n")
-    return found
+    missing = [name for name in settings.contestants if name not in known]
+    if missing:
+        print("times the training steps in turn", flush=True)
+        found = tokens_per_second(list(dict.fromkeys([DEFAULT, *missing])), settings.size, settings.rounds)
+        scale = known.get(DEFAULT, found[DEFAULT]) / found[DEFAULT]
+        known |= {name: scale * found[name] for name in missing}
+        write_atomically(file, json.dumps(known, indent=1) + "\n")
+    return {name: known[name] for name in settings.contestants}
 
 
 def steps_in_time(settings: Settings, speeds: dict[str, float], name: str) -> int:

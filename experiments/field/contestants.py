@@ -8,10 +8,12 @@ import atlas
 from atlas.config import RunConfig
 from atlas.models.language_model import AtlasModel
 from atlas.runs.build import build_model
+from experiments.field.convolved import with_convolution
 from experiments.field.lstm import with_lstm
 
 DEFAULT, ATTENTION, TRANSFORMER, LSTM = "default", "attention alone", "Transformer", "LSTM"
 MUON, MORE_LOCALS = "muon", "four local memories"
+CONVOLVED = ("attention alone, convolution", "Transformer, convolution")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ FIELD = {
     "fusion multiplicative": Contestant(("ablation=multiplicative",), "a * g: the gate multiplies attention alone"),
     ATTENTION: Contestant(("model=attention_only",), "window attention, no memory"),
     TRANSFORMER: Contestant(("model=transformer",), "full causal attention, no memory"),
+    CONVOLVED[0]: Contestant(
+        ("model=attention_only",),
+        "window attention with the memory's convolution on q, k, v, and the start it has there",
+    ),
+    CONVOLVED[1]: Contestant(("model=transformer", "model.feedforward=696"), "full causal attention with the same"),
     LSTM: Contestant(("model=transformer", "model.feedforward=488"), "torch.nn.LSTM in the place of attention"),
 }
 ITERATIONS = {
@@ -75,4 +82,6 @@ def configuration(name: str, size: str = "tiny", seed: int = 0, steps: int = 100
 
 def model_of(name: str, config: RunConfig) -> AtlasModel:
     model = build_model(config)
+    if name in CONVOLVED:
+        return with_convolution(model, config.seed)
     return with_lstm(model, config.seed) if name == LSTM else model

@@ -8,8 +8,10 @@ from statistics import mean
 
 from experiments.field.contestants import (
     ATTENTION,
+    CONVOLVED,
     DEFAULT,
     ITERATIONS,
+    LSTM,
     MORE_LOCALS,
     MUON,
     SIZES,
@@ -102,7 +104,7 @@ def _beside(field: Field) -> list[str]:
     ways: list[tuple[str, Callable[[str], int]]] = [("tokens", lambda _: field.steps)]
     ways += [("time", field.in_time.__getitem__)] if field.in_time else []
     for way, steps in ways:
-        for other in (ATTENTION, TRANSFORMER):
+        for other in (ATTENTION, TRANSFORMER, *CONVOLVED, LSTM):
             if pairs := _pairs(field, DEFAULT, other, steps) if other in field.speeds else []:
                 gaps = [one.loss - two.loss for one, two in pairs]
                 below = sum(gap < 0 for gap in gaps)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiments.field.__main__ import Job, Settings, main, planned, steps_in_time
+from experiments.field.__main__ import Job, Settings, main, planned, speeds_of, steps_in_time
 from experiments.field.contestants import (
     ATTENTION,
+    CONVOLVED,
     DEFAULT,
     LSTM,
     MUON,
@@ -87,7 +89,7 @@ def test_what_was_measured_on_other_needles_is_measured_again() -> None:
 @pytest.mark.parametrize(
     ("size", "names"),
     [
-        ("tiny", (DEFAULT, "momentum", "fusion additive", ATTENTION, TRANSFORMER, LSTM)),
+        ("tiny", (DEFAULT, "momentum", "fusion additive", ATTENTION, TRANSFORMER, *CONVOLVED, LSTM)),
         ("small", (DEFAULT, ATTENTION, TRANSFORMER)),
     ],
 )
@@ -96,6 +98,35 @@ def test_contestants_have_equal_sizes(size: str, names: tuple[str, ...]) -> None
         sum(parameter.numel() for parameter in model_of(name, configuration(name, size)).parameters()) for name in names
     ]
     assert max(sizes) < 1.01 * min(sizes)
+
+
+@pytest.mark.parametrize("name", CONVOLVED)
+def test_convolved_attention_sees_no_token_after_its_own(name: str) -> None:
+    model = model_of(name, configuration(name))
+    tokens = torch.randint(0, 256, (2, 96), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 60:] = (changed[:, 60:] + 1) % 256
+    with torch.no_grad():
+        first, second = (model(rows).logits for rows in (tokens, changed))
+    assert torch.equal(first[:, :60], second[:, :60])
+    assert not torch.equal(first[:, 60:], second[:, 60:])
+    (linear,) = {type(block.attention.qkv).__name__ for block in model.blocks}
+    assert linear == "ConvolvedLinear"
+
+
+def test_what_is_new_is_timed_in_turn_with_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "speeds.json").write_text('{"default": 100.0, "LSTM": 190.0}')
+    timed: list[list[str]] = []
+
+    def twice_as_fast(names: list[str], *_: object) -> dict[str, float]:
+        timed.append(names)
+        return dict.fromkeys(names, 300.0) | {DEFAULT: 200.0}
+
+    monkeypatch.setattr("experiments.field.__main__.tokens_per_second", twice_as_fast)
+    settings = Settings(only=f"{DEFAULT},{LSTM},{ATTENTION}", folder=str(tmp_path), runs=str(tmp_path))
+    for _ in range(2):
+        assert speeds_of(settings) == {DEFAULT: 100.0, ATTENTION: 150.0, LSTM: 190.0}
+    assert timed == [[DEFAULT, ATTENTION]]
 
 
 def test_a_small_field_has_a_folder_of_its_own() -> None:
