@@ -8,11 +8,19 @@ from dataclasses import replace
 
 import torch
 
-from atlas.config import RunConfig, require
+from atlas.config import DeviceKind, RunConfig, require
 from atlas.models.flops import flops_per_token
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.runs.build import build_data, build_model, prepare_device, with_vocabulary
-from atlas.runs.step_memory import GIB, counted_tokens, device_memory, micro_rows, require_room, step_memory
+from atlas.runs.step_memory import (
+    GIB,
+    counted_tokens,
+    device_memory,
+    fixed_memory,
+    micro_rows,
+    require_room,
+    step_memory,
+)
 
 PIECE_FLOPS = 2e10  # of the piece of a step that is timed
 PARTS = {"out": "attention", "persistent": "attention", "feedforward_norm": "norms", "norm": "norms"}
@@ -23,6 +31,8 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
     require(config.resume is None, "resume", config.resume, "left out with --plan")
     data = build_data(config)
     config = with_vocabulary(config, data)
+    if config.device.kind is DeviceKind.cuda and not torch.cuda.is_available():
+        return _without_device(config)
     device, precision = prepare_device(config.device, ranks)
     _ = data.corpus  # its text is part of what the process holds
     processes = max(ranks.world, config.device.processes)
@@ -33,12 +43,8 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
     speed = _speed(config, device, precision, processes)
     memory = step_memory(config, device, precision, processes)  # after it: libraries have loaded what they need
     seconds = flops.training * tokens / processes / speed
-    counted = parameters(config)
     lines = [
-        _row("parameters", f"{sum(counted.values()):,}", ""),
-        *(_row("", f"{count:,}", part) for part, count in counted.items()),
-        _row("operations", _engineering(flops.training * tokens), f"a step of {tokens:,} tokens, forward and backward"),
-        *(_row("", _engineering(3 * one * tokens), part) for part, one in flops._asdict().items() if one),
+        *_work(config),
         _row(
             "peak memory",
             _bytes(sum(memory.values())),
@@ -49,6 +55,30 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
         _row("the run", duration(seconds * train.steps), f"{train.steps:,} steps; probes and validation not counted"),
     ]
     return "\n".join(lines)
+
+
+def _without_device(config: RunConfig) -> str:
+    """For a GPU that is not here: what a layer keeps there, and how fast it is, would have to be measured on it."""
+    memory = fixed_memory(config, config.device.processes)
+    lines = [
+        *_work(config),
+        _row("memory", _bytes(sum(memory.values())), "without activations, a process"),
+        *(_row("", _bytes(size), part) for part, size in memory.items()),
+        _row("not known", "", "activations, and the time of a step: no GPU was found"),
+    ]
+    return "\n".join(lines)
+
+
+def _work(config: RunConfig) -> list[str]:
+    """Parameters and operations, by part."""
+    tokens, counted = config.train.batch_size * config.train.sequence, parameters(config)
+    flops = flops_per_token(config.model, config.chunk_size, config.train.sequence)
+    return [
+        _row("parameters", f"{sum(counted.values()):,}", ""),
+        *(_row("", f"{count:,}", part) for part, count in counted.items()),
+        _row("operations", _engineering(flops.training * tokens), f"a step of {tokens:,} tokens, forward and backward"),
+        *(_row("", _engineering(3 * one * tokens), part) for part, one in flops._asdict().items() if one),
+    ]
 
 
 def parameters(config: RunConfig) -> dict[str, int]:

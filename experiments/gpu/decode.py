@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 import atlas
-from atlas.config import VOCABULARY, require
+from atlas.config import VOCABULARY
 from atlas.config.arguments import read_settings, run_command
 from atlas.kernels import gpu
 from atlas.models.decode_graph import DecodeGraph
 from atlas.models.decoding import prefilled
 from atlas.models.language_model import AtlasModel, ModelState
 from atlas.models.plan import MemoryMode
+from experiments.gpu.options import integers, require_device, require_positive
 from experiments.speed.contestants import Shape, configuration
 from experiments.speed.race import seconds_of
 
@@ -42,8 +43,9 @@ class Options:
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        require(self.device in ("cpu", "cuda"), "device", self.device, "cpu or cuda")
-        require(self.device == "cpu" or torch.cuda.is_available(), "device", self.device, "cpu: no GPU was found")
+        require_device(self.device)
+        integers("contexts", self.contexts)
+        require_positive(chunk=self.chunk, batch=self.batch, tokens=self.tokens, repeats=self.repeats)
 
 
 def on_fixed_memory(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
@@ -101,7 +103,7 @@ def main(arguments: list[str]) -> int:
     print(f"{options.model}, batch {options.batch}, on {options.device}\n")
     print("| context | model | kernels | ms per token | tokens/s |")
     print("|---|---|---|---|---|")
-    for context in map(int, options.contexts.split(",")):
+    for context in integers("contexts", options.contexts):
         for name in (f"gd_c{options.chunk}", "transformer"):
             config = configuration(name, Shape(options.model, options.batch, context))
             model = atlas.build_model(config).to(device).eval()

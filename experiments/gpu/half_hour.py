@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from atlas.config import require
 from atlas.config.arguments import names, read_settings, run_command
 
@@ -136,6 +138,8 @@ class Options:
             require(part in PARTS, "parts", part, f"among {', '.join(PARTS)}")
         require(self.minutes > 0, "minutes", self.minutes, "> 0")
         require(self.rehearse in ("true", "false"), "rehearse", self.rehearse, "true or false")
+        on_gpu = self.rehearse == "true" or torch.cuda.is_available()
+        require(on_gpu, "rehearse", self.rehearse, "true here: no GPU was found")
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 
 import atlas
-from atlas.config import Kernels, Precision, RunConfig
+from atlas.config import Kernels, Precision, RunConfig, require
 from atlas.config.arguments import run_command
 from atlas.kernels import gpu
 from atlas.kernels.library import use
@@ -42,6 +42,9 @@ class StepCounts(NamedTuple):
 
 def count(config: RunConfig) -> StepCounts:
     """Of the second step of a run on CUDA."""
+    kernels, allowed = config.device.kernels, "auto, triton or torch: the step is one on a GPU"
+    require(kernels is not Kernels.compiled, "device.kernels", kernels, allowed)
+    require(not config.device.compile, "device.compile", True, "false: what torch.compile launches is not counted")
     use(Kernels.torch)
     data = build_data(config)
     half = config.device.precision is not Precision.fp32

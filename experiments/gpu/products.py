@@ -22,6 +22,7 @@ from atlas.config.arguments import read_settings, run_command
 from atlas.kernels import gpu
 from atlas.ops.qk_projection import torch as plain
 from atlas.ops.qk_projection import triton
+from experiments.gpu.options import integers, require_device, require_positive
 from experiments.gpu.scan import WARM_UPS, error, inputs
 from experiments.speed.race import seconds_of
 
@@ -35,8 +36,10 @@ class Options:
     repeats: int = 10
 
     def __post_init__(self) -> None:
-        require(self.device in ("cpu", "cuda"), "device", self.device, "cpu or cuda")
-        require(self.device == "cpu" or torch.cuda.is_available(), "device", self.device, "cpu: no GPU was found")
+        require_device(self.device, interpreter=True)
+        integers("rows", self.rows)
+        require_positive(tokens=self.tokens, repeats=self.repeats)
+        require(self.width in triton.WIDTHS, "width", self.width, f"one of {', '.join(map(str, triton.WIDTHS))}")
 
 
 def gradients(form: object, given: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> int:
     gpu.use(Kernels.triton)
     print("| rows | kernels | both passes us | error outputs | gradients |")
     print("|---|---|---|---|---|")
-    for rows in map(int, options.rows.split(",")):
+    for rows in integers("rows", options.rows):
         _, _, query, key, *_ = inputs(rows, options.tokens, options.width, device)
         given = [torch.eye(options.width, device=device).repeat(rows, 1, 1), query, key]
         exact = gradients(plain, [part[:2].cpu().double() for part in given])

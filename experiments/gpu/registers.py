@@ -1,8 +1,10 @@
 """Registers and spills of the Triton kernels, compiled for an H100 (sm_90) on any Linux machine, without a GPU.
 
-python -m experiments.gpu.registers [kernels=gd,momentum,products] [chunks=16,64] [widths=64] [warps=8]
+python -m experiments.gpu.registers [kernels=gd,momentum,products] [chunks=16,64] [widths=64] [warps=8] [capability=90]
 
-A row for each kernel: registers of a thread (255 at most), bytes spilled to memory, shared memory, seconds to compile.
+A row for each kernel: registers of a thread (255 at most) and bytes spilled to memory, of an H100 alone; shared memory,
+and whether a GPU of that capability (80, 89, 90) has it; seconds to compile. The global memory is read in blocks of 128
+tokens.
 Needs the extra `triton`, and TRITON_INTERPRET must not be set. Prints the table and writes nothing.
 """
 
@@ -18,14 +20,22 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas.config import require
+from atlas.config import TRITON_CHUNK, require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.kernels import gpu
 from atlas.ops.qk_projection import triton as products
 from atlas.ops.whole_chunks.triton_scan import WARPS, Variant
+from experiments.gpu.options import integers
 
-TARGET = 90  # compute capability, times 10
+H100 = 90  # compute capability, times 10
 KERNELS = "gd", "momentum", "products"
+WIDTHS = (16, 32, 64, 128)  # 128 is launched by no run (atlas/config/run.py): this command says why
+POWERS = (1, 2, 4, 8, 16, 32)  # warps of a program
+GPUS = {  # by compute capability, times 10: name, and bytes of shared memory that a program may have
+    80: ("A100", 166_912),
+    89: ("L4 and RTX 4090", 101_376),
+    H100: ("H100", 232_448),
+}
 
 
 @dataclass(frozen=True)
@@ -34,22 +44,28 @@ class Options:
     chunks: str = "16,64"
     widths: str = "64"
     kernels: str = ",".join(KERNELS)
+    capability: str = str(H100)
 
     def __post_init__(self) -> None:
         for name in names(self.kernels):
             require(name in KERNELS, "kernels", name, f"among {', '.join(KERNELS)}")
         require(not gpu.interpreted(), "TRITON_INTERPRET", 1, "unset: the interpreter compiles nothing")
+        require(bool(names(self.kernels)), "kernels", self.kernels, f"among {', '.join(KERNELS)}")
+        integers("chunks", self.chunks)
+        integers("widths", self.widths, WIDTHS)
+        require(self.warps in (0, *POWERS), "warps", self.warps, f"0 or one of {', '.join(map(str, POWERS))}")
+        integers("capability", self.capability, tuple(GPUS))
 
 
 class Compiled(NamedTuple):
-    registers: int
+    registers: int  # 0: not assembled
     spilled_bytes: int
     shared_bytes: int
     seconds: float
 
 
-def launched(name: str, width: int, chunk: int) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """The kernels of a name, with what they are compiled for."""
+def launched(name: str, width: int, chunk: int, *, prefix: bool = True) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The kernels of a name, with what they are compiled for. `prefix`: of local memories, else of the global one."""
     from atlas.kernels import triton_products
     from atlas.kernels.triton_scan import scan_forward
     from atlas.kernels.triton_scan_backward import scan_backward
@@ -60,11 +76,11 @@ def launched(name: str, width: int, chunk: int) -> dict[str, tuple[Any, dict[str
             "forward": (triton_products.products_forward, constants),
             "backward": (triton_products.products_backward, constants),
         }
-    constants = Variant(chunk, width, width, width, True, name == "momentum", "bf16").constants
+    constants = Variant(chunk, width, width, width, prefix, name == "momentum", "bf16").constants
     return {"forward": (scan_forward, {**constants, "KEEP": True}), "backward": (scan_backward, constants)}
 
 
-def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> Compiled:
+def compiled(kernel: Any, constants: dict[str, Any], warps: int, target: int = H100) -> Compiled:
     """Compile a kernel, as the device would."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -74,9 +90,11 @@ def compiled(kernel: Any, constants: dict[str, Any], warps: int) -> Compiled:
     aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(types) if _aligned(name)}
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
     began = time.perf_counter()
-    found = triton.compile(source, target=GPUTarget("cuda", TARGET, 32), options={"num_warps": warps})
+    found = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
     seconds = time.perf_counter() - began
-    return Compiled(*_assembled(found.asm["ptx"]), found.metadata.shared, seconds)
+    # For the others ptxas tells of few registers and large spills, which nobody has looked into.
+    assembled = _assembled(found.asm["ptx"]) if target == H100 else (0, 0)
+    return Compiled(*assembled, found.metadata.shared, seconds)
 
 
 def _type(name: str) -> str:
@@ -103,7 +121,7 @@ def _assembled(ptx: str) -> tuple[int, int]:
         command = [
             str(assembler),
             "-v",
-            f"--gpu-name=sm_{TARGET}a",
+            f"--gpu-name=sm_{H100}a",
             str(source),
             "-o",
             str(source.with_suffix(".cubin")),
@@ -118,16 +136,24 @@ def _assembled(ptx: str) -> tuple[int, int]:
 
 def main(arguments: list[str]) -> int:
     options = read_settings(Options, arguments)
-    print(f"sm_{TARGET}, d = h = p\n")
-    print("| kernel | width | chunk | warps | registers | spilled bytes | shared KB | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, width in product(names(options.kernels), map(int, names(options.widths))):
-        for chunk in [products.TILE] if name == "products" else map(int, names(options.chunks)):
-            warps = options.warps or (products.WARPS if name == "products" else WARPS)
-            for way, (kernel, constants) in launched(name, width, chunk).items():
-                found = compiled(kernel, constants, warps)
-                needs = found.registers, found.spilled_bytes, f"{found.shared_bytes / 1024:.0f}"
-                cells = f"{name}, {way}", width, chunk, warps, *needs, f"{found.seconds:.0f}"
+    limits = ", ".join(f"{name} (sm_{number}) {most:,}" for number, (name, most) in GPUS.items())
+    print(f"d = h = p. Shared memory that a program may have, in bytes: {limits}\n")
+    print("| kernel | width | chunk | warps | registers | spilled bytes | shared bytes | GPU | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, width in product(names(options.kernels), integers("widths", options.widths)):
+        reads = [(products.TILE, True)]
+        if name != "products":
+            reads = [*((chunk, True) for chunk in integers("chunks", options.chunks)), (TRITON_CHUNK, False)]
+        warps = options.warps or (products.WARPS if name == "products" else WARPS)
+        for (chunk, prefix), target in product(reads, integers("capability", options.capability)):
+            for way, (kernel, constants) in launched(name, width, chunk, prefix=prefix).items():
+                found = compiled(kernel, constants, warps, target)
+                gpu_name, most = GPUS[target]
+                fits = "fits" if found.shared_bytes <= most else "does not fit"
+                assembled = (found.registers, found.spilled_bytes) if found.registers else ("-", "-")
+                needs = *assembled, f"{found.shared_bytes:,}", f"{gpu_name}: {fits}"
+                of = name if prefix else f"{name} of the global memory"
+                cells = f"{of}, {way}", width, chunk, warps, *needs, f"{found.seconds:.0f}"
                 print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return 0
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas.config import Kernels, require
+from atlas.config import TRITON_WIDTHS, Kernels, require
 from atlas.config.arguments import read_settings, run_command
 from atlas.kernels import gpu
 from atlas.ops.chunk_scan import Scan, open_state
@@ -26,10 +26,12 @@ from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.whole_chunks import triton_scan
+from experiments.gpu.options import integers, require_device, require_positive
 from experiments.speed.race import seconds_of
 
 WARM_UPS = 3
 NORM_MAX = 8.0
+POWERS = (1, 2, 4, 8, 16, 32)  # warps of a program
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,13 @@ class Options:
     repeats: int = 10
 
     def __post_init__(self) -> None:
-        require(self.device in ("cpu", "cuda"), "device", self.device, "cpu or cuda")
-        require(self.device == "cpu" or torch.cuda.is_available(), "device", self.device, "cpu: no GPU was found")
+        require_device(self.device, interpreter=True)
+        integers("rows", self.rows)
+        for chunk in integers("chunks", self.chunks):
+            require(self.tokens >= chunk, "tokens", self.tokens, f">= the chunk of {chunk}")
+        integers("warps", self.warps, POWERS)
+        require_positive(tokens=self.tokens, repeats=self.repeats)
+        require(self.width in TRITON_WIDTHS, "width", self.width, f"one of {', '.join(map(str, TRITON_WIDTHS))}")
 
 
 def inputs(rows: int, tokens: int, width: int, device: torch.device) -> list[Tensor]:
@@ -97,12 +104,12 @@ def main(arguments: list[str]) -> int:
     device = torch.device(options.device)
     print("| rows | chunk | kernels | forward us | both us | us per chunk, both | error outputs | gradients |")
     print("|---|---|---|---|---|---|---|---|")
-    for rows in map(int, options.rows.split(",")):
+    for rows in integers("rows", options.rows):
         given = inputs(rows, options.tokens, options.width, device)
-        for chunk in map(int, options.chunks.split(",")):
+        for chunk in integers("chunks", options.chunks):
             gpu.use(Kernels.torch)
             exact = gradients([part[:2].cpu().double() for part in given], chunk)
-            forms = [(Kernels.torch, 0), *((Kernels.triton, int(warps)) for warps in options.warps.split(","))]
+            forms = [(Kernels.torch, 0), *((Kernels.triton, warps) for warps in integers("warps", options.warps))]
             for kernels, warps in forms:
                 gpu.use(kernels)
                 with patch.object(triton_scan, "WARPS", warps or triton_scan.WARPS):

@@ -15,7 +15,7 @@ from itertools import product
 from statistics import median
 
 import atlas
-from atlas.config import RunConfig
+from atlas.config import RunConfig, require
 from atlas.config.arguments import run_command
 from atlas.kernels import gpu
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
@@ -24,6 +24,7 @@ from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
+from experiments.gpu.options import integers
 
 SETTLED = 6  # steps that warm up, record and compare
 
@@ -48,7 +49,10 @@ def trained(config: RunConfig, steps: int) -> tuple[list[float], float]:
 
 
 def main(arguments: list[str]) -> int:
-    steps = next((int(text.removeprefix("steps=")) for text in arguments if text.startswith("steps=")), 30)
+    given = [text.removeprefix("steps=") for text in arguments if text.startswith("steps=")]
+    found = integers("steps", given[-1] if given else "30")
+    require(len(found) == 1, "steps", given[-1:], "one integer >= 1")
+    steps = found[0]
     overrides = [text for text in arguments if not text.startswith("steps=")]
     compiled = atlas.compose(overrides).device.compile
     losses: list[list[float]] = []
@@ -57,9 +61,9 @@ def main(arguments: list[str]) -> int:
     for compile_, graph in twice:
         ways = [f"device.compile={compile_}", f"device.graph={graph}"]
         config = atlas.compose([*overrides, *ways, f"train.steps={max(steps, 2)}"])
-        found, spent = trained(config, steps)
-        losses.append(found)
-        apart = [abs(a - b) / abs(a) for a, b in zip(losses[0], found, strict=True)]
+        of_way, spent = trained(config, steps)
+        losses.append(of_way)
+        apart = [abs(a - b) / abs(a) for a, b in zip(losses[0], of_way, strict=True)]
         tokens = config.train.batch_size * config.train.sequence
         speed = f"{spent:8.1f} ms a step, {1e3 * tokens / spent:12,.0f} tokens/s"
         print(f"{' '.join(ways):42}  {speed}, losses apart {apart[0]:.1e}, at most {max(apart):.1e}", flush=True)
