@@ -111,8 +111,8 @@ def test_a_plan_of_a_run_that_goes_on_is_refused() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
 def test_a_plan_for_a_gpu_that_is_not_here_says_what_it_cannot_know() -> None:
-    told = plan(atlas.compose(["device=cuda", "data=stdlib"]))
-    here = plan(atlas.compose(["device=cpu", "data=stdlib"]))
+    told = plan(compose(["device=cuda", "data=stdlib"]))
+    here = plan(compose(["device=cpu", "data=stdlib"]))
     assert told.splitlines()[0] == here.splitlines()[0]  # parameters
     assert "peak memory" not in told
     assert told.splitlines()[-1].split() == [
