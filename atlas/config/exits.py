@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -26,9 +27,11 @@ def no_exit() -> Iterator[None]:
 
 
 def place_of(error: BaseException) -> str:
-    """File, line and function of the last frame that is not Python's own: `exit()` and argparse leave in theirs."""
+    """File, line and function of the last frame that is not Python's own: `exit()` and argparse leave in theirs. Nor is
+    it one of a library that has put its own function in the place of `sys.exit`, as wandb does."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not in_python(frame.filename)] or frames
+    replaced = getattr(getattr(sys.exit, "__code__", None), "co_filename", "")
+    own = [frame for frame in frames if not in_python(frame.filename) and frame.filename != replaced] or frames
     return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}"
 
 

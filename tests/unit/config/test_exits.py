@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from inspect import getsourcelines
 from pathlib import Path
 
@@ -85,3 +86,12 @@ def test_a_module_that_fails_when_it_is_imported_is_refused(
     assert str(refused.value) == (
         f"data._target_=fails_at_import.Data: must be in a module that can be imported ({told.format(place=place)})"
     )
+
+
+def test_a_library_that_replaces_the_exit_is_not_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hooks.py").write_text("import sys\nleave = sys.exit\n\n\ndef hook(code=None):\n    leave(code)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "exit", import_module("hooks").hook)
+    with pytest.raises(ExitError) as caught, no_exit():
+        sys.exit(3)
+    assert str(caught.value).startswith(f"SystemExit(3) at {__file__}:")
