@@ -22,6 +22,7 @@ from atlas.checkpoint.state_file import read_state
 from atlas.config.lock import LockedError, RunLock
 from atlas.config.untrusted import printable
 
+UNWRITTEN = UnsoundError, RuntimeError, MemoryError  # torch.save raises RuntimeError
 Skipped = tuple[tuple[Path, str], ...]  # checkpoints passed over, each with the reason
 
 
@@ -158,8 +159,10 @@ class CheckpointManager:
         """Make it a checkpoint. `plain`: for state.pt; `files`: those that are there, with size and SHA-256."""
         try:
             manifest = self._folder.seal(temporary, step, snapshot(plain), health, files)
-        except (OSError, SnapshotError, UnsoundError) as error:
-            raise self.not_saved(step, str(error)) from error
+        except CheckpointError:
+            raise
+        except (OSError, SnapshotError, *UNWRITTEN) as error:
+            raise self.not_saved(step, str(error) or type(error).__name__) from error
         self._prune()
         return SavedCheckpoint(manifest.path, step, manifest.bytes + sum(size for size, _ in files.values()), 0.0)
 
@@ -183,7 +186,7 @@ class CheckpointManager:
             raise self.not_saved(step, str(error.strerror)) from error
         except CheckpointError:
             raise
-        except (UnsoundError, RuntimeError, MemoryError) as error:  # torch.save raises RuntimeError
+        except UNWRITTEN as error:
             raise self.not_saved(step, str(error) or type(error).__name__) from error
         self._prune()
         return SavedCheckpoint(manifest.path, step, manifest.bytes, 0.0)

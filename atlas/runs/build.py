@@ -139,7 +139,7 @@ def prepare_device(settings: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.
     control_spinning()
     half = settings.precision is Precision.bf16 or (settings.precision is Precision.auto and on_gpu)
     allowed = "bf16 with device.kernels=triton, whose kernels multiply in bf16 (auto is fp32 on a CPU)"
-    require(half or kernels is not Kernels.triton, "device.precision", settings.precision, allowed)
+    require(half or on_gpu or kernels is not Kernels.triton, "device.precision", settings.precision, allowed)
     if settings.compile and not on_gpu:
         _require_compiler()
     return device, torch.bfloat16 if half else torch.float32

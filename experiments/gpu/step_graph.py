@@ -49,9 +49,9 @@ def trained(config: RunConfig, steps: int) -> tuple[list[float], float]:
 
 
 def main(arguments: list[str]) -> int:
-    given = [text.removeprefix("steps=") for text in arguments if text.startswith("steps=")]
-    found = integers("steps", given[-1] if given else "30")
-    require(len(found) == 1, "steps", given[-1:], "one integer >= 1")
+    given = ["30", *(text.removeprefix("steps=") for text in arguments if text.startswith("steps="))][-1]
+    found = integers("steps", given)
+    require(len(found) == 1, "steps", given, "one integer >= 1")
     steps = found[0]
     overrides = [text for text in arguments if not text.startswith("steps=")]
     compiled = atlas.compose(overrides).device.compile

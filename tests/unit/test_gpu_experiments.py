@@ -117,7 +117,7 @@ def test_a_part_of_the_half_hour(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (decode, ["device=cpu", "contexts=many"], "contexts=many: must be a list of integers >= 1, such as 16,64"),
         (decode, ["device=cpu", "tokens=0"], "tokens=0: must be >= 1"),
         (step_graph, ["steps=0"], "steps=0: must be a list of integers >= 1"),
-        (step_graph, ["steps=3,4"], "steps=['3,4']: must be one integer >= 1"),
+        (step_graph, ["steps=3,4"], "steps=3,4: must be one integer >= 1"),
         (launches, ["device.compile=true"], "device.compile=True: must be false: what torch.compile launches is not"),
         (launches, ["device.kernels=compiled"], "device.kernels=compiled: must be auto, triton or torch: the step is"),
     ],

@@ -267,6 +267,8 @@ def test_whatever_a_write_fails_with_is_a_checkpoint_that_was_not_saved(
     manager.begin_save(20, payload(20), SOUND)
     with pytest.raises(CheckpointError, match="step 20 could not be saved"):
         manager.collect(wait=True)
+    with pytest.raises(CheckpointError, match="step 20 could not be saved"):  # of layout `sharded`
+        manager.end(manager.begin(20), 20, payload(20), SOUND, {})
     assert names(root) == ["step-00000010"]
 
 

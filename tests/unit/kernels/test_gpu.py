@@ -112,6 +112,18 @@ def test_a_model_without_a_memory_takes_any_kernels() -> None:
     assert atlas.compose(["model=attention_only", "device.kernels=triton", "device.precision=fp32"])
 
 
+def test_a_gpu_takes_them_in_any_precision_where_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, the configuration refuses fp32."""
+    on_gpu(monkeypatch)
+    before = torch.get_float32_matmul_precision()
+    try:
+        device, precision = prepare_device(DeviceConfig(kernels=Kernels.triton, precision=Precision.fp32))
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    assert (device.type, precision) == ("cuda", torch.float32)
+
+
 def test_the_name_of_a_gpu_tells_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu(monkeypatch)
     assert gpu.description() == "Triton kernels 3.7.1"
