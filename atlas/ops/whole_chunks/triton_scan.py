@@ -37,7 +37,8 @@ class Variant(NamedTuple):
 
     def __str__(self) -> str:
         sizes = f"width {self.width}, hidden {self.hidden}, features {self.features}"
-        return f"chunks of {self.chunk} tokens ({sizes}{', momentum' * self.momentum})"
+        read = ", read at their start" * (not self.prefix)
+        return f"chunks of {self.chunk} tokens ({sizes}{', momentum' * self.momentum}{read})"
 
     @property
     def constants(self) -> dict[str, Any]:

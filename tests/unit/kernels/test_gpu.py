@@ -20,7 +20,7 @@ from atlas.ops.whole_chunks import triton
 from atlas.ops.whole_chunks.triton_scan import Variant
 from atlas.runs.build import prepare_device
 from atlas.runs.environment import device_name
-from atlas.runs.ready_kernels import require_kernels
+from atlas.runs.ready_kernels import require_kernels, variants
 from atlas.runs.run import _missing_kernels as missing_kernels
 from atlas.telemetry.run_files import RunFiles
 from tests.integration.small_runs import JOB
@@ -249,7 +249,7 @@ def test_the_kernels_of_a_run_are_compiled_before_step_1(monkeypatch: pytest.Mon
     gpu.use(Kernels.auto)
     asked.clear()
     settings = [
-        "chunk_size=set_a",
+        "chunk_size.local=[8,64,128]",
         "chunk_size.global_size=256",
         "chunk_size.shard=256",
         "model.memory.rule=momentum",
@@ -257,7 +257,9 @@ def test_the_kernels_of_a_run_are_compiled_before_step_1(monkeypatch: pytest.Mon
     with pytest.warns(RuntimeWarning, match="too large"):
         require_kernels(atlas.compose(settings), cuda, torch.bfloat16)
     found = [(one.chunk, one.prefix, one.momentum) for one in asked]
-    assert found == [(8, True, True), (16, True, True), (32, True, True), (64, True, True), (128, False, False)]
+    plain = atlas.compose([one for one in settings if "rule" not in one])
+    assert len({str(one) for one in variants(plain)}) == len(asked)  # each has a name of its own
+    assert found == [(8, True, True), (64, True, True), (128, True, True), (128, False, False)]
     asked.clear()
     require_kernels(atlas.compose([]), cuda, torch.float32)
     for others in (["model=attention_only"], ["model.memory.rule=muon"], ["model.memory.hidden=128"]):
