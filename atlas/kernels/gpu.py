@@ -77,8 +77,10 @@ def missing() -> str:
 
 
 def takes(tensor: Tensor) -> bool:
-    """Whether the kernels are used and can read the tensor where it lies."""
-    return usable(on_gpu=tensor.is_cuda, on_cpu=tensor.is_cpu)
+    """Whether the kernels are used and can read the tensor where it lies: within a row they count in 32 bits."""
+    row = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
+    last = sum((size - 1) * stride for size, stride in row)
+    return usable(on_gpu=tensor.is_cuda, on_cpu=tensor.is_cpu) and last < 2**31
 
 
 def usable(*, on_gpu: bool, on_cpu: bool) -> bool:

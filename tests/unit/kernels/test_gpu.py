@@ -67,6 +67,15 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_rows_that_32_bits_cannot_count_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "usable", lambda **_: True)
+    width = 3 * 1024  # numbers from a token to the next, where q, k and v lie side by side
+    fits = (2**31 - 64) // width + 1
+    for tokens in (fits, fits + 1):
+        lies = torch.empty_strided((2, tokens, 64), (0, width, 1), device="meta")
+        assert gpu.takes(lies) == (tokens == fits)
+
+
 def test_a_run_on_a_cpu_refuses_it() -> None:
     with pytest.raises(
         ConfigError, match=r"^device.kernels=triton: must be auto, compiled or torch here: no GPU was found$"
