@@ -1,9 +1,10 @@
 """The lm-evaluation-harness on an exported model: `python -m atlas.harness --model atlas --model_args pretrained=DIR
 --tasks TASK,...`, with the harness's own arguments.
 
-DIR is what `python -m atlas.export` wrote; `memory=off` or `memory=frozen` among `--model_args` is the control. The
-harness and its forty packages need an environment of their own: some are pinned to other versions than this package's
-tested set, and the harness's extra `math` wants another antlr4 than Hydra. In a checkout:
+DIR is what `python -m atlas.export` wrote; `memory=off` or `memory=frozen` among `--model_args` is the control, and
+`lasting=0.5` reads texts beyond the trained length as `python -m atlas.niah` does. The harness and its forty packages
+need an environment of their own: some are pinned to other versions than this package's tested set, and the harness's
+extra `math` wants another antlr4 than Hydra. In a checkout:
 
   python -m venv .venv-harness
   .venv-harness/bin/pip install -e ".[hf]" "lm_eval[hf]>=0.4.13"

@@ -76,6 +76,7 @@ def _settings(config: RunConfig, vocabulary: int) -> dict[str, Any]:
         "vocab_size": vocabulary,
         "model": asdict(config.model),
         "chunk_size": asdict(config.chunk_size),
+        "trained_length": config.train.sequence,
     }
 
 

@@ -20,7 +20,8 @@ from transformers.utils.deprecation import deprecate_kwarg
 try:
     from omegaconf import OmegaConf
 
-    from atlas.config import ChunkSizeConfig, ModelConfig
+    from atlas.config import ChunkSizeConfig, ModelConfig, require
+    from atlas.config.arguments import require_lasting
     from atlas.models.language_model import AtlasModel, ModelState
 except ImportError as error:
     raise ImportError(
@@ -34,13 +35,16 @@ ALIGNMENT = 64  # bytes, of torch's own tensors
 
 class AtlasConfig(PreTrainedConfig):
     """`model` and `chunk_size` are the groups of an atlas run; a value out of range raises `ConfigError`. `memory` is
-    how every call reads that says nothing else."""
+    how every call reads that says nothing else. `lasting`: of a text longer than `trained_length` [tokens], writes of
+    the global memory at smaller rates last for that length only."""
 
     model_type = "atlas_mag"
     model: dict[str, Any] | None = None
     chunk_size: dict[str, Any] | None = None
     vocab_size: int = 256
     memory: str = "learn"
+    lasting: float = 0.0
+    trained_length: int = 0
 
     def settings(self) -> tuple[ModelConfig, ChunkSizeConfig]:
         """The two groups with their checks."""
@@ -81,6 +85,10 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__(config)
         self.model = AtlasModel(*config.settings(), config.vocab_size)
+        require_lasting(config.lasting)
+        known = config.trained_length > 0 or not config.lasting
+        require(known, "trained_length", config.trained_length, "given with lasting, in tokens")
+        self.model.plan = self.model.plan.with_lasting(config.lasting, config.trained_length)
         self.post_init()
 
     @classmethod

@@ -22,7 +22,8 @@ def needle_blocks(record: RunRecord) -> list[Block]:
     results = [result for result in found if isinstance(result, dict)] if isinstance(found, list) else []
     if not results:
         return []
-    source = f"python -m atlas.niah on {record.niah.get('checkpoint', 'a checkpoint')}"
+    lasting = f" with lasting={rate}" if (rate := finite(record.niah.get("lasting"))) else ""
+    source = f"python -m atlas.niah{lasting} on {record.niah.get('checkpoint', 'a checkpoint')}"
     blocks: list[Block] = [_verdicts(results, source)]
     cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
     picture = record.folder / "niah.png"

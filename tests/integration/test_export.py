@@ -73,6 +73,15 @@ def test_the_folder_holds_the_weights_and_what_was_measured(untrained: Path, exp
     }
 
 
+def test_a_probe_that_reads_otherwise_is_not_told_of_the_exported_model(untrained: Path, tmp_path: Path) -> None:
+    for lasting in (0.0, 0.5):
+        probed = {"checkpoint": "step-00000007", "lasting": lasting, "results": [PROBE]}
+        (untrained / "niah.json").write_text(json.dumps(probed))
+        assert main([str(untrained), f"out={tmp_path / str(lasting)}"]) == 0
+        told = PROBE["verdict"] in (tmp_path / str(lasting) / "README.md").read_text()
+        assert told == (lasting == 0.0)
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_it(untrained: Path, exported: Path, tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     settings = ["train.steps=1", "seed=5", "optim.lr=1e-12", "calibration=off"]
@@ -164,6 +173,14 @@ with torch.no_grad():
 frozen = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, memory="frozen")
 with torch.no_grad():
     assert torch.equal(frozen(tokens).logits, model(tokens, mode="frozen").logits)
+lasting = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, lasting=0.2)
+longer = torch.arange(3 * lasting.config.trained_length)[None] % 251
+with torch.no_grad():
+    plain = model(longer).logits
+    model.plan = model.plan.with_lasting(0.2, lasting.config.trained_length)
+    wanted = model(longer).logits
+    assert torch.equal(lasting(longer).logits, wanted)
+    assert not torch.equal(plain, wanted)
 loss = theirs(tokens, labels=tokens).loss
 assert torch.equal(loss, torch.nn.functional.cross_entropy(found.logits[0, :-1], tokens[0, 1:]))
 print("same")

@@ -47,11 +47,13 @@ def test_one_run_is_reported_beside_its_files(rolled_back: Path) -> None:
 def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> None:
     cell = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
     recall = {"level": "recall", "outcome": "passed", "verdict": "PASSED", "cells": [cell, cell | {"length": 128}]}
-    (rolled_back / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [recall]}))
+    probed = {"checkpoint": "step-00000010", "lasting": 0.5, "results": [recall]}
+    (rolled_back / "niah.json").write_text(json.dumps(probed))
     (rolled_back / "niah.png").write_bytes(b"picture")
     folder = write_report([rolled_back])
     text = (folder / "report.md").read_text()
-    assert "| recall | PASSED |\n\npython -m atlas.niah on step-00000010\n\n![needles found, 0](niah-0.png)" in text
+    source = "python -m atlas.niah with lasting=0.5 on step-00000010"
+    assert f"| recall | PASSED |\n\n{source}\n\n![needles found, 0](niah-0.png)" in text
     assert "| 50% | 75.0% | 75.0% | - | - |" in text
     assert (folder / "niah-0.png").read_bytes() == b"picture"
 
