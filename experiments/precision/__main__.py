@@ -1,4 +1,4 @@
-"""How far float32 gradients through the inner loop are from float64 ones, by inner rate, rule, chunk and keys.
+"""How far float32 gradients through the inner loop are from float64 ones, by rate, rule, memory and keys.
 
 python -m experiments.precision
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +28,8 @@ from atlas.ops.fast_weights import FastWeights
 from atlas.ops.rules import RULES
 
 WIDTH, ROWS, SEEDS, ALLOWED = 64, 2, 2, 0.01
-RATES = (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0)
-MEASURED = Rule.gd, Rule.momentum, Rule.omega  # behind Newton-Schulz the step has a length of its own
 KEYS = {"all differ": 1, "4 equal": 4, "16 equal": 16, "128 equal": 128}  # keys in a row that are the same
+ETA = 0.3  # of a token, for the rules whose step has the length rho
 
 
 class Memory(NamedTuple):
@@ -40,12 +40,41 @@ class Memory(NamedTuple):
     curvature_max: float = 0.0
 
 
-MEMORIES = (
-    Memory("local, chunk 1, 128 tokens", 128, 1),
-    Memory("local, chunk 16, 512 tokens", 512, 16),
-    Memory("global, chunk 128, 1,024 tokens", 1024, 128, read_at_start=True),
-    Memory("global, chunk 128, 8,192 tokens", 8192, 128, read_at_start=True),
-    Memory("the same, `curvature_max=2`", 8192, 128, read_at_start=True, curvature_max=MemoryConfig().curvature_max),
+LOCAL = Memory("local, chunk 16, 512 tokens", 512, 16)
+GLOBAL = Memory("global, chunk 128, 8,192 tokens", 8192, 128, read_at_start=True)
+
+
+class Part(NamedTuple):
+    """A table of RESULTS.md."""
+
+    rate: str  # what its columns are
+    rules: tuple[Rule, ...]
+    memories: tuple[Memory, ...]
+    rates: tuple[float, ...]
+
+
+BY_ETA = Part(
+    "the inner rate eta of every token",
+    (Rule.gd, Rule.momentum, Rule.omega),
+    (
+        Memory("local, chunk 1, 128 tokens", 128, 1),
+        LOCAL,
+        Memory("global, chunk 128, 1,024 tokens", 1024, 128, read_at_start=True),
+        GLOBAL,
+        GLOBAL._replace(name="the same, `curvature_max=2`", curvature_max=MemoryConfig().curvature_max),
+    ),
+    (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0),
+)
+BY_RHO = Part(
+    f"rho, the length of an orthogonalised step; eta = {ETA:g}",
+    (Rule.muon, Rule.atlas),
+    (
+        Memory("local, chunk 16, 128 tokens", 128, 16),
+        LOCAL,
+        Memory("local, chunk 16, 2,048 tokens", 2048, 16),
+        GLOBAL,
+    ),
+    (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0),
 )
 
 
@@ -61,8 +90,9 @@ def gradients(rule: Rule, memory: Memory, equal: int, rate: float, seed: int, dt
     down, up = normal(WIDTH, WIDTH) * WIDTH**-0.5, normal(2 * WIDTH, WIDTH) * (4 / WIDTH) ** 0.25
     leaves = [tensor.requires_grad_() for tensor in (query, key, value, down, up)]
     learner = RULES[rule](MemoryConfig(rule=rule))
-    controls = torch.tensor([control.initial for control in learner.controls], dtype=dtype)
-    rates = torch.full((ROWS, memory.tokens), rate, dtype=dtype)
+    own = {"rate": rate} if rule in BY_RHO.rules else {}
+    controls = torch.tensor([own.get(control.name, control.initial) for control in learner.controls], dtype=dtype)
+    rates = torch.full((ROWS, memory.tokens), ETA if own else rate, dtype=dtype)
     tokens = ChunkInputs(query, key, value, query, key, rates, controls.expand(ROWS, memory.tokens, -1))
     limit = memory.curvature_max
     scan = Scan(learner, memory.chunk, MemoryConfig().weight_norm_max, memory.read_at_start, curvature_max=limit)
@@ -80,6 +110,18 @@ def error(rule: Rule, memory: Memory, equal: int, rate: float) -> float:
     return max(errors)
 
 
+def table(part: Part) -> list[str]:
+    """Its lines; printed as they come."""
+    lines = [f"| rule | memory | keys | {' | '.join(f'{rate:g}' for rate in part.rates)} |"]
+    lines += ["|---|---|---|" + "---|" * len(part.rates)]
+    for rule, memory, (name, equal) in product(part.rules, part.memories, KEYS.items()):
+        errors = [error(rule, memory, equal, rate) for rate in part.rates]
+        cells = [f"**{value:.0e}**" if value > ALLOWED else f"{value:.0e}" for value in errors]
+        lines.append(f"| `{rule}` | {memory.name} | {name} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
 def main(arguments: Sequence[str]) -> int:
     require(not arguments, "arguments", " ".join(arguments), "left out")
     use(Kernels.torch)
@@ -89,17 +131,9 @@ def main(arguments: Sequence[str]) -> int:
         "Written by `python -m experiments.precision`; do not edit. A cell is ||g32 - g64|| / ||g64||, the larger of",
         f"two seeds, in bold above {ALLOWED:.0%}. Unit keys, queries and values, d = h = {WIDTH}, random W_init, every",
         "token at the same rate, the rules' controls at their initial values. Keys: how many in a row are equal.",
-        "",
-        f"| rule | memory | keys | {' | '.join(f'rate {rate:g}' for rate in RATES)} |",
-        "|---|---|---|" + "---|" * len(RATES),
     ]
-    for rule in MEASURED:
-        for memory in MEMORIES:
-            for name, equal in KEYS.items():
-                errors = [error(rule, memory, equal, rate) for rate in RATES]
-                cells = [f"**{value:.0e}**" if value > ALLOWED else f"{value:.0e}" for value in errors]
-                lines.append(f"| `{rule}` | {memory.name} | {name} | {' | '.join(cells)} |")
-                print(lines[-1], flush=True)
+    for part in (BY_ETA, BY_RHO):
+        lines += ["", f"## Columns: {part.rate}", "", *table(part)]
     (Path(__file__).parent / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
