@@ -24,13 +24,13 @@ class Rule(StrEnum):
 class MuonRuleConfig:
     prefix = "model.memory.muon."
 
-    rate_max: float = 1.0  # upper bound of the rate of an orthogonalised update
+    rate_max: float = 1.0  # upper bound of the rate of an orthogonalised update; float32: docs/memory.md section 4
     rate_init: float = 0.1  # that rate before training
     iterations: int = K  # of Newton-Schulz
     iterations_global: int | None = None  # of the global memory; null = as the local ones
 
     def __post_init__(self) -> None:
-        require(0 < self.rate_max <= 4, f"{self.prefix}rate_max", self.rate_max, "in (0, 4]")
+        require(0 < self.rate_max <= 1, f"{self.prefix}rate_max", self.rate_max, "in (0, 1]")
         require(
             0 < self.rate_init < self.rate_max,
             f"{self.prefix}rate_init",

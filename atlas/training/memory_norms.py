@@ -46,6 +46,7 @@ class Catch:
     keys: list[Tensor] = field(default_factory=list)  # [N, T, d] the same
     values: list[Tensor] = field(default_factory=list)  # [N, n, d] the same, of any norm
     rates: list[Tensor] = field(default_factory=list)  # [memories, N, T] per layer with a memory
+    controls: list[Tensor] = field(default_factory=list)  # [memories, N, T, n] per layer with a memory
     mixes: list[Tensor | None] = field(default_factory=list)  # lambda [H] per layer with a memory, if it has one
     gates: list[Tensor] = field(default_factory=list)  # [B, T, D] per layer with a memory
     after: ModelState | None = None
@@ -76,7 +77,12 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
             with torch.no_grad():
                 catch.rates.append(module.rates(arguments[0]))
 
+    def take_controls(_: nn.Module, __: Any, output: Tensor) -> None:
+        if len(catch.controls) < len(memories):
+            catch.controls.append(output.detach())
+
     handles = [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
+    handles += [memory.controls.register_forward_hook(take_controls) for memory in memories]
     handles += [memory.register_forward_pre_hook(take_start) for memory in memories]
     handles.append(model.register_forward_hook(take_state))
     try:

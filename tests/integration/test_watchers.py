@@ -60,6 +60,13 @@ def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny
     assert (summary.status, summary.watch) == ("completed", [])
 
 
+@pytest.mark.parametrize("rate", [0.9, 0.1])
+def test_steps_of_muon_that_are_long_in_all_are_told(rate: float, tiny: Any, tmp_path: Path) -> None:
+    chunks = ("chunk_size.local=[1]", "chunk_size.shard=64", "train.steps=50")
+    atlas.train(tiny(*chunks, "model.memory.rule=muon", f"model.memory.muon.rate_init={rate}"), tmp_path / "run")
+    assert ("rates_high" in told(tmp_path / "run")) == (rate == 0.9)
+
+
 @pytest.mark.parametrize(("fault", "found"), [("weights@58:3", ["weights_jump", "last_steps"]), (None, [])])
 def test_damage_in_the_last_steps_marks_the_last_checkpoint(
     fault: str | None, found: list[str], tiny: Any, tmp_path: Path

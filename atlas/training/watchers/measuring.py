@@ -90,17 +90,18 @@ def measure(step: int, model: AtlasModel, catch: Catch, moved: Tensor, norms: Ma
 
 
 def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
-    """Per memory: rate_max, crowded, at_bound. Per layer: gate_mean, gate_varies, and directions."""
+    """Per memory: rate_max, crowded, path, at_bound. Per layer: gate_mean, gate_varies, and directions."""
     found: dict[str, Tensor] = {}
     if catch.after is None:
         return found
-    tokens = catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.gates
+    tokens = catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.controls, catch.gates
     caught = iter(zip(catch.starts, *tokens, strict=True))
     for layer, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
-        start, query, key, value, mix, rates, gate = next(caught)
+        start, query, key, value, mix, rates, controls, gate = next(caught)
         values = _of_writes(block.memory, after.memory, key, rates, model.plan.local)
+        values |= _paths(block.memory, controls, model.plan)
         values |= _learned(block.memory, start, after.memory, (key[:, -value.shape[1] :], value, rates), model.plan)
         values |= _directions_of(query, key[:, -query.shape[1] :], value)
         if after.memory.sums:
@@ -130,6 +131,20 @@ def _of_writes(
         if key.shape[1] >= chunk:
             found[f"local{index}/crowded"] = _crowded(key, rates[index], chunk)
     return found
+
+
+def _paths(memory: AtlasMemory, controls: Tensor, plan: ChunkPlan) -> dict[str, Tensor]:
+    """Of rules whose steps have a length of their own, rho: its sum over the chunks of a shard, of the sequence for the
+    global memory, in the row where it is largest. `controls` [memories, N, T, n]."""
+    names = [control.name for control in memory.rule.controls]
+    if "rate" not in names:
+        return {}
+    rho, total = controls[..., names.index("rate")].float(), controls.shape[2]
+    shard = min(plan.shard or total, total)
+    chunks = [(f"local{index}", shard / chunk) for index, chunk in enumerate(plan.local)]
+    chunks += [("global", total / plan.global_size)] * memory.config.use_global
+    means = rho.mean(-1).amax(-1)  # [memories]
+    return {f"{name}/path": mean * count for (name, count), mean in zip(chunks, means, strict=True)}
 
 
 def _learned(

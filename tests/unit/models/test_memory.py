@@ -309,7 +309,7 @@ def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> N
 @pytest.mark.parametrize(
     ("rule", "setting", "value", "allowed"),
     [
-        (MuonRuleConfig, "muon.rate_max", 5.0, r"in \(0, 4\]"),
+        (MuonRuleConfig, "muon.rate_max", 1.5, r"in \(0, 1\]"),
         (MuonRuleConfig, "muon.rate_init", 1.0, r"in \(0, model.memory.muon.rate_max=1.0\)"),
         (MuonRuleConfig, "muon.iterations", 0, ">= 1"),
         (OmegaRuleConfig, "omega.window", 0, ">= 1"),

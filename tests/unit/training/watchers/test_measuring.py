@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig
+from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, Rule
 from atlas.data.batch import Batch
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
@@ -24,9 +24,9 @@ from atlas.training.watchers.measuring import descent, directions, due, measure,
 from atlas.training.watchers.observations import Measured
 
 
-def made(rate: float = 0.5, bound: float = 8.0) -> AtlasModel:
+def made(rate: float = 0.5, bound: float = 8.0, rule: Rule = Rule.gd) -> AtlasModel:
     torch.manual_seed(0)
-    memory = MemoryConfig(hidden=8, rate_init=rate, weight_norm_max=bound)
+    memory = MemoryConfig(hidden=8, rate_init=rate, weight_norm_max=bound, rule=rule)
     config = ModelConfig(width=16, layers=2, heads=2, window=5, feedforward=12, persistent_keys=6, memory=memory)
     return AtlasModel(config, ChunkSizeConfig([4], 8, 8), 17)
 
@@ -66,6 +66,16 @@ def test_parameters_that_did_not_move_are_named() -> None:
     assert found.unmoved == list(names)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     assert found.unmoved_share == pytest.approx(sum(sizes[name] for name in names) / sum(sizes.values()))
+
+
+@pytest.mark.parametrize("rule", [Rule.muon, Rule.atlas])
+def test_the_path_is_the_sum_of_rho_over_the_chunks(rule: Rule) -> None:
+    found = measured(made(rule=rule), torch.randint(0, 17, (3, 24))).of("path")  # rho is 0.1
+    chunks = {"local0": 2, "global": 3}  # of 4 tokens in a shard of 8, of 8 tokens in the sequence
+    assert found == {
+        f"layer{layer}/{name}": pytest.approx(0.1 * count) for layer in (0, 1) for name, count in chunks.items()
+    }
+    assert measured(made(), torch.randint(0, 17, (3, 24))).of("path") == {}
 
 
 def test_equal_keys_with_large_rates_crowd_a_chunk() -> None:

@@ -67,6 +67,14 @@ OUT = {
 }
 
 
+def test_steps_that_are_long_in_all_are_told() -> None:
+    judge = JUDGES["rates_high"]
+    assert judge(made({"layer0/global/path": 29.0}, {"layer0/global/path": 29.0})) is None
+    found = judge(made({"layer0/global/path": 64.0}, {"layer0/global/path": 64.0}))
+    assert found is not None
+    assert found.seen == "from reset to reset the steps of layer0/global have a length of 64 in all"
+
+
 @pytest.mark.parametrize("name", OUT)
 def test_what_two_measurements_show_is_told(name: str) -> None:
     values, seen = OUT[name]
