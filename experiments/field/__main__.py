@@ -18,7 +18,8 @@ python -m experiments.field [KEY=VALUE ...]
 All contestants are trained by one loop with the step, data, optimiser and schedule of a run. At equal time a
 contestant makes as many steps as its speed allows in the time of the default; where that is within 5 % of `steps`, its
 run at equal tokens counts. Writes RESULTS.md after every model, in hours on 2 cores: 4 minutes a model and core. The
-machine should be quiet while the steps are timed. Exit status: 0 all measured, 1 a contestant failed, 2 refused.
+machine should be quiet while the steps are timed. Exit status: 0 all measured, 1 a contestant failed, 2 refused, 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,16 +31,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from atlas.config import require
+from atlas.config import ConfigError, require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.config.atomic import write_atomically
 from atlas.runs.environment import versions
 from experiments.field.contestants import DEFAULT, ITERATIONS, SIZES
+from experiments.field.record import Job
 from experiments.field.speed import tokens_per_second
 from experiments.field.table import Field, document
-from experiments.field.worker import Record
 
 HERE = Path(__file__).parent
 NEAR = 0.05  # of the steps: so near, the run at equal tokens counts as one of equal time
@@ -77,22 +77,14 @@ class Settings:
         return [name for name in SIZES[self.size] if name in chosen]
 
 
-class Job(NamedTuple):
-    name: str
-    seed: int
-    steps: int
-    samples: int  # needles at each depth
-
-    def file(self, runs: Path) -> Path:
-        name = self.name.replace(" ", "_")
-        return runs / f"{name}-seed{self.seed}-{self.steps}steps-{self.samples}samples.json"
-
-
 def speeds_of(settings: Settings) -> dict[str, float]:
     """Measured once for a folder of runs: steps at equal time follow from them. What is new is timed in turn with the
     default, whose speed of then counts."""
-    file = Path(settings.runs) / "speeds.json"
-    known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = Path(settings.runs) / f"speeds-{settings.size}.json"
+    try:
+        known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: must be whole, or removed to time the steps again ({error})") from error
     missing = [name for name in settings.contestants if name not in known]
     if missing:
         print("times the training steps in turn", flush=True)
@@ -114,35 +106,45 @@ def planned(settings: Settings, speeds: dict[str, float]) -> Iterator[Job]:
         for seed in range(settings.seeds):
             for name in settings.contestants:
                 steps = steps_in_time(settings, speeds, name) if timed else settings.steps
-                yield Job(name, seed, steps, settings.samples)
+                yield Job(name, settings.size, seed, steps, settings.samples)
 
 
-def work(job: Job, settings: Settings) -> bool:
+def work(job: Job, runs: Path) -> bool:
     """Whether the job is measured now. Its process writes errors to the console."""
-    file = job.file(Path(settings.runs))
-    if file.is_file():
+    if job.file(runs).is_file():
         return True
     print(f"{job.name}, seed {job.seed}, {job.steps} steps", flush=True)
-    of_job = (job.name, settings.size, job.seed, job.steps, job.samples, file)
-    command = [sys.executable, "-m", "experiments.field.worker", *of_job]
+    command = [sys.executable, "-m", "experiments.field.worker", *job, runs]
     return subprocess.run(list(map(str, command)), check=False).returncode == 0
 
 
-def known(jobs: Sequence[Job], runs: Path) -> list[Record]:
-    files = [job.file(runs) for job in jobs]
-    return [Record(**json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+def in_turn(jobs: Sequence[Job], settings: Settings) -> Iterator[bool]:
+    """Whether each is measured, as they end. What interrupts it starts no further one."""
+    pool = ThreadPoolExecutor(settings.jobs)
+    try:
+        for one in as_completed([pool.submit(work, job, Path(settings.runs)) for job in jobs]):
+            yield one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    return run_command(measure, arguments, __doc__ or "")
+    try:
+        return run_command(measure, arguments, __doc__ or "")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def measure(arguments: Sequence[str]) -> int:
-    """Train, measure, write. Raises `ConfigError` for arguments that cannot be used."""
+    """Train, measure, write. Raises `ConfigError` for arguments and files that cannot be used."""
     settings = read_settings(Settings, arguments)
     runs = Path(settings.runs)
-    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"runs={runs}: must be a folder that can be made ({error.strerror})") from error
     speeds = speeds_of(settings)
     jobs = list(dict.fromkeys(planned(settings, speeds)))
     in_time = {name: steps_in_time(settings, speeds, name) for name in settings.contestants}
@@ -150,14 +152,15 @@ def measure(arguments: Sequence[str]) -> int:
     timed = in_time if settings.equal_time else {}
 
     def write() -> None:
-        field = Field(known(jobs, runs), speeds, settings.steps, timed, packages, settings.size)
+        records = [record for job in jobs if (record := job.record(runs))]
+        field = Field(records, speeds, settings.steps, timed, packages, settings.size)
         write_atomically(Path(settings.folder) / "RESULTS.md", document(field))
 
+    write()
     finished: list[bool] = []
-    with ThreadPoolExecutor(settings.jobs) as pool:
-        for one in as_completed([pool.submit(work, job, settings) for job in jobs]):
-            finished.append(one.result())
-            write()
+    for one in in_turn(jobs, settings):
+        finished.append(one)
+        write()
     print(f"\nwritten to {Path(settings.folder) / 'RESULTS.md'}")
     return int(not all(finished))
 

@@ -13,7 +13,7 @@ from experiments.field.lstm import with_lstm
 
 DEFAULT, ATTENTION, TRANSFORMER, LSTM = "default", "attention alone", "Transformer", "LSTM"
 MUON, MORE_LOCALS = "muon", "four local memories"
-CONVOLVED = ("attention alone, convolution", "Transformer, convolution")
+CONVOLVED = ("attention alone with convolution", "Transformer with convolution")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from experiments.field.contestants import (
     SIZES,
     TRANSFORMER,
 )
-from experiments.field.worker import HAYSTACKS, Record
+from experiments.field.record import Record
+from experiments.field.worker import HAYSTACKS
 
 RECALL_WANTED = 0.95  # of the default's needles at the trained length, beyond the window
 POLARISED_PEAK, POLARISED_END = 0.8, 0.2  # shares of polarised gates that a form of the fusion needs

@@ -1,8 +1,8 @@
 """Train and measure one contestant: loss of text, needles found by key, gates.
 
-python -m experiments.field.worker NAME SIZE SEED STEPS SAMPLES FILE
+python -m experiments.field.worker NAME SIZE SEED STEPS SAMPLES RUNS
 
-One thread. Writes FILE when all is measured, so a file that is there is complete.
+One thread. Writes its file in the folder RUNS when all is measured, so a file that is there is complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
@@ -34,27 +34,10 @@ from atlas.training.step_result import StepResult
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 from experiments.field.contestants import DEFAULT, configuration, model_of
+from experiments.field.record import Job, Record
 
 FACTORS = (1, 2, 4)  # lengths of the probes, in trained lengths
 HAYSTACKS = {"multi_key": "noise", "multi_key_text": "text"}  # one of four needles is asked for
-
-
-@dataclass(frozen=True)
-class Record:
-    """Loss in nats per byte of validation text; shares of needles by haystack and length in tokens."""
-
-    name: str
-    seed: int
-    steps: int
-    parameters: int
-    loss: float
-    recall: dict[str, dict[str, float]]
-    recall_off: float | None  # in noise of the trained length with the memory switched off; None without a memory
-    needles: int  # of a haystack and length
-    polarised_peak: float | None  # share of gates below 0.1 or above 0.9 where the loss on them is last at its peak
-    polarised_end: float | None
-    git: str = ""  # revision
-    losses: list[float] = field(default_factory=list)  # of training, at every tenth of the steps
 
 
 def start(name: str, config: RunConfig) -> tuple[TrainState, TrainStep]:
@@ -105,7 +88,8 @@ def reach_of(model: ModelConfig) -> int:
     return model.layers * (model.window - 1)
 
 
-def measured(name: str, size: str, seed: int, steps: int, samples: int) -> Record:
+def measured(job: Job) -> Record:
+    name, size, seed, steps, samples = job
     config = configuration(name, size, seed, steps)
     niah = replace(config.niah, levels=[RECALL.name], tasks=["multi_key_text"], all_depths=True, samples=samples)
     config = replace(config, niah=niah, device=replace(config.device, threads=1))
@@ -134,14 +118,15 @@ def measured(name: str, size: str, seed: int, steps: int, samples: int) -> Recor
         polarised_end=gates[-1],
         git=git_revision() or "unknown",
         losses=[result.loss for result in results[steps // 10 - 1 :: steps // 10]],
+        size=size,
     )
 
 
 def main(arguments: Sequence[str]) -> None:
-    name, size, seed, steps, samples, file = arguments
+    name, size, seed, steps, samples, runs = arguments
     torch.set_num_threads(1)
-    record = measured(name, size, int(seed), int(steps), int(samples))
-    write_atomically(Path(file), json.dumps(asdict(record), indent=1) + "\n")
+    job = Job(name, size, int(seed), int(steps), int(samples))
+    write_atomically(job.file(Path(runs)), json.dumps(asdict(measured(job)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

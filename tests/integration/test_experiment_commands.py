@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from atlas.config import RunConfig
 from atlas.models.plan import MemoryMode
 from atlas.runs.build import build_model
 from experiments.field import worker
+from experiments.field.record import Job
 from experiments.lengths.needles import main as needles
 from tests.integration.small_runs import RUN
 
@@ -120,8 +122,10 @@ def test_the_field_trains_as_a_run_does(text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(worker, "configuration", configuration)
     monkeypatch.setattr("experiments.field.contestants.configuration", configuration)
     for name, settings in ways.items():
-        worker.main([name, "tiny", "1", "10", "2", str(tmp_path / f"{name}.json")])
-        found = json.loads((tmp_path / f"{name}.json").read_text())
+        worker.main([name, "tiny", "1", "10", "2", str(tmp_path)])
+        record = Job(name, "tiny", 1, 10, 2).record(tmp_path)
+        assert record is not None
+        found = asdict(record)
         run = atlas.train(atlas.compose([*common, *settings, "seed=1"]), tmp_path / name)
         assert (found["loss"], found["parameters"]) == (run.validation_loss, run.parameters)
         assert found["losses"][-1] == run.loss

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.field.__main__ import Job, Settings, main, planned, speeds_of, steps_in_time
+from atlas.config import ConfigError
+from experiments.field.__main__ import Settings, in_turn, main, planned, speeds_of, steps_in_time
 from experiments.field.contestants import (
     ATTENTION,
     CONVOLVED,
@@ -18,8 +22,8 @@ from experiments.field.contestants import (
     configuration,
     model_of,
 )
+from experiments.field.record import Job, Record
 from experiments.field.table import Field, document
-from experiments.field.worker import Record
 
 SPEEDS = {DEFAULT: 100.0, "no global memory": 104.0, ATTENTION: 150.0}
 
@@ -76,14 +80,45 @@ def test_a_contestant_has_the_steps_that_its_speed_allows() -> None:
     settings = Settings(seeds=2, only=f"{DEFAULT},no global memory,{ATTENTION}", folder=str(Path(__file__).parent))
     assert [steps_in_time(settings, SPEEDS, name) for name in settings.contestants] == [400, 400, 600]
     jobs = list(dict.fromkeys(planned(settings, SPEEDS)))
-    assert jobs[:3] == [Job(name, 0, 400, 24) for name in settings.contestants]
-    assert jobs[6:] == [Job(ATTENTION, 0, 600, 24), Job(ATTENTION, 1, 600, 24)]
+    assert jobs[:3] == [Job(name, "tiny", 0, 400, 24) for name in settings.contestants]
+    assert jobs[6:] == [Job(ATTENTION, "tiny", 0, 600, 24), Job(ATTENTION, "tiny", 1, 600, 24)]
 
 
-def test_what_was_measured_on_other_needles_is_measured_again() -> None:
-    job = Job("no global memory", 0, 400, 24)
-    assert job.file(Path("runs")) == Path("runs/no_global_memory-seed0-400steps-24samples.json")
-    assert job._replace(samples=64).file(Path("runs")) != job.file(Path("runs"))
+JOB = Job("no global memory", "tiny", 0, 400, 24)
+
+
+def test_what_was_measured_otherwise_is_measured_again() -> None:
+    assert JOB.file(Path("runs")) == Path("runs/no_global_memory-tiny-seed0-400steps-24samples.json")
+    for other in (JOB._replace(samples=64), JOB._replace(size="small")):
+        assert other.file(Path("runs")) != JOB.file(Path("runs"))
+
+
+def test_a_record_is_whole_and_of_its_job(tmp_path: Path) -> None:
+    assert JOB.record(tmp_path) is None
+    found = record(JOB.name, 0, 1.5)
+    JOB.file(tmp_path).write_text(json.dumps(asdict(found)))
+    assert JOB.record(tmp_path) == found
+    JOB.file(tmp_path).write_text(json.dumps(asdict(found))[:100])
+    with pytest.raises(ConfigError, match=r"no_global_memory-tiny-.*: must be a whole record, or removed"):
+        JOB.record(tmp_path)
+    JOB.file(tmp_path).write_text(json.dumps(asdict(record(JOB.name, 1, 1.5))))
+    with pytest.raises(ConfigError, match="it is of no global memory, tiny, seed 1, 400 steps"):
+        JOB.record(tmp_path)
+
+
+def test_what_is_interrupted_starts_no_further_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Job] = []
+
+    def instead(job: Job, _: Path) -> bool:
+        started.append(job)
+        time.sleep(0.05)
+        return True
+
+    monkeypatch.setattr("experiments.field.__main__.work", instead)
+    running = in_turn([JOB._replace(seed=seed) for seed in range(9)], Settings(jobs=1))
+    assert next(running)
+    running.close()  # as an interrupt does
+    assert len(started) <= 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +150,7 @@ def test_convolved_attention_sees_no_token_after_its_own(name: str) -> None:
 
 
 def test_what_is_new_is_timed_in_turn_with_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "speeds.json").write_text('{"default": 100.0, "LSTM": 190.0}')
+    (tmp_path / "speeds-tiny.json").write_text('{"default": 100.0, "LSTM": 190.0}')
     timed: list[list[str]] = []
 
     def twice_as_fast(names: list[str], *_: object) -> dict[str, float]:
@@ -127,6 +162,9 @@ def test_what_is_new_is_timed_in_turn_with_the_default(tmp_path: Path, monkeypat
     for _ in range(2):
         assert speeds_of(settings) == {DEFAULT: 100.0, ATTENTION: 150.0, LSTM: 190.0}
     assert timed == [[DEFAULT, ATTENTION]]
+    (tmp_path / "speeds-tiny.json").write_text('{"default": 1')
+    with pytest.raises(ConfigError, match=r"speeds-tiny.json: must be whole, or removed"):
+        speeds_of(settings)
 
 
 def test_a_small_field_has_a_folder_of_its_own() -> None:
@@ -145,6 +183,7 @@ def test_a_small_field_has_a_folder_of_its_own() -> None:
         ("only=LSTM", "only=LSTM: must be default among others"),
         ("only=default,GRU", "only=default,GRU: must be some of default, momentum"),
         ("folder=nowhere", "folder=nowhere: must be a folder that exists"),
+        ("runs=/dev/null/x", "runs=/dev/null/x: must be a folder that can be made (Not a directory)"),
     ],
 )
 def test_refusals(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
