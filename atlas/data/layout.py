@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,20 +60,36 @@ def random_layout(
 
 
 def depth_layout(
-    rng: np.random.Generator, count: int, length: int, *, slot: int, pairs: int, queries: int, depth: float
+    rng: np.random.Generator,
+    count: int,
+    length: int,
+    *,
+    slot: int,
+    pairs: int,
+    queries: int,
+    depth: float,
+    depths: Sequence[float] = (),
 ) -> Layout:
     """One needle at a given depth and the queries at the end, for probes.
 
-    The needle of pair 0 stands at `depth` of the haystack (0 = its start, 1 = just before the queries), the other
-    needles at random places. The sequence ends with queries of pairs 0 .. queries - 1 in random order.
+    The needle of pair 0 stands at `depth` of the haystack (0 = its start, 1 = just before the queries). The others
+    stand at others of `depths`, where questions of the same probe ask, so that no place tells which needle is asked
+    for; what is left of them at random places. The sequence ends with queries of pairs 0 .. queries - 1 in random
+    order.
     """
     cells = (length + 1) // slot - queries
     if not 1 <= queries <= pairs <= cells:
         raise ValueError(f"queries={queries}: needs 1 <= queries <= pairs={pairs} <= {cells} places of {slot} tokens")
-    first = round(depth * (cells - 1))
-    others = distinct(rng, count, pairs - 1, cells - 1)
-    others += others >= first
-    needles = np.concatenate([np.full((count, 1), first), others], axis=1) * slot
+    first, *wanted = (round(one * (cells - 1)) for one in (depth, *depths))
+    asked = np.array(sorted({*wanted} - {first}), dtype=np.int64)
+    free = np.setdiff1d(np.arange(cells), [first, *asked])
+    known = min(pairs - 1, len(asked))
+    parts = (
+        np.full((count, 1), first),
+        asked[distinct(rng, count, known, len(asked))],
+        free[distinct(rng, count, pairs - 1 - known, len(free))],
+    )
+    needles = np.concatenate(parts, axis=1) * slot
     ends = length + 1 - slot * np.arange(queries, 0, -1)
     starts = np.concatenate([needles, np.tile(ends, (count, 1))], axis=1)
     order = np.tile(np.arange(pairs), (count, 1))

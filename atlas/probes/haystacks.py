@@ -74,7 +74,7 @@ def build_questions(
     length: int,
     depth: float | None,
 ) -> Questions:
-    """`settings.samples` sequences of a task with the needle at a depth."""
+    """`settings.samples` sequences of a task with the needle at a depth, and others where the other depths are."""
     haystack = {"text": "text", "multi_key_text": "text", "ruler": "text", "mqar": "random"}.get(task, "noise")
     chance = {"mqar": 1 / (needles.symbols.vocabulary - needles.symbols.vocabulary // 2), "ruler": 1 / NUMBERS}.get(
         task, float(needles.value_alphabet) ** -needles.value_bytes
@@ -98,7 +98,14 @@ def build_questions(
         pairs = 1 + (settings.distractors if task in MULTI_KEY else 0)
         queries = pairs if task == "multi_query" else 1
         starts, shown = depth_layout(
-            rng, settings.samples, length, slot=needles.slot, pairs=pairs, queries=queries, depth=depth
+            rng,
+            settings.samples,
+            length,
+            slot=needles.slot,
+            pairs=pairs,
+            queries=queries,
+            depth=depth,
+            depths=settings.depths,
         )
     except ValueError as error:  # the needles do not fit into so few tokens
         return _missing(task, haystack, length, depth, chance, str(error))

@@ -11,6 +11,7 @@ so that a model which only knows what answers look like is at chance, not below 
 Recall is judged by key: several needles, one of them asked for. A model that keeps the first or the last value it saw,
 whatever the key, finds every single needle; of several it must find clearly more than the best such reader
 (`key_blind.py`): the lower end of its share's confidence interval lies above that reader's share of the same samples.
+The others stand where other questions ask (`depth_layout`), so a reader who knows the depths finds one depth's needles.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def probe_recall(subject: Subject) -> NIAHResult:
     details |= {} if certain is None else {"certain": certain}
     readers = list(judged[0].key_blind) if judged else []
     blind = {reader: _weighted(judged, [cell.key_blind[reader] for cell in judged]) or 0.0 for reader in readers}
+    blind |= {"value at one depth": _by_place(judged, chance)} if judged else {}
     details |= {f"key-blind, {reader}": share for reader, share in blind.items()}
     return judge(
         step=subject.step,
@@ -123,6 +125,12 @@ def _why_missing(
     if not judged:
         return next((cell.reason for cell in cells if cell.reason), "no needle lies beyond the reach of attention")
     return ""
+
+
+def _by_place(cells: Sequence[ProbeCell], chance: float) -> float:
+    """Share that a reader finds who knows the depths of the questions, and answers with the value at one of them."""
+    most = max(cell.samples for cell in cells) / sum(cell.samples for cell in cells)
+    return most + (1 - most) * chance
 
 
 def _by_span(cells: Sequence[ProbeCell]) -> dict[str, float]:

@@ -142,7 +142,7 @@ def judge(
         outcome, reason = Outcome.failed, "below the threshold"
     elif key_blind is not None and not (certain or 0.0) > key_blind:
         sure = f"only {certain or 0.0:.1%} are certain, and readers that ignore the key find {key_blind:.1%}"
-        outcome, reason = Outcome.failed, f"{sure} (niah.samples, niah.distractors)"
+        outcome, reason = Outcome.failed, f"{sure} (niah.samples, niah.distractors, niah.depths)"
     return NIAHResult(
         step=step,
         level=level,

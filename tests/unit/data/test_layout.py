@@ -79,6 +79,22 @@ def test_the_needle_stands_at_its_depth_and_the_query_at_the_end(depth: float, p
     assert len(np.unique(starts[:, 1])) > 15
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 4, 6])
+def test_the_places_of_needles_do_not_tell_which_is_asked_for(pairs: int) -> None:
+    """Beside the needle that is asked for, others stand where other questions ask."""
+    depths, cells = (0.0, 0.5, 0.85), 128 - 1
+    places = {round(depth * (cells - 1)) for depth in depths}
+    for depth in depths:
+        rng = np.random.default_rng(0)
+        starts, _ = depth_layout(rng, 200, 512, slot=SLOT, pairs=pairs, queries=1, depth=depth, depths=depths)
+        needles = starts[:, :pairs] // SLOT
+        standing = np.isin(needles, list(places)).sum(1)
+        assert standing.tolist() == [min(pairs, len(places))] * 200
+        assert all(len(set(row)) == pairs for row in needles.tolist())
+        others = {*needles[:, 1].tolist()} if pairs == 2 else {*needles[:, 1:3].flatten().tolist()}
+        assert others == places - {round(depth * (cells - 1))}
+
+
 def test_several_queries_end_the_sequence_in_random_order() -> None:
     starts, pairs = depth_layout(np.random.default_rng(0), 100, 64, slot=SLOT, pairs=5, queries=3, depth=0.0)
     assert starts[:, 5:].tolist() == [[53, 57, 61]] * 100

@@ -238,12 +238,38 @@ def test_a_reader_that_ignores_the_key_finds_single_needles_and_fails() -> None:
     assert easy.outcome is Outcome.failed
     assert easy.reason == (
         f"only {easy.details['certain']:.1%} are certain, and readers that ignore the key find {easy.key_blind:.1%}"
-        " (niah.samples, niah.distractors)"
+        " (niah.samples, niah.distractors, niah.depths)"
     )
     assert easy.details["certain"] < (easy.accuracy or 0.0) <= (easy.key_blind or 0.0)
 
 
-@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 64, "depths": [0.0]}])
+class AtDepths(Scripted):
+    """Answers with a value that stands at one of the probe's depths, whatever the key."""
+
+    depths = (0.0, 0.4, 0.8)
+
+    def _answer(self, tokens: list[int], logits: Tensor) -> None:
+        slot, cells = NEEDLES.slot, (len(tokens) + 1) // NEEDLES.slot - 1
+        places = [round(depth * (cells - 1)) * slot for depth in self.depths]
+        values = [tokens[place + 3 : place + 5] for place in places if tokens[place] == MARKER]
+        question = len(tokens) + 1 - slot
+        for byte, value in enumerate(values[0]):
+            logits[question + 2 + byte, value] = 1.0
+
+
+@pytest.mark.parametrize("distractors", [1, 2, 3])
+def test_a_reader_that_knows_the_depths_but_ignores_the_key_fails(distractors: int) -> None:
+    depths = list(AtDepths.depths)
+    result = probe(AtDepths((MemoryMode.learn,)), samples=64, tasks=[], depths=depths, distractors=distractors)
+    by_place = result.details["key-blind, value at one depth"]
+    assert by_place == pytest.approx(1 / 3 + 2 / 3 * CHANCE)
+    assert (result.outcome, result.reason) == (Outcome.failed, "below the threshold")
+    assert by_place <= (result.key_blind or 0.0) < 0.7
+    perfect = probe(Scripted((MemoryMode.learn,)), samples=64, tasks=[], depths=depths, distractors=distractors)
+    assert perfect.outcome is Outcome.passed
+
+
+@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 64, "depths": [0.5]}])
 def test_a_perfect_model_does_not_pass_where_a_key_blind_reader_might_be_as_good(settings: dict[str, Any]) -> None:
     result = probe(Scripted((MemoryMode.learn,)), tasks=[], **settings)
     assert (result.outcome, result.accuracy) == (Outcome.failed, 1.0)
