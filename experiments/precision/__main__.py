@@ -41,6 +41,7 @@ class Memory(NamedTuple):
 
 
 LOCAL = Memory("local, chunk 16, 512 tokens", 512, 16)
+LONG = Memory("local, chunk 16, 2,048 tokens", 2048, 16)
 GLOBAL = Memory("global, chunk 128, 8,192 tokens", 8192, 128, read_at_start=True)
 
 
@@ -59,6 +60,7 @@ BY_ETA = Part(
     (
         Memory("local, chunk 1, 128 tokens", 128, 1),
         LOCAL,
+        LONG,
         Memory("global, chunk 128, 1,024 tokens", 1024, 128, read_at_start=True),
         GLOBAL,
         GLOBAL._replace(name="the same, `curvature_max=2`", curvature_max=MemoryConfig().curvature_max),
@@ -71,7 +73,7 @@ BY_RHO = Part(
     (
         Memory("local, chunk 16, 128 tokens", 128, 16),
         LOCAL,
-        Memory("local, chunk 16, 2,048 tokens", 2048, 16),
+        LONG,
         GLOBAL,
     ),
     (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0),

@@ -100,8 +100,11 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
         if block.memory is None or after.memory is None:
             continue
         start, query, key, value, mix, rates, controls, gate = next(caught)
-        values = _of_writes(block.memory, after.memory, key, rates, model.plan.local)
-        values |= _paths(block.memory, controls, model.plan)
+        values = _of_writes(block.memory, after.memory, rates)
+        if "rate" in _names(block.memory):
+            values |= _paths(block.memory, controls, model.plan)
+        else:
+            values |= _crowds(block.memory, key, rates, controls, model.plan.local)
         values |= _learned(block.memory, start, after.memory, (key[:, -value.shape[1] :], value, rates), model.plan)
         values |= _directions_of(query, key[:, -query.shape[1] :], value)
         if after.memory.sums:
@@ -112,10 +115,13 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
     return found
 
 
-def _of_writes(
-    memory: AtlasMemory, after: MemoryState, key: Tensor, rates: Tensor, chunks: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """key [N, T, d], rates [memories, N, T]: the locals first, the global one last."""
+def _names(memory: AtlasMemory) -> list[str]:
+    """Of the rule's controls."""
+    return [control.name for control in memory.rule.controls]
+
+
+def _of_writes(memory: AtlasMemory, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
+    """rates [memories, N, T]: the locals first, the global one last."""
     found: dict[str, Tensor] = {}
     names = [*((f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local))]
     names += [("global", memory.global_rule, scan) for scan in after.global_memory]
@@ -127,19 +133,25 @@ def _of_writes(
             for matrix, limit in zip(weights, norm_limits(weights, memory.config.weight_norm_max), strict=True)
         ]
         found[f"{name}/at_bound"] = torch.stack(full).any(dim=0).float().mean()
-    for index, chunk in enumerate(chunks):
-        if key.shape[1] >= chunk:
-            found[f"local{index}/crowded"] = _crowded(key, rates[index], chunk)
     return found
+
+
+def _crowds(
+    memory: AtlasMemory, key: Tensor, rates: Tensor, controls: Tensor, chunks: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Of the local memories; key [N, T, d], rates [memories, N, T], controls [memories, N, T, n]. With momentum a write
+    comes again in the chunks after it, eta / (1 - theta) in all."""
+    names, eta = _names(memory), rates.float()
+    if "theta" in names:
+        eta = eta / (1 - controls[..., names.index("theta")].float())
+    fits = [(index, chunk) for index, chunk in enumerate(chunks) if key.shape[1] >= chunk]
+    return {f"local{index}/crowded": _crowded(key, eta[index], chunk) for index, chunk in fits}
 
 
 def _paths(memory: AtlasMemory, controls: Tensor, plan: ChunkPlan) -> dict[str, Tensor]:
     """Of rules whose steps have a length of their own, rho: its sum over the chunks of a shard, of the sequence for the
     global memory, in the row where it is largest. `controls` [memories, N, T, n]."""
-    names = [control.name for control in memory.rule.controls]
-    if "rate" not in names:
-        return {}
-    rho, total = controls[..., names.index("rate")].float(), controls.shape[2]
+    rho, total = controls[..., _names(memory).index("rate")].float(), controls.shape[2]
     shard = min(plan.shard or total, total)
     chunks = [(f"local{index}", shard / chunk) for index, chunk in enumerate(plan.local)]
     chunks += [("global", total / plan.global_size)] * memory.config.use_global
@@ -178,7 +190,7 @@ def _way(
 
 
 def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:
-    """Share of chunks with a key whose equals in the chunk have rates that add up to more than CROWD."""
+    """Share of chunks with a key whose equals in the chunk have rates [N, T] that add up to more than CROWD."""
     tokens = min(key.shape[1], TOKENS) // chunk * chunk
     keys = key[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C, d]
     eta = rates[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C]

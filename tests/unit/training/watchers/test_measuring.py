@@ -85,6 +85,10 @@ def test_equal_keys_with_large_rates_crowd_a_chunk() -> None:
     model.plan = model.plan._replace(local=(8,))
     assert measured(model, same).values["layer0/local0/crowded"] == 1.0
     assert measured(made(rate=0.1), same).values["layer0/local0/crowded"] == 0.0
+    assert measured(made(rate=0.6), same).values["layer0/local0/crowded"] == 0.0
+    with_momentum = made(rate=0.6, rule=Rule.momentum)  # theta is 0.5: each write counts twice
+    assert measured(with_momentum, same).values["layer0/local0/crowded"] > 0.0
+    assert "layer0/local0/crowded" not in measured(made(rule=Rule.muon), same).values
     assert measured(model, same).values["layer0/key_directions"] < 1.6
 
 
