@@ -27,6 +27,8 @@ class Record:
     git: str = ""  # revision
     losses: list[float] = field(default_factory=list)  # of training, at every tenth of the steps
     size: str = "tiny"
+    # As `recall`, by the best reader that ignores the key: the same for all contestants. Empty in records before it.
+    key_blind: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Job(NamedTuple):

@@ -27,7 +27,7 @@ ABOUT = """\
 Written by `python -m experiments.field`; do not edit. A cell is the mean over the seeds, and the range. Loss: nats per
 byte of validation text. Recall: share of needles found by their key, one of four, beyond the reach of the default's
 window, at three depths, in noise and in text of 1, 2 and 4 times the trained length. Memory off: the same model in
-noise of the trained length. Speed: training steps in turn with the default's."""
+noise of the trained length. Speed: training steps in turn with the default's, on all cores of the machine."""
 SIGNS = {  # TNT Table 3: the sign of the change of perplexity
     "no global memory": 1,
     "no Q-K projection": 1,
@@ -62,7 +62,7 @@ def document(field: Field) -> str:
         parts += ["## At equal time: as many steps as the default's time allows", _table(field, field.in_time)]
     parts += [
         "## What it says",
-        "\n".join(f"- {line}" for line in (*_beside(field), *_fusion(field), *_signs(field), *_iterations(field))),
+        "\n".join(f"- {line}" for say in (_beside, _convolution, _fusion, _signs, _iterations) for line in say(field)),
     ]
     named = [(name, SIZES[field.size][name]) for name in field.speeds]
     about = [
@@ -90,6 +90,9 @@ def _table(field: Field, steps: Mapping[str, int]) -> str:
         off = [one.recall_off for one in group if one.recall_off is not None]
         cells += [_spread(off, ".0%") if off else "-", f"{field.speeds[name] / field.speeds[DEFAULT]:.2f}"]
         lines.append(_line(cells))
+    if blind := next((one.key_blind for one in records if one.key_blind), None):
+        shares = [f"{blind[haystack][length]:.0%}" for haystack in HAYSTACKS.values() for length in lengths]
+        lines.append(_line(["the best reader that ignores the key", *["-"] * 4, *shares, "-", "-"]))
     return "\n".join(lines)
 
 
@@ -113,6 +116,21 @@ def _beside(field: Field) -> list[str]:
                     f"At equal {way} the default's loss of text minus that of {other}: {_spread(gaps, '+.4f')},"
                     f" below in {below} of {len(gaps)}."
                 )
+    return lines
+
+
+def _convolution(field: Field) -> list[str]:
+    """How much of what the default gains its convolution gives alone."""
+    lines = []
+    for plain, convolved in zip((ATTENTION, TRANSFORMER), CONVOLVED, strict=True):
+        without = {one.seed: one.loss for one in field.of(plain, field.steps)}
+        pairs = [pair for pair in _pairs(field, DEFAULT, convolved, lambda _: field.steps) if pair[0].seed in without]
+        shares = [(without[one.seed] - two.loss) / (without[one.seed] - one.loss) for one, two in pairs]
+        if shares:
+            lines.append(
+                f"Of what the default's loss of text is below that of {plain}, convolution alone gives"
+                f" {_spread(shares, '.0%')}."
+            )
     return lines
 
 

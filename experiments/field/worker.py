@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,7 @@ from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.probes.haystacks import grid
+from atlas.probes.key_blind import key_blind_readers
 from atlas.probes.recall import answer
 from atlas.runs.build import build_data, build_optimizer, build_probe, prepare_device
 from atlas.runs.environment import git_revision
@@ -60,27 +62,39 @@ def trained(config: RunConfig, state: TrainState, step: TrainStep, data: DataSou
     return results
 
 
-def recall_of(
+class Found(NamedTuple):
+    """Shares of needles by haystack and length: of a model, and of the best reader that ignores the key."""
+
+    recall: dict[str, dict[str, float]]
+    key_blind: dict[str, dict[str, float]]
+
+
+def found_by(
     model: AtlasModel, config: RunConfig, data: DataSource, mode: MemoryMode, reach: int, factors: Sequence[int]
-) -> dict[str, dict[str, float]]:
-    """Shares of needles found at three depths, on the same questions for every contestant.
+) -> Found:
+    """At three depths, on the same questions for every contestant.
 
     Counted are questions whose needle is further away than `reach` tokens.
     """
     probe = build_probe(config, data)
     lengths = [config.train.sequence * factor for factor in factors]
-    right: dict[tuple[str, int], list[bool]] = {}
+    found = Found({}, {})
     with evaluating(model):
-        for questions in grid(probe.config, probe.needles, probe.text, lengths):
-            if questions.missing:  # a text too short
-                continue
-            counted = questions.distance - 1 > reach
-            found = answer(model, questions, counted, mode, guess=mode is MemoryMode.off).right
-            right.setdefault((questions.task, questions.length), []).extend(found.tolist())
-    return {
-        haystack: {str(length): fmean(found) for (asked, length), found in right.items() if asked == task}
-        for task, haystack in HAYSTACKS.items()
-    }
+        cells = [cell for cell in grid(probe.config, probe.needles, probe.text, lengths) if not cell.missing]
+        for task, haystack in HAYSTACKS.items():
+            for length in lengths:
+                right: list[bool] = []
+                readers: list[dict[str, float]] = []
+                for questions in cells:
+                    if (questions.task, questions.length) == (task, length):
+                        counted = questions.distance - 1 > reach
+                        right += answer(model, questions, counted, mode, guess=mode is MemoryMode.off).right.tolist()
+                        readers.append(key_blind_readers(questions, counted))
+                if right:
+                    found.recall.setdefault(haystack, {})[str(length)] = fmean(right)
+                    best = max(fmean(one[name] for one in readers) for name in readers[0])
+                    found.key_blind.setdefault(haystack, {})[str(length)] = best
+    return found
 
 
 def reach_of(model: ModelConfig) -> int:
@@ -103,7 +117,8 @@ def measured(job: Job) -> Record:
         raise ArithmeticError(f"validation loss {loss}")
     memory = config.model.memory.enabled
     reach = reach_of(configuration(DEFAULT, size).model)
-    off = recall_of(model, config, data, MemoryMode.off, reach, FACTORS[:1]) if memory else {}
+    off = found_by(model, config, data, MemoryMode.off, reach, FACTORS[:1]).recall if memory else {}
+    recall, key_blind = found_by(model, config, data, MemoryMode.learn, reach, FACTORS)
     gates = [result.gates.polarised if result.gates else None for result in results]
     return Record(
         name=name,
@@ -111,7 +126,7 @@ def measured(job: Job) -> Record:
         steps=steps,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         loss=loss,
-        recall=recall_of(model, config, data, MemoryMode.learn, reach, FACTORS),
+        recall=recall,
         recall_off=off["noise"][str(config.train.sequence)] if memory else None,
         needles=samples * len(config.niah.depths),
         polarised_peak=gates[int(config.train.gate.polarisation_hold * steps) - 1],
@@ -119,6 +134,7 @@ def measured(job: Job) -> Record:
         git=git_revision() or "unknown",
         losses=[result.loss for result in results[steps // 10 - 1 :: steps // 10]],
         size=size,
+        key_blind=key_blind,
     )
 
 
