@@ -37,6 +37,7 @@ from atlas.config.arguments import (
     read_device,
     read_settings,
     require_lasting,
+    require_lasting_of,
     run_command,
     split_arguments,
 )
@@ -106,6 +107,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from atlas.runs.known_text import known_shares, training_text_notes
 
     model, config, manifest = load_checkpointed(path, names(settings.trust), weights=settings.weights)
+    require_lasting_of(config.model, settings.lasting)
     model.plan = model.plan.with_lasting(settings.lasting, config.train.sequence)
     folder = manifest.path.parents[1]
     target = folder / EVALUATION_FILE

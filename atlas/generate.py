@@ -43,6 +43,7 @@ from atlas.config.arguments import (
     read_device,
     read_settings,
     require_lasting,
+    require_lasting_of,
     run_command,
     split_arguments,
 )
@@ -159,6 +160,7 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     where = where or DeviceConfig(kind=settings.device, threads=settings.threads)
     device, _ = prepare_device(where)
     model, config, _ = load_checkpointed(folder, names(settings.trust), weights=settings.weights)
+    require_lasting_of(config.model, settings.lasting)
     settings = replace(settings, period=settings.period or config.train.sequence)
     graphs = device.type == "cuda" and where.graph is not StepGraphs.never
     return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder), graphs=graphs)

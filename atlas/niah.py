@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, level_of, require
-from atlas.config.arguments import names, read_device, read_settings, require_lasting, run_command, split_arguments
+from atlas.config.arguments import (
+    names,
+    read_device,
+    read_settings,
+    require_lasting,
+    require_lasting_of,
+    run_command,
+    split_arguments,
+)
 from atlas.config.atomic import write_atomically
 from atlas.config.composition import check_own_code, options
 from atlas.config.console import print_result, progress
@@ -86,6 +94,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     loaded = [load_checkpointed(path, trust) for path in controls]
     for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
+    require_lasting_of(trained.model, lasting)
     model.plan = model.plan.with_lasting(lasting, trained.train.sequence)
     device, _ = prepare_device(chosen)
     probe = build_probe(config, build_data(config))

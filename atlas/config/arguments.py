@@ -17,7 +17,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from atlas.config import ConfigError, DeviceConfig, require
+from atlas.config import ConfigError, DeviceConfig, ModelConfig, require
 from atlas.config.choices import member
 from atlas.config.console import OutputError, print_result
 from atlas.config.errors import CheckpointWarning
@@ -85,6 +85,13 @@ def _warnings_as_lines() -> Iterator[None]:
 def require_lasting(rate: float) -> None:
     """Of the key `lasting`, the rate from which a write of the global memory lasts. Raises `ConfigError`."""
     require(0 <= rate <= 1, "lasting", rate, "in [0, 1] (0 = all writes last)")
+
+
+def require_lasting_of(model: ModelConfig, rate: float) -> None:
+    """Raises `ConfigError` where the model has no writes of that rate."""
+    has_global, most = model.memory.enabled and model.memory.use_global, model.memory.rate_max
+    require(not rate or has_global, "lasting", rate, "0: the model has no global memory")
+    require(not rate or rate < most, "lasting", rate, f"< {most:g}, its model.memory.rate_max: no write would last")
 
 
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:

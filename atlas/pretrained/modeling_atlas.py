@@ -21,7 +21,7 @@ try:
     from omegaconf import OmegaConf
 
     from atlas.config import ChunkSizeConfig, ModelConfig, require
-    from atlas.config.arguments import require_lasting
+    from atlas.config.arguments import require_lasting, require_lasting_of
     from atlas.models.language_model import AtlasModel, ModelState
 except ImportError as error:
     raise ImportError(
@@ -84,8 +84,10 @@ class AtlasForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: AtlasConfig) -> None:
         super().__init__(config)
-        self.model = AtlasModel(*config.settings(), config.vocab_size)
+        model, chunks = config.settings()
+        self.model = AtlasModel(model, chunks, config.vocab_size)
         require_lasting(config.lasting)
+        require_lasting_of(model, config.lasting)
         known = config.trained_length > 0 or not config.lasting
         require(known, "trained_length", config.trained_length, "given with lasting, in tokens")
         self.model.plan = self.model.plan.with_lasting(config.lasting, config.trained_length)

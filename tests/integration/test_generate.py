@@ -69,8 +69,8 @@ def test_every_setting_reaches_the_model(run: Path, capsys: pytest.CaptureFixtur
     assert text() == usual
     changes = ["seed=1", "top_k=3", "top_p=0.4", "temperature=3", "memory=off", "memory=frozen", "resets=off"]
     assert {setting for setting in [*changes, "chunk=1"] if text(setting) == usual} == set()
-    assert text("lasting=1") == usual  # nothing changes within the trained length
-    assert text("lasting=1", "period=4") != usual
+    assert text("lasting=0.99") == usual  # nothing changes within the trained length
+    assert text("lasting=0.99", "period=4") != usual
     with pytest.raises(ConfigError, match="period=0: must be given with lasting"):
         atlas.generate(atlas.load(run)[0], PROMPT, lasting=0.5)
 

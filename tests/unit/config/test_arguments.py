@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas.config import ConfigError
-from atlas.config.arguments import read_settings, split_arguments
+from atlas.config import ConfigError, MemoryConfig, ModelConfig
+from atlas.config.arguments import read_settings, require_lasting_of, split_arguments
 
 
 class Colour(StrEnum):
@@ -68,3 +68,20 @@ def test_latest_is_the_newest_run_of_the_folder_of_runs(tmp_path: Path, monkeypa
     assert split_arguments(["latest", "a=1"], "usage") == ("outputs/runs/20260301-000000", ["a=1"])
     Path("latest").mkdir()
     assert split_arguments(["latest"], "usage") == ("latest", [])
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        (MemoryConfig(enabled=False), "lasting=0.5: must be 0: the model has no global memory"),
+        (MemoryConfig(use_global=False), "lasting=0.5: must be 0: the model has no global memory"),
+        (MemoryConfig(rate_max=0.3), "lasting=0.5: must be < 0.3, its model.memory.rate_max: no write would last"),
+    ],
+)
+def test_lasting_is_refused_where_no_write_would_last(memory: MemoryConfig, message: str) -> None:
+    model = ModelConfig(memory=memory)
+    require_lasting_of(model, 0.0)
+    with pytest.raises(ConfigError) as error:
+        require_lasting_of(model, 0.5)
+    assert str(error.value) == message
+    require_lasting_of(ModelConfig(), 0.5)
