@@ -124,6 +124,9 @@ def _why_missing(
         return f"{length} tokens are not more than the {reach} that attention reaches"
     if not judged:
         return next((cell.reason for cell in cells if cell.reason), "no needle lies beyond the reach of attention")
+    if len(judged) == 1 and judged[0].accuracy is not None:
+        depth = f"{judged[0].depth:g}, one of niah.depths,"
+        return f"only {depth} lies beyond the reach of attention, and then its place tells which needle is asked for"
     return ""
 
 

@@ -269,11 +269,20 @@ def test_a_reader_that_knows_the_depths_but_ignores_the_key_fails(distractors: i
     assert perfect.outcome is Outcome.passed
 
 
-@pytest.mark.parametrize("settings", [{"samples": 1}, {"samples": 64, "depths": [0.5]}])
-def test_a_perfect_model_does_not_pass_where_a_key_blind_reader_might_be_as_good(settings: dict[str, Any]) -> None:
-    result = probe(Scripted((MemoryMode.learn,)), tasks=[], **settings)
+def test_a_perfect_model_does_not_pass_where_a_key_blind_reader_might_be_as_good() -> None:
+    result = probe(Scripted((MemoryMode.learn,)), tasks=[], samples=1)
     assert (result.outcome, result.accuracy) == (Outcome.failed, 1.0)
     assert "readers that ignore the key find" in result.reason
+
+
+@pytest.mark.parametrize("depths", [[0.5], [0.0, 0.95]])
+def test_one_depth_alone_measures_nothing(depths: list[float]) -> None:
+    result = probe(Scripted((MemoryMode.learn,)), tasks=[], samples=64, depths=depths)
+    assert (result.outcome, result.reason) == (
+        Outcome.not_measured,
+        f"only {depths[0]:g}, one of niah.depths, lies beyond the reach of attention,"
+        " and then its place tells which needle is asked for",
+    )
 
 
 def test_training_measures_what_is_judged_with_the_same_needles_as_the_table() -> None:
