@@ -23,7 +23,7 @@ class NIAHConfig:
     threshold: float = 0.8
     lengths: list[int] = field(default_factory=list)  # tokens; empty: the trained length times `length_factors`
     length_factors: list[int] = field(default_factory=lambda: [1])
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.85])  # of the needle, 0 = the start
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.85])  # of the needle, 0 = the start; by model
     tasks: list[str] = field(default_factory=lambda: ["single", "text"])  # shown by `atlas.niah` beside `multi_key`
     all_depths: bool = False  # every task over all depths; otherwise only `multi_key`, the rest at the first depth
     distractors: int = 3  # other needles of the tasks multi_key, multi_key_text and multi_query

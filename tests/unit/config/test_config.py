@@ -69,6 +69,16 @@ def test_every_chunk_option_fits_every_model(model: str, chunk_size: str) -> Non
     )
 
 
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("niah", ["default", "thorough"])
+def test_probes_ask_for_needles_at_several_depths_beyond_attention(model: str, niah: str) -> None:
+    """With one such depth recall is not measured (probes/recall.py)."""
+    config = atlas.compose([f"model={model}", f"niah={niah}"])
+    reach, slot = config.model.layers * (config.model.window - 1), 8
+    distances = [(1 - depth) * config.train.sequence - slot for depth in config.niah.depths]
+    assert sum(distance > reach for distance in distances) >= (3 if niah == "default" else 2)
+
+
 def test_options_of_the_groups_that_scripts_rely_on() -> None:
     assert options("chunk_size") == ["baseline", "c8", "c16", "c32", "c64", "set_a", "set_b", "set_c"]
     assert {"default", "quick", "thorough", "off"} <= set(options("niah"))
