@@ -110,8 +110,8 @@ class NativeLengths:
     shard: int = 128
     global_size: int = 128
     needle_distance: int = 64  # beyond the reach of attention: layers * (window - 1)
-    # Shares of the sequence at which probes ask for needles. Two at least are that far back: with one alone the place of
-    # a needle would tell which one is asked for.
+    # Shares of the sequence at which probes ask for needles. Two at least are that far back: with one alone the place
+    # of a needle would tell which one is asked for.
     needle_depths: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.85])
 
 
