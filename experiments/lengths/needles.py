@@ -27,8 +27,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from atlas.config import require
+from atlas.config import NIAHConfig, require
 from atlas.config.arguments import names, read_settings, run_command
+from atlas.config.atomic import write_atomically
 from atlas.evaluate import EvaluationSettings, evaluate, read_texts
 from atlas.niah import probe_run
 from atlas.runs.build import load_checkpointed
@@ -60,7 +61,7 @@ class Settings:
     def rates(self) -> list[float]:
         """[] for what are none."""
         try:
-            rates = [float(text) for text in names(self.lasting)]
+            rates = [float(text) for text in dict.fromkeys(names(self.lasting))]
         except ValueError:
             return []
         return rates if all(0 <= rate <= 1 for rate in rates) else []
@@ -150,8 +151,8 @@ def measure(arguments: Sequence[str]) -> int:
         "versions": versions(),
     }
     folder = Path(settings.folder)
-    (folder / "needles.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "NEEDLES.md").write_text(document(runs, lengths, record), encoding="utf-8")
+    write_atomically(folder / "needles.json", json.dumps(record, indent=1) + "\n")
+    write_atomically(folder / "NEEDLES.md", document(runs, lengths, record))
     print(f"\nwritten to {folder / 'NEEDLES.md'}")
     return 0
 
@@ -166,7 +167,8 @@ def document(runs: Sequence[Run], lengths: Sequence[int], record: dict[str, Any]
         "",
         "Written by `python -m experiments.lengths.needles`; do not edit. Share of needles found by their key, one of",
         f"four, over three depths, {max(run.needles for run in runs)} needles a run and length; mean over the seeds,",
-        f"and the range. The first row is trained on {trained} tokens. At 4x at most {AIM:.1%} may be lost.",
+        f"and the range. The first row is trained on {trained} tokens. The aim: at 4x at most {AIM:.1%} is lost, of at",
+        f"least {NIAHConfig().threshold:.0%} at 1x.",
     ]
     for haystack in TASKS.values():
         columns = ["setting", "seeds", "loss of text", *(f"{length:,} ({length / trained:g}x)" for length in lengths)]
@@ -182,8 +184,9 @@ def document(runs: Sequence[Run], lengths: Sequence[int], record: dict[str, Any]
             cells.append(_spread([run.validation_loss for run in group], ".4f"))
             cells += [_spread([run.found[haystack].get(str(length)) for run in group], ".1%") for length in lengths]
             lost = [_lost(run.found[haystack], trained) for run in group]
-            met = sum(one is not None and one <= AIM for one in lost)
-            lines.append(_line([*cells, _spread(lost, "+.1%"), f"{met} of {len(group)}"]))
+            met = sum(_meets_aim(run.found[haystack], trained) for run in group)
+            aim = "not measured" if None in lost else f"{met} of {len(group)}"
+            lines.append(_line([*cells, _spread(lost, "+.1%"), aim]))
         blind = [_spread([run.blind[haystack].get(str(length)) for run in runs], ".1%") for length in lengths]
         lines.append(_line(["the best reader that ignores the key", "-", "-", *blind, "-", "-"]))
     columns = ["setting", *(f"{length:,} ({length / trained:g}x)" for length in lengths)]
@@ -202,6 +205,12 @@ def _lost(found: dict[str, float], trained: int) -> float | None:
     """Between the trained length and four times it."""
     before, after = found.get(str(trained)), found.get(str(4 * trained))
     return None if before is None or after is None else before - after
+
+
+def _meets_aim(found: dict[str, float], trained: int) -> bool:
+    """A run that finds nothing has nothing to lose."""
+    lost = _lost(found, trained)
+    return lost is not None and lost <= AIM and found[str(trained)] >= NIAHConfig().threshold
 
 
 def _spread(values: Sequence[float | None], form: str) -> str:

@@ -19,6 +19,7 @@ from atlas.models.plan import MemoryMode
 from atlas.runs.build import build_model
 from experiments.field import worker
 from experiments.field.record import Job
+from experiments.lengths.needles import _meets_aim
 from experiments.lengths.needles import main as needles
 from tests.integration.small_runs import RUN
 
@@ -131,6 +132,13 @@ def test_the_field_trains_as_a_run_does(text: Path, tmp_path: Path, monkeypatch:
         assert found["losses"][-1] == run.loss
         assert (found["recall_off"] is None, found["polarised_end"]) == (name != "default", run.gate_polarised)
         assert [*found["recall"]["noise"]] == ["64", "128", "256"]
+
+
+@pytest.mark.parametrize(
+    ("found", "met"), [({"8": 0.9, "32": 0.89}, True), ({"8": 0.9, "32": 0.8}, False), ({"8": 0.0, "32": 0.0}, False)]
+)
+def test_a_run_that_finds_nothing_does_not_meet_the_aim_of_length(found: dict[str, float], met: bool) -> None:
+    assert _meets_aim(found, 8) == met
 
 
 @pytest.mark.slow
