@@ -14,7 +14,7 @@ from atlas.training.watchers.record import Record
 
 LOWEST_RATE = 0.01  # of the largest rate of a batch: ten such writes make a tenth of a pair
 CROWDED = 0.1  # share of chunks in which rates of equal keys add up to more than 4; 0.004 in the default run
-PATH = 30.0  # sum of rho over chunks: gradients are right to 1 % up to 16 to 32 (docs/memory.md section 4)
+PATH = 25.0  # sum of rho over chunks: gradients are right to 1 % up to here, wrong from 32 on (docs/memory.md 4)
 GATE_SHUT, GATE_OPEN = 0.02, 0.98  # mean of a layer; half of the gates of a trained model are open
 GATE_VARIES = 0.02  # deviation over tokens, mean over channels; 0.4 in a trained model
 FORGOTTEN, TINY = 0.02, 1e-30  # nats of the norm a token: half is gone after 35; calm memories keep 0.9 of it in all

@@ -69,7 +69,7 @@ OUT = {
 
 def test_steps_that_are_long_in_all_are_told() -> None:
     judge = JUDGES["rates_high"]
-    assert judge(made({"layer0/global/path": 29.0}, {"layer0/global/path": 29.0})) is None
+    assert judge(made({"layer0/global/path": 24.0}, {"layer0/global/path": 24.0})) is None
     found = judge(made({"layer0/global/path": 64.0}, {"layer0/global/path": 64.0}))
     assert found is not None
     assert found.seen == "from reset to reset the steps of layer0/global have a length of 64 in all"
