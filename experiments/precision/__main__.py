@@ -118,7 +118,7 @@ def table(part: Part) -> list[str]:
     lines += ["|---|---|---|" + "---|" * len(part.rates)]
     for rule, memory, (name, equal) in product(part.rules, part.memories, KEYS.items()):
         errors = [error(rule, memory, equal, rate) for rate in part.rates]
-        cells = [f"**{value:.0e}**" if value > ALLOWED else f"{value:.0e}" for value in errors]
+        cells = [f"{value:.0e}" if value <= ALLOWED else f"**{value:.0e}**" for value in errors]  # nan as well
         lines.append(f"| `{rule}` | {memory.name} | {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return lines
