@@ -102,22 +102,27 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         <which>/update_norm      of the writes since the start of the shard; of the sequence for the global memory
         <which>/write_ratio      that norm over the norm of the weights at that start: of W_init, where none are carried
         <which>/rate             mean inner rate of the tokens
+        <which>/<gate>           mean of a learnt gate of the rule: theta, forget (1 - alpha), rho, gamma
         <which>/momentum_norm    of S, if the rule has momentum
         local<j>/query_norm      ||q'|| before renormalisation, of the last queries with the final sums
         query_cosine             mean cosine between projections of different queries: near 1 they have collapsed
         query_cosine_raw         the control: the same of the queries themselves
+        lambda                   mean share of q' in the queries of the local memories, with `mix`
         gate_mean                of the block's gates
     """
     if catch.after is None:
         return {}
     found: dict[str, Tensor] = {}
-    caught = iter(zip(catch.starts, catch.queries, catch.rates, catch.gates, strict=True))
+    tokens = catch.queries, catch.rates, catch.controls, catch.mixes, catch.gates
+    caught = iter(zip(catch.starts, *tokens, strict=True))
     for index, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
-        start, query, rates, gates = next(caught)
-        values = _weights(block.memory, start, after.memory, rates) | _queries(block.memory, query, after.memory)
+        start, query, rates, controls, mix, gates = next(caught)
+        values = _weights(block.memory, start, after.memory, rates, controls)
+        values |= _queries(block.memory, query, after.memory)
         values["gate_mean"] = gates.float().mean()
+        values |= {} if mix is None else {"lambda": mix.mean()}
         found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
     if not found:
         return {}
@@ -141,14 +146,17 @@ def _copy(weights: FastWeights) -> FastWeights:
     return FastWeights(weights.down.detach().clone(), weights.up.detach().clone())
 
 
-def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
-    """`rates` [memories, N, T]: the global one last."""
+def _weights(
+    memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Tensor, controls: Tensor
+) -> dict[str, Tensor]:
+    """`rates` [memories, N, T], `controls` [memories, N, T, n]: the global one last."""
     names = [("global", memory.global_rule)] * len(after.global_memory)
     names += [(f"local{index}", memory.rule) for index in range(len(after.local))]
     in_order = rates.mean((1, 2)).roll(len(after.global_memory))
+    gates = controls.mean((1, 2)).roll(len(after.global_memory), 0)  # [memories, n]
     scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
     found: dict[str, Tensor] = {}
-    for (name, rule), scan, start, rate in zip(names, scans, origins, in_order, strict=True):
+    for (name, rule), scan, start, rate, gate in zip(names, scans, origins, in_order, gates, strict=True):
         weights = written(rule, scan, memory.config.curvature_max)
         heads = [
             matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)
@@ -159,6 +167,8 @@ def _weights(memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Ten
         found[f"{name}/update_norm"] = update.mean()
         found[f"{name}/write_ratio"] = (update / _norms(before)).mean()
         found[f"{name}/rate"] = rate
+        learnt = [(one, mean) for one, mean in zip(rule.controls, gate, strict=True) if not one.fixed]
+        found |= {f"{name}/{one.name.replace(' ', '_')}": mean for one, mean in learnt}
         if momentum := getattr(scan.kept, "momentum", None):
             found[f"{name}/momentum_norm"] = _norms(momentum).mean()
     return found

@@ -92,7 +92,7 @@ def gradients(rule: Rule, memory: Memory, equal: int, rate: float, seed: int, dt
     down, up = normal(WIDTH, WIDTH) * WIDTH**-0.5, normal(2 * WIDTH, WIDTH) * (4 / WIDTH) ** 0.25
     leaves = [tensor.requires_grad_() for tensor in (query, key, value, down, up)]
     learner = RULES[rule](MemoryConfig(rule=rule))
-    own = {"rate": rate} if rule in BY_RHO.rules else {}
+    own = {"rho": rate} if rule in BY_RHO.rules else {}
     controls = torch.tensor([own.get(control.name, control.initial) for control in learner.controls], dtype=dtype)
     rates = torch.full((ROWS, memory.tokens), ETA if own else rate, dtype=dtype)
     tokens = ChunkInputs(query, key, value, query, key, rates, controls.expand(ROWS, memory.tokens, -1))

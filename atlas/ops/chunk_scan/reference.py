@@ -42,7 +42,7 @@ class ReferenceMemory:
     weights: Weights  # at the start of the open chunk
     read_at_start: bool
     norm_max: float
-    gates: tuple[str, ...] = ()  # names of a token's controls: theta, forget, rate, gamma, gamma of lag 0, ...
+    gates: tuple[str, ...] = ()  # names of a token's controls: theta, forget, rho, gamma, gamma of lag 0, ...
     window: int = 1  # c, tokens
     iterations: int | None = None  # of Newton-Schulz; None: updates are not orthogonalised
     floor: float = 0.0  # under the norm in Newton-Schulz
@@ -94,7 +94,7 @@ class ReferenceMemory:
         if self.iterations is not None:
             update = Weights(*(self.orthogonal(matrix, self.iterations) for matrix in update))
         kept = times(self.weights, 1 - self.gate(mean, "forget", 0.0))
-        self.weights = bounded(subtract(kept, times(update, self.gate(mean, "rate", 1.0))), self.norm_max)
+        self.weights = bounded(subtract(kept, times(update, self.gate(mean, "rho", 1.0))), self.norm_max)
         self.chunk = []
 
     def damping(self) -> Tensor:

@@ -46,8 +46,8 @@ class Muon:
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        rate = Control("rate", self.rate, self.rate_max)
-        return Control("theta", self.theta), Control("forget", 1 - self.alpha), rate
+        rho = Control("rho", self.rate, self.rate_max)
+        return Control("theta", self.theta), Control("forget", 1 - self.alpha), rho
 
     def initial(self, weights: FastWeights) -> Kept:
         return initial_momentum(weights, len(self.controls))

@@ -29,7 +29,7 @@ class ChunkEnd(IntEnum):
 class Control(NamedTuple):
     """A gate of a rule, one per token: maximum * sigmoid(linear(token)). With all controls at 0 nothing is written."""
 
-    name: str  # theta, forget (1 - alpha), rate (rho) or gamma of docs/memory.md section 5
+    name: str  # theta, forget (1 - alpha), rho or gamma of docs/memory.md section 5
     initial: float  # before training; at 0 or at the maximum the gate is fixed there
     maximum: float = 1.0
 

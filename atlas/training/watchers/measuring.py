@@ -101,7 +101,7 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
             continue
         start, query, key, value, mix, rates, controls, gate = next(caught)
         values = _of_writes(block.memory, after.memory, rates)
-        if "rate" in _names(block.memory):
+        if "rho" in _names(block.memory):
             values |= _paths(block.memory, controls, model.plan)
         else:
             values |= _crowds(block.memory, key, rates, controls, model.plan.local)
@@ -151,7 +151,7 @@ def _crowds(
 def _paths(memory: AtlasMemory, controls: Tensor, plan: ChunkPlan) -> dict[str, Tensor]:
     """Of rules whose steps have a length of their own, rho: its sum over the chunks of a shard, of the sequence for the
     global memory, in the row where it is largest. `controls` [memories, N, T, n]."""
-    rho, total = controls[..., _names(memory).index("rate")].float(), controls.shape[2]
+    rho, total = controls[..., _names(memory).index("rho")].float(), controls.shape[2]
     shard = min(plan.shard or total, total)
     chunks = [(f"local{index}", shard / chunk) for index, chunk in enumerate(plan.local)]
     chunks += [("global", total / plan.global_size)] * memory.config.use_global

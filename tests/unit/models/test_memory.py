@@ -242,7 +242,7 @@ def test_every_rule_starts_from_the_same_weights() -> None:
 
 @pytest.mark.parametrize("rule", list(Rule))
 def test_controls_start_where_the_configuration_says(rule: Rule) -> None:
-    set_to = {"theta": 0.5, "forget": 0.1, "rate": 0.2, "gamma": 0.5}
+    set_to = {"theta": 0.5, "forget": 0.1, "rho": 0.2, "gamma": 0.5}
     config = replace(BASE, rule=rule, muon=MuonRuleConfig(0.5, 0.2), atlas=replace(ATLAS, rate_init=0.2))
     _, _, x = make(config)
     memory = AtlasMemory(8, HEADS, 2, config).double()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from atlas.config import (
+    AtlasRuleConfig,
     ChunkSizeConfig,
     MemoryConfig,
     ModelConfig,
@@ -189,3 +190,27 @@ def test_catching_leaves_no_hook_and_takes_the_first_pass_only() -> None:
         model(tokens.flip(0) * 0)
     assert memory_norms(model, catch) == norms
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Rule.gd, {}),
+        (Rule.momentum, {"theta": 0.5, "forget": 0.001}),
+        (Rule.omega, {"gamma": 0.25}),  # its retention is fixed
+        (Rule.atlas, {"theta": 0.5, "forget": 0.001, "rho": 0.1, "gamma_of_lag_0": 0.25, "gamma_of_lag_1": 0.25}),
+    ],
+)
+def test_means_of_the_gates_that_the_rule_learns(rule: Rule, expected: dict[str, float]) -> None:
+    atlas_rule = AtlasRuleConfig(window=2)
+    model, tokens = make(MemoryConfig(rule=rule, hidden=8, omega=OmegaRuleConfig(window=2), atlas=atlas_rule))
+    with torch.no_grad():
+        memory_of(model, 1).mix.copy_(torch.tensor([0.1, 0.3]))
+    with catching(model) as catch:
+        model(tokens)
+    norms = memory_norms(model, catch)
+    for memory in ("global", "local0"):
+        found = {name.rpartition("/")[2]: norms[name] for name in norms if name.startswith(f"memory/layer1/{memory}/")}
+        gates = {name: mean for name, mean in found.items() if name.startswith(("theta", "forget", "rho", "gamma"))}
+        assert gates == pytest.approx(expected)
+    assert norms["memory/layer1/lambda"] == pytest.approx(0.2)
