@@ -55,6 +55,7 @@ from atlas.runs.start import starting_point
 from atlas.runs.steady_data import data_warnings
 from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.runs.unread_settings import unread_settings
 from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
@@ -145,6 +146,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             for warning in [
                 *(corpus.warnings if corpus else ()),
                 *recall_warnings(config, data),
+                *unread_settings(config.model.memory),
                 *ranks.from_first(lambda: data_warnings(data, state.step + 1)),
                 *_cut_documents(what),
             ]:

@@ -60,6 +60,13 @@ def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny
     assert (summary.status, summary.watch) == ("completed", [])
 
 
+def test_a_setting_that_nothing_reads_is_told(tiny: Any, tmp_path: Path) -> None:
+    atlas.train(tiny("model.memory.momentum=0.9", "train.steps=1"), tmp_path / "run")
+    events = read_jsonl(tmp_path / "run" / "events.jsonl")
+    told = [event["message"] for event in events if event["kind"] == "warning"]
+    assert "model.memory.momentum=0.9 changes nothing with model.memory.rule=gd" in told
+
+
 @pytest.mark.parametrize("rate", [0.9, 0.1])
 def test_steps_of_muon_that_are_long_in_all_are_told(rate: float, tiny: Any, tmp_path: Path) -> None:
     chunks = ("chunk_size.local=[1]", "chunk_size.shard=64", "train.steps=50")

@@ -1,0 +1,43 @@
+"""Settings of the memory that nothing reads are told."""
+
+from __future__ import annotations
+
+import pytest
+
+import atlas
+from atlas.config.composition import options
+from atlas.runs.unread_settings import unread_settings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["momentum=0.9"], ["momentum=0.9 changes nothing with model.memory.rule=gd"]),
+        (["momentum=0.9", "rule=momentum"], []),
+        (["momentum=0.9", "retention=0.9", "rule=atlas"], []),
+        (
+            ["rule=omega", "retention=0.9", "omega.retention=0.9"],
+            ["retention=0.9 changes nothing with model.memory.rule=omega"],
+        ),
+        (["rule=muon", "omega.window=2"], ["omega.window=2 changes nothing with model.memory.rule=muon"]),
+        (["rule=muon", "muon.iterations=3", "muon.iterations_global=2"], []),
+        (
+            ["use_global=false", "curvature_max=1"],
+            ["curvature_max=1.0 changes nothing with model.memory.use_global=false"],
+        ),
+        (
+            ["qk_projection.range=off", "qk_projection.mix=false"],
+            ["qk_projection.mix=False changes nothing with model.memory.qk_projection.range=off"],
+        ),
+        (["enabled=false", "hidden=32"], ["hidden=32 changes nothing with model.memory.enabled=false"]),
+    ],
+)
+def test_a_setting_without_a_reader_is_told(overrides: list[str], told: list[str]) -> None:
+    config = atlas.compose([f"model.memory.{override}" for override in overrides])
+    assert unread_settings(config.model.memory) == [f"model.memory.{line}" for line in told]
+
+
+def test_no_option_brings_one() -> None:
+    for group in ("ablation", "model", "chunk_size"):
+        for option in options(group):
+            assert unread_settings(atlas.compose([f"{group}={option}"]).model.memory) == [], (group, option)
