@@ -87,13 +87,6 @@ class RuleConfig(Choices, prefix="model.memory."):
         require(0 <= self.momentum < 1, "model.memory.momentum", self.momentum, "in [0, 1)")
         require(0 < self.retention <= 1, "model.memory.retention", self.retention, "in (0, 1]")
 
-    def check_chunks(self, smallest: int, group: str = "chunk_size") -> None:
-        """Raise `ConfigError` where the rule wants longer chunks than the smallest of the memories, in tokens."""
-        windows = {Rule.omega: self.omega.window, Rule.atlas: self.atlas.window}
-        window = windows.get(self.rule, 1)
-        allowed = f"<= {smallest}, the smallest chunk of {group}"
-        require(window <= smallest, f"model.memory.{self.rule}.window", window, allowed)
-
     def of_global(self) -> Self:
         """The settings of the global memory's rule: `iterations` are its own."""
         return replace(self, muon=self.muon.of_global(), atlas=self.atlas.of_global())

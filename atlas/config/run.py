@@ -184,8 +184,6 @@ class RunConfig(Choices):
         require(not self.device.compile, "device.compile", True, allowed)
         start, shard = self.stage2.start, self.chunk_size.shard
         require(start <= shard, "stage2.start", start, f"<= chunk_size.shard={shard}")
-        smallest = min(self.stage2.local(self.chunk_size.local, self.train.steps))
-        self.model.memory.check_chunks(smallest, "stage2")
 
     def _check_triton(self) -> None:
         """The kernels multiply in bf16, and exist for some rules, widths and chunks."""
@@ -241,7 +239,6 @@ class RunConfig(Choices):
     def _check_chunks(self) -> None:
         sequence, shard = self.train.sequence, self.chunk_size.shard
         padded = self.train.pad_shards
-        self.model.memory.check_chunks(min(*self.chunk_size.local, self.chunk_size.global_size))
         require(
             shard <= sequence or padded,
             "chunk_size.shard",

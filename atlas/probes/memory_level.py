@@ -12,7 +12,11 @@ with v is reported too; it mixes in how far one bounded step at the highest rate
 
 Which rates. The needle is written at `rate_max`, as a token that the model wants to keep; the haystack at the model's
 own rates: on text at those of the very tokens, on random keys at their mean over text. Whether the model also gives a
-needle a high rate is a matter of the level `recall`. The control leaves the needle's rate at 0.
+needle a high rate is a matter of the level `recall`.
+
+The control. Another random pair is written in the needle's place, at the same rate, and the memory is read with k all
+the same. (A needle at rate 0 would be no control: with a window its successors write it, at their rates.) What is left
+comes from -k in v - f(k; W_init): every pair moves f(k) a little away from k.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class ReadBack:
     haystack: str
     length: int  # haystack tokens
     cosine: Tensor  # [N]
-    control: Tensor  # [N]
+    control: Tensor  # [N] the same after another pair
     plain: Tensor  # [N] cosine of f(k; W) with v
 
 
@@ -59,17 +63,21 @@ def probe_memory(subject: Subject) -> NIAHResult:
     model, settings, step = subject.model, subject.settings, subject.step
     if not memory_layers(model):
         return judge(step=step, level=LEVEL, threshold=settings.threshold, missing="the model has no memory")
-    rng, (texts, text_name) = subject.rng(Place.memory), subject.seen
+    rng, control_rng = subject.rng(Place.memory), subject.rng(Place.memory_control)
+    texts, text_name = subject.seen
     readings: list[ReadBack] = []
     faults: set[str] = set()
     for layer, seen in zip(memory_layers(model), texts, strict=True):
         draws = max(1, settings.samples // layer.heads)
-        key, value = (unit_vectors(rng, (draws, 1, layer.heads, layer.head_width), seen.key) for _ in range(2))
+        shape = (draws, 1, layer.heads, layer.head_width)
+        key, value = (unit_vectors(rng, shape, seen.key) for _ in range(2))
+        other_key, other_value = (unit_vectors(control_rng, shape, seen.key) for _ in range(2))
         for name in ("random keys", f"keys of {text_name}"):
             hay = seen.repeat(draws)
             if name == "random keys":
                 hay = _random_like(hay, rng)
-            readings += _read_layer(layer, model.plan, settings.haystack, name, _lead(hay, key, value))
+            led, led_by_other = _lead(hay, key, value), _lead(hay, other_key, other_value)
+            readings += _read_layer(layer, model.plan, settings.haystack, name, led, led_by_other)
         faults |= _faults(layer, model.plan, _lead(seen.repeat(draws), key, value))
     return _result(settings, step, readings, sorted(faults))
 
@@ -101,8 +109,13 @@ def _write(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> MemorySta
     return after
 
 
-def _read_layer(layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, tokens: SeenTokens) -> list[ReadBack]:
-    """Local memories after the haystack or at the end of the shard; the global one at the end of its chunk."""
+def _read_layer(
+    layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, tokens: SeenTokens, other: SeenTokens
+) -> list[ReadBack]:
+    """Local memories after the haystack or at the end of the shard; the global one at the end of its chunk.
+
+    `other`: the same tokens with another needle.
+    """
     batch = tokens.key.shape[0]
     short = min(haystack + 1, plan.shard or haystack + 1)
     long = -(-(haystack + 1) // plan.global_size) * plan.global_size
@@ -112,15 +125,15 @@ def _read_layer(layer: MemoryLayer, plan: ChunkPlan, haystack: int, name: str, t
         if kind == "global" and not initial.global_memory:
             continue
         part = tokens.part(0, length)
-        after, control = _write(layer, plan, part), _write(layer, plan, part.with_rate_logit(0, -inf))
+        after, control = _write(layer, plan, part), _write(layer, plan, other.part(0, length))
         if kind == "local":
             states = zip(plan.local, initial.local, after.local, control.local, strict=True)
         else:
             chunks = (plan.global_size,)
             states = zip(chunks, initial.global_memory, after.global_memory, control.global_memory, strict=True)
-        for chunk, empty, full, without in states:
+        for chunk, empty, with_needle, with_other in states:
             rule = layer.memory.rule if kind == "local" else layer.memory.global_rule
-            measured = [_cosines(layer, rule, part, empty, state) for state in (full, without)]
+            measured = [_cosines(layer, rule, part, empty, state) for state in (with_needle, with_other)]
             readings.append(
                 ReadBack(f"{kind} {chunk}", name, length - 1, measured[0][0], measured[1][0], measured[0][1])
             )

@@ -28,6 +28,7 @@ class Place(IntEnum):
     accumulator = 1 << 32
     memory = 1 << 33
     text = 1 << 34  # of `Subject.seen`
+    memory_control = 1 << 35
 
 
 @dataclass(frozen=True)

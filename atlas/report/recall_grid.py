@@ -156,6 +156,5 @@ def probe_history(record: RunRecord) -> Table | Text:
     of_unit = {unit: " and ".join(level.name for level in LEVELS.values() if level.unit is unit) for unit in Unit}
     note = f"Found: {', '.join(f'{unit.meaning} for {names}' for unit, names in of_unit.items())}."
     note += " Key-blind: the best reader that ignores the key."
-    untrained = [level.name for level in LEVELS.values() if level.unit is Unit.cosine]
-    note += f" An untrained model passes {' and '.join(untrained)}: only {RECALL.name} shows what was learned."
+    note += f" {of_unit[Unit.cosine].capitalize()} test the mechanism: only {RECALL.name} shows what was learned."
     return Table("NIAH during training", head, rows, note, sortable=True)

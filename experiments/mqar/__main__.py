@@ -3,7 +3,7 @@
 python -m experiments.mqar [KEY=VALUE ...]
 
   lengths=64,128,256,512       tokens, with 4, 8, 16 and 64 pairs
-  widths=64,128
+  widths=64,128                of the models; a head for each full 64 of it
   models=memory,window of 16,window of 64,full attention
   rates=1e-4,4.6e-4,2.2e-3,1e-2   highest learning rates; the best one counts
   epochs=64                    at most; training stops at an accuracy of 99 %
@@ -27,10 +27,10 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas.config import require
+from atlas.config import ConfigError, require
 from atlas.config.arguments import names, read_settings, run_command
 from atlas.config.atomic import write_atomically
-from experiments.mqar.contestants import BATCHES, LENGTHS, MODELS
+from experiments.mqar.contestants import BATCHES, LENGTHS, MODELS, heads
 from experiments.mqar.table import document
 from experiments.mqar.worker import Record, measured
 
@@ -58,6 +58,9 @@ class Settings:
         widths, rates = _numbers(self.widths), _numbers(self.rates)
         whole = bool(widths) and all(one >= 8 and one.is_integer() for one in widths)
         require(whole, "widths", self.widths, "whole numbers >= 8")
+        for width in map(int, widths):
+            allowed = f"such that the heads, one for each full 64, have an even width (RoPE); those of {width} have not"
+            require(width % (2 * heads(width)) == 0, "widths", self.widths, allowed)
         require(bool(rates) and all(0 < one < inf for one in rates), "rates", self.rates, "numbers > 0")
         rows = max(BATCHES[int(length)] for length in names(self.lengths))
         for key, least in (("epochs", 1), ("examples", rows), ("tests", 1)):
@@ -99,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(arguments: Sequence[str]) -> int:
     """Train, measure, write. Raises `ConfigError` for arguments that cannot be used."""
     settings = read_settings(Settings, arguments)
-    Path(settings.runs).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(settings.runs).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"runs={settings.runs}: must be a folder that can be made ({error.strerror})") from error
     records = []
     for job in settings.jobs:
         file = job.file(settings)

@@ -19,6 +19,11 @@ MODELS = {  # settings, and the hidden width of the SwiGLU that makes sizes equa
 }
 
 
+def heads(width: int) -> int:
+    """One for each full 64 of the width."""
+    return max(width // 64, 1)
+
+
 def configuration(name: str, length: int, width: int, rate: float, steps: int) -> RunConfig:
     """zoology's recipe: AdamW with weight decay 0.01, a cosine to 0, no clipping, 2 layers.
 
@@ -30,7 +35,7 @@ def configuration(name: str, length: int, width: int, rate: float, steps: int) -
             *settings,
             *(
                 f"model.width={width}",
-                f"model.heads={max(width // 64, 1)}",
+                f"model.heads={heads(width)}",
                 f"model.feedforward={int(feedforward * width)}",
             ),
             *(f"model.vocabulary={VOCABULARY}", f"train.sequence={length}", f"train.batch_size={BATCHES[length]}"),

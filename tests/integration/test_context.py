@@ -22,6 +22,7 @@ LONG = "model.window=80"  # tokens: longer than a part
 OTHERS = [[LONG], ["model.memory.recompute=true"], *([f"model.fusion={fusion}"] for fusion in Fusion)]
 MODELS = {
     **{f"rule {rule}": [f"model.memory.rule={rule}", *other] for rule, other in zip(Rule, cycle(OTHERS))},
+    "a window longer than chunks": ["model.memory.rule=omega", "model.memory.omega.window=50"],
     "sums by chunk": ["model.memory.qk_projection.range=chunk"],
     "no global memory": ["ablation=no_global"],
     "no memory": ["ablation=no_memory"],

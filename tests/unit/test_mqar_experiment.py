@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.mqar.__main__ import main
-from experiments.mqar.contestants import FULL, MEMORY
+from experiments.mqar.__main__ import Settings, main
+from experiments.mqar.contestants import FULL, MEMORY, configuration
 from experiments.mqar.data import TEST, TRAINING, batches, examples
 from experiments.mqar.table import document
 from experiments.mqar.worker import Record
@@ -29,6 +29,15 @@ def test_an_epoch_has_every_sequence_once_with_the_values_at_their_keys() -> Non
             assert {inputs[place].item(): targets[place].item() for place in places} == written
             assert min(places) >= 8
     assert not np.array_equal(examples(10, 64, TEST).inputs, sequences.inputs)
+
+
+def test_a_width_that_is_not_refused_gives_a_model() -> None:
+    found = {}
+    for width in (32, 128, 160):
+        Settings(widths=str(width))
+        model = configuration(MEMORY, 64, width, 1e-3, 1).model
+        found[width] = model.width // model.heads
+    assert found == {32: 32, 128: 64, 160: 80}
 
 
 def test_the_best_learning_rate_counts() -> None:
@@ -65,6 +74,9 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
         ("lengths=100", "lengths=100: must be some of 64, 128, 256, 512"),
         ("models=mamba", "models=mamba: must be some of memory, window of 16"),
         ("widths=64.5", "widths=64.5: must be whole numbers >= 8"),
+        ("widths=64,63", "widths=64,63: must be such that the heads, one for each full 64, have an even width (RoPE);"),
+        ("widths=200", "widths=200: must be such that the heads, one for each full 64, have an even width (RoPE);"),
+        ("runs=/dev/null/x", "runs=/dev/null/x: must be a folder that can be made (Not a directory)"),
         ("rates=0", "rates=0: must be numbers > 0"),
         ("examples=100", "examples=100: must be >= 512"),
         ("folder=nowhere", "folder=nowhere: must be a folder that exists"),

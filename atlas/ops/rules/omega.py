@@ -3,7 +3,7 @@
     W_t = W_xi - sum_{s = xi .. t} eta_s sum_{i = s-c+1 .. s} gamma_i grad l(W_xi; k_i, v_i),   then read f(q_t; W_t)
     W <- alpha W_xi - the same sum to the chunk's last token
 
-The window reaches into the previous chunk: its last c - 1 tokens are carried, and their gradients are taken at the
+The window reaches into the chunks before: the last c - 1 tokens are carried, and their gradients are taken at the
 present chunk's start. c = 1 with gamma = 1 and alpha = 1 is `gd`. ATLAS has a gate per pair (i, t); here it is the
 written token's. alpha of a chunk is the mean of its tokens' gates, used at its end only.
 

@@ -19,6 +19,8 @@ SETTINGS = (
     "chunk_size.shard=24", "chunk_size.global_size=16", "niah=off", "logger=none",
 )  # fmt: skip
 
+SHORT_CHUNKS = ("chunk_size.local=[2,3]", "chunk_size.global_size=4")
+
 
 def losses_and_gradients(config: RunConfig, kernels: Kernels, cut: int) -> list[Tensor]:
     """Of a stretch of 53 tokens, read in two pieces: no piece is a whole number of chunks."""
@@ -39,6 +41,8 @@ def losses_and_gradients(config: RunConfig, kernels: Kernels, cut: int) -> list[
         ["model.memory.recompute=true"],
         ["model.memory.recompute=true", "model.memory.rule=momentum"],
         ["model.memory.rule=momentum", "chunk_size.local=[1]"],
+        [*SHORT_CHUNKS, "model.memory.rule=omega", "model.memory.omega.window=6"],
+        [*SHORT_CHUNKS, "model.memory.rule=atlas", "model.memory.atlas.window=6"],
         ["model.memory.weight_norm_max=0.2"],
         ["model.memory.qk_projection.range=chunk", "model.memory.qk_projection.normalisation=per_key"],
         ["model.memory.degree=2", "model.memory.feature_width=8"],

@@ -18,14 +18,12 @@ from atlas.config import (
     AtlasRuleConfig,
     ConfigError,
     MemoryConfig,
-    ModelConfig,
     MuonRuleConfig,
     Normalisation,
     OmegaRuleConfig,
     ProjectionRange,
     QKProjectionConfig,
     Rule,
-    RunConfig,
 )
 from atlas.config.rules import RuleConfig
 from atlas.models.memory import AtlasMemory
@@ -56,6 +54,8 @@ CASES = {
     ),
     "gd, degree 2": replace(BASE, degree=2, feature_width=2),
     "omega with retention": replace(BASE, rule=Rule.omega, omega=OmegaRuleConfig(2, 0.5, 0.9)),
+    "omega, a window longer than chunks": replace(BASE, rule=Rule.omega, omega=OmegaRuleConfig(5, 0.5, 0.9)),
+    "atlas, a window longer than a shard": replace(BASE, rule=Rule.atlas, atlas=replace(ATLAS, window=7)),
     "atlas": replace(BASE, rule=Rule.atlas, degree=2, learnable_coefficients=True),
     "gd, degree 3": replace(BASE, degree=3, feature_width=3, learnable_coefficients=True),
     "gd, degree 1 with coefficients": replace(BASE, learnable_coefficients=True),
@@ -325,11 +325,3 @@ def test_a_bad_setting_is_refused(setting: str, value: float, allowed: str) -> N
 def test_a_bad_setting_of_a_rule_is_refused(rule: type, setting: str, value: float, allowed: str) -> None:
     with pytest.raises(ConfigError, match=f"model.memory.{setting}={value}: must be {allowed}"):
         rule(**{setting.partition(".")[2]: value})
-
-
-@pytest.mark.parametrize("rule", [Rule.omega, Rule.atlas])
-def test_a_window_longer_than_the_smallest_chunk_is_refused(rule: Rule) -> None:
-    memory = MemoryConfig(rule=rule, omega=OmegaRuleConfig(window=17), atlas=AtlasRuleConfig(window=17))
-    expected = f"model.memory.{rule}.window=17: must be <= 16, the smallest chunk of chunk_size"
-    with pytest.raises(ConfigError, match=expected):
-        RunConfig(model=ModelConfig(memory=memory))

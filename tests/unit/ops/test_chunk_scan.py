@@ -39,6 +39,8 @@ CASES: dict[str, LearningRule] = {
     **{str(rule): learning_rule(replace(SETTINGS, rule=rule)) for rule in Rule},
     "omega 1": Omega(1, 0.5),
     "atlas 1": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 5), 1, 0.5),
+    "omega 6": Omega(6, 0.5, 0.9),  # longer than the chunks below
+    "atlas 6": Atlas(Muon(0.5, 0.9, 0.1, 1.0, 3), 6, 0.5),
 }
 each_rule = pytest.mark.parametrize("name", CASES)
 local_and_global = pytest.mark.parametrize("read_at_start", [False, True], ids=["local", "global"])
@@ -123,8 +125,8 @@ def assert_equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> None:
 @local_and_global
 @pytest.mark.parametrize(
     "schedule",
-    [[(11, 4)], [(7, 1)], [(6, 16)], [(6, 4), (3, 1), (2, 5)]],
-    ids=["chunk 4", "token recurrence", "open chunk", "chunk changes"],
+    [[(11, 4)], [(11, 2)], [(7, 1)], [(6, 16)], [(6, 4), (3, 1), (2, 5)]],
+    ids=["chunk 4", "chunk 2", "token recurrence", "open chunk", "chunk changes"],
 )
 def test_outputs_weights_and_all_gradients_equal_the_reference(
     name: str, read_at_start: bool, schedule: list[tuple[int, int]]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from atlas.config import ChunkSizeConfig, ModelConfig, NIAHConfig
+from atlas.config import (
+    AtlasRuleConfig,
+    ChunkSizeConfig,
+    MemoryConfig,
+    ModelConfig,
+    NIAHConfig,
+    OmegaRuleConfig,
+    Rule,
+)
 from atlas.data.needles import NeedleFormat
 from atlas.models.hierarchy import pieces
 from atlas.models.language_model import AtlasModel
@@ -20,9 +29,9 @@ from atlas.probes.result import NIAHResult, Outcome
 from atlas.probes.subject import stretch
 
 
-def sound_model() -> AtlasModel:
+def sound_model(**memory: Any) -> AtlasModel:
     torch.manual_seed(0)
-    settings = ModelConfig(width=64, layers=1, heads=1, window=8, feedforward=64)
+    settings = ModelConfig(width=64, layers=1, heads=1, window=8, feedforward=64, memory=MemoryConfig(**memory))
     return AtlasModel(settings, ChunkSizeConfig([16, 32], 64, 128), 256)
 
 
@@ -40,6 +49,16 @@ def test_a_sound_memory_keeps_the_pair() -> None:
     for cell in by_memory.values():
         assert cell.accuracy == pytest.approx(0.98, abs=0.02)
         assert cell.control == pytest.approx(0.0, abs=0.2)
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_the_control_knows_nothing_of_the_pair_with_any_rule(rule: Rule) -> None:
+    """Also where a window lets its successors write it, here with all gates open."""
+    open_windows = {"omega": OmegaRuleConfig(gate=1.0), "atlas": AtlasRuleConfig(gate=1.0)}
+    result = probe(sound_model(rule=rule, **open_windows))
+    assert [cell.control for cell in result.cells] == pytest.approx([0.0] * len(result.cells), abs=0.2)
+    assert result.accuracy is not None
+    assert result.accuracy > 0.5
 
 
 def test_the_longest_write_is_to_the_end_of_a_global_chunk() -> None:

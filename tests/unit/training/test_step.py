@@ -21,8 +21,7 @@ from atlas.training.carried_rows import restart_rows, run_rows
 SEQUENCE, ROWS = 12, 5
 SETTINGS = (
     "model.width=16", "model.heads=2", "model.feedforward=12", "model.layers=1", "model.window=5",
-    "model.persistent_keys=4", "model.memory.hidden=6", "model.memory.omega.window=2", "model.memory.atlas.window=2",
-    "train.carry_memory=true",
+    "model.persistent_keys=4", "model.memory.hidden=6", "train.carry_memory=true",
     f"train.sequence={SEQUENCE}", "chunk_size.local=[2,4]", "chunk_size.shard=4", "chunk_size.global_size=12",
     "niah=off", "logger=none",
 )  # fmt: skip
