@@ -82,7 +82,7 @@ CHANGE_RULES = (
     ChangeRule(
         ("accept_changed_data",), Effect.differs, "the run continues although its text has changed", lasting=False
     ),
-    ChangeRule(("model", "chunk_size"), Effect.refused, "weights and memories have its shape"),
+    ChangeRule(("model", "chunk_size"), Effect.refused, "the weights were trained with it"),
     ChangeRule(("stage2",), Effect.refused, "its schedule is one; `init_from` starts another stage"),
     ChangeRule(
         ("data", "seed", "train.batch_size", "train.sequence", "train.carry_memory", "train.pad_shards"),
