@@ -8,8 +8,8 @@ python -m experiments.field [KEY=VALUE ...]
   samples=24                   needles at each of three depths, by haystack and length
   jobs=2                       models trained at once, on a thread each
   rounds=9                     training steps of every model that are timed in turn, before the rest
-  only=default,LSTM            some of the contestants (contestants.py), the default among them; empty: all but those
-                               of other iterations
+  only=default,LSTM            some of the contestants (contestants.py), the default among them, with a folder of
+                               their own; empty: all but those of other iterations
   equal_time=true              false: the table at equal tokens alone
   folder=experiments/field     where RESULTS.md goes; of another size its own folder there
   runs=                        what is measured, a file for each model, and not measured again. Empty: `measured` in
@@ -19,12 +19,13 @@ All contestants are trained by one loop with the step, data, optimiser and sched
 contestant makes as many steps as its speed allows in the time of the default; where that is within 5 % of `steps`, its
 run at equal tokens counts. Writes RESULTS.md after every model, in hours on 2 cores: 4 minutes a model and core. The
 machine should be quiet while the steps are timed. Exit status: 0 all measured, 1 a contestant failed, 2 refused, 130
-stopped by Ctrl-C.
+stopped by Ctrl-C or SIGTERM, once the models in training are measured or have ended.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,8 @@ class Settings:
         known = SIZES[self.size]
         require(set(names(self.only)) <= set(known), "only", self.only, f"some of {', '.join(known)}")
         require(not self.only or DEFAULT in names(self.only), "only", self.only, f"{DEFAULT} among others")
+        allowed = "used with folder=PLACE: RESULTS.md here is of all contestants"
+        require(not self.only or bool(self.folder), "only", self.only, allowed)
         require(not self.folder or Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
         self.folder = self.folder or str(HERE if self.size == "tiny" else HERE / self.size)
         self.runs = self.runs or str(Path(self.folder) / "measured")
@@ -166,4 +169,5 @@ def measure(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

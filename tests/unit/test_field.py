@@ -73,7 +73,7 @@ def test_other_iterations_are_compared_with_muon_where_they_are_asked_for() -> N
     text = document(Field(records, {DEFAULT: 100.0, MUON: 50.0, few: 75.0}, 400, {}, "torch 1"))
     assert f"- Loss of text of {few} minus that of muon: +0.0500 (+0.0500 to +0.0500), speed 1.50 of it." in text
     assert few not in Settings().contestants
-    assert few in Settings(only=f"{DEFAULT},{few}").contestants
+    assert few in Settings(only=f"{DEFAULT},{few}", folder=str(Path(__file__).parent)).contestants
 
 
 def test_a_contestant_has_the_steps_that_its_speed_allows() -> None:
@@ -180,6 +180,7 @@ def test_a_small_field_has_a_folder_of_its_own() -> None:
         ("steps=1", "steps=1: must be >= 20"),
         ("seeds=0", "seeds=0: must be >= 1"),
         ("size=large", "size=large: must be tiny or small"),
+        ("only=default,LSTM", "only=default,LSTM: must be used with folder=PLACE"),
         ("only=LSTM", "only=LSTM: must be default among others"),
         ("only=default,GRU", "only=default,GRU: must be some of default, momentum"),
         ("folder=nowhere", "folder=nowhere: must be a folder that exists"),
