@@ -1,7 +1,7 @@
 """What models without a memory reach by the same recipe on the same text: measured figures beside those of a run.
 
-`baselines.json` is written by `python -m experiments.baselines` from finished runs. A figure is shown only beside a run
-with the same text, data, steps and optimiser, and within `NEAR` of its number of parameters.
+`baselines.json` is written by `python -m experiments.baselines` from finished runs and records. A figure is shown only
+beside a run with the same text, data, steps and optimiser, and within `NEAR` of its number of parameters.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Baseline:
     revision: str
     digest: str  # of the text
     recipe: dict[str, Any]
+    about: str = ""  # what was changed in that model
 
     def __str__(self) -> str:
         seeds = f"{len(self.losses)} seeds: {min(self.losses):.4f} to {max(self.losses):.4f}; "
         measured = f"{seeds if len(self.losses) > 1 else ''}measured at revision {self.revision[:7]}"
-        return f"{mean(self.losses):.4f} nats/token, model={self.model} by the same recipe ({measured})"
+        what = " ".join(filter(None, (f"model={self.model}", self.about)))
+        return f"{mean(self.losses):.4f} nats/token, {what} by the same recipe ({measured})"
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:

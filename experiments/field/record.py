@@ -31,6 +31,14 @@ class Record:
     key_blind: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+def read_record(file: Path) -> Record:
+    """Raises `ConfigError` for a file that holds no record."""
+    try:
+        return Record(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: must be a whole record, or removed to measure it again ({error})") from error
+
+
 class Job(NamedTuple):
     """A contestant that is trained and measured once."""
 
@@ -49,10 +57,7 @@ class Job(NamedTuple):
         file = self.file(runs)
         if not file.is_file():
             return None
-        try:
-            found = Record(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{file}: must be a whole record, or removed to measure it again ({error})") from error
+        found = read_record(file)
         if (found.name, found.size, found.seed, found.steps) != self[:4]:
             holds = f"{found.name}, {found.size}, seed {found.seed}, {found.steps} steps"
             raise ConfigError(f"{file}: must be the record that its name says; it is of {holds}")
