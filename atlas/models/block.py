@@ -83,7 +83,7 @@ class AtlasMAGBlock(nn.Module):
         """x [B, T, D] at the positions of `rotary` -> x [B, T, D], the state after it, and the gates [B, T, D].
 
         Without a state it makes the initial one here, where its weights are whole (`parallel/slices.py`). The gates are
-        None without a memory.
+        None without a memory and with the fusion `additive`.
         """
         state = state or self.initial_state(x.shape[0], plan)
         inputs = self.norm(x)

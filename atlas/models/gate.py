@@ -37,15 +37,17 @@ class Gate(nn.Module):
         nn.init.normal_(self.linear.weight, std=width**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor]:
-        """a and m [B, T, D] -> their fusion [B, T, D], and g [B, T, D] with a gradient to the sharpness alone."""
+    def forward(self, attended: Tensor, recalled: Tensor) -> tuple[Tensor, Tensor | None]:
+        """a and m [B, T, D] -> their fusion [B, T, D], and g [B, T, D] with a gradient to the sharpness alone.
+
+        `additive` has no gate. Its sharpness is unused: models of all fusions have the same parameters.
+        """
         # Without the bias: finite where an infinite bias closes the gate.
         linear = F.linear(recalled, self.linear.weight)
         sharpness = self.log_sharpness.view(()).exp()  # in slices it has one element
         match self.fusion:
             case Fusion.additive:
-                logits = linear + self.linear.bias
-                return attended + logits, torch.sigmoid(sharpness * logits.detach())
+                return attended + (linear + self.linear.bias), None
             case Fusion.gated_sum:
                 return gated_branch(attended, linear, self.linear.bias, sharpness, adds=True)
             case Fusion.multiplicative:

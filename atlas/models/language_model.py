@@ -69,13 +69,13 @@ class Reading(NamedTuple):
 
     hidden: Tensor  # [B, T, D], normalised
     state: ModelState
-    gates: tuple[Tensor, ...]  # [B, T, D] per block with a memory
+    gates: tuple[Tensor, ...]  # [B, T, D] per block with a gate
 
 
 class ModelOutput(NamedTuple):
     logits: Tensor  # [B, T, vocabulary]
     state: ModelState
-    gates: tuple[Tensor, ...]  # [B, T, D] per block with a memory
+    gates: tuple[Tensor, ...]  # [B, T, D] per block with a gate
 
 
 class AtlasModel(nn.Module):

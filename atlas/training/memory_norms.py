@@ -48,7 +48,7 @@ class Catch:
     rates: list[Tensor] = field(default_factory=list)  # [memories, N, T] per layer with a memory
     controls: list[Tensor] = field(default_factory=list)  # [memories, N, T, n] per layer with a memory
     mixes: list[Tensor | None] = field(default_factory=list)  # lambda [H] per layer with a memory, if it has one
-    gates: list[Tensor] = field(default_factory=list)  # [B, T, D] per layer with a memory
+    gates: list[Tensor | None] = field(default_factory=list)  # [B, T, D] per layer with a memory, if it has a gate
     after: ModelState | None = None
 
 
@@ -66,7 +66,7 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
     def take_state(_: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
         if catch.after is None:
             catch.after = output.state.detach()
-            catch.gates = [gate.detach() for gate in output.gates]
+            catch.gates = [gate.detach() for gate in output.gates] or [None] * len(memories)
 
     def take_inputs(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if len(catch.queries) < len(memories):
@@ -108,7 +108,7 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         query_cosine             mean cosine between projections of different queries: near 1 they have collapsed
         query_cosine_raw         the control: the same of the queries themselves
         lambda                   mean share of q' in the queries of the local memories, with `mix`
-        gate_mean                of the block's gates
+        gate_mean                of the block's gates, if it has any
     """
     if catch.after is None:
         return {}
@@ -121,7 +121,7 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         start, query, rates, controls, mix, gates = next(caught)
         values = _weights(block.memory, start, after.memory, rates, controls)
         values |= _queries(block.memory, query, after.memory)
-        values["gate_mean"] = gates.float().mean()
+        values |= {} if gates is None else {"gate_mean": gates.float().mean()}
         values |= {} if mix is None else {"lambda": mix.mean()}
         found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
     if not found:

@@ -22,7 +22,7 @@ class Micro(NamedTuple):
     total: Tensor  # to be propagated backwards
     numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
     rows: Tensor  # [B] see `row_losses`
-    gates: list[Tensor]  # per layer with a memory
+    gates: list[Tensor]  # per layer with a gate
     carried: list[ModelState]
 
 
@@ -30,7 +30,7 @@ class Forward(NamedTuple):
     """Of the rows of a micro-batch."""
 
     losses: Tensor  # [B, T] nats
-    gates: list[Tensor]  # [B, T, D] per layer with a memory
+    gates: list[Tensor]  # [B, T, D] per layer with a gate
     carried: list[ModelState]
 
 

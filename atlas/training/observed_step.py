@@ -34,7 +34,7 @@ class Observed(NamedTuple):
     """Of one step."""
 
     result: StepResult
-    gates: GateStatistics | None  # over all ranks; None without a memory
+    gates: GateStatistics | None  # over all ranks; None without a gate
     norms: dict[str, float | None]  # of memories and update, own metrics; empty where the step is not logged
     tokens: int  # of all ranks
     speed: float  # tokens/s

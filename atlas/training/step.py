@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlas.config import TrainConfig
+from atlas.config import Fusion, TrainConfig
 from atlas.data.batch import Batch, Totals
 from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel, ModelState
@@ -24,6 +24,7 @@ from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.carried_rows import join, restart_rows, run_rows
 from atlas.training.compiled import CompiledBlocks
 from atlas.training.losses import polarisation_weight
+from atlas.training.memory_norms import blocks_of
 from atlas.training.micro_step import Forward, Micro, MicroStep
 from atlas.training.regions import region
 from atlas.training.state import TrainState
@@ -186,8 +187,9 @@ class TrainStep:
     def _forward(self, model: AtlasModel, micro: tuple[Any, ...]) -> nn.Module:
         """Of a micro-batch; its backward pass leaves gradients that are sums over all ranks. `micro`: any."""
         if self._replica is None or self._replica[0] is not model:
-            # Rows that go on with a memory do not use W_init; without polarisation its weight may be used nowhere.
-            some_unused = self.config.carry_memory or self.config.gate.polarisation_peak == 0
+            # Rows that go on with a memory do not use W_init; a block without a gate does not use its sharpness.
+            gates = [block.gate for block in blocks_of(model) if block.gate is not None]
+            some_unused = self.config.carry_memory or any(gate.fusion is Fusion.additive for gate in gates)
             forward = self.ranks.replicate(MicroStep(model, self._losses), self.device, some_unused=some_unused)
             self._replica = model, forward
             if self.ranks.reorders:

@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
     rows: Tensor  # [B] see `row_losses`
-    gates: list[Tensor]  # per layer with a memory
+    gates: list[Tensor]  # per layer with a gate
     carried: Sequence[ModelState] = ()  # of a step without a graph
 
 

@@ -19,7 +19,7 @@ class StepResult(NamedTuple):
     polarisation: float
     lr: float
     finite: bool  # of loss and gradient; False: the weights are unchanged
-    gates: GateStatistics | None  # of all layers; None without a memory
+    gates: GateStatistics | None  # of all layers; None without a gate
     gate_seconds: float  # that their statistics took
     weight_norm: float  # of all weights, before the update
     rows: list[float]  # nats per weighted target of each row of this rank, 0 for a row without one

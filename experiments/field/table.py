@@ -22,7 +22,8 @@ from experiments.field.worker import HAYSTACKS
 
 RECALL_WANTED = 0.95  # of the default's needles at the trained length, beyond the window
 POLARISED_PEAK, POLARISED_END = 0.8, 0.2  # shares of polarised gates that a form of the fusion needs
-FUSIONS = (DEFAULT, "fusion additive", "fusion multiplicative")
+GATELESS = "fusion additive"  # older records have the shares of a gate that nothing was multiplied by
+FUSIONS = (DEFAULT, GATELESS, "fusion multiplicative")
 ABOUT = """\
 Written by `python -m experiments.field`; do not edit. A cell is the mean over the seeds, and the range. Loss: nats per
 byte of validation text. Recall: share of needles found by their key, one of four, beyond the reach of the default's
@@ -142,12 +143,11 @@ def _fusion(field: Field) -> list[str]:
     for name, group in groups.items() if len(groups) > 1 else ():
         recall = [next(iter(one.recall["noise"].values())) for one in group]
         peak, end = ([getattr(one, key) for one in group] for key in ("polarised_peak", "polarised_end"))
-        sound = None not in peak and min(peak) >= POLARISED_PEAK and min(end) >= POLARISED_END
+        gated = name != GATELESS and None not in peak
+        sound = gated and min(peak) >= POLARISED_PEAK and min(end) >= POLARISED_END
         if sound and min(recall) > RECALL_WANTED:
             passing[name] = mean(one.loss for one in group)
-        gates = (
-            f"gates polarised {min(peak):.0%} at the peak, {min(end):.0%} at the end" if None not in peak else "no gate"
-        )
+        gates = f"gates polarised {min(peak):.0%} at the peak, {min(end):.0%} at the end" if gated else "no gate"
         lines.append(f"Fusion, {name}: lowest recall {min(recall):.0%}, {gates}, {len(group)} seeds.")
     if passing:
         lines.append(f"Of the fusions that pass the rule, {min(passing, key=passing.__getitem__)} has the lowest loss.")

@@ -200,7 +200,7 @@ def parts_of_sequences(job: dict[str, Any], overrides: list[str]) -> str:
         for gates in reading.gates:
             loss = loss + gates.square().sum()
         loss.backward()
-        own = {name: parameter.grad for name, parameter in model.named_parameters()}
+        own = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
         hidden, losses, gradients = zip(*ranks.gather((reading.hidden.detach(), loss.detach(), own)), strict=True)
         if ranks.first:
             summed = {name: sum(one[name] for one in gradients) for name in own}

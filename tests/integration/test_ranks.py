@@ -121,7 +121,6 @@ MODELS = {
     **{f"fusion {fusion}": [f"model.fusion={fusion}"] for fusion in Fusion},
     "carried": ["model.memory.rule=momentum", "train.carry_memory=true"],
     "no memory": ["model.memory.enabled=false"],
-    "no polarisation": ["model.fusion=additive", "train.gate.polarisation_peak=0"],
     "accumulated": ["train.accumulate=2"],
 }
 

@@ -40,6 +40,20 @@ def test_two_runs_of_one_seed_are_the_same(
     assert first.rows[-1]["loss"] != other.rows[-1]["loss"]
 
 
+@pytest.mark.slow
+def test_a_fusion_without_a_gate_reports_none(
+    tiny: Any, tmp_path: Path, left: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = atlas.train(tiny("model.fusion=additive", "train.steps=10"), tmp_path / "run")
+    assert (summary.gate_mean, summary.gate_std, summary.gate_polarised) == (None, None, None)
+    for row in left(tmp_path / "run").rows:
+        assert [row[f"gate/{name}"] for name in ("mean", "std", "polarised")] == [None] * 3
+        assert row["loss/polarisation"] == 0
+        assert not any(name.endswith("gate_mean") for name in row)
+        assert row["memory/layer0/global/rate"] is not None
+    assert "\n  gates " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nothing_is_updated_with_a_loss_or_gradient_that_is_not_finite(tiny: Any, same_state: Any, where: str) -> None:
     config = tiny("train.carry_memory=true")

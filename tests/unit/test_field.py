@@ -59,12 +59,12 @@ def test_rows_compare_equal_tokens_and_equal_time() -> None:
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (0.97, "Of the fusions that pass the rule, fusion additive has the lowest loss."),
+        (0.97, "Of the fusions that pass the rule, fusion multiplicative has the lowest loss."),
         (0.9, "default has the lowest"),
     ],
 )
 def test_the_fusion_with_the_lowest_loss_must_recall(found: float, expected: str) -> None:
-    assert expected in said([record(DEFAULT, 0, 1.5), record("fusion additive", 0, 1.4, found)], {})
+    assert expected in said([record(DEFAULT, 0, 1.5), record("fusion multiplicative", 0, 1.4, found)], {})
 
 
 def test_other_iterations_are_compared_with_muon_where_they_are_asked_for() -> None:

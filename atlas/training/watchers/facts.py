@@ -41,9 +41,9 @@ def facts_of(config: RunConfig, baseline: float | None, first_step: int, text: i
     baseline."""
     memory, chunks = config.model.memory, config.chunk_size
     additive = config.model.fusion is Fusion.additive
-    unused = {  # the global W_init only where a row begins; the sharpness by polarisation alone
+    unused = {  # the global W_init only where a row begins; the sharpness by a gate
         ".global_memory.": config.train.carry_memory,
-        ".log_sharpness": additive and config.train.gate.polarisation_peak == 0,
+        ".log_sharpness": additive,
     }
     warmup = config.optim.get("warmup", 0)
     return Facts(

@@ -90,7 +90,8 @@ def measure(step: int, model: AtlasModel, catch: Catch, moved: Tensor, norms: Ma
 
 
 def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
-    """Per memory: rate_max, crowded, path, at_bound. Per layer: gate_mean, gate_varies, and directions."""
+    """Per memory: rate_max, crowded, path, at_bound. Per layer: gate_mean and gate_varies, where
+    it has a gate, and directions."""
     found: dict[str, Tensor] = {}
     if catch.after is None:
         return found
@@ -109,8 +110,9 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
         values |= _directions_of(query, key[:, -query.shape[1] :], value)
         if after.memory.sums:
             values["read_directions"] = _of_reads(block.memory, after.memory, query, mix)
-        channels = gate.float().flatten(0, 1)  # [B * T, D]
-        values |= {"gate_mean": channels.mean(), "gate_varies": channels.std(dim=0).mean()}
+        if gate is not None:
+            channels = gate.float().flatten(0, 1)  # [B * T, D]
+            values |= {"gate_mean": channels.mean(), "gate_varies": channels.std(dim=0).mean()}
         found |= {f"layer{layer}/{name}": number for name, number in values.items()}
     return found
 

@@ -24,13 +24,12 @@ def make(fusion: Fusion = Fusion.multiplicative) -> AtlasMAGBlock:
     return AtlasMAGBlock(config, 1)
 
 
-def branch_of(block: AtlasMAGBlock, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the block adds to the stream before its feed-forward part, and the gates."""
+def branch_of(block: AtlasMAGBlock, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the block adds to the stream before its feed-forward part, and the gates, if it has any."""
     seen: list[Tensor] = []
     hook = block.out.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     _, _, gate = block(x, block.initial_state(x.shape[0], PLAN), Rotary(0), PLAN, MemoryMode.learn)
     hook.remove()
-    assert gate is not None
     return seen[0], gate
 
 
@@ -44,6 +43,7 @@ def test_a_gate_of_0_makes_the_branch_exactly_0(fusion: Fusion, bias: float) -> 
         block.gate.linear.weight.mul_(1e-2)
         block.gate.linear.bias.fill_(bias)
     branch, gate = branch_of(block, x)
+    assert gate is not None
     assert torch.count_nonzero(gate) == torch.count_nonzero(branch) == 0
 
 
@@ -69,6 +69,7 @@ def test_the_gated_sum_multiplies_attention_and_recall() -> None:
         block.gate.log_sharpness.zero_()
         block.gate.linear.bias.normal_()
     branch, gate = branch_of(block, x)
+    assert gate is not None
     attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), Rotary(0), block.persistent)
     recalled = torch.logit(gate) - block.gate.linear.bias  # m W_g
     torch.testing.assert_close(branch, block.out((attended + recalled) * gate))
@@ -92,16 +93,21 @@ def test_the_gate_learns_to_suppress_a_noise_branch(fusion: Fusion) -> None:
     assert gate.mean().item() < 0.01
 
 
-def test_additive_fusion_adds_the_gate_logits() -> None:
+def test_additive_fusion_adds_the_logits_and_has_no_gate() -> None:
     torch.manual_seed(1)
     x = torch.randn(2, 12, 16)
     block = make(Fusion.additive)
     assert block.gate is not None
+    assert block.memory is not None
+    assert block.persistent is not None
     with torch.no_grad():
-        block.gate.log_sharpness.zero_()
+        block.gate.linear.bias.normal_()
     branch, gate = branch_of(block, x)
-    attended, _ = block.attention(block.norm(x), block.attention.initial_state(2), Rotary(0), block.persistent)
-    torch.testing.assert_close(branch, block.out(attended + torch.logit(gate)))
+    assert gate is None
+    inputs, state = block.norm(x), block.memory.initial_state(2, block.persistent, PLAN)
+    attended, _ = block.attention(inputs, block.attention.initial_state(2), Rotary(0), block.persistent)
+    recalled, _ = block.memory(inputs, state, 0, block.persistent, PLAN, MemoryMode.learn)
+    torch.testing.assert_close(branch, block.out(attended + block.gate.linear(recalled)))
 
 
 def test_a_fusion_without_a_branch_fails() -> None:

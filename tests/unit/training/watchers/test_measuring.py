@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, Rule
+from atlas.config import ChunkSizeConfig, Fusion, MemoryConfig, ModelConfig, Rule
 from atlas.data.batch import Batch
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
@@ -24,10 +24,11 @@ from atlas.training.watchers.measuring import descent, directions, due, measure,
 from atlas.training.watchers.observations import Measured
 
 
-def made(rate: float = 0.5, bound: float = 8.0, rule: Rule = Rule.gd) -> AtlasModel:
+def made(rate: float = 0.5, bound: float = 8.0, rule: Rule = Rule.gd, fusion: Fusion = Fusion.gated_sum) -> AtlasModel:
     torch.manual_seed(0)
     memory = MemoryConfig(hidden=8, rate_init=rate, weight_norm_max=bound, rule=rule)
-    config = ModelConfig(width=16, layers=2, heads=2, window=5, feedforward=12, persistent_keys=6, memory=memory)
+    sizes = {"width": 16, "layers": 2, "heads": 2, "window": 5, "feedforward": 12, "persistent_keys": 6}
+    config = ModelConfig(**sizes, fusion=fusion, memory=memory)
     return AtlasModel(config, ChunkSizeConfig([4], 8, 8), 17)
 
 
@@ -103,6 +104,13 @@ def test_memories_at_their_bound_and_gates_without_a_memory() -> None:
     assert set(found.of("at_bound").values()) == {1.0}
     assert all(varies < 1e-6 for varies in found.of("gate_varies").values())
     assert all(mean > 0.99 for mean in found.of("gate_mean").values())
+
+
+def test_a_fusion_without_a_gate_has_all_but_its_numbers() -> None:
+    tokens = torch.randint(0, 17, (3, 16))
+    gated, additive = (measured(made(fusion=fusion), tokens).values for fusion in (Fusion.gated_sum, Fusion.additive))
+    of_gates = {f"layer{layer}/{name}" for layer in (0, 1) for name in ("gate_mean", "gate_varies")}
+    assert gated.keys() - additive.keys() == of_gates
 
 
 def test_a_model_without_a_memory_has_its_weights_alone() -> None:
