@@ -15,19 +15,15 @@ CellRecord = Mapping[str, Any]  # task, haystack, length, depth, span, accuracy,
 
 def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
     """Write a PNG. Cells without a measurement are grey, with a dash."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: a notebook that trains keeps its own backend
 
     tasks = list(dict.fromkeys((cell["task"], cell["haystack"]) for cell in cells))
     lengths = sorted({cell["length"] for cell in cells})
     rows_of = {task: depths_of(cells, task) for task in tasks}
-    height = sum(0.9 + CELL[1] * len(depths) for depths in rows_of.values()) + 1.2
-    figure, axes = plt.subplots(
-        len(tasks), 2, squeeze=False, layout="constrained", figsize=(2 * (1.4 + CELL[0] * len(lengths)) + 1.2, height),
-        height_ratios=[0.9 + CELL[1] * len(depths) for depths in rows_of.values()],
-    )  # fmt: skip
+    heights = [0.9 + CELL[1] * len(depths) for depths in rows_of.values()]
+    size = 2 * (1.4 + CELL[0] * len(lengths)) + 1.2, sum(heights) + 1.2
+    figure = Figure(layout="constrained", figsize=size)
+    axes: Any = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights)
     picture = None
     for row, task in enumerate(tasks):
         for column, (measure, name) in enumerate((("accuracy", "memory on"), ("control", "memory off"))):
@@ -39,7 +35,6 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
         bar.set_ticklabels(["0", "25", "50", "75", "100"])
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def task_name(task: str, haystack: str) -> str:
