@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.data.needles import Tokens
-from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory
 from atlas.models.memory_inputs import MemoryTokens
@@ -65,10 +64,9 @@ class SeenTokens:
 
 def memory_layers(model: AtlasModel) -> list[MemoryLayer]:
     """Blocks that have a memory."""
-    blocks = [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
     return [
         MemoryLayer(index, block.memory, block.persistent)
-        for index, block in enumerate(blocks)
+        for index, block in enumerate(model.mag_blocks)
         if block.memory is not None and block.persistent is not None
     ]
 

@@ -24,7 +24,7 @@ from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, norm_limits, read
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
-from atlas.training.memory_norms import SAME, Catch, Starts, blocks_of, project_queries
+from atlas.training.memory_norms import SAME, Catch, Starts, project_queries
 from atlas.training.watchers.observations import Measured
 
 EVERY = 100  # steps between two measurements
@@ -96,7 +96,7 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
         return found
     tokens = catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.gates
     caught = iter(zip(catch.starts, *tokens, strict=True))
-    for layer, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
+    for layer, (block, after) in enumerate(zip(model.mag_blocks, catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
         start, query, key, value, mix, rates, gate = next(caught)
