@@ -31,9 +31,6 @@ EVERY = 100  # steps between two measurements
 FIRST = (10, 50)  # and these: a short run has some as well
 ROWS, TOKENS = 16, 2048  # of a batch whose keys are compared with each other
 CROWD = 4.0  # sum of the rates of equal keys in a chunk; from 4 to 8 on float32 gradients are wrong (docs/memory.md 4)
-LONG = 48  # tokens that tell a row from others
-SEARCHED = 2**27  # bytes of text times rows: 40 ms on a CPU core
-PIECE = 2**20  # tokens of text that are copied at once
 AT_BOUND = 0.99  # of the norm bound
 
 
