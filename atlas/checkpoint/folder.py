@@ -134,12 +134,17 @@ class CheckpointFolder:
         return target
 
     def delete(self, folder: Path) -> None:
-        renamed = self.root / f".tmp-delete-{folder.name}"
+        """Take it out of the checkpoints, and off the disk: see `sweep`."""
         try:
-            folder.rename(renamed)  # a kill while deleting leaves no partial checkpoint
-            shutil.rmtree(renamed)
+            folder.rename(self.root / f".tmp-delete-{folder.name}")  # a kill leaves no partial checkpoint
         except OSError as error:
             raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Take off the disk what is deleted. What stays, as on NFS where a file of it is being read, goes next time."""
+        for deleted in self.root.glob(".tmp-delete-*"):
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
 def step_of(folder: Path) -> int:

@@ -83,8 +83,9 @@ class CheckpointManager:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.root)
-            for rubbish in self.root.glob(".tmp-*"):
-                shutil.rmtree(rubbish)
+            for unfinished in self.root.glob(".tmp-step-*"):
+                shutil.rmtree(unfinished)
+            self._folder.sweep()
         except LockedError as error:
             raise CheckpointError(str(error)) from error
         except OSError as error:

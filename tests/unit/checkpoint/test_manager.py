@@ -1,5 +1,6 @@
 """What is kept, found, retired and locked."""
 
+import errno
 import hashlib
 import json
 import math
@@ -56,6 +57,26 @@ def test_the_newest_the_best_and_the_protected_are_kept(manager: CheckpointManag
     manager.protect(None)
     save(manager, 60)
     assert names(root) == ["step-00000020", "step-00000050", "step-00000060"]
+
+
+def test_a_folder_that_the_file_system_holds_fails_no_save(
+    manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does while another process reads a file of it."""
+
+    def held(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    save(manager, 10, 20)
+    with monkeypatch.context() as busy:
+        busy.setattr("os.rmdir", held)
+        assert manager.save(30, payload(30), SOUND).step == 30
+        manager.close()
+        manager.lock()  # nor does it keep a run from starting
+    assert [manifest.step for manifest in manager.list()] == [20, 30]
+    assert names(root) == [".tmp-delete-step-00000010", "step-00000020", "step-00000030"]
+    save(manager, 40)
+    assert names(root) == ["step-00000030", "step-00000040"]
 
 
 def test_the_newest_healthy_one_outlives_any_number_of_unhealthy_ones(manager: CheckpointManager, root: Path) -> None:
