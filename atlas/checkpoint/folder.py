@@ -30,7 +30,8 @@ from atlas.checkpoint.manifest import (
     read_manifest,
     verify,
 )
-from atlas.checkpoint.state_file import sync_file, sync_folder, write_state
+from atlas.checkpoint.state_file import write_state
+from atlas.config.atomic import sync_file, sync_folder
 
 
 class CheckpointError(RuntimeError):

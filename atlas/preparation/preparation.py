@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import ConfigError, require
-from atlas.config.atomic import write_atomically
+from atlas.config.atomic import sync_folder, write_atomically
+from atlas.config.console import duration
 from atlas.config.console import log as progress_log
 from atlas.config.lock import LockedError, RunLock
 from atlas.config.path_overrides import expanded
@@ -209,11 +210,7 @@ def _finish(
     )
     write_atomically(work.store / STORE_FILE, json.dumps(asdict(record), indent=1) + "\n", durable=True)
     work.store.rename(settings.folder)
-    descriptor = os.open(settings.folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(settings.folder.parent)
     return record
 
 
@@ -249,11 +246,5 @@ class _Progress:
         seconds = time.monotonic() - self.began
         speed = max(read - self.first, 1.0) / max(seconds, 1e-9)
         left = (self.total - read) / speed
-        rate = f"{speed / 1e6:.1f} MB/s, {_duration(left)} left"
+        rate = f"{speed / 1e6:.1f} MB/s, {duration(left)} left"
         progress_log.info("%.1f of %.1f MB read, %s", read / 1e6, self.total / 1e6, rate)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from atlas.config import DeviceKind, RunConfig, require
+from atlas.config.console import duration
 from atlas.models.flops import flops_per_token
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.runs.build import build_data, build_model, prepare_device, with_vocabulary
@@ -113,12 +114,6 @@ def _speed(config: RunConfig, device: torch.device, precision: torch.dtype, proc
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return rows * of_row / (time.perf_counter() - began)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _row(what: str, figure: str, meaning: str) -> str:
