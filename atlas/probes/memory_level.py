@@ -32,7 +32,7 @@ from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.fast_weights import FastWeights, read
 from atlas.ops.rules.rule import LearningRule
-from atlas.probes.keys import MemoryLayer, SeenTokens, Substituted, memory_layers, unit_vectors
+from atlas.probes.keys import MemoryLayer, SeenTokens, memory_layers, substituted, unit_vectors
 from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Place, Subject
 
@@ -95,7 +95,7 @@ def _initial(layer: MemoryLayer, plan: ChunkPlan, batch: int) -> MemoryState:
 def _write(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> MemoryState:
     """The state of the model's own memory after these tokens, from the start of a shard on."""
     memory, initial = layer.memory, _initial(layer, plan, tokens.key.shape[0])
-    with Substituted(memory.inputs, memory.inputs.rate, tokens):
+    with substituted(layer, tokens):
         _, state = memory(tokens.x, initial, 0, layer.persistent, plan, MemoryMode.learn)
     after: MemoryState = state
     return after
