@@ -33,7 +33,7 @@ from atlas.data.store_format import (
     files_of,
     read_record,
 )
-from atlas.data.tokenizer import BYTES, Tokenizer
+from atlas.data.tokenizer import BYTES_NAME, Tokenizer
 from atlas.preparation.duplicates import count_duplicates, validation_in_training
 from atlas.preparation.sample import dtype_of, require_room, train_tokenizer
 from atlas.preparation.settings import OnError, PrepareSettings
@@ -84,7 +84,7 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
 def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> StoreRecord:
     require_same(root, asked)
     tokenizer = _tokenizer(settings, sources, root)
-    bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES)
+    bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES_NAME)
     work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), bound)
     first = work.contiguous
     done = work.done[first - 1] if first else UnitRecord(-1, (0, 0), 0.0)
@@ -95,7 +95,7 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
         names=[source.name for source in sources],
         kinds=[source.kind.value for source in sources],
         field=settings.field,
-        tokenizer=BYTES if tokenizer.name == BYTES else str(root / TOKENIZER_FILE),
+        tokenizer=BYTES_NAME if tokenizer.name == BYTES_NAME else str(root / TOKENIZER_FILE),
         end_of_document=settings.end_of_document,
         dtype=work.dtype,
         validation_below=bound,
@@ -140,8 +140,8 @@ def _pool(job: Job, processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _tokenizer(settings: PrepareSettings, sources: Sequence[Source], root: Path) -> Tokenizer:
     """The tokenizer, in the work folder from its first use on. Raises `ConfigError`."""
-    if settings.tokenizer == BYTES:
-        return load_tokenizer(BYTES, "")
+    if settings.tokenizer == BYTES_NAME:
+        return load_tokenizer(BYTES_NAME, "")
     kept = root / TOKENIZER_FILE
     if settings.trained_vocabulary is None:
         given = Path.cwd() / expanded(settings.tokenizer)
@@ -189,7 +189,7 @@ def _finish(
         )
         for split in SPLITS
     }
-    if tokenizer.name != BYTES:
+    if tokenizer.name != BYTES_NAME:
         write_atomically(work.store / TOKENIZER_FILE, (work.root / TOKENIZER_FILE).read_bytes(), durable=True)
     progress_log.info("looks for text that stands in training and in validation")
     record = StoreRecord(
