@@ -119,8 +119,8 @@ def open_work(
     """The work in `root`, with what an earlier start has finished of it.
 
     A source that changed, came or went makes the units from it on unfinished, and all of them where it changes the
-    `bound` between training and validation. Raises `ConfigError` where the folder
-    holds work with other settings.
+    `bound` between training and validation. Raises `ConfigError` where the plan cannot be read; whether it has the
+    same settings, `require_same` has seen.
     """
     before = read_plan(root)
     listed = [list(astuple(source)) for source in sources]
