@@ -133,10 +133,8 @@ def _cosines(
     """Of what was learnt about the needle with what there was to learn, and of f(k; W) with v: [N] each."""
     key, value = (field[:, :1].transpose(1, 2).flatten(0, 1) for field in (tokens.key, tokens.value))  # [N, 1, d]
     features = layer.memory.features(key)
-    before, now = (
-        read(empty.start, key, features),
-        read(written(rule, full, layer.memory.config.curvature_max), key, features),
-    )
+    weights = written(rule, full, layer.memory.config.curvature_max)
+    before, now = (read(one, key, features) for one in (empty.start, weights))
     learnt = F.cosine_similarity(now - before, value - before, dim=-1, eps=EPSILON)
     return learnt.squeeze(-1), F.cosine_similarity(now, value, dim=-1).squeeze(-1)
 
@@ -159,13 +157,9 @@ def _faults(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> set[str]
             faults.add(f"the local memory of chunk {chunk} is not written at all")
         elif plan.shard and _distance(reset, wanted) > TOLERANCE * change:
             faults.add(f"the local memory of chunk {chunk} is not back at W_init after a shard boundary")
-    for before_state, holding_state in zip(initial.global_memory, full.global_memory, strict=True):
-        if (
-            _distance(
-                written(layer.memory.global_rule, holding_state, layer.memory.config.curvature_max), before_state.start
-            )
-            == 0
-        ):
+    limit = layer.memory.config.curvature_max
+    for empty, held in zip(initial.global_memory, full.global_memory, strict=True):
+        if _distance(written(layer.memory.global_rule, held, limit), empty.start) == 0:
             faults.add("the global memory is not written at all")
     return faults
 
