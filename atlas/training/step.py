@@ -20,6 +20,7 @@ from atlas.config import TrainConfig
 from atlas.data.batch import Batch, Totals
 from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel, ModelState
+from atlas.ops.own_precision import products_in
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.carried_rows import join, restart_rows, run_rows
 from atlas.training.compiled import CompiledBlocks
@@ -201,7 +202,7 @@ class TrainStep:
         return self._replica[1]
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
+        return products_in(self.precision, self.device)
 
     def _gradient_norm(self, model: nn.Module) -> Tensor:
         """Global norm before clipping; clips in place."""
