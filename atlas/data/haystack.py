@@ -10,9 +10,7 @@ import numpy as np
 
 from atlas.data.needles import Tokens
 from atlas.data.sampler import Random, of_rows
-from atlas.data.symbols import BYTE_SYMBOLS, NOISE, Symbols
-
-__all__ = ["HAYSTACKS", "NOISE", "build_haystacks"]
+from atlas.data.symbols import BYTE_SYMBOLS, Symbols
 
 HAYSTACKS = ("noise", "random", "text", "none")
 

@@ -113,9 +113,9 @@ def _of_writes(
 ) -> dict[str, Tensor]:
     """key [N, T, d], rates [memories, N, T]: the locals first, the global one last."""
     found: dict[str, Tensor] = {}
-    names = [*((f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local))]
-    names += [("global", memory.global_rule, scan) for scan in after.global_memory]
-    for index, (name, rule, scan) in enumerate(names):
+    memories = [(f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local)]
+    memories += [("global", memory.global_rule, scan) for scan in after.global_memory]
+    for index, (name, rule, scan) in enumerate(memories):
         found[f"{name}/rate_max"] = rates[index].max()
         weights = written(rule, scan, memory.config.curvature_max)
         full = [
@@ -137,7 +137,7 @@ def _learned(
     [memories, N, T]."""
     key, value, rates = tokens
     found: dict[str, Tensor] = {}
-    names = [*((f"local{index}", memory.rule) for index in range(len(after.local)))]
+    names = [(f"local{index}", memory.rule) for index in range(len(after.local))]
     names += [("global", memory.global_rule)] * len(after.global_memory)
     scans, starts = (*after.local, *after.global_memory), (*start.local, *start.global_memory)
     chunks = (*plan.local, plan.global_size)
