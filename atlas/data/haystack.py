@@ -1,6 +1,7 @@
-"""Haystacks: the filler around needles."""
+"""Haystacks: the filler around needles.
 
-# N sequences, M tokens of each
+Legend: N sequences, M tokens of each.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""metrics.jsonl as columns, and which of its rows a rollback undid."""
+"""metrics.jsonl as columns, and which of its rows a rollback undid.
 
-# N rows, in the order of the file
+Legend: N rows, in the order of the file.
+"""
 
 from __future__ import annotations
 
