@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atlas.config.untrusted import printable
+
 COLOURS = "cividis"  # of even lightness, and readable with any colour vision
 DARK = 0.55  # cells below it are dark and get white numbers
 CELL = (1.05, 0.48)  # inches
@@ -33,7 +35,7 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
     if picture is not None:
         bar = figure.colorbar(picture, ax=axes, shrink=0.6, label="needles found, %", ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.set_ticklabels(["0", "25", "50", "75", "100"])
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)  # a folder may have any name
     figure.savefig(path, dpi=130)
 
 

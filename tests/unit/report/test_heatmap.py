@@ -31,3 +31,9 @@ def test_a_heat_map_leaves_the_backend_and_the_open_pictures_as_they_are(backend
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert matplotlib.get_backend() == backend
     assert len(plt.get_fignums()) == 1
+
+
+@pytest.mark.parametrize("name", ["run$x^$", "a$\\bad$", "\udcff"], ids=["open formula", "no symbol", "no UTF-8"])
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    draw_heatmaps([CELL], f"{name}, step 7: needles found, %", tmp_path / "niah.png")
+    assert (tmp_path / "niah.png").exists()
