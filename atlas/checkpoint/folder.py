@@ -124,7 +124,8 @@ class CheckpointFolder:
 
     def set_aside(self, folder: Path, reason: str) -> Path:
         """Rename it, so that it is never chosen again. Returns the new name."""
-        number = sum(1 for _ in self.root.glob(f"{reason}-*"))
+        numbers = [path.name.split("-")[1] for path in self.root.glob(f"{reason}-*-step-*")]
+        number = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
         target = self.root / f"{reason}-{number:03d}-{folder.name}"
         self._newest = None if folder == self._newest else self._newest
         try:

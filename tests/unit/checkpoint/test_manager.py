@@ -115,6 +115,17 @@ def test_rollback_finds_the_newest_healthy_one_before_the_onset(manager: Checkpo
         manager.rollback(before_step=10)
 
 
+def test_the_user_may_remove_a_retired_checkpoint(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10)
+    for _ in range(2):
+        save(manager, 20)
+        manager.retire(after_step=10)
+    shutil.rmtree(root / "retired-000-step-00000020")  # to make room
+    save(manager, 20)
+    assert [path.name for path in manager.retire(after_step=10)] == ["retired-002-step-00000020"]
+    assert names(root) == ["retired-001-step-00000020", "retired-002-step-00000020", "step-00000010"]
+
+
 def test_retired_checkpoints_are_never_chosen_again_and_their_steps_are_free(
     manager: CheckpointManager, root: Path
 ) -> None:
