@@ -204,7 +204,7 @@ def _is_whole(work: Work, record: UnitRecord) -> bool:
 def _remove_others(work: Work) -> None:
     """Remove what does not belong to a finished unit."""
     for path in work.units.iterdir():
-        if not path.stem.isdigit() or int(path.stem) not in work.done:
+        if not path.stem.isdecimal() or int(path.stem) not in work.done:
             path.unlink()
 
 

@@ -24,6 +24,11 @@ def test_the_report_of_recorded_runs_is_the_golden_one(sweep: Path) -> None:
     assert (sweep / "report" / "report.md").read_text() == GOLDEN.read_text()
 
 
+def test_a_run_may_have_a_name_of_digits_that_are_no_number(sweep: Path) -> None:
+    (sweep / "2").rename(sweep / "²")
+    assert "| ² |" in (write_report([sweep]) / "report.md").read_text()
+
+
 def test_the_page_stands_alone(sweep: Path) -> None:
     folder = write_report([sweep])
     assert sorted(path.name for path in folder.iterdir()) == ["index.html", "plotly.min.js", "report.md"]
