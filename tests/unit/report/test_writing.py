@@ -16,6 +16,8 @@ from atlas.report.writing import write_report
 from tests.unit.report.conftest import MakeRun, row
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
+CELL = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
+RECALL = {"level": "recall", "outcome": "passed", "verdict": "PASSED", "cells": [CELL, CELL | {"length": 128}]}
 
 
 def test_the_report_of_recorded_runs_is_the_golden_one(sweep: Path) -> None:
@@ -50,15 +52,20 @@ def test_one_run_is_reported_beside_its_files(rolled_back: Path) -> None:
 
 
 def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> None:
-    cell = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
-    recall = {"level": "recall", "outcome": "passed", "verdict": "PASSED", "cells": [cell, cell | {"length": 128}]}
-    (rolled_back / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [recall]}))
+    (rolled_back / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [RECALL]}))
     (rolled_back / "niah.png").write_bytes(b"picture")
     folder = write_report([rolled_back])
     text = (folder / "report.md").read_text()
     assert "| recall | PASSED |\n\npython -m atlas.niah on step-00000010\n\n![needles found, 0](niah-0.png)" in text
     assert "| 50% | 75.0% | 75.0% | - | - |" in text
     assert (folder / "niah-0.png").read_bytes() == b"picture"
+
+
+def test_the_picture_of_a_run_whose_name_is_no_utf8_has_one_that_is(rolled_back: Path) -> None:
+    run = rolled_back.rename(rolled_back.with_name("\udcff"))
+    (run / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [RECALL]}))
+    (run / "niah.png").write_bytes(b"picture")
+    assert (write_report([run]) / "niah-\ufffd.png").read_bytes() == b"picture"
 
 
 def test_a_decision_comes_first(sweep: Path) -> None:
