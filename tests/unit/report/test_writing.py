@@ -13,7 +13,7 @@ from atlas.report.__main__ import USAGE, main
 from atlas.report.document import Document
 from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
-from tests.unit.report.conftest import MakeRun, row
+from tests.unit.report.conftest import MakeRun, event, row
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
 CELL = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
@@ -24,6 +24,22 @@ def test_the_report_of_recorded_runs_is_the_golden_one(sweep: Path) -> None:
     """Change golden_report.md only if you mean to change what reports say."""
     assert write_report([sweep]) == sweep / "report"
     assert (sweep / "report" / "report.md").read_text() == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize("where", ["step", "segment", "loss", "time", "event", "from_step", "summary"])
+@pytest.mark.parametrize("large", [10**30, 10**400], ids=["more than 64 bits", "more than a float"])
+def test_numbers_that_are_too_large_are_left_out(make_run: MakeRun, where: str, large: int) -> None:
+    rows = [row(1, loss=3.0), row(2, loss=2.0), row(3, loss=1.5)]
+    events = [event("start", 0), event("rollback", 1, segment=1, from_step=2, reason="a spike")]
+    summary = {"status": "completed", "step": 3, "steps": 3}
+    if where in rows[1]:
+        rows[1][where] = large
+    elif where == "summary":
+        summary |= dict.fromkeys(("validation_loss", "step", "tokens_per_second"), large)
+    else:
+        events[1]["step" if where == "event" else where] = large
+    text = (write_report([make_run("run", rows, events, summary)]) / "report.md").read_text()
+    assert "# run run" in text
 
 
 def test_a_run_may_have_a_name_of_digits_that_are_no_number(sweep: Path) -> None:
