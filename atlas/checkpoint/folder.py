@@ -30,7 +30,8 @@ from atlas.checkpoint.manifest import (
     read_manifest,
     verify,
 )
-from atlas.checkpoint.state_file import sync_file, sync_folder, write_state
+from atlas.checkpoint.state_file import write_state
+from atlas.config.atomic import sync_file, sync_folder
 
 
 class CheckpointError(RuntimeError):
@@ -123,7 +124,8 @@ class CheckpointFolder:
 
     def set_aside(self, folder: Path, reason: str) -> Path:
         """Rename it, so that it is never chosen again. Returns the new name."""
-        number = sum(1 for _ in self.root.glob(f"{reason}-*"))
+        numbers = [path.name.split("-")[1] for path in self.root.glob(f"{reason}-*-step-*")]
+        number = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
         target = self.root / f"{reason}-{number:03d}-{folder.name}"
         self._newest = None if folder == self._newest else self._newest
         try:
@@ -134,12 +136,17 @@ class CheckpointFolder:
         return target
 
     def delete(self, folder: Path) -> None:
-        renamed = self.root / f".tmp-delete-{folder.name}"
+        """Take it out of the checkpoints, and off the disk: see `sweep`."""
         try:
-            folder.rename(renamed)  # a kill while deleting leaves no partial checkpoint
-            shutil.rmtree(renamed)
+            folder.rename(self.root / f".tmp-delete-{folder.name}")  # a kill leaves no partial checkpoint
         except OSError as error:
             raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Take off the disk what is deleted. What stays, as on NFS where a file of it is being read, goes next time."""
+        for deleted in self.root.glob(".tmp-delete-*"):
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
 def step_of(folder: Path) -> int:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atlas.checkpoint.folder import CheckpointError, CheckpointFolder, folders, step_of
-from atlas.checkpoint.manifest import (
-    Manifest,
-    UnsoundError,
-    read_manifest,
-)
+from atlas.checkpoint.manifest import Manifest, UnsoundError, read_manifest
 from atlas.checkpoint.snapshot import SnapshotError, snapshot
 from atlas.checkpoint.state_file import read_state
 from atlas.config.lock import LockedError, RunLock
 from atlas.config.untrusted import printable
 
-UNWRITTEN = UnsoundError, RuntimeError, MemoryError  # torch.save raises RuntimeError
 Skipped = tuple[tuple[Path, str], ...]  # checkpoints passed over, each with the reason
 
 
@@ -87,8 +83,9 @@ class CheckpointManager:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.root)
-            for rubbish in self.root.glob(".tmp-*"):
-                shutil.rmtree(rubbish)
+            for unfinished in self.root.glob(".tmp-step-*"):
+                shutil.rmtree(unfinished)
+            self._folder.sweep()
         except LockedError as error:
             raise CheckpointError(str(error)) from error
         except OSError as error:
@@ -143,10 +140,8 @@ class CheckpointManager:
         """The folder that becomes the checkpoint of `step`, for layout `sharded` (`together.py`)."""
         self.lock()
         self._settle()
-        try:
+        with self._saving(step):
             return self._folder.begin(step)
-        except OSError as error:
-            raise self.not_saved(step, str(error.strerror)) from error
 
     def end(
         self,
@@ -157,12 +152,8 @@ class CheckpointManager:
         files: dict[str, Any],
     ) -> SavedCheckpoint:
         """Make it a checkpoint. `plain`: for state.pt; `files`: those that are there, with size and SHA-256."""
-        try:
+        with self._saving(step):
             manifest = self._folder.seal(temporary, step, snapshot(plain), health, files)
-        except CheckpointError:
-            raise
-        except (OSError, SnapshotError, *UNWRITTEN) as error:
-            raise self.not_saved(step, str(error) or type(error).__name__) from error
         self._prune()
         return SavedCheckpoint(manifest.path, step, manifest.bytes + sum(size for size, _ in files.values()), 0.0)
 
@@ -180,16 +171,22 @@ class CheckpointManager:
             raise self.not_saved(step, str(error)) from error
 
     def _written(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> SavedCheckpoint:
-        try:
-            manifest = self._write(step, state, health)
-        except OSError as error:
-            raise self.not_saved(step, str(error.strerror)) from error
-        except CheckpointError:
-            raise
-        except UNWRITTEN as error:
-            raise self.not_saved(step, str(error) or type(error).__name__) from error
+        with self._saving(step):
+            manifest = self._folder.seal(self._folder.begin(step), step, state, health, {})
         self._prune()
         return SavedCheckpoint(manifest.path, step, manifest.bytes, 0.0)
+
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """What a write fails with inside becomes a `CheckpointError` that names the step."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except OSError as error:
+            raise self.not_saved(step, str(error.strerror)) from error
+        except (SnapshotError, UnsoundError, RuntimeError, MemoryError) as error:  # torch.save raises RuntimeError
+            raise self.not_saved(step, str(error) or type(error).__name__) from error
 
     def not_saved(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(f"step {step} could not be saved in {self.root}: {reason}")
@@ -234,10 +231,6 @@ class CheckpointManager:
         self.lock()
         newer = [folder for folder in folders(self.root) if step_of(folder) > after_step]
         return tuple(self._folder.set_aside(folder, "retired") for folder in newer)
-
-    def _write(self, step: int, state: dict[str, Any], health: Mapping[str, float | bool | None]) -> Manifest:
-        temporary = self._folder.begin(step)
-        return self._folder.seal(temporary, step, state, health, {})
 
     def _prune(self) -> None:
         found = self._folder.manifests()

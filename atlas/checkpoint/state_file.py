@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import IO, Any, cast
@@ -13,6 +12,7 @@ import torch
 from atlas.checkpoint.contents import check_payload, check_sizes
 from atlas.checkpoint.manifest import STATE_FILE, TENSORS, Manifest, UnsoundError, verify
 from atlas.checkpoint.tensor_files import put_together, read_tensors
+from atlas.config.atomic import sync_file
 
 
 def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
@@ -51,21 +51,6 @@ def read_state(manifest: Manifest, parts: tuple[str, ...] = ()) -> dict[str, Any
         payload = put_together(payload, read_tensors(manifest.path / TENSORS, manifest.files))
         size += sum(bytes for bytes, _ in manifest.files.values())
     return check_payload(payload, size, parts)
-
-
-def sync_file(file: IO[bytes]) -> None:
-    """Sync the content of an open file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync the names in `folder` to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _HashingStream:

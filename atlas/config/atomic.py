@@ -1,4 +1,4 @@
-"""Writing files as a whole: a reader finds the old content or the new, also after a kill."""
+"""Writing files as a whole, so that a reader finds the old content or the new, also after a kill; syncing them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -18,8 +19,7 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = False)
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             if durable:
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
         temporary.replace(path)
     except OSError:
         with suppress(OSError):
@@ -40,3 +40,18 @@ def write_together(files: Mapping[Path, str]) -> None:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
         raise
+
+
+def sync_file(file: IO[bytes]) -> None:
+    """Sync the content of an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the names in `folder` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

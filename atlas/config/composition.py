@@ -192,7 +192,7 @@ def _as_it_was(content: dict[str, Any]) -> None:
 def options(group: str) -> list[str]:
     """Names of a group's options, numbers in their natural order: c8 before c16."""
     names = [path.stem for path in (CONF_DIR / group).glob("*.yaml")]
-    return sorted(names, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
+    return sorted(names, key=lambda name: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", name)])
 
 
 def _check_numbers(settings: Any, prefix: str) -> None:

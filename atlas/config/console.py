@@ -14,7 +14,6 @@ from typing import TextIO
 PROGRESS_SECONDS = 5.0
 log = logging.getLogger("atlas.progress")
 
-
 GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe has ended, a terminal was closed
 
 
@@ -39,6 +38,13 @@ def writing(stream: TextIO | None) -> Iterator[TextIO]:
         discard_output(stream)
         if not isinstance(error, BrokenPipeError):
             raise OutputError(error.errno, error.strerror) from error
+
+
+def duration(seconds: float) -> str:
+    """Roughly, with its unit: an estimate has no more digits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def discard_output(stream: TextIO) -> None:

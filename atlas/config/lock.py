@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
+import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+PATIENCE = 0.05  # seconds, for one that only looks whether the lock is held (`is_held`): it has it for microseconds
 
 
 class LockedError(RuntimeError):
@@ -29,7 +32,7 @@ class RunLock:
         # filelock falls back to a soft lock here, which would stay when its process dies.
         self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
-            self._lock.acquire()
+            self._acquire()
         except Timeout as error:
             raise LockedError(f"{folder} is being written by another run ({holder(self._path)})") from error
         except OSError as error:
@@ -39,6 +42,17 @@ class RunLock:
         with suppress(OSError):  # on a full disk the lock holds, but does not name its process
             self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         self._file = self._path.stat()
+
+    def _acquire(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._lock.acquire()
+                return
+            except Timeout:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(PATIENCE / 10)
 
     @property
     def holds(self) -> bool:
@@ -55,28 +69,27 @@ class RunLock:
 
 def is_held(folder: Path, name: str = ".lock") -> bool:
     """Whether a process holds the lock now."""
-    if not (folder / name).is_file():
-        return False
-    lock = FileLock(folder / name, blocking=False, thread_local=False, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except (Timeout, OSError) as error:
-        return isinstance(error, Timeout)
-    lock.release()
-    return False
+    return _is_free(folder / name) is False
 
 
 def is_abandoned(folder: Path, name: str = ".lock") -> bool:
     """Whether the process that locked the folder last is surely gone: it ran on this host, and the lock is free."""
     path = folder / name
-    if not path.is_file() or not holder(path).endswith(f" on {socket.gethostname()}"):
-        return False
-    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    return holder(path).endswith(f" on {socket.gethostname()}") and _is_free(path) is True
+
+
+def _is_free(path: Path) -> bool | None:
+    """None: nothing is known, as where the file is missing or the file system has no locks.
+
+    Those who look share the lock, so that they do not take each other for a holder.
+    """
     try:
-        lock.acquire()
-    except (Timeout, OSError):  # held; or a file system without locks, where nothing is known
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    lock.release()
+    except OSError:
+        return None
     return True
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON_BYTES = 16 * 2**20
+MOST_DIGITS = 308  # of an integer that any float can hold
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -19,21 +20,28 @@ def open_regular(path: Path) -> io.BufferedReader:
     return path.open("rb")
 
 
-def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
-    """The value in a JSON file. Raises OSError, or ValueError for other content, too much of it or too deep nesting."""
+def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES, *, numbers: bool = False) -> Any:
+    """The value in a JSON file. Raises OSError, or ValueError for too much content and where `parse_json` does."""
     with open_regular(path) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise ValueError(f"more than {most_bytes} bytes")
-    return parse_json(data)
+    return parse_json(data, numbers=numbers)
 
 
-def parse_json(data: bytes) -> Any:
-    """The value in JSON text. Raises ValueError, also for nesting that is too deep."""
+def parse_json(data: bytes, *, numbers: bool = False) -> Any:
+    """The value in JSON text. Raises ValueError, also for nesting that is too deep, and with `numbers`, where one
+    computes with them, for an integer that is too large for a float."""
     try:
-        return json.loads(data)
+        return json.loads(data, parse_int=_integer if numbers else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"an integer of more than {MOST_DIGITS} digits")
+    return int(text)
 
 
 def printable(text: str) -> str:

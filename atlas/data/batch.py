@@ -1,6 +1,7 @@
-"""One training batch."""
+"""One training batch.
 
-# B sequences, T tokens
+Legend: B sequences, T tokens.
+"""
 
 from __future__ import annotations
 

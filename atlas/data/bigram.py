@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from atlas.data.batch import Batch
 from atlas.data.needles import Tokens
+from atlas.data.symbols import BYTES
 
 BIGRAM = "bigram baseline"  # its name in reports
-BYTES = 256
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # candidates for the weight of the unigram prior, in counts
 
 STRENGTH = 100.0  # of the unigram prior where the vocabulary is large: most pairs are new

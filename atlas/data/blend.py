@@ -1,6 +1,7 @@
-"""Batches from several token stores, mixed by weight."""
+"""Batches from several token stores, mixed by weight.
 
-# N rows, T tokens
+Legend: N rows, T tokens.
+"""
 
 from __future__ import annotations
 

@@ -66,17 +66,21 @@ class Corpus:
     @cached_property
     def foreign(self) -> float:
         """The share of the validation ids that are a tenth as frequent in training, or less."""
-        size = int(self.symbols.vocabulary)
-        training, validation = (frequencies(part, size) for part in (self.train, self.validation))
+        training, validation = self._frequencies
         rare = training * FOREIGN_TIMES <= validation
         return round(float(validation[rare].sum()), 4)
 
     @cached_property
     def unseen(self) -> float:
         """The share of the validation ids that training never has."""
-        size = int(self.symbols.vocabulary)
-        training, validation = (frequencies(part, size) for part in (self.train, self.validation))
+        training, validation = self._frequencies
         return round(float(validation[training == 0].sum()), 4)
+
+    @cached_property
+    def _frequencies(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each id, in training and in validation."""
+        size = int(self.symbols.vocabulary)
+        return frequencies(self.train, size), frequencies(self.validation, size)
 
     @property
     def warnings(self) -> list[str]:

@@ -1,6 +1,7 @@
-"""Haystacks: the filler around needles."""
+"""Haystacks: the filler around needles.
 
-# N sequences, M tokens of each
+Legend: N sequences, M tokens of each.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +11,7 @@ import numpy as np
 
 from atlas.data.needles import Tokens
 from atlas.data.sampler import Random, of_rows
-from atlas.data.symbols import BYTE_SYMBOLS, NOISE, Symbols
-
-__all__ = ["HAYSTACKS", "NOISE", "build_haystacks"]
+from atlas.data.symbols import BYTE_SYMBOLS, Symbols
 
 HAYSTACKS = ("noise", "random", "text", "none")
 

@@ -1,6 +1,7 @@
-"""The places of needles and queries in a sequence."""
+"""The places of needles and queries in a sequence.
 
-# N sequences, L tokens (plus one: the last target), P pairs, E events, slot = bytes of an event
+Legend: N sequences, L tokens (plus one: the last target), P pairs, E events, slot = bytes of an event.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Text with a share of recall: a run that learns language and teaches its memory to retrieve."""
+"""Text with a share of recall: a run that learns language and teaches its memory to retrieve.
 
-# B sequences, T tokens
+Legend: B sequences, T tokens.
+"""
 
 from __future__ import annotations
 

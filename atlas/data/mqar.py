@@ -1,6 +1,7 @@
-"""MQAR, multi-query associative recall, as zoology defines it (arXiv 2312.04927, `data/multiquery_ar.py`)."""
+"""MQAR, multi-query associative recall, as zoology defines it (arXiv 2312.04927, `data/multiquery_ar.py`).
 
-# N sequences, L tokens, V vocabulary, P pairs
+Legend: N sequences, L tokens, V vocabulary, P pairs.
+"""
 
 from __future__ import annotations
 

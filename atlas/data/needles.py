@@ -3,9 +3,9 @@
 A needle is `marker key value`; a query is the same bytes again, so its value is the answer, given to the model after
 the fact (teacher forcing). Every value byte follows from the pair and from the three bytes before it when
 `1 + key_bytes <= 3` and `value_bytes <= 2`: a causal convolution of width 4 can bind it.
-"""
 
-# N sequences, L tokens, P pairs, E events (needles and queries), slot = bytes of an event
+Legend: N sequences, L tokens, P pairs, E events (needles and queries), slot = bytes of an event.
+"""
 
 from __future__ import annotations
 

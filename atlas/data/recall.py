@@ -1,6 +1,7 @@
-"""The recall task: needles in a haystack of bytes, and queries for them beyond the reach of attention."""
+"""The recall task: needles in a haystack of bytes, and queries for them beyond the reach of attention.
 
-# B sequences, T tokens
+Legend: B sequences, T tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""RULER's single needle: a sentence with a word key and a 7-digit number in a text, and the question at its end."""
+"""RULER's single needle: a sentence with a word key and a 7-digit number in a text, and the question at its end.
 
-# N sequences, L tokens (bytes)
+Legend: N sequences, L tokens (bytes).
+"""
 
 from __future__ import annotations
 

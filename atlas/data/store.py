@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from atlas.config import ConfigError
 from atlas.data.store_format import DTYPES, ENDS, SPLITS, TOKENIZER_FILE, files_of, read_record
-from atlas.data.tokenizer import BYTES, ByteTokenizer, LibraryTokenizer, Tokenizer
+from atlas.data.tokenizer import BYTES_NAME, ByteTokenizer, LibraryTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TokenStore:
 
     def tokenizer(self) -> Tokenizer:
         """Raises `ConfigError` where it is not that of the store."""
-        if self.record.tokenizer == BYTES:
+        if self.record.tokenizer == BYTES_NAME:
             return ByteTokenizer()
         path = self.folder / TOKENIZER_FILE
         tokenizer = LibraryTokenizer(path, str(self.record.settings.get("end_of_document", "")), self.key)

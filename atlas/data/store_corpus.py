@@ -13,7 +13,7 @@ from atlas.data.corpus import Corpus
 from atlas.data.store import TokenStore
 from atlas.data.store_format import SPLITS, TOKENIZER_FILE, files_of
 from atlas.data.symbols import Symbols
-from atlas.data.tokenizer import BYTES
+from atlas.data.tokenizer import BYTES_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,6 @@ def load_store(path: str, key: str) -> StoreCorpus:
         contents=dict(hashes),
         symbols=Symbols.from_record(record.symbols),
         bytes_per_token=validation.bytes / validation.tokens,
-        tokenizer=None if record.tokenizer == BYTES else store.folder / TOKENIZER_FILE,
+        tokenizer=None if record.tokenizer == BYTES_NAME else store.folder / TOKENIZER_FILE,
         store=store,
     )

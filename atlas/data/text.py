@@ -1,6 +1,7 @@
-"""Text, one byte a token: batches from the two parts of a corpus."""
+"""Text, one byte a token: batches from the two parts of a corpus.
 
-# B sequences, T tokens
+Legend: B sequences, T tokens.
+"""
 
 from __future__ import annotations
 

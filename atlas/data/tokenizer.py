@@ -18,7 +18,7 @@ from atlas.config.untrusted import open_regular
 from atlas.data.ruler import ruler_pieces
 from atlas.data.symbols import BYTE_SYMBOLS, MARKER, NOISE, PRINTABLE, Symbols, choose_symbols
 
-BYTES = "bytes"
+BYTES_NAME = "bytes"
 BYTES_END = 256  # the id after those of the 256 bytes
 MOST_TOKENIZER_BYTES = 256 << 20
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|end▁of▁sentence|>")
@@ -50,9 +50,9 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """A byte is its own id."""
 
-    name = BYTES
+    name = BYTES_NAME
     end_of_document = BYTES_END
-    sha256 = hashlib.sha256(BYTES.encode()).hexdigest()
+    sha256 = hashlib.sha256(BYTES_NAME.encode()).hexdigest()
 
     @property
     def vocabulary(self) -> int:

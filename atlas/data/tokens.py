@@ -1,6 +1,7 @@
-"""Batches from a token store."""
+"""Batches from a token store.
 
-# B sequences, T tokens
+Legend: B sequences, T tokens.
+"""
 
 from __future__ import annotations
 

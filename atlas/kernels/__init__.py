@@ -1,1 +1,1 @@
-"""Compiled CPU kernels of the memory: C++ that is built once per machine where there is a compiler."""
+"""Kernels of the memory: C++ for the CPU, built once per machine where there is a compiler; Triton for the GPU."""

@@ -79,9 +79,7 @@ class Kernel:
     inputs: Callable[[Any], Shapes]
     results: Callable[[Any], Shapes]  # float32
     widths: tuple[str, ...] = ("width",)  # sizes that are multiples of GRANULE
-    strided: frozenset[str] = field(
-        default_factory=frozenset
-    )  # inputs of any strides but the last; others are made contiguous
+    strided: frozenset[str] = field(default_factory=frozenset)  # inputs of any strides but the last, which is 1
     optional: frozenset[str] = field(default_factory=frozenset)  # inputs that can always be None
     masks: frozenset[str] = field(default_factory=frozenset)  # inputs of bool; others are float32
     zeroed: bool = False  # the results start at zero

@@ -1,6 +1,6 @@
-"""Whether the Triton kernels of the memory are used here, and why not. Imports neither triton nor the kernels.
+"""Whether the Triton kernels and CUDA graphs are used here, and why not. Imports neither triton nor the kernels.
 
-They multiply in bf16 and add in float32, so they are for autocast on a GPU. With the interpreter of triton
+The kernels multiply in bf16 and add in float32, so they are for autocast on a GPU. With the interpreter of triton
 (`TRITON_INTERPRET=1`) they run on a CPU where `device.kernels=triton` asks for them: for tests.
 """
 

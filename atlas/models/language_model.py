@@ -94,7 +94,7 @@ class AtlasModel(nn.Module):
         self.norm = RMSNorm(config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         with torch.no_grad():
-            for block in self._blocks():  # residual branches start small, so that the stream does not grow with depth
+            for block in self.mag_blocks:  # residual branches start small, so that the stream does not grow with depth
                 block.out.weight.mul_((2 * config.layers) ** -0.5)
                 block.feedforward.down.weight.mul_((2 * config.layers) ** -0.5)
 
@@ -113,7 +113,9 @@ class AtlasModel(nn.Module):
         rows = "".join(f"<tr><th>{part}</th><td>{count:,}</td></tr>" for part, count in counts.items())
         return f"<table>{rows}</table>"
 
-    def _blocks(self) -> list[AtlasMAGBlock]:
+    @property
+    def mag_blocks(self) -> list[AtlasMAGBlock]:
+        """`blocks` by their type, one a layer."""
         return [block for block in self.blocks if isinstance(block, AtlasMAGBlock)]
 
     def initial_state(self, batch: int, plan: ChunkPlan | None = None) -> ModelState:
@@ -121,7 +123,7 @@ class AtlasModel(nn.Module):
         plan = plan or self.plan
         if batch < 1:
             raise ValueError(f"batch={batch}: must be >= 1")
-        return ModelState(0, tuple(block.initial_state(batch, plan) for block in self._blocks()))
+        return ModelState(0, tuple(block.initial_state(batch, plan) for block in self.mag_blocks))
 
     def forward(
         self,
@@ -145,7 +147,7 @@ class AtlasModel(nn.Module):
         first, states = (state.position, state.blocks) if state else (start, [None] * len(self.blocks))
         x = self._embed(tokens)
         blocks, gates, rotary = [], [], Rotary(first, place)
-        for block, before in zip(self._blocks(), states, strict=True):
+        for block, before in zip(self.mag_blocks, states, strict=True):
             if relay is not None and not relay.begins:
                 initial = block.initial_state(len(tokens), plan)
                 x, crossing = relay.take(x, initial.crossing)

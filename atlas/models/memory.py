@@ -112,10 +112,9 @@ class AtlasMemory(nn.Module):
         mode = member(MemoryMode, "mode", mode)
         dtype = self.inputs.qkv.weight.dtype
         if dtype not in (torch.float32, torch.float64):
-            how = (
-                f"for half precision leave them in torch.float32 and call the model in torch.autocast(device, {dtype})"
-            )
-            raise ValueError(f"weights of {dtype}: must be of torch.float32 or torch.float64; {how}")
+            how = f"leave them in torch.float32 and call the model in torch.autocast(device, {dtype})"
+            allowed = f"torch.float32 or torch.float64; for half precision {how}"
+            raise ValueError(f"weights of {dtype}: must be of {allowed}")
         if mode is MemoryMode.off:
             return torch.zeros_like(x), state
         tokens, recent = self.inputs(x, state.recent)

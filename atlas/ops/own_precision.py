@@ -1,4 +1,4 @@
-"""Leaving autocast, for operations whose precision is that of their tensors."""
+"""Autocast, and leaving it for operations whose precision is that of their tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+
+def products_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Autocast to the precision of matrix products; float32 needs none."""
+    return torch.autocast(device.type, precision, enabled=precision is not torch.float32)
 
 
 def autocasts(tensor: Tensor) -> bool:

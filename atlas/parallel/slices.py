@@ -125,10 +125,6 @@ def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(shaped, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def in_slices(module: nn.Module) -> bool:
-    return any(isinstance(part, FSDPModule) for part in module.modules())
-
-
 @contextmanager
 def unsummed(module: nn.Module) -> Iterator[None]:
     """Backward passes in this context add to gradients of the rank's own."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import ConfigError, require
-from atlas.config.atomic import write_atomically
+from atlas.config.atomic import sync_folder, write_atomically
+from atlas.config.console import duration
 from atlas.config.console import log as progress_log
 from atlas.config.lock import LockedError, RunLock
 from atlas.config.path_overrides import expanded
@@ -32,7 +33,7 @@ from atlas.data.store_format import (
     files_of,
     read_record,
 )
-from atlas.data.tokenizer import BYTES, Tokenizer
+from atlas.data.tokenizer import BYTES_NAME, Tokenizer
 from atlas.preparation.duplicates import count_duplicates, validation_in_training
 from atlas.preparation.sample import dtype_of, require_room, train_tokenizer
 from atlas.preparation.settings import OnError, PrepareSettings
@@ -83,7 +84,7 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
 def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> StoreRecord:
     require_same(root, asked)
     tokenizer = _tokenizer(settings, sources, root)
-    bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES)
+    bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES_NAME)
     work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), bound)
     first = work.contiguous
     done = work.done[first - 1] if first else UnitRecord(-1, (0, 0), 0.0)
@@ -94,7 +95,7 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
         names=[source.name for source in sources],
         kinds=[source.kind.value for source in sources],
         field=settings.field,
-        tokenizer=BYTES if tokenizer.name == BYTES else str(root / TOKENIZER_FILE),
+        tokenizer=BYTES_NAME if tokenizer.name == BYTES_NAME else str(root / TOKENIZER_FILE),
         end_of_document=settings.end_of_document,
         dtype=work.dtype,
         validation_below=bound,
@@ -139,8 +140,8 @@ def _pool(job: Job, processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _tokenizer(settings: PrepareSettings, sources: Sequence[Source], root: Path) -> Tokenizer:
     """The tokenizer, in the work folder from its first use on. Raises `ConfigError`."""
-    if settings.tokenizer == BYTES:
-        return load_tokenizer(BYTES, "")
+    if settings.tokenizer == BYTES_NAME:
+        return load_tokenizer(BYTES_NAME, "")
     kept = root / TOKENIZER_FILE
     if settings.trained_vocabulary is None:
         given = Path.cwd() / expanded(settings.tokenizer)
@@ -188,7 +189,7 @@ def _finish(
         )
         for split in SPLITS
     }
-    if tokenizer.name != BYTES:
+    if tokenizer.name != BYTES_NAME:
         write_atomically(work.store / TOKENIZER_FILE, (work.root / TOKENIZER_FILE).read_bytes(), durable=True)
     progress_log.info("looks for text that stands in training and in validation")
     record = StoreRecord(
@@ -209,11 +210,7 @@ def _finish(
     )
     write_atomically(work.store / STORE_FILE, json.dumps(asdict(record), indent=1) + "\n", durable=True)
     work.store.rename(settings.folder)
-    descriptor = os.open(settings.folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(settings.folder.parent)
     return record
 
 
@@ -249,11 +246,5 @@ class _Progress:
         seconds = time.monotonic() - self.began
         speed = max(read - self.first, 1.0) / max(seconds, 1e-9)
         left = (self.total - read) / speed
-        rate = f"{speed / 1e6:.1f} MB/s, {_duration(left)} left"
+        rate = f"{speed / 1e6:.1f} MB/s, {duration(left)} left"
         progress_log.info("%.1f of %.1f MB read, %s", read / 1e6, self.total / 1e6, rate)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

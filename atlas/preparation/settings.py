@@ -13,7 +13,7 @@ from typing import Any
 from atlas.config import require
 from atlas.config.choices import Choices
 from atlas.config.path_overrides import expanded
-from atlas.data.tokenizer import BYTES
+from atlas.data.tokenizer import BYTES_NAME
 
 MOST_WORKERS = 1024
 LEAST_VOCABULARY = 257  # of a trained tokenizer: the bytes and the end of a document
@@ -39,7 +39,7 @@ class PrepareSettings(Choices):
 
     sources: Sequence[str]
     out: str = ""
-    tokenizer: str = BYTES
+    tokenizer: str = BYTES_NAME
     end_of_document: str = ""
     field: str = "text"
     format: Format = Format.auto
@@ -60,7 +60,7 @@ class PrepareSettings(Choices):
         size = self.trained_vocabulary
         allowed = f"train:N with N in [{LEAST_VOCABULARY}, {MOST_VOCABULARY}]"
         require(size is None or LEAST_VOCABULARY <= size <= MOST_VOCABULARY, "tokenizer", self.tokenizer, allowed)
-        named = self.trained_vocabulary is None and self.tokenizer != BYTES
+        named = self.trained_vocabulary is None and self.tokenizer != BYTES_NAME
         end = self.end_of_document
         require(named or not end, "end_of_document", end, "left out: only a tokenizer.json leaves a choice")
 

@@ -119,8 +119,8 @@ def open_work(
     """The work in `root`, with what an earlier start has finished of it.
 
     A source that changed, came or went makes the units from it on unfinished, and all of them where it changes the
-    `bound` between training and validation. Raises `ConfigError` where the folder
-    holds work with other settings.
+    `bound` between training and validation. Raises `ConfigError` where the plan cannot be read; whether it has the
+    same settings, `require_same` has seen.
     """
     before = read_plan(root)
     listed = [list(astuple(source)) for source in sources]
@@ -204,7 +204,7 @@ def _is_whole(work: Work, record: UnitRecord) -> bool:
 def _remove_others(work: Work) -> None:
     """Remove what does not belong to a finished unit."""
     for path in work.units.iterdir():
-        if not path.stem.isdigit() or int(path.stem) not in work.done:
+        if not path.stem.isdecimal() or int(path.stem) not in work.done:
             path.unlink()
 
 

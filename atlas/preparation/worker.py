@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import parse_json
 from atlas.data.store_format import DTYPES, ENDS, SPLITS
-from atlas.data.tokenizer import BYTES, ByteTokenizer, LibraryTokenizer, Tokenizer
+from atlas.data.tokenizer import BYTES_NAME, ByteTokenizer, LibraryTokenizer, Tokenizer
 from atlas.preparation.documents import is_blank, place_of, text_of
 from atlas.preparation.sources import Kind
 from atlas.preparation.split import hash_of
@@ -82,7 +82,7 @@ class DocumentError(Exception):
 
 def load_tokenizer(name: str, end: str) -> Tokenizer:
     """Raises `ConfigError`."""
-    return ByteTokenizer() if name == BYTES else LibraryTokenizer(Path(name), end)
+    return ByteTokenizer() if name == BYTES_NAME else LibraryTokenizer(Path(name), end)
 
 
 class Worker:
@@ -124,7 +124,7 @@ class Worker:
             if is_blank(kind, raw):
                 continue
             try:
-                text = text_of(kind, raw, self.job.field, utf8=self.job.tokenizer != BYTES)
+                text = text_of(kind, raw, self.job.field, utf8=self.job.tokenizer != BYTES_NAME)
             except ValueError as error:
                 place = f"{place_of(self.job.names[source], kind, number)} {error}"
                 if not self.job.skip:

@@ -5,16 +5,16 @@ Legend: B draws, T tokens, D model width, H heads, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from atlas.data.needles import Tokens
-from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory
 from atlas.models.memory_inputs import MemoryTokens
@@ -65,10 +65,9 @@ class SeenTokens:
 
 def memory_layers(model: AtlasModel) -> list[MemoryLayer]:
     """Blocks that have a memory."""
-    blocks = [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
     return [
         MemoryLayer(index, block.memory, block.persistent)
-        for index, block in enumerate(blocks)
+        for index, block in enumerate(model.mag_blocks)
         if block.memory is not None and block.persistent is not None
     ]
 
@@ -110,26 +109,24 @@ def seen_tokens(model: AtlasModel, tokens: Tensor) -> list[SeenTokens]:
     ]
 
 
-class Substituted:
-    """A context in which a memory takes given keys, values and rates in place of those that it computes from its input.
+@contextmanager
+def substituted(layer: MemoryLayer, tokens: SeenTokens) -> Iterator[None]:
+    """The layer's memory takes these keys, values and rates in place of those that it computes from its input.
 
     Everything after them is the model's own: chunks, shards, learning rule, bounds, resets, modes.
     """
-
-    def __init__(self, inputs: nn.Module, rate: nn.Module, tokens: SeenTokens) -> None:
-        self.inputs, self.rate, self.tokens = inputs, rate, tokens
-
-    def __enter__(self) -> None:
-        key, value = (field.transpose(1, 2).flatten(0, 1) for field in (self.tokens.key, self.tokens.value))
-        logits = self.tokens.rate_logits.flatten(-2)
-        replaced = MemoryTokens(key, key, value)
-        self.hooks = [
-            self.inputs.register_forward_hook(lambda _m, _a, out: (replaced, out[1])),
-            self.rate.register_forward_hook(lambda _m, _a, _out: logits),
-        ]
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
+    inputs = layer.memory.inputs
+    key, value = (field.transpose(1, 2).flatten(0, 1) for field in (tokens.key, tokens.value))
+    logits = tokens.rate_logits.flatten(-2)
+    replaced = MemoryTokens(key, key, value)
+    hooks = [
+        inputs.register_forward_hook(lambda _m, _a, out: (replaced, out[1])),
+        inputs.rate.register_forward_hook(lambda _m, _a, _out: logits),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
 
 

@@ -36,7 +36,7 @@ from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.fast_weights import FastWeights, read
 from atlas.ops.rules.rule import LearningRule
-from atlas.probes.keys import MemoryLayer, SeenTokens, Substituted, memory_layers, unit_vectors
+from atlas.probes.keys import MemoryLayer, SeenTokens, memory_layers, substituted, unit_vectors
 from atlas.probes.result import NIAHResult, ProbeCell, judge
 from atlas.probes.subject import Place, Subject
 
@@ -103,7 +103,7 @@ def _initial(layer: MemoryLayer, plan: ChunkPlan, batch: int) -> MemoryState:
 def _write(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> MemoryState:
     """The state of the model's own memory after these tokens, from the start of a shard on."""
     memory, initial = layer.memory, _initial(layer, plan, tokens.key.shape[0])
-    with Substituted(memory.inputs, memory.inputs.rate, tokens):
+    with substituted(layer, tokens):
         _, state = memory(tokens.x, initial, 0, layer.persistent, plan, MemoryMode.learn)
     after: MemoryState = state
     return after
@@ -146,10 +146,8 @@ def _cosines(
     """Of what was learnt about the needle with what there was to learn, and of f(k; W) with v: [N] each."""
     key, value = (field[:, :1].transpose(1, 2).flatten(0, 1) for field in (tokens.key, tokens.value))  # [N, 1, d]
     features = layer.memory.features(key)
-    before, now = (
-        read(empty.start, key, features),
-        read(written(rule, full, layer.memory.config.curvature_max), key, features),
-    )
+    weights = written(rule, full, layer.memory.config.curvature_max)
+    before, now = (read(one, key, features) for one in (empty.start, weights))
     learnt = F.cosine_similarity(now - before, value - before, dim=-1, eps=EPSILON)
     return learnt.squeeze(-1), F.cosine_similarity(now, value, dim=-1).squeeze(-1)
 
@@ -172,13 +170,9 @@ def _faults(layer: MemoryLayer, plan: ChunkPlan, tokens: SeenTokens) -> set[str]
             faults.add(f"the local memory of chunk {chunk} is not written at all")
         elif plan.shard and _distance(reset, wanted) > TOLERANCE * change:
             faults.add(f"the local memory of chunk {chunk} is not back at W_init after a shard boundary")
-    for before_state, holding_state in zip(initial.global_memory, full.global_memory, strict=True):
-        if (
-            _distance(
-                written(layer.memory.global_rule, holding_state, layer.memory.config.curvature_max), before_state.start
-            )
-            == 0
-        ):
+    limit = layer.memory.config.curvature_max
+    for empty, held in zip(initial.global_memory, full.global_memory, strict=True):
+        if _distance(written(layer.memory.global_rule, held, limit), empty.start) == 0:
             faults.add("the global memory is not written at all")
     return faults
 

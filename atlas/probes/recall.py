@@ -28,7 +28,6 @@ from atlas.config import JUDGED_TASK, NIAHConfig
 from atlas.config.console import log
 from atlas.data.needles import NeedleFormat
 from atlas.data.sampler import Stream, generator
-from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.plan import MemoryMode
 from atlas.probes.haystacks import Questions, build_questions, grid
@@ -53,8 +52,7 @@ class Answers:
 
 def attention_reach(model: AtlasModel) -> int | None:
     """Tokens back that attention can see through all layers; None = all of them."""
-    blocks = [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
-    windows = [block.attention.window for block in blocks]
+    windows = [block.attention.window for block in model.mag_blocks]
     return None if 0 in windows else sum(window - 1 for window in windows)
 
 

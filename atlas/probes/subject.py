@@ -43,8 +43,8 @@ class Subject:
     text: Tokens | None  # of text haystacks; None: the key levels see RULER's noise sentences instead
     every_task: bool  # False: only the cells that are judged
 
-    def rng(self, place: int) -> np.random.Generator:
-        """The same at every step. `place`: a `Place` or the number of a cell."""
+    def rng(self, place: Place) -> np.random.Generator:
+        """The same at every step."""
         return generator(self.settings.seed, Stream.probe, place)
 
     @cached_property

@@ -95,7 +95,7 @@ def _table(
     ]
     rows = []
     for index, record in enumerate(records):
-        order = float(record.name) if record.name.isdigit() else None
+        order = float(record.name) if record.name.isdecimal() else None
         name = Cell(record.name + (" (best)" if index in bests else ""), order=order, link=anchors[index])
         chosen = [setting_cell(difference.values[index]) for difference in differing]
         group = [Cell(_group_of(index, groups)) for _ in grouped]

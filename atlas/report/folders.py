@@ -86,4 +86,4 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Job 10 comes after job 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

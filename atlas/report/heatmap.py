@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atlas.config.untrusted import printable
+
 COLOURS = "cividis"  # of even lightness, and readable with any colour vision
 DARK = 0.55  # cells below it are dark and get white numbers
 CELL = (1.05, 0.48)  # inches
@@ -15,19 +17,15 @@ CellRecord = Mapping[str, Any]  # task, haystack, length, depth, span, accuracy,
 
 def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
     """Write a PNG. Cells without a measurement are grey, with a dash."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: a notebook that trains keeps its own backend
 
     tasks = list(dict.fromkeys((cell["task"], cell["haystack"]) for cell in cells))
     lengths = sorted({cell["length"] for cell in cells})
     rows_of = {task: depths_of(cells, task) for task in tasks}
-    height = sum(0.9 + CELL[1] * len(depths) for depths in rows_of.values()) + 1.2
-    figure, axes = plt.subplots(
-        len(tasks), 2, squeeze=False, layout="constrained", figsize=(2 * (1.4 + CELL[0] * len(lengths)) + 1.2, height),
-        height_ratios=[0.9 + CELL[1] * len(depths) for depths in rows_of.values()],
-    )  # fmt: skip
+    heights = [0.9 + CELL[1] * len(depths) for depths in rows_of.values()]
+    size = 2 * (1.4 + CELL[0] * len(lengths)) + 1.2, sum(heights) + 1.2
+    figure = Figure(layout="constrained", figsize=size)
+    axes: Any = figure.subplots(len(tasks), 2, squeeze=False, height_ratios=heights)
     picture = None
     for row, task in enumerate(tasks):
         for column, (measure, name) in enumerate((("accuracy", "memory on"), ("control", "memory off"))):
@@ -37,9 +35,8 @@ def draw_heatmaps(cells: Sequence[CellRecord], title: str, path: Path) -> None:
     if picture is not None:
         bar = figure.colorbar(picture, ax=axes, shrink=0.6, label="needles found, %", ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.set_ticklabels(["0", "25", "50", "75", "100"])
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)  # a folder may have any name
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def task_name(task: str, haystack: str) -> str:

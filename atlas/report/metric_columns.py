@@ -1,11 +1,13 @@
-"""metrics.jsonl as columns, and which of its rows a rollback undid."""
+"""metrics.jsonl as columns, and which of its rows a rollback undid.
 
-# N rows, in the order of the file
+Legend: N rows, in the order of the file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,17 +48,22 @@ def to_columns(rows: Sequence[Row], rollbacks: Sequence[Row]) -> MetricColumns:
     """
     newest: dict[tuple[int, int], Row] = {}
     for row in rows:
-        if type(row.get("step")) is int:
-            segment_of = row.get("segment")
-            newest[segment_of if type(segment_of) is int else 0, row["step"]] = row
-    segment, step = (np.array([key[part] for key in newest], dtype=np.int64) for part in (0, 1))
+        step, segment = row.get("step"), row.get("segment")
+        if is_place(step):
+            newest[segment if is_place(segment) else 0, step] = row
+    segments, steps = (np.array([key[part] for key in newest], dtype=np.int64) for part in (0, 1))
     kept = list(newest.values())
     names: Row = {}
     for row in kept:
         names.update(row)  # the fastest way to all their keys
     columns = {name: _column(kept, name) for name in names if name not in ("step", "segment")}
     values = {name: column for name, column in columns.items() if np.isfinite(column).any()}
-    return MetricColumns(step, segment, _undone(step, segment, rollbacks), values)
+    return MetricColumns(steps, segments, _undone(steps, segments, rollbacks), values)
+
+
+def is_place(value: Any) -> TypeGuard[int]:
+    """Whether it can be the number of a step or a segment: an integer of 64 bits."""
+    return type(value) is int and abs(value) < 1 << 63
 
 
 def _column(rows: Sequence[Row], name: str) -> Floats:
@@ -68,7 +75,7 @@ def _column(rows: Sequence[Row], name: str) -> Floats:
 
 
 def _undone(step: NDArray[np.int64], segment: NDArray[np.int64], rollbacks: Sequence[Row]) -> NDArray[np.bool_]:
-    """A row counts as undone if a later segment began at or before its step."""
+    """A row is_place as undone if a later segment began at or before its step."""
     undone = np.zeros(len(step), dtype=np.bool_)
     begun = {int(event["segment"]): int(event["step"]) for event in rollbacks}
     for number in sorted({int(found) for found in segment} | set(begun)):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas.config import LEVELS, RECALL, Unit
+from atlas.config.untrusted import printable
 from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, Text
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
 from atlas.report.run_record import RunRecord
@@ -28,7 +29,8 @@ def needle_blocks(record: RunRecord) -> list[Block]:
     cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
     picture = record.folder / "niah.png"
     if picture.is_file():
-        blocks.append(Picture(picture, f"niah-{record.name.replace('/', '-')}.png", f"needles found, {record.name}"))
+        name = printable(record.name)
+        blocks.append(Picture(picture, f"niah-{name.replace('/', '-')}.png", f"needles found, {name}"))
     for task in dict.fromkeys((cell["task"], cell["haystack"]) for cell in cells):
         blocks.append(_heatmap(cells, task))
     return blocks

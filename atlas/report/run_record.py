@@ -12,7 +12,7 @@ import numpy as np
 
 from atlas.checkpoint.manifest import UnsoundError, read_manifest
 from atlas.config.lock import is_held
-from atlas.report.metric_columns import MetricColumns, to_columns
+from atlas.report.metric_columns import MetricColumns, is_place, to_columns
 from atlas.report.wording import count, finite, utc_time
 from atlas.telemetry.run_files import CHECKPOINTS, METRICS_FILE, Row, RunFiles
 
@@ -99,7 +99,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     files = RunFiles(folder, strict=False)
     summary, rows, events = files.summary, files.rows, files.events
     times = [time for time in (finite(line.get("time")) for line in [*rows[-1:], *events[-1:]]) if time is not None]
-    sound = [_sound(event) for event in events if type(event.get("step")) is int]
+    sound = [_sound(event) for event in events if is_place(event.get("step"))]
     rollbacks = [event for event in sound if event.get("kind") == "rollback" and "segment" in event]
     columns = to_columns(rows, rollbacks)
     return RunRecord(
@@ -138,7 +138,7 @@ def _lost_losses(rows: MetricColumns) -> list[str]:
 def _sound(event: Row) -> Row:
     """The event without `segment` and `from_step` where they are not integers."""
     numbers = ("segment", "from_step")
-    return {key: value for key, value in event.items() if key not in numbers or type(value) is int}
+    return {key: value for key, value in event.items() if key not in numbers or is_place(value)}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

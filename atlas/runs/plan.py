@@ -9,7 +9,9 @@ from dataclasses import replace
 import torch
 
 from atlas.config import DeviceKind, RunConfig, require
+from atlas.config.console import duration
 from atlas.models.flops import flops_per_token
+from atlas.ops.own_precision import products_in
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.runs.build import build_data, build_model, prepare_device, with_vocabulary
 from atlas.runs.step_memory import (
@@ -102,23 +104,16 @@ def _speed(config: RunConfig, device: torch.device, precision: torch.dtype, proc
     model = build_model(few).to(device)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(few.model.vocabulary, (rows, tokens + 1), generator=generator).to(device)
-    half = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
     began = 0.0
     for _ in range(2):  # the first pass builds kernels and takes memory from the system
         began = time.perf_counter()
-        with half:
+        with products_in(precision, device):
             loss = model.losses(model.read(drawn[:, :-1]).hidden, drawn[:, 1:]).mean()
         loss.backward()
         loss.item()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return rows * of_row / (time.perf_counter() - began)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _row(what: str, figure: str, meaning: str) -> str:

@@ -28,11 +28,9 @@ def _of_task(config: RunConfig, task: RecallTask) -> list[str]:
     if model.memory.enabled:
         reach = model.layers * (model.window - 1) if model.window else inf
         if task.distance_min < reach:
-            seen = (
-                f"attention reaches {reach:g} tokens back (model.layers * (model.window - 1))"
-                if model.window
-                else ("attention sees the whole sequence (model.window=0)")
-            )
+            seen = "attention sees the whole sequence (model.window=0)"
+            if model.window:
+                seen = f"attention reaches {reach:g} tokens back (model.layers * (model.window - 1))"
             found.append(
                 f"{seen}, and questions are asked from data.recall.distance_min={task.distance_min} tokens on:"
                 " recall can be solved without the memory and does not show whether it is used"

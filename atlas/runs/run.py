@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from inspect import signature
@@ -21,8 +21,6 @@ from atlas.config.keys import flat, plain
 from atlas.config.run import number_of_processes
 from atlas.data.sampler import batches_of
 from atlas.data.source import DataSource, baseline_name
-from atlas.kernels import gpu
-from atlas.kernels.library import missing
 from atlas.models.language_model import AtlasModel
 from atlas.parallel.agreement import require_same_settings, require_same_weights
 from atlas.parallel.ranks import ALONE, RankError, Ranks, log_name
@@ -43,19 +41,17 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, kernels_in_words, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.notices import start_notices, start_warnings
 from atlas.runs.own_code import changed_code, record_code
 from atlas.runs.processes import run_in_processes
 from atlas.runs.ready_kernels import require_kernels
-from atlas.runs.recall_task import recall_warnings
 from atlas.runs.resume import as_text
 from atlas.runs.self_test import require_agreement
 from atlas.runs.signals import listening
 from atlas.runs.slicing import in_slices, slice_state
 from atlas.runs.start import starting_point
-from atlas.runs.steady_data import data_warnings
 from atlas.runs.step_memory import require_room
 from atlas.runs.summary import RunSummary, read_summary
-from atlas.runs.unread_settings import unread_settings
 from atlas.telemetry.run_files import CHECKPOINTS, RunFiles
 from atlas.telemetry.sinks import RunInfo, SweepJob, TelemetryError
 from atlas.training.clocks import Clocks
@@ -73,9 +69,6 @@ from atlas.training.watchers.facts import facts_of
 from atlas.training.weight_average import WeightAverage
 
 log = logging.getLogger("atlas")
-
-
-MOST_CUT = 0.5  # of the tokens
 
 
 def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ranks = ALONE) -> RunSummary:
@@ -100,12 +93,12 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             data = build_data(config)
             config = with_vocabulary(config, data)
             trainer = _build(config, data, folder, ranks)
-        state, telemetry, corpus = trainer.state, trainer.telemetry, trainer.data.corpus
+        state, corpus = trainer.state, trainer.data.corpus
         _agree(config, folder, trainer)
         if config.checkpoint.layout is CheckpointLayout.sharded:
             require_shared(folder, ranks)
         closing.callback(trainer.checkpoints.close)
-        notices = [*_missing_kernels(trainer.step.device), *_long_warmup(config)]
+        notices = start_notices(config, trainer.step.device)
         before = ranks.from_first(lambda: frozen_config(folder, config.trust))
         trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
@@ -130,27 +123,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             slice_state(config, state, trainer.step.device)
         log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
         with ExitStack() as signals, _recorded(summary, trainer, peak), no_exit():
-            summary.bytes_per_token = corpus.bytes_per_token if corpus else 1.0
-            summary.baseline_loss = ranks.from_first(lambda: trainer.data.baseline(config.train.validation_batches))
-            summary.baseline_name = baseline_name(trainer.data)
-            summary.validation_digest = trainer.evaluator.counted_digest
-            telemetry.open(_run_info(config, folder, state, job))
-            what = trainer.data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
-            telemetry.event("start", state.step, **what, parameters=summary.parameters, device=summary.device)
-            tested = require_agreement(config, trainer.step.device, trainer.step.precision)
-            telemetry.event("self_test", state.step, **tested._asdict())
-            ranks.from_first(lambda: changes.record(folder, state, telemetry))
-            for notice in notices:
-                telemetry.event("notice", state.step, message=notice)
-            ranks.from_first(lambda: record_code(folder, config))
-            for warning in [
-                *(corpus.warnings if corpus else ()),
-                *recall_warnings(config, data),
-                *unread_settings(config.model.memory),
-                *ranks.from_first(lambda: data_warnings(data, state.step + 1)),
-                *_cut_documents(what),
-            ]:
-                telemetry.event("warning", state.step, message=warning)
+            _record_start(config, folder, trainer, summary, job, changes, notices)
             signals.enter_context(listening(trainer.stop))
             text = len(corpus.train) if corpus else 0
             facts = facts_of(config, summary.baseline_loss, state.step, text, summary.baseline_name)
@@ -161,29 +134,32 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         return summary
 
 
-def _missing_kernels(device: torch.device) -> list[str]:
-    """A line where kernels are wanted and cannot be had."""
-    if device.type == "cuda":
-        reason = gpu.missing().partition(": ")[2]
-        return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
-    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
-
-
-def _cut_documents(what: Mapping[str, object]) -> list[str]:
-    """A line where rows are to hold one document each, and most have no room for it. Packed rows cut by design."""
-    cut = what.get("documents_cut")
-    if "padding" not in what or not isinstance(cut, float) or cut <= MOST_CUT:
-        return []
-    why = f"{cut:.0%} of the text belongs to documents that are longer than a row, so rows hold parts of documents"
-    return [f"{why}: a longer train.sequence keeps them whole"]
-
-
-def _long_warmup(config: RunConfig) -> list[str]:
-    """A line where the learning rate rises to the very end."""
-    warmup, steps = config.optim.get("warmup"), config.train.steps
-    if not isinstance(warmup, int) or warmup < steps:
-        return []
-    return [f"optim.warmup={warmup} leaves none of the {steps} steps: the learning rate rises to the last one"]
+def _record_start(
+    config: RunConfig,
+    folder: Path,
+    trainer: Trainer,
+    summary: RunSummary,
+    job: SweepJob | None,
+    changes: Changes,
+    notices: list[str],
+) -> None:
+    """Write what is known before step 1 into the summary and the telemetry. Every rank calls it."""
+    state, telemetry, ranks, data = trainer.state, trainer.telemetry, trainer.ranks, trainer.data
+    summary.bytes_per_token = data.corpus.bytes_per_token if data.corpus else 1.0
+    summary.baseline_loss = ranks.from_first(lambda: data.baseline(config.train.validation_batches))
+    summary.baseline_name = baseline_name(data)
+    summary.validation_digest = trainer.evaluator.counted_digest
+    telemetry.open(_run_info(config, folder, state, job))
+    described = data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
+    telemetry.event("start", state.step, **described, parameters=summary.parameters, device=summary.device)
+    tested = require_agreement(config, trainer.step.device, trainer.step.precision)
+    telemetry.event("self_test", state.step, **tested._asdict())
+    ranks.from_first(lambda: changes.record(folder, state, telemetry))
+    for notice in notices:
+        telemetry.event("notice", state.step, message=notice)
+    ranks.from_first(lambda: record_code(folder, config))
+    for warning in start_warnings(config, data, described, state.step + 1, ranks):
+        telemetry.event("warning", state.step, message=warning)
 
 
 def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> Trainer:

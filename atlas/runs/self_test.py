@@ -27,6 +27,7 @@ from atlas.ops.features import feature_counts
 from atlas.ops.gated_branch import gated_branch
 from atlas.ops.memory_inputs import memory_inputs
 from atlas.ops.mixed_queries import mixed_queries
+from atlas.ops.own_precision import products_in
 from atlas.ops.qk_projection import Accumulator, project
 from atlas.ops.rms_norm import rms_norm
 from atlas.ops.rules import learning_rule
@@ -101,7 +102,7 @@ def values(
             part.to(device, dtype).requires_grad_() if part.is_floating_point() else part.to(device)
             for part in operation.tensors
         ]
-        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+        with products_in(precision, device):
             outputs = operation.function(*given)
         generator = torch.Generator().manual_seed(1)
         weights = [torch.randn(part.shape, generator=generator).to(device) for part in outputs]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 
 from atlas.config import ParallelKind, RunConfig
-from atlas.models.block import AtlasMAGBlock
 from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_optimizer
 from atlas.training.state import TrainState
@@ -23,8 +22,7 @@ def slice_state(config: RunConfig, state: TrainState, device: torch.device) -> N
     """Cut weights, moments and the average of the weights into a slice for each rank, in place."""
     scale, moments = state.optimizer.scale, [one.state_dict() for one in state.optimizer.optimizers]
     average = dict(state.average.weights) if state.average else {}
-    units = [block for block in state.model.blocks if isinstance(block, AtlasMAGBlock)]
-    slices = state.slices = state.ranks.slices(state.model, units, device)
+    slices = state.slices = state.ranks.slices(state.model, state.model.mag_blocks, device)
     state.optimizer = build_optimizer(config, state.model)
     state.optimizer.scale = scale
     for optimizer, saved in zip(state.optimizer.optimizers, moments, strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 from atlas.config import ConfigError, ParallelKind, RunConfig
 from atlas.models.language_model import LOGITS_AT_ONCE
 from atlas.models.plan import ChunkPlan
+from atlas.ops.own_precision import products_in
 from atlas.runs.allocator import return_freed_memory
 from atlas.runs.build import build_model, build_optimizer
 
@@ -158,9 +159,8 @@ def _count(config: RunConfig, device: torch.device, precision: torch.dtype, laye
         return tensor.detach()  # a node that kept its own output would never be freed
 
     tokens = torch.zeros(rows, counted_tokens(config), dtype=torch.int64, device=device)
-    half = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
     smallest = ChunkPlan.at_step(config, config.train.steps)  # keeps most
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), half:
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), products_in(precision, device):
         model.read(tokens, plan=smallest)
     return sum(kept.values())
 

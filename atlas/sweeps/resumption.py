@@ -25,7 +25,8 @@ _SWEPT = "hydra.sweeper.params."  # an experiment that is a sweep by itself
 _QUOTES = "'\""
 _RISKY = re.compile(r"hydra|_target_|trust|[\\!]")  # in an option file; the last two can hide a key
 _HARMLESS = re.compile(
-    r"trust=.*|hydra/sweeper=\w+|hydra\.sweeper\.(trials|metric|direction|seed|max_batch_size)=[\w./-]+|hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
+    r"trust=.*|hydra/sweeper=\w+|hydra\.sweeper\.(trials|metric|direction|seed|max_batch_size)=[\w./-]+|"
+    r"hydra\.(mode|run\.dir|sweep\.dir|sweep\.subdir)=.*|hydra/launcher=\w+|"
     r"hydra\.launcher\.(n_jobs|partition|account|qos|constraint|timeout_min|nodes|tasks_per_node|cpus_per_task|"
     r"gpus_per_node|mem_gb|array_parallelism)=[\w.:-]+"
 )

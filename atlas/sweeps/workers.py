@@ -146,8 +146,7 @@ def passing_interrupts_on(sweep: Path, as_sigint: bool) -> Iterator[None]:
         stop = StopSign(sweep)
         if stop.reason == INTERRUPTED:
             raise KeyboardInterrupt
-        stop.take_down()
-        stop.put_up(INTERRUPTED)
+        stop.put_up_instead(INTERRUPTED)
         say("interrupted: running jobs are asked to end, no other is started; a second signal leaves at once")
         for process in worker_processes(sweep):
             with suppress(ProcessLookupError):

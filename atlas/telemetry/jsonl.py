@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """The object in `line`, or None if there is none."""
     try:
-        value = parse_json(line)
+        value = parse_json(line, numbers=True)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -121,7 +121,7 @@ class RunFiles:
 
     def _json(self, name: str) -> Mapping[str, Any]:
         try:
-            content = read_json(self.folder / name)
+            content = read_json(self.folder / name, numbers=True)
         except (OSError, ValueError) as error:
             if self.strict:
                 raise

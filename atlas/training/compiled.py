@@ -35,7 +35,6 @@ WHOLE = (
 CONSTANT = (call.available, gpu.usable, triton_chunks.ready, triton_products.ready)
 
 BACKEND = "inductor"
-Forward = Callable[..., Any]
 
 
 class CompiledBlocks:
@@ -46,7 +45,7 @@ class CompiledBlocks:
             torch.compiler.allow_in_graph(function)
         for constant in CONSTANT:
             torch.compiler.assume_constant_result(constant)
-        self._blocks: list[tuple[Any, Forward]] = [
+        self._blocks: list[tuple[Any, Callable[..., Any]]] = [
             (block, torch.compile(block.forward, backend=BACKEND, fullgraph=True, dynamic=False))
             for block in model.blocks
         ]

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
@@ -27,18 +26,11 @@ class LanguageLoss(NamedTuple):
     recall: Tensor
 
 
-def language_loss(logits: Tensor, batch: Batch) -> LanguageLoss:
-    """logits [B, T, vocabulary] -> mean losses, see `mean_losses`."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
-    return mean_losses(losses.view_as(batch.weights), batch)
-
-
 def mean_losses(losses: Tensor, batch: Batch) -> LanguageLoss:
     """Losses [B, T] of the targets -> mean losses.
 
-    Text and recall are averaged separately: there are few answers and much text.
-
-    A row without a weighted target, such as a recall sequence too short for a question, adds nothing.
+    Text and recall are averaged separately: there are few answers and much text. A row without a weighted target, such
+    as a recall sequence too short for a question, adds nothing.
     """
     weighted = losses * batch.weights
     share = batch.recall.float().mean().item()

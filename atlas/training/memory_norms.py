@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.memory_inputs import MemoryInputs
@@ -56,7 +55,7 @@ class Catch:
 def catching(model: AtlasModel) -> Iterator[Catch]:
     """Catch the first forward pass inside the context, without its graph."""
     catch = Catch()
-    memories = [block.memory for block in blocks_of(model) if block.memory is not None]
+    memories = [block.memory for block in model.mag_blocks if block.memory is not None]
 
     def take_start(memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
         if len(catch.starts) < len(memories):  # here its weights are whole, see parallel/slices.py
@@ -115,7 +114,7 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
     found: dict[str, Tensor] = {}
     tokens = catch.queries, catch.rates, catch.controls, catch.mixes, catch.gates
     caught = iter(zip(catch.starts, *tokens, strict=True))
-    for index, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
+    for index, (block, after) in enumerate(zip(model.mag_blocks, catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
         start, query, rates, controls, mix, gates = next(caught)
@@ -128,10 +127,6 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         return {}
     numbers = torch.stack([value.float() for value in found.values()]).tolist()  # one device synchronisation
     return {name: number if isfinite(number) else None for name, number in zip(found, numbers, strict=True)}
-
-
-def blocks_of(model: AtlasModel) -> list[AtlasMAGBlock]:
-    return [block for block in model.blocks if isinstance(block, AtlasMAGBlock)]
 
 
 @torch.no_grad()

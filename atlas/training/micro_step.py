@@ -16,17 +16,7 @@ from atlas.models.language_model import AtlasModel, ModelState
 from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, row_losses
 
 
-class Micro(NamedTuple):
-    """What a micro-batch adds to the step. All but `total` is cut from the graph."""
-
-    total: Tensor  # to be propagated backwards
-    numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
-    rows: Tensor  # [B] see `row_losses`
-    gates: list[Tensor]  # per layer with a gate
-    carried: list[ModelState]
-
-
-class Forward(NamedTuple):
+class Outputs(NamedTuple):
     """Of the rows of a micro-batch."""
 
     losses: Tensor  # [B, T] nats
@@ -34,10 +24,26 @@ class Forward(NamedTuple):
     carried: list[ModelState]
 
 
+class Part(NamedTuple):
+    """What a micro-batch adds to the step, cut from its graph of gradients."""
+
+    numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
+    rows: Tensor  # [B] see `row_losses`
+    gates: list[Tensor]  # [B, T, D] per layer with a gate
+    carried: Sequence[ModelState] = ()  # of a step without a graph
+
+
+class Micro(NamedTuple):
+    """A micro-batch after its forward pass."""
+
+    total: Tensor  # to be propagated backwards: its share of the batch's loss, and the polarisation of its gates
+    part: Part
+
+
 class MicroStep(nn.Module):
     """The forward pass of a micro-batch up to its share of the batch's loss, as a module: DDP wraps one."""
 
-    def __init__(self, model: AtlasModel, forward: Callable[..., Forward]) -> None:
+    def __init__(self, model: AtlasModel, forward: Callable[..., Outputs]) -> None:
         super().__init__()
         self.model, self._forward = model, forward
 
@@ -61,7 +67,7 @@ class MicroStep(nn.Module):
             total = total + 0 * losses.sum()
         numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
         rows = row_losses(losses.detach(), micro.weights)
-        return Micro(total, numbers, rows, [g.detach() for g in gates], carried)
+        return Micro(total, Part(numbers, rows, [gate.detach() for gate in gates], carried))
 
 
 def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:

@@ -9,6 +9,7 @@ import torch
 
 from atlas.config.components import named_callable
 from atlas.models.language_model import AtlasModel
+from atlas.training.state import rng_kept
 
 Metric = Callable[[AtlasModel, int], Mapping[str, float]]
 
@@ -16,13 +17,13 @@ Metric = Callable[[AtlasModel, int], Mapping[str, float]]
 def own_metrics(names: Sequence[str], model: AtlasModel, step: int) -> dict[str, float | None]:
     """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite.
 
-    A metric sees the model after the step, without gradients. It may draw random numbers: those of training stay as
-    they are.
+    A metric sees the model after the step, without gradients. It may draw random numbers, of torch, numpy and Python:
+    those of training stay as they are.
     """
     if not names:
         return {}
     found: dict[str, float | None] = {}
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), rng_kept():
         for name in names:
             metric: Metric = named_callable("telemetry.metrics", name)
             found |= {f"own/{key}": value if isfinite(value) else None for key, value in metric(model, step).items()}

@@ -58,7 +58,7 @@ class StepProfile:
             self.close()
 
     def close(self) -> None:
-        """Write what was recorded, also where the run ends in the middle."""
+        """Write what was recorded, also where the run ends in the middle. Where it cannot be written, warn of it."""
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return
@@ -66,10 +66,15 @@ class StepProfile:
         profiler.stop()
         if not self._taken:
             return
-        profiler.export_chrome_trace(str(self.folder / TRACE_FILE))
         head = f"steps {self._taken[0]} to {self._taken[-1]} ({TRACE_FILE} opens in ui.perfetto.dev)"
         table = "\n".join([head, *time_table(profiler.key_averages(), len(self._taken))])
-        (self.folder / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
+        try:
+            profiler.export_chrome_trace(str(self.folder / TRACE_FILE))
+            (self.folder / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
+        except OSError as error:
+            message = f"the profile could not be written to {self.folder}: {error.strerror}"
+            self.telemetry.event("warning", self._taken[-1], message=message)
+            return
         self.telemetry.event("profile", self._taken[-1], message=table, file=TRACE_FILE)
 
 

@@ -61,7 +61,7 @@ class Saver:
         """Every rank writes its part, and all of them see whether each could."""
         state, ranks = self.state, self.state.ranks
         ranks.from_first(self._protect_rollback_target)
-        must_succeed = ranks.from_first(lambda: self._must_succeed(state.step))
+        must_succeed = ranks.from_first(self._must_succeed)
         try:
             saved = save_together(self.checkpoints, state.step, payload, health, ranks)
         except CheckpointError as error:
@@ -71,10 +71,9 @@ class Saver:
 
     def _save(self, payload: dict[str, Any], health: Mapping[str, float | bool | None]) -> None:
         self.collect(wait=True)
-        step = self.state.step
         self._protect_rollback_target()
-        must_succeed = self._must_succeed(step)
-        arguments = step, payload, health
+        must_succeed = self._must_succeed()
+        arguments = self.state.step, payload, health
         save = partial(self.checkpoints.save, *arguments)
         try:
             if must_succeed:
@@ -86,9 +85,14 @@ class Saver:
         except CheckpointError as error:
             self._failed(error, must_succeed)
 
-    def _must_succeed(self, step: int) -> bool:
+    def _must_succeed(self) -> bool:
         last_try = self.failed + 1 == FAILED_SAVES
-        return step == self.last_step or last_try or not self.checkpoints.list()
+        return self._is_last or last_try or not self.checkpoints.list()
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the run ends here: at its last step, or early (`train.patience`)."""
+        return self.state.step == self.last_step or bool(self.state.stop_reason)
 
     def _failed(self, error: CheckpointError, must_succeed: bool) -> None:
         self.failed += 1
@@ -99,8 +103,7 @@ class Saver:
     def _why_it_ends(self) -> str:
         if self.failed >= FAILED_SAVES:
             return f"{self.failed} failed in a row"
-        last = self.state.step == self.last_step
-        return "the last checkpoint of the run" if last else "there is no checkpoint before it"
+        return "the last checkpoint of the run" if self._is_last else "there is no checkpoint before it"
 
     def rehearse(self) -> str:
         """Load the checkpoint of the step reached and continue from it; returns what goes wrong, "" if nothing does.

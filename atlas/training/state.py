@@ -222,3 +222,13 @@ def restore_rng(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+
+
+@contextmanager
+def rng_kept() -> Iterator[None]:
+    """What is drawn inside changes no number that is drawn afterwards."""
+    before = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng(before)

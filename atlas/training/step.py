@@ -20,15 +20,15 @@ from atlas.config import Fusion, TrainConfig
 from atlas.data.batch import Batch, Totals
 from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel, ModelState
+from atlas.ops.own_precision import products_in
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.carried_rows import join, restart_rows, run_rows
 from atlas.training.compiled import CompiledBlocks
 from atlas.training.losses import polarisation_weight
-from atlas.training.memory_norms import blocks_of
-from atlas.training.micro_step import Forward, Micro, MicroStep
+from atlas.training.micro_step import Micro, MicroStep, Outputs, Part
 from atlas.training.regions import region
 from atlas.training.state import TrainState
-from atlas.training.step_graph import Done, Part, StepGraph, fixed_inputs
+from atlas.training.step_graph import Done, StepGraph, fixed_inputs
 from atlas.training.step_result import StepResult
 from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
@@ -65,6 +65,8 @@ class TrainStep:
         self.relay, self.groups = ranks.relay(context), ranks.world // context  # of ranks with the same rows
         own, group = config.batch_size // self.groups, ranks.rank // context
         self.rows = range(group * own, (group + 1) * own) if self.groups > 1 else None  # None: all
+        of_rank = lcm(config.accumulate, self.groups) // self.groups
+        self._micro_batches = of_rank * ranks.world  # of the whole batch; each part of a sequence is in another one
 
     def __call__(self, state: TrainState, batch: Batch, *, watched: bool = False) -> StepResult:
         """`watched`: hooks of the model look on."""
@@ -93,90 +95,90 @@ class TrainStep:
 
     def _propagate(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> Done:
         """Forward and backward pass of every micro-batch; the gradients are clipped."""
-        count = lcm(self.config.accumulate, self.groups) // self.groups
-        micro_batches = count * self.ranks.world  # of the whole batch; each part of a sequence is in another one
-        if self._capture is None:
-            return self._run(state, batch, totals, weight, micro_batches)
-        given = fixed_inputs(batch, totals, weight / micro_batches)
-        return self._graph_of(state.model, micro_batches).run(given, watched=self._watched)
+        if self._capture is not None:
+            given = fixed_inputs(batch, totals, weight / self._micro_batches)
+            return self._graph_of(state.model, self._capture).run(given, watched=self._watched)
+        micros = self._micros(state, batch, totals, weight)
+        forward, parts = self._replicated(state.model, micros[0]), list[Part]()
+        for arguments in micros:
+            with self.ranks.losing(), nullcontext() if arguments is micros[-1] else self.ranks.apart(forward):
+                with region("forward"):
+                    micro: Micro = forward(*arguments)
+                with region("backward"):
+                    micro.total.backward()
+            parts.append(micro.part)
+        with region("optimizer"):
+            return Done(parts, self._gradient_norm(state.model))
+
+    def _micros(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> list[tuple[Any, ...]]:
+        """What `MicroStep.forward` takes, for each micro-batch of this rank."""
+        before, count = iter(restart_rows(state.carried, batch.fresh)), self._micro_batches // self.ranks.world
+        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
+        return [
+            (micro, on_cpu, list(islice(before, len(micro.inputs))), totals, weight, self._micro_batches)
+            for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
+        ]
 
     def _read(self, model: AtlasModel, parts: Sequence[Part], norm: Tensor, totals: Totals, lr: float) -> StepResult:
         """The numbers of the step, which all ranks have: the device is waited for once."""
         every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
         gates = [gate for part in parts for gate in part.gates]
         began = time.perf_counter()
-        of_gates = gate_numbers(gates).unbind() if gates else ()
+        of_gates = gate_numbers(gates) if gates else every.new_empty(0)
         gate_seconds = time.perf_counter() - began
-        sums = [sum(column) for column in every[:, :3].float().T]
-        rows = torch.cat([part.rows for part in parts])
-        loss, text, recall, gradient_norm, weight_norm, *others = read(
-            *sums, norm, self._weight_norm(model), *rows, *of_gates, *every[:, 3]
+        found = read(
+            sums=torch.stack([sum(column) for column in every[:, :3].float().T]),
+            norms=torch.stack((norm, self._weight_norm(model))),
+            rows=torch.cat([part.rows for part in parts]),
+            gates=of_gates,
+            polarisation=every[:, 3],
         )
-        of_rows, others = others[: len(rows)], others[len(rows) :]
+        (loss, text, recall), (gradient_norm, weight_norm) = found["sums"], found["norms"]
         return StepResult(
             loss=loss,
             text=text if totals.recall < totals.rows else nan,
             recall=recall if totals.recall_weight > 0 else nan,  # a short sequence may have no room for a question
             gradient_norm=gradient_norm,
-            polarisation=sum(others[len(of_gates) :]),
+            polarisation=sum(found["polarisation"]),
             lr=lr,
             finite=isfinite(loss) and isfinite(gradient_norm),
-            gates=GateStatistics(*others[:3]) if gates else None,
+            gates=GateStatistics(*found["gates"]) if gates else None,
             gate_seconds=gate_seconds,
             weight_norm=weight_norm,
-            rows=of_rows,
+            rows=found["rows"],
         )
-
-    def _run(self, state: TrainState, batch: Batch, totals: Totals, weight: float, micro_batches: int) -> Done:
-        """The step without fixed memory."""
-        before = iter(restart_rows(state.carried, batch.fresh))
-        count = micro_batches // self.ranks.world
-        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
-        micros = [
-            (micro, on_cpu, list(islice(before, len(micro.inputs))), totals, weight, micro_batches)
-            for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
-        ]
-        forward, parts = self._forward(state.model, micros[0]), list[Part]()
-        for micro in micros:
-            with self.ranks.losing(), nullcontext() if micro is micros[-1] else self.ranks.apart(forward):
-                with region("forward"):
-                    part: Micro = forward(*micro)
-                with region("backward"):
-                    part.total.backward()
-            parts.append(Part(*part[1:]))
-        with region("optimizer"):
-            return Done(parts, self._gradient_norm(state.model))
 
     @property
     def records(self) -> bool:
         """Whether steps are recorded as a graph."""
         return self._capture is not None
 
-    def _graph_of(self, model: AtlasModel, micro_batches: int) -> StepGraph:
+    def _graph_of(self, model: AtlasModel, capture: Capture) -> StepGraph:
         if self._graph is None or self._graph[0] is not model:
-            made = StepGraph(model, self._losses, self._gradient_norm, micro_batches, self.device, self._capture)
+            made = StepGraph(model, self._outputs, self._gradient_norm, self._micro_batches, self.device, capture)
             self._graph = model, made
         return self._graph[1]
 
-    def _losses(
+    def _outputs(
         self,
         model: AtlasModel,
         inputs: Tensor,
         targets: Tensor,
         before: Sequence[ModelState | None],
         weights: Tensor | None = None,
-    ) -> Forward:
-        """`weights`: see `AtlasModel.losses`; which of them are 0 must not shape a graph."""
-        with self.autocast(), self._blocks(model):
+    ) -> Outputs:
+        """The forward pass of the rows of a micro-batch. `weights`: see `AtlasModel.losses`; which of them are 0 must
+        not shape a graph."""
+        with self.autocast(), self._compiled_blocks(model):
             outputs = run_rows(partial(model.read, relay=self.relay), inputs, before)
             rows = [len(output.hidden) for output in outputs]
             counted = [None] * len(rows) if weights is None else weights.split(rows)
-            read = zip(outputs, targets.split(rows), counted, strict=True)
-            losses = join([model.losses(output.hidden, wanted, some) for output, wanted, some in read])
+            pieces = zip(outputs, targets.split(rows), counted, strict=True)
+            losses = join([model.losses(output.hidden, wanted, some) for output, wanted, some in pieces])
         gates = [join(layer) for layer in zip(*(output.gates for output in outputs), strict=True)]
-        return Forward(losses, gates, [output.state.detach() for output in outputs])
+        return Outputs(losses, gates, [output.state.detach() for output in outputs])
 
-    def _blocks(self, model: AtlasModel) -> AbstractContextManager[None]:
+    def _compiled_blocks(self, model: AtlasModel) -> AbstractContextManager[None]:
         """Inside, the blocks of the model are the compiled ones, where they are wanted. No hook runs in these."""
         if not self._compiles or self._watched:
             return nullcontext()
@@ -184,13 +186,13 @@ class TrainStep:
             self._compiled = model, CompiledBlocks(model)
         return self._compiled[1]()
 
-    def _forward(self, model: AtlasModel, micro: tuple[Any, ...]) -> nn.Module:
-        """Of a micro-batch; its backward pass leaves gradients that are sums over all ranks. `micro`: any."""
+    def _replicated(self, model: AtlasModel, micro: tuple[Any, ...]) -> nn.Module:
+        """A `MicroStep` whose backward pass leaves gradients summed over all ranks. `micro`: any one of `_micros`."""
         if self._replica is None or self._replica[0] is not model:
             # Rows that go on with a memory do not use W_init; a block without a gate does not use its sharpness.
-            gates = [block.gate for block in blocks_of(model) if block.gate is not None]
+            gates = [block.gate for block in model.mag_blocks if block.gate is not None]
             some_unused = self.config.carry_memory or any(gate.fusion is Fusion.additive for gate in gates)
-            forward = self.ranks.replicate(MicroStep(model, self._losses), self.device, some_unused=some_unused)
+            forward = self.ranks.replicate(MicroStep(model, self._outputs), self.device, some_unused=some_unused)
             self._replica = model, forward
             if self.ranks.reorders:
                 # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:
@@ -201,7 +203,7 @@ class TrainStep:
         return self._replica[1]
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
+        return products_in(self.precision, self.device)
 
     def _gradient_norm(self, model: nn.Module) -> Tensor:
         """Global norm before clipping; clips in place."""
@@ -223,7 +225,7 @@ def copied_gradients(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     return {name: ranks.own(gradient).clone() for name, gradient in named if gradient is not None}
 
 
-def read(*numbers: Tensor) -> list[float]:
-    """Numbers from the device: all at once, since each read waits for it."""
-    found: list[float] = torch.stack([number.float() for number in numbers]).tolist()
-    return found
+def read(**numbers: Tensor) -> dict[str, list[float]]:
+    """Numbers [n] from the device, by their names: all at once, since each read waits for it."""
+    found = iter(torch.cat([part.float() for part in numbers.values()]).tolist())
+    return {name: list(islice(found, len(part))) for name, part in numbers.items()}

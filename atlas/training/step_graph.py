@@ -14,7 +14,7 @@ Legend: B sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +22,20 @@ from torch import Tensor, nn
 from atlas.data.batch import Batch, Totals
 from atlas.kernels import gpu
 from atlas.kernels.gpu import Capture
-from atlas.models.language_model import AtlasModel, ModelState
+from atlas.models.language_model import AtlasModel
 from atlas.training.losses import gate_polarisation, row_losses
+from atlas.training.micro_step import Outputs, Part
 
 WARM_UPS = 2  # steps without a graph before it is recorded
 CHECKED = 2  # steps that also run without it: the batch that it was recorded with, and another one
 CLOSE = 1e-3  # relative difference of losses and gradient norm that is rounding
 
 
-class Part(NamedTuple):
-    """What a micro-batch adds to the step, cut from its graph of gradients."""
-
-    numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
-    rows: Tensor  # [B] see `row_losses`
-    gates: list[Tensor]  # per layer with a gate
-    carried: Sequence[ModelState] = ()  # of a step without a graph
-
-
 class Done(NamedTuple):
+    """Forward and backward passes of a step: the gradients are in the parameters, clipped."""
+
     parts: list[Part]
     norm: Tensor  # of the gradient before clipping
-
-
-Forward = Callable[[AtlasModel, Tensor, Tensor, Sequence[None]], tuple[Tensor, list[Tensor], Any]]
 
 
 class FixedInputs(NamedTuple):
@@ -78,14 +69,14 @@ class StepGraph:
     def __init__(
         self,
         model: AtlasModel,
-        forward: Forward,
+        forward: Callable[[AtlasModel, Tensor, Tensor, Sequence[None]], Outputs],
         clip: Callable[[nn.Module], Tensor],
         micro_batches: int,
         device: torch.device,
         capture: Capture | None = None,
     ) -> None:
-        """`forward`: model, inputs, targets and no states -> losses [B, T], gates and more of a micro-batch. `clip`:
-        returns the norm before. `capture`: None records nothing."""
+        """`forward`: of model, inputs, targets and no states of a micro-batch. `clip`: returns the norm before.
+        `capture`: None records nothing."""
         self.model, self.micro_batches, self.device = model, micro_batches, device
         self._forward, self._clip, self._capture = forward, clip, capture
         self._parameters = list(model.parameters())
@@ -156,7 +147,7 @@ class StepGraph:
             parameter.grad = None
         parts: list[Part] = []
         for micro in self._fixed.split(self.micro_batches):
-            losses, gates, *_ = self._forward(self.model, micro.inputs, micro.targets, [None] * len(micro.inputs))
+            losses, gates, _ = self._forward(self.model, micro.inputs, micro.targets, [None] * len(micro.inputs))
             sums = (micro.shares.unsqueeze(2) * (losses * micro.weights)).sum((1, 2))
             penalty = micro.polarisation * gate_polarisation(gates) if gates else torch.zeros_like(micro.polarisation)
             (sums[0] + penalty).backward()

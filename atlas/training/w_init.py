@@ -22,7 +22,6 @@ from atlas.config import CalibrationConfig, require
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Stream, generator
 from atlas.data.source import DataSource
-from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, InitialWeights
 from atlas.ops.chunk_scan import written
@@ -129,7 +128,7 @@ def _carried_weights(model: AtlasModel, rows: Tensor) -> Iterator[list[FastWeigh
 
 
 def _memories(model: AtlasModel) -> list[AtlasMemory]:
-    return [block.memory for block in model.blocks if isinstance(block, AtlasMAGBlock) and block.memory is not None]
+    return [block.memory for block in model.mag_blocks if block.memory is not None]
 
 
 def _initial_weights(model: AtlasModel) -> list[FastWeights]:

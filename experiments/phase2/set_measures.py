@@ -21,6 +21,7 @@ from atlas.config.composition import load_config
 from atlas.config.untrusted import read_json
 from atlas.kernels.library import use
 from atlas.models.language_model import AtlasModel, ModelState
+from atlas.ops.own_precision import products_in
 from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
 from atlas.runs.environment import device_name, git_revision, versions
 from atlas.telemetry.run_files import CONFIG_FILE
@@ -117,7 +118,7 @@ def measure(candidate: str, config: RunConfig, peak: float) -> SetInvestigation:
 def _learn(branch: MemoryBranch, pieces: Sequence[Tensor], precision: torch.dtype) -> None:
     """Forward and backward of the pieces [B, T], one after the other."""
     for piece in pieces:
-        with torch.autocast(piece.device.type, precision, enabled=precision is not torch.float32):
+        with products_in(precision, piece.device):
             loss = branch(F.pad(piece, (0, 1)))
         loss.backward()
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from atlas.config import ParallelKind, RunConfig
-from atlas.models.block import AtlasMAGBlock
 from atlas.models.flops import flops_per_token
 from atlas.runs.build import build_model
 from atlas.training.optimizer import parameter_groups
@@ -50,7 +49,7 @@ def shapes(config: RunConfig) -> list[Shape]:
     with torch.device("meta"):
         model = build_model(config)
     matrices = {id(parameter) for parameter in parameter_groups(model)[0]}
-    of_blocks = {id(p) for block in model.blocks if isinstance(block, AtlasMAGBlock) for p in block.parameters()}
+    of_blocks = {id(p) for block in model.mag_blocks for p in block.parameters()}
     return [_shape(one, id(one) in matrices, id(one) in of_blocks) for one in model.parameters()]
 
 

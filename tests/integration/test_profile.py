@@ -17,6 +17,7 @@ from atlas.config import ConfigError, RunConfig
 from atlas.models.flops import flops_per_token
 from atlas.runs.peak_flops import measured_peak
 from atlas.runs.summary import RunSummary
+from atlas.telemetry.run_files import RunFiles
 from atlas.training.profile import TABLE_FILE, TRACE_FILE, parse_profile
 
 PARTS = {"data", "forward", "backward", "optimizer", "rest of training", "telemetry", "norms", "whole step"}
@@ -52,6 +53,16 @@ def test_a_profile_shows_where_a_step_goes_and_changes_no_bit(
     with gzip.open(tmp_path / "with" / TRACE_FILE) as file:
         names = [entry.get("name") for entry in json.load(file)["traceEvents"]]
     assert names.count("atlas: backward") == 2
+
+
+@pytest.mark.slow
+def test_a_profile_that_cannot_be_written_ends_no_run(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "run" / TRACE_FILE).mkdir(parents=True)
+    atlas.train(tiny("train.steps=4", "calibration=off", "debug.profile=2:3"), tmp_path / "run")
+    found = RunFiles(tmp_path / "run")
+    assert (found.status, [event["step"] for event in found.events if event["kind"] == "profile"]) == ("completed", [])
+    expected = f"the profile could not be written to {tmp_path / 'run'}: Is a directory"
+    assert expected in [event["message"] for event in found.events if event["kind"] == "warning"]
 
 
 @pytest.mark.parametrize("text", ["3", "0:2", "3:2", "1:11", "a:b"])

@@ -58,7 +58,7 @@ backward = operator(
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.adds = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.set_materialize_grads(False)
@@ -71,7 +71,7 @@ def _gradients(ctx: Any, d_out: Tensor | None, d_gate: Tensor | None) -> tuple[T
     return d_attended, d_linear, d_bias.sum(0), d_sharpness.sum(0), None
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def gated_branch(

@@ -57,7 +57,7 @@ backward = operator(
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     _, projected, mix = inputs
     ctx.save_for_backward(projected, mix, *output)
     ctx.mark_non_differentiable(output[1])
@@ -69,7 +69,7 @@ def _gradients(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor
     return d_query, d_projected, d_mix.view(-1, ctx.saved_tensors[1].shape[0]).sum(0)
 
 
-forward.register_autograd(_gradients, setup_context=_keep)
+forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def mixed_queries(query: Tensor, projected: Tensor, mix: Tensor) -> Tensor:

@@ -171,6 +171,7 @@ class History:
             "readings": [asdict(reading) for reading in self.readings],
             "deltas": list(self.deltas),
             "suspicion": [suspicion.count, suspicion.mean, suspicion.variance],
+            "suspicious": self.suspicious,
             "tracker": self.tracker.state_dict(),
             "passed": dict(self.passed),
         }
@@ -179,5 +180,6 @@ class History:
         self.readings = [Reading(**reading) for reading in state["readings"]]
         self.deltas = list(state["deltas"])
         self.suspicion.count, self.suspicion.mean, self.suspicion.variance = state["suspicion"]
+        self.suspicious = bool(state.get("suspicious", False))  # older checkpoints have none
         self.tracker.load_state_dict(state["tracker"])
         self.passed = dict(state.get("passed", {}))  # checkpoints of version 0.1 have none

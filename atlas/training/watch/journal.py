@@ -10,8 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from atlas.checkpoint.state_file import sync_folder
-from atlas.config.atomic import write_atomically
+from atlas.config.atomic import sync_folder, write_atomically
 from atlas.training.state import TrainState
 
 JOURNAL_FILE = "rollback.json"

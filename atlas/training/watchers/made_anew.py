@@ -25,7 +25,7 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.state import TrainState, restore_rng, rng_state
+from atlas.training.state import TrainState, rng_kept
 from atlas.training.step import TrainStep
 from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import part_of
@@ -116,11 +116,8 @@ def _gaps(before: Mapping[str, Tensor], one: AtlasModel, other: AtlasModel) -> d
 
 @contextmanager
 def _other_random_numbers(seed: int) -> Iterator[None]:
-    before = rng_state()
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
+    with rng_kept():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         yield
-    finally:
-        restore_rng(before)

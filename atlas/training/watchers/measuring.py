@@ -24,16 +24,13 @@ from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, norm_limits, read
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
-from atlas.training.memory_norms import SAME, Catch, Starts, blocks_of, project_queries
+from atlas.training.memory_norms import SAME, Catch, Starts, project_queries
 from atlas.training.watchers.observations import Measured
 
 EVERY = 100  # steps between two measurements
 FIRST = (10, 50)  # and these: a short run has some as well
 ROWS, TOKENS = 16, 2048  # of a batch whose keys are compared with each other
 CROWD = 4.0  # sum of the rates of equal keys in a chunk; from 4 to 8 on float32 gradients are wrong (docs/memory.md 4)
-LONG = 48  # tokens that tell a row from others
-SEARCHED = 2**27  # bytes of text times rows: 40 ms on a CPU core
-PIECE = 2**20  # tokens of text that are copied at once
 AT_BOUND = 0.99  # of the norm bound
 
 
@@ -97,7 +94,7 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
         return found
     tokens = catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.controls, catch.gates
     caught = iter(zip(catch.starts, *tokens, strict=True))
-    for layer, (block, after) in enumerate(zip(blocks_of(model), catch.after.blocks, strict=True)):
+    for layer, (block, after) in enumerate(zip(model.mag_blocks, catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
         start, query, key, value, mix, rates, controls, gate = next(caught)
@@ -125,9 +122,9 @@ def _names(memory: AtlasMemory) -> list[str]:
 def _of_writes(memory: AtlasMemory, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
     """rates [memories, N, T]: the locals first, the global one last."""
     found: dict[str, Tensor] = {}
-    names = [*((f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local))]
-    names += [("global", memory.global_rule, scan) for scan in after.global_memory]
-    for index, (name, rule, scan) in enumerate(names):
+    memories = [(f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local)]
+    memories += [("global", memory.global_rule, scan) for scan in after.global_memory]
+    for index, (name, rule, scan) in enumerate(memories):
         found[f"{name}/rate_max"] = rates[index].max()
         weights = written(rule, scan, memory.config.curvature_max)
         full = [
@@ -169,7 +166,7 @@ def _learned(
     [memories, N, T]."""
     key, value, rates = tokens
     found: dict[str, Tensor] = {}
-    names = [*((f"local{index}", memory.rule) for index in range(len(after.local)))]
+    names = [(f"local{index}", memory.rule) for index in range(len(after.local))]
     names += [("global", memory.global_rule)] * len(after.global_memory)
     scans, starts = (*after.local, *after.global_memory), (*start.local, *start.global_memory)
     chunks = (*plan.local, plan.global_size)

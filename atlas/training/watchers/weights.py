@@ -19,16 +19,12 @@ JUMP = 8.0  # times the usual change of the norm of all weights in a step
 LEAST = 0.005  # of the norm; a calm run changes it by less in a step
 ENOUGH = 20  # steps
 FALLEN = 0.6  # of the way from a uniform guess to the bigram: so far comes who knows how frequent symbols are
-DOWNHILL = (
-    0.01  # cosine of a step with minus its gradient, the mean over DESCENTS steps; the default run has 0.09 to 0.2
-)
+DOWNHILL = 0.01  # cosine of a step with minus its gradient, the mean over DESCENTS steps; usual are 0.09 to 0.2
 
 
 def frozen_weights(record: Record) -> Finding | None:
     """In two measurements in a row: whole parameters that did not move, or the half of all elements."""
-    if (
-        not record.twice or record.settled < 0
-    ):  # early in a long warm-up updates are smaller than the weights' last digit
+    if not record.twice or record.settled < 0:  # in a warm-up updates may be less than the weights' last digit
         return None
     before, now = record.twice
     unused = record.facts.unused

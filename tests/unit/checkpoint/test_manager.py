@@ -1,5 +1,6 @@
 """What is kept, found, retired and locked."""
 
+import errno
 import hashlib
 import json
 import math
@@ -58,6 +59,26 @@ def test_the_newest_the_best_and_the_protected_are_kept(manager: CheckpointManag
     assert names(root) == ["step-00000020", "step-00000050", "step-00000060"]
 
 
+def test_a_folder_that_the_file_system_holds_fails_no_save(
+    manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does while another process reads a file of it."""
+
+    def held(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    save(manager, 10, 20)
+    with monkeypatch.context() as busy:
+        busy.setattr("os.rmdir", held)
+        assert manager.save(30, payload(30), SOUND).step == 30
+        manager.close()
+        manager.lock()  # nor does it keep a run from starting
+    assert [manifest.step for manifest in manager.list()] == [20, 30]
+    assert names(root) == [".tmp-delete-step-00000010", "step-00000020", "step-00000030"]
+    save(manager, 40)
+    assert names(root) == ["step-00000030", "step-00000040"]
+
+
 def test_the_newest_healthy_one_outlives_any_number_of_unhealthy_ones(manager: CheckpointManager, root: Path) -> None:
     save(manager, 10, 20, 30)
     save(manager, 40, loss=math.inf)
@@ -92,6 +113,17 @@ def test_rollback_finds_the_newest_healthy_one_before_the_onset(manager: Checkpo
     ]
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         manager.rollback(before_step=10)
+
+
+def test_the_user_may_remove_a_retired_checkpoint(manager: CheckpointManager, root: Path) -> None:
+    save(manager, 10)
+    for _ in range(2):
+        save(manager, 20)
+        manager.retire(after_step=10)
+    shutil.rmtree(root / "retired-000-step-00000020")  # to make room
+    save(manager, 20)
+    assert [path.name for path in manager.retire(after_step=10)] == ["retired-002-step-00000020"]
+    assert names(root) == ["retired-001-step-00000020", "retired-002-step-00000020", "step-00000010"]
 
 
 def test_retired_checkpoints_are_never_chosen_again_and_their_steps_are_free(

@@ -1,7 +1,8 @@
-"""Whether the process that wrote a folder is gone."""
+"""Whether a process holds the lock of a folder, and whether the one that wrote it is gone."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.config.lock import RunLock, is_abandoned
+from atlas.config.lock import LockedError, RunLock, is_abandoned, is_held
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import RunFiles
 
@@ -50,3 +51,20 @@ def test_a_killed_run_is_called_killed_and_one_that_goes_on_running(tmp_path: Pa
 def test_a_process_of_another_machine_may_live(tmp_path: Path, text: str, abandoned: bool) -> None:
     (tmp_path / ".lock").write_text(text)
     assert is_abandoned(tmp_path) is abandoned
+
+
+def test_one_that_looks_at_a_lock_is_no_holder_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for another one that looks, nor for a run that starts at that moment."""
+    RunLock(tmp_path).release()
+    with (tmp_path / ".lock").open("rb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        assert not is_held(tmp_path)
+        assert is_abandoned(tmp_path)
+        monkeypatch.setattr("atlas.config.lock.time.sleep", lambda _: fcntl.flock(looked_at, fcntl.LOCK_UN))
+        lock = RunLock(tmp_path)
+    assert is_held(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
+        RunLock(tmp_path)
+    lock.release()
+    assert not is_held(tmp_path)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from atlas.data.haystack import NOISE, build_haystacks
+from atlas.data.haystack import build_haystacks
+from atlas.data.symbols import NOISE
 
 TEXT = np.random.default_rng(5).integers(128, 256, 70, dtype=np.uint8)
 

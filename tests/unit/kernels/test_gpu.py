@@ -20,8 +20,8 @@ from atlas.ops.whole_chunks import triton
 from atlas.ops.whole_chunks.triton_scan import Variant
 from atlas.runs.build import prepare_device
 from atlas.runs.environment import device_name
+from atlas.runs.notices import missing_kernels
 from atlas.runs.ready_kernels import require_kernels, variants
-from atlas.runs.run import _missing_kernels as missing_kernels
 from atlas.telemetry.run_files import RunFiles
 from tests.integration.small_runs import JOB
 from tests.unit.ops.test_compiled_scan import inputs

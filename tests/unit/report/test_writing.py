@@ -13,15 +13,38 @@ from atlas.report.__main__ import USAGE, main
 from atlas.report.document import Document
 from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
-from tests.unit.report.conftest import MakeRun, row
+from tests.unit.report.conftest import MakeRun, event, row
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
+CELL = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
+RECALL = {"level": "recall", "outcome": "passed", "verdict": "PASSED", "cells": [CELL, CELL | {"length": 128}]}
 
 
 def test_the_report_of_recorded_runs_is_the_golden_one(sweep: Path) -> None:
     """Change golden_report.md only if you mean to change what reports say."""
     assert write_report([sweep]) == sweep / "report"
     assert (sweep / "report" / "report.md").read_text() == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize("where", ["step", "segment", "loss", "time", "event", "from_step", "summary"])
+@pytest.mark.parametrize("large", [10**30, 10**400], ids=["more than 64 bits", "more than a float"])
+def test_numbers_that_are_too_large_are_left_out(make_run: MakeRun, where: str, large: int) -> None:
+    rows = [row(1, loss=3.0), row(2, loss=2.0), row(3, loss=1.5)]
+    events = [event("start", 0), event("rollback", 1, segment=1, from_step=2, reason="a spike")]
+    summary = {"status": "completed", "step": 3, "steps": 3}
+    if where in rows[1]:
+        rows[1][where] = large
+    elif where == "summary":
+        summary |= dict.fromkeys(("validation_loss", "step", "tokens_per_second"), large)
+    else:
+        events[1]["step" if where == "event" else where] = large
+    text = (write_report([make_run("run", rows, events, summary)]) / "report.md").read_text()
+    assert "# run run" in text
+
+
+def test_a_run_may_have_a_name_of_digits_that_are_no_number(sweep: Path) -> None:
+    (sweep / "2").rename(sweep / "²")
+    assert "| ² |" in (write_report([sweep]) / "report.md").read_text()
 
 
 def test_the_page_stands_alone(sweep: Path) -> None:
@@ -45,9 +68,7 @@ def test_one_run_is_reported_beside_its_files(rolled_back: Path) -> None:
 
 
 def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> None:
-    cell = {"task": "single", "haystack": "noise", "length": 64, "depth": 0.5, "accuracy": 0.75, "control": None}
-    recall = {"level": "recall", "outcome": "passed", "verdict": "PASSED", "cells": [cell, cell | {"length": 128}]}
-    probed = {"checkpoint": "step-00000010", "lasting": 0.5, "results": [recall]}
+    probed = {"checkpoint": "step-00000010", "lasting": 0.5, "results": [RECALL]}
     (rolled_back / "niah.json").write_text(json.dumps(probed))
     (rolled_back / "niah.png").write_bytes(b"picture")
     folder = write_report([rolled_back])
@@ -56,6 +77,13 @@ def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> 
     assert f"| recall | PASSED |\n\n{source}\n\n![needles found, 0](niah-0.png)" in text
     assert "| 50% | 75.0% | 75.0% | - | - |" in text
     assert (folder / "niah-0.png").read_bytes() == b"picture"
+
+
+def test_the_picture_of_a_run_whose_name_is_no_utf8_has_one_that_is(rolled_back: Path) -> None:
+    run = rolled_back.rename(rolled_back.with_name("\udcff"))
+    (run / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [RECALL]}))
+    (run / "niah.png").write_bytes(b"picture")
+    assert (write_report([run]) / "niah-\ufffd.png").read_bytes() == b"picture"
 
 
 def test_a_decision_comes_first(sweep: Path) -> None:

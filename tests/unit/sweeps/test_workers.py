@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -108,3 +109,21 @@ def test_the_first_reason_on_the_stop_sign_stays(tmp_path: Path) -> None:
     stop.take_down()
     stop.take_down()
     assert stop.reason is None
+
+
+def test_another_process_finds_a_whole_reason_on_the_stop_sign(tmp_path: Path) -> None:
+    stop, found, ended = StopSign(tmp_path), set[str | None](), Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            found.add(stop.reason)
+
+    other = Thread(target=look)
+    stop.put_up("first")
+    other.start()
+    for number in range(500):
+        stop.put_up_instead(("second", "first")[number % 2])
+    ended.set()
+    other.join()
+    assert found <= {"first", "second"}  # it is never empty, nor down
+    assert [path.name for path in tmp_path.iterdir()] == [".stop"]

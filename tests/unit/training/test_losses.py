@@ -8,7 +8,14 @@ from torch.nn import functional as F
 
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
-from atlas.training.losses import gate_polarisation, language_loss, polarisation_weight, row_losses, standard_error
+from atlas.training.losses import (
+    LanguageLoss,
+    gate_polarisation,
+    mean_losses,
+    polarisation_weight,
+    row_losses,
+    standard_error,
+)
 from atlas.training.micro_step import share_of_batch
 
 
@@ -21,6 +28,11 @@ def batch(recall: list[bool]) -> tuple[Batch, torch.Tensor]:
     weights[recall, :3] = 0.0
     which = torch.tensor(recall)
     return Batch(targets, targets, weights, which, ~which), torch.randn(rows, 4, 8)
+
+
+def language_loss(logits: torch.Tensor, rows: Batch) -> LanguageLoss:
+    losses = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="none")
+    return mean_losses(losses.view_as(rows.weights), rows)
 
 
 def test_each_kind_is_a_mean_over_its_own_targets() -> None:

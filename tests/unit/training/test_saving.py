@@ -14,6 +14,7 @@ from atlas.checkpoint.manager import CheckpointManager
 from atlas.runs.build import build_model, build_optimizer
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.sinks import Sink
+from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
@@ -109,3 +110,15 @@ def test_a_small_model_is_saved_at_once(saver: Saver, events: Events) -> None:
     saver.in_background = False
     save(saver, 10)
     assert events.seen[-1] == ("checkpoint", 10, "step-00000010")
+
+
+def test_the_checkpoint_at_which_a_run_stops_early_must_succeed(saver: Saver, events: Events) -> None:
+    save(saver, 0)
+    saver.state.early_stop = EarlyStop(patience=1, lowest=1.0, step=5)
+    save(saver, 10)
+    saver.collect(wait=True)
+    saver.state.early_stop.see(10, 2.0)
+    with pytest.raises(AbortError, match=r"is not overwritten \(the last checkpoint of the run\)"):
+        save(saver, 10)
+    save(saver, 11)  # by this thread: nobody would hear of a failure later
+    assert events.seen[-1] == ("checkpoint", 11, "step-00000011")

@@ -120,6 +120,20 @@ def test_the_state_continues_exactly() -> None:
     assert second.state_dict() == whole.state_dict()
 
 
+def test_a_step_that_a_stop_cut_short_stays_suspicious() -> None:
+    """The next start saves it, with what the run knew of it."""
+    first, second = History(RollbackConfig()), History(RollbackConfig())
+    for step in range(1, 40):
+        first.needs_reading(step, 3.0)
+    first.needs_reading(40, 9.0)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    assert (first.healthy, second.healthy) == (False, False)
+    del state["suspicious"]  # of an older version
+    second.load_state_dict(state)
+    assert second.healthy
+
+
 @pytest.mark.parametrize("noise", [0.004, 0.03])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_calm_run_of_10000_steps_gives_no_alarm_and_a_spike_at_its_end_does(seed: int, noise: float) -> None:

@@ -1,0 +1,62 @@
+"""What a user is told before step 1, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from atlas.config import RunConfig
+from atlas.data.source import DataSource
+from atlas.kernels import gpu
+from atlas.kernels.library import missing
+from atlas.parallel.ranks import Ranks
+from atlas.runs.recall_task import recall_warnings
+from atlas.runs.steady_data import data_warnings
+from atlas.runs.unread_settings import unread_settings
+
+MOST_CUT = 0.5  # of the tokens
+
+
+def start_notices(config: RunConfig, device: torch.device) -> list[str]:
+    """Of the machine and the settings."""
+    return [*missing_kernels(device), *_long_warmup(config)]
+
+
+def start_warnings(
+    config: RunConfig, data: DataSource, described: Mapping[str, object], step: int, ranks: Ranks
+) -> list[str]:
+    """Of the data, which `described` describes, and of settings that nothing reads; `step`: the first to be trained.
+    Every rank calls it."""
+    return [
+        *(data.corpus.warnings if data.corpus else ()),
+        *recall_warnings(config, data),
+        *unread_settings(config.model.memory),
+        *ranks.from_first(lambda: data_warnings(data, step)),
+        *_cut_documents(described),
+    ]
+
+
+def missing_kernels(device: torch.device) -> list[str]:
+    """A line where kernels are wanted and cannot be had."""
+    if device.type == "cuda":
+        reason = gpu.missing().partition(": ")[2]
+        return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
+    return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
+
+
+def _cut_documents(described: Mapping[str, object]) -> list[str]:
+    """A line where rows are to hold one document each, and most have no room for it. Packed rows cut by design."""
+    cut = described.get("documents_cut")
+    if "padding" not in described or not isinstance(cut, float) or cut <= MOST_CUT:
+        return []
+    why = f"{cut:.0%} of the text belongs to documents that are longer than a row, so rows hold parts of documents"
+    return [f"{why}: a longer train.sequence keeps them whole"]
+
+
+def _long_warmup(config: RunConfig) -> list[str]:
+    """A line where the learning rate rises to the very end."""
+    warmup, steps = config.optim.get("warmup"), config.train.steps
+    if not isinstance(warmup, int) or warmup < steps:
+        return []
+    return [f"optim.warmup={warmup} leaves none of the {steps} steps: the learning rate rises to the last one"]

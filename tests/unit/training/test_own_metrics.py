@@ -1,0 +1,37 @@
+"""Metrics of the user's own see the model and leave nothing behind."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import atlas
+from atlas.models.language_model import AtlasModel
+from atlas.training.own_metrics import own_metrics
+
+
+def drawing(model: AtlasModel, step: int) -> dict[str, float]:
+    drawn = torch.rand(()).item() + np.random.rand() + random.random()
+    return {"drawn": drawn, "step": step, "infinite": float("inf"), "gradients": float(torch.is_grad_enabled())}
+
+
+@pytest.fixture
+def model() -> AtlasModel:
+    return atlas.build_model(atlas.compose(["model.width=16", "model.feedforward=16", "model.layers=1"]))
+
+
+def test_a_metric_may_draw_numbers_of_any_generator(model: AtlasModel) -> None:
+    def draw() -> tuple[float, float, float]:
+        return torch.rand(()).item(), np.random.rand(), random.random()
+
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    wanted = draw()
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    found = own_metrics([f"{__name__}.drawing"], model, 7)
+    assert draw() == wanted
+    assert {**found, "own/drawn": None} == {"own/drawn": None, "own/step": 7, "own/infinite": None, "own/gradients": 0}
