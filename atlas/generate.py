@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from atlas.models.language_model import AtlasModel
     from atlas.models.plan import ChunkPlan
 
+COLDEST = 1e-6  # above 0: logits divided by much less are no numbers
 MOST_PROMPT_BYTES = 16 << 20  # a prompt takes about twenty times its size in memory
 USAGE = 'python -m atlas.generate RUN prompt="..." [KEY=VALUE ...]'
 
@@ -104,8 +105,8 @@ class GenerationSettings(Choices):
         require(not both, "prompt_file", self.prompt_file, "left out where prompt is given")
         require(bool(self.prompt or self.prompt_file), "prompt", self.prompt, "a text that is not empty")
         require(1 <= self.tokens < 2**31, "tokens", self.tokens, "in [1, 2**31)")
-        warm = isfinite(self.temperature) and self.temperature >= 0
-        require(warm, "temperature", self.temperature, ">= 0 (0 = the likeliest byte)")
+        warm = isfinite(self.temperature) and (self.temperature == 0 or self.temperature >= COLDEST)
+        require(warm, "temperature", self.temperature, f"0 (the likeliest byte) or >= {COLDEST:g}")
         require(0 <= self.top_k < 2**31, "top_k", self.top_k, "in [0, 2**31) (0 = all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")

@@ -148,8 +148,9 @@ def close(summary: RunSummary, trainer: Trainer) -> None:
     for action in actions:
         try:
             action()
-        except (OSError, TelemetryError) as error:
-            failure = f"{summary.folder}: {error.strerror}" if isinstance(error, OSError) else error
+        except Exception as error:  # a picture fails in many ways
+            failure = f"{summary.folder}: {error.strerror}" if isinstance(error, OSError) else repr(error)
+            failure = str(error) if isinstance(error, TelemetryError) else failure
             print(f"warning: {failure}; this run is {summary.status}", file=sys.stderr)
             refusals.append(error)
     if refusals and summary.status == "completed":

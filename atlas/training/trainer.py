@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from math import log
 from typing import Any
 
@@ -110,10 +110,11 @@ class Trainer:
             self._save_stopped()
             raise
         finally:
-            if self.profile:
-                self.profile.close()
-            self.observed_step.batches.close()
-            self.saver.collect(wait=True)
+            with ExitStack() as ending:  # all of it, whatever fails
+                ending.callback(self.saver.collect, wait=True)
+                ending.callback(self.observed_step.batches.close)
+                if self.profile:
+                    ending.callback(self.profile.close)
 
     def _watch(self, result: StepResult) -> None:
         """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""

@@ -1,0 +1,34 @@
+"""The end of a run is recorded, whatever fails in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from atlas.runs import finish
+from atlas.runs.summary import RunSummary, read_summary
+
+
+def test_a_picture_that_fails_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a font")
+
+    done: list[str] = []
+    telemetry = SimpleNamespace(
+        event=lambda kind, step, **_: done.append(f"{kind} at {step}"), close=lambda *_: done.append("closed")
+    )
+    trainer: Any = SimpleNamespace(telemetry=telemetry)
+    monkeypatch.setattr(finish, "_send_heatmap", fail)
+    monkeypatch.setattr(finish, "_keep_config", lambda *_: done.append("config kept"))
+    with pytest.raises(KeyError):
+        finish.close(RunSummary(str(tmp_path), status="completed", step=7), trainer)
+    assert done == ["end at 7", "closed", "config kept"]
+    assert "warning: KeyError('a font'); this run is completed" in capsys.readouterr().err
+    written = read_summary(tmp_path)
+    assert written is not None
+    assert written.step == 7
