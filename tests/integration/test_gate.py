@@ -85,7 +85,7 @@ def test_an_injected_nan_is_seen_whether_or_not_the_run_survives_it(
 
 
 def test_an_untrained_memory_does_not_recall(recorded: Recorded) -> None:
-    probes = ["niah=default", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0]"]
+    probes = ["niah=default", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0,0.5]"]
     record = recorded("train.steps=2", *probes)
     finding = judge_needles(record, 2)
     assert finding.outcome is CheckOutcome.failed
@@ -215,7 +215,7 @@ def test_a_whole_gate_of_a_tiny_model_tells_the_truth(
     monkeypatch.chdir(tmp_path)
     # The perplexity of so small a run wanders across the default limit of 5 % by chance; the rehearsed spike is 600 %.
     given = [*overrides, "train.steps=1000", "train.batch_size=2", "telemetry.every=100", "rollback.threshold=0.3"]
-    probes = ["niah=default", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0]"]
+    probes = ["niah=default", "niah.samples=1", "niah.tasks=[single]", "niah.depths=[0.0,0.5]"]
     assert main([*given, *probes]) == 1
     lines = capsys.readouterr().out.splitlines()
     (folder,) = (tmp_path / "outputs" / "gates").iterdir()
