@@ -20,7 +20,7 @@ from atlas.training.w_init import Calibrator
 Tiny = Callable[..., RunConfig]
 SHORT = ["train.steps=4", "checkpoint.every=2", "calibration.rows=4"]
 CALIBRATED = [*SHORT, "calibration=on", "calibration.tokens=256"]
-KINDS = ("weight_norm", "update_norm", "momentum_norm", "write_ratio", "rate")
+KINDS = ("weight_norm", "update_norm", "momentum_norm", "write_ratio", "rate", "theta", "forget")
 
 
 def calibration_of(folder: Path) -> dict[str, Any]:
@@ -128,6 +128,7 @@ def test_norms_and_measurements_change_nothing_of_a_run(tiny: Tiny, left: Any, s
     assert names == {
         *(f"memory/layer0/{which}/{kind}" for which in ("global", "local0") for kind in KINDS),
         "memory/layer0/local0/query_norm",
+        "memory/layer0/lambda",
         "memory/layer0/gate_mean",
         "memory/layer0/query_cosine",
         "memory/layer0/query_cosine_raw",
