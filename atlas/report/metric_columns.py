@@ -75,7 +75,7 @@ def _column(rows: Sequence[Row], name: str) -> Floats:
 
 
 def _undone(step: NDArray[np.int64], segment: NDArray[np.int64], rollbacks: Sequence[Row]) -> NDArray[np.bool_]:
-    """A row is_place as undone if a later segment began at or before its step."""
+    """A row counts as undone if a later segment began at or before its step."""
     undone = np.zeros(len(step), dtype=np.bool_)
     begun = {int(event["segment"]): int(event["step"]) for event in rollbacks}
     for number in sorted({int(found) for found in segment} | set(begun)):
