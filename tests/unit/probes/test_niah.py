@@ -136,7 +136,7 @@ def test_a_table_explains_its_levels_and_columns_and_names_the_levels_left_out()
     assert all(any(f"{column}: " in line for line in LEGEND) for column in (*columns, "chance", "-"))
 
 
-def test_a_probe_every_1000_steps_costs_less_than_a_quarter_percent_of_the_default_run() -> None:
+def test_a_probe_every_1000_steps_costs_less_than_one_percent_of_the_default_run() -> None:
     config = atlas.compose(["logger=none"])
     small = ModelConfig(
         width=8,
@@ -151,8 +151,8 @@ def test_a_probe_every_1000_steps_costs_less_than_a_quarter_percent_of_the_defau
     text = np.frombuffer(b"It was the best of times. " * 40, dtype=np.uint8)
     length, last = config.train.sequence, config.train.steps
     NIAHProbe(config.niah, NeedleFormat(2, 1, 16), sequence=length, last_step=last, text=text).run(model, last)
-    judged, causality, seen = 3 * 8 * 512 * 2, 2 * 2 * 256, 2 * 129
+    judged, causality, seen = 3 * 24 * 512 * 2, 2 * 2 * 256, 2 * 129
     assert sum(read) == judged + causality + seen
     backward_as_forward = 2
     trained = 1000 * config.train.batch_size * length * (1 + backward_as_forward)
-    assert sum(read) / trained == pytest.approx(0.0021, abs=0.0001)
+    assert sum(read) / trained == pytest.approx(0.0061, abs=0.0001)
