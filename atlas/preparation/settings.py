@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from atlas.config import require
 from atlas.config.choices import Choices
+from atlas.config.cores import usable_cores
 from atlas.config.path_overrides import expanded
 from atlas.data.tokenizer import BYTES_NAME
 
@@ -81,8 +81,7 @@ class PrepareSettings(Choices):
 
     @property
     def processes(self) -> int:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.workers or usable or 1
+        return self.workers or usable_cores()
 
     @property
     def cut(self) -> bytes:

@@ -28,7 +28,8 @@ def brief(watchers: Sequence[str], spikes: int, warnings: int) -> list[str]:
 def health_cell(record: RunRecord) -> Cell:
     """Of a run that has not ended what was seen so far; the status tells of one that has failed."""
     watchers = [str(event.get("watch")) for event in record.kind("watch")]
-    found = brief(watchers, len(record.kind("spike")), len(record.kind("warning")))
+    warnings = {str(event.get("message")) for event in record.kind("warning")}  # each start repeats what it starts with
+    found = brief(watchers, len(record.kind("spike")), len(warnings))
     found += ["damaged files"] if record.problems else []
     if found:
         return Cell(", ".join(found), tone="busy")

@@ -32,11 +32,12 @@ class Baseline:
     recipe: dict[str, Any]
     about: str = ""  # what was changed in that model
 
-    def __str__(self) -> str:
+    def told(self, token: str) -> str:
+        """The row of the closing table; `token`: what a token of the text is."""
         seeds = f"{len(self.losses)} seeds: {min(self.losses):.4f} to {max(self.losses):.4f}; "
         measured = f"{seeds if len(self.losses) > 1 else ''}measured at revision {self.revision[:7]}"
         what = " ".join(filter(None, (f"model={self.model}", self.about)))
-        return f"{mean(self.losses):.4f} nats/token, {what} by the same recipe ({measured})"
+        return f"{mean(self.losses):.4f} nats/{token}, {what} by the same recipe ({measured})"
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:

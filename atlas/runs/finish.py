@@ -105,7 +105,8 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
     """Read what covers all starts of the run: warnings, rollbacks, and the last row if this start took no step."""
     files = RunFiles(folder)
     events = files.events
-    summary.warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    warnings = (event["message"] for event in events if event["kind"] == "warning")
+    summary.warnings = list(dict.fromkeys(warnings))  # each start repeats what it starts with
     for event in events:  # calibrated at the start, measured at the end: older runs call both calibration
         ended = event["kind"] == "reset_shock" and event["step"] == summary.step  # not where an earlier start ended
         if event["kind"] == "calibration" or ended:
@@ -188,7 +189,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
         ("validation loss", _nats(summary, summary.validation_loss)),
         ("bits per byte", _bits_per_byte(summary)),
         (summary.baseline_name, _nats(summary, summary.baseline_loss)),
-        *[("without memory", str(Baseline(**one))) for one in summary.baselines],
+        *[("without memory", Baseline(**one).told(_token(summary))) for one in summary.baselines],
         ("gates", _gates(summary)),
         *[(f"niah {level}", _niah(summary.niah.get(level))) for level in levels],
         ("memory", _memory_use(summary.memory_use)),
@@ -206,8 +207,11 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
 def _nats(summary: RunSummary, loss: float | None, of: str = "") -> str | None:
     if loss is None or not isfinite(loss):
         return None
-    token = "byte" if summary.bytes_per_token == 1.0 else "token"
-    return f"{loss:.4f} nats/{of}{token}, {loss / log(2):.3f} bits, perplexity {exp(min(loss, 80)):.2f}"
+    return f"{loss:.4f} nats/{of}{_token(summary)}, {loss / log(2):.3f} bits, perplexity {exp(min(loss, 80)):.2f}"
+
+
+def _token(summary: RunSummary) -> str:
+    return "byte" if summary.bytes_per_token == 1.0 else "token"
 
 
 def _bits_per_byte(summary: RunSummary) -> str | None:

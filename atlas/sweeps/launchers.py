@@ -10,6 +10,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from atlas.config import require, with_extra
+from atlas.config.cores import usable_cores
 
 SERIAL = "basic"
 JOBLIB = "joblib"
@@ -75,5 +76,4 @@ def _jobs_at_a_time() -> int:
     """One for each CUDA device; without one for each core, up to a limit."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.cuda.device_count() or min(cores, MOST_JOBS)
+    return torch.cuda.device_count() or min(usable_cores(), MOST_JOBS)

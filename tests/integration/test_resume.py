@@ -21,6 +21,8 @@ from atlas.config import ConfigError, Rule
 from atlas.config.composition import save_config
 from atlas.parallel import launch
 from atlas.parallel.ranks import Ranks
+from atlas.report.health import health_cell
+from atlas.report.run_record import read_run
 from atlas.runs.resume import resumed_config
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
@@ -296,3 +298,14 @@ def test_weights_of_another_size_are_refused_with_the_settings_that_differ(tiny:
         f"init_from={run}/checkpoints/step-00000001: must hold the weights of this model"
         " (it has model.width=32, not 64; model.layers=1, not 2)"
     )
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_what_both_starts_tell_once(tiny: Any, left: Any, tmp_path: Path) -> None:
+    told = ["model.memory.momentum=0.9", "resume=auto"]
+    for steps in (8, 16):
+        summary = atlas.train(tiny(*told, f"train.steps={steps}"), tmp_path / "run")
+    (message,) = summary.warnings
+    assert message.startswith("model.memory.momentum=0.9 changes nothing")
+    assert len(left(tmp_path / "run").events("warning")) == 2
+    assert health_cell(read_run(tmp_path / "run", "run")).text == "1 warning"

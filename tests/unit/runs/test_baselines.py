@@ -41,10 +41,10 @@ def test_a_baseline_stands_only_beside_a_run_that_can_be_compared_with_it(defaul
 
 def test_the_closing_table_names_the_figure_and_where_it_comes_from() -> None:
     one = Baseline("attention_only", 10, [1.25, 1.5], "0123456789", "digest", {})
-    changed = replace(one, about="with a change")
-    assert str(changed) == str(one).replace("model=attention_only", "model=attention_only with a change")
+    changed = replace(one, about="with a change").told("token")
+    assert changed == one.told("token").replace("model=attention_only", "model=attention_only with a change")
     summary = RunSummary("folder", baselines=[vars(one)])
     assert dict(closing_table(summary))["without memory"] == (
-        "1.3750 nats/token, model=attention_only by the same recipe "
+        "1.3750 nats/byte, model=attention_only by the same recipe "
         "(2 seeds: 1.2500 to 1.5000; measured at revision 0123456)"
     )
