@@ -34,10 +34,11 @@ class Baseline:
 
     def told(self, token: str) -> str:
         """The row of the closing table; `token`: what a token of the text is."""
-        seeds = f"{len(self.losses)} seeds: {min(self.losses):.4f} to {max(self.losses):.4f}; "
-        measured = f"{seeds if len(self.losses) > 1 else ''}measured at revision {self.revision[:7]}"
+        several = f" ({len(self.losses)} seeds, {min(self.losses):.4f} to {max(self.losses):.4f})"
+        seeds = several if len(self.losses) > 1 else ""
         what = " ".join(filter(None, (f"model={self.model}", self.about)))
-        return f"{mean(self.losses):.4f} nats/{token}, {what} by the same recipe ({measured})"
+        where = f"same recipe, measured at revision {self.revision[:7]}"
+        return f"{mean(self.losses):.4f} nats/{token}{seeds}, {what}, {where}"
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:

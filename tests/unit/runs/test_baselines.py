@@ -45,6 +45,5 @@ def test_the_closing_table_names_the_figure_and_where_it_comes_from() -> None:
     assert changed == one.told("token").replace("model=attention_only", "model=attention_only with a change")
     summary = RunSummary("folder", baselines=[vars(one)])
     assert dict(closing_table(summary))["without memory"] == (
-        "1.3750 nats/byte, model=attention_only by the same recipe "
-        "(2 seeds: 1.2500 to 1.5000; measured at revision 0123456)"
+        "1.3750 nats/byte (2 seeds, 1.2500 to 1.5000), model=attention_only, same recipe, measured at revision 0123456"
     )
