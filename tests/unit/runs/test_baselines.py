@@ -10,7 +10,7 @@ import pytest
 from atlas.config import RunConfig
 from atlas.config.composition import compose
 from atlas.runs.baselines import FILE, Baseline, comparable, recipe
-from atlas.runs.finish import closing_table
+from atlas.runs.closing_table import closing_table
 from atlas.runs.summary import RunSummary
 
 COMMITTED = [Baseline(**one) for one in json.loads(FILE.read_text(encoding="utf-8"))]

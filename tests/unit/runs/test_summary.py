@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from atlas.parallel.ranks import RankError
-from atlas.runs.finish import closing_table
+from atlas.runs.closing_table import closing_table
 from atlas.runs.folder import record_failure
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.events import make_event
