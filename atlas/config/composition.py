@@ -187,6 +187,7 @@ def _as_it_was(content: dict[str, Any]) -> None:
     memory = (content.get("model") or {}).get("memory")
     if isinstance(memory, dict):
         memory.setdefault("curvature_max", 0.0)
+        memory.setdefault("curvature_max_local", 0.0)
 
 
 def options(group: str) -> list[str]:

@@ -76,6 +76,8 @@ def _memory(model: ModelConfig, chunks: ChunkSizeConfig) -> float:
     if memory.feature_width:  # of the keys and of every distinct query
         head += head_width * memory.feature_width * (1 + memory.use_global + max(projected, 1))
     head += sum(_chunked(memory, head_width, chunk, prefix=True) for chunk in chunks.local)
+    if memory.curvature_max_local:
+        head += sum(chunk * (head_width + 1) for chunk in chunks.local)  # k . k_t, and times the rates
     if memory.use_global:
         head += _chunked(memory.of_global(), head_width, chunks.global_size, prefix=False)
         head += head_width**2 * (memory.curvature_max > 0)  # k k^T

@@ -48,10 +48,10 @@ class InitialWeights(nn.Module):
     """Learnable W_init of one memory, per head. `down` starts at zero, so an unwritten memory returns its query."""
 
     def __init__(
-        self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule, *, curved: bool
+        self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule, **curved: bool
     ) -> None:
         super().__init__()
-        self.rule, self.curved = rule, curved
+        self.rule, self.curved = rule, curved  # which curvatures the scan sums up, see `open_state`
         # ||U|| is about 1 for a unit key: a rate near 1 writes a pair in one step.
         scale = (4 / config.hidden) ** 0.25 / feature_norm(config.degree)
         self.down = nn.Parameter(torch.zeros(heads, width, config.hidden))
@@ -60,7 +60,7 @@ class InitialWeights(nn.Module):
     def forward(self, batch: int, rows: int) -> ScanState:
         """The state before the first token, for `rows` = batch * heads * folded shards."""
         weights = FastWeights(per_row(self.down, batch, rows), per_row(self.up, batch, rows))
-        return open_state(self.rule, weights, curved=self.curved)
+        return open_state(self.rule, weights, **self.curved)
 
 
 class AtlasMemory(nn.Module):
@@ -78,8 +78,10 @@ class AtlasMemory(nn.Module):
         head_width = width // heads
         self.features = FeatureMap(heads, head_width, config)
         shape = (heads, head_width, self.features.count, config)
-        self.local = nn.ModuleList(InitialWeights(*shape, self.rule, curved=False) for _ in range(local_count))
-        curved = config.curvature_max > 0
+        curved, curved_local = config.curvature_max > 0, config.curvature_max_local > 0
+        self.local = nn.ModuleList(
+            InitialWeights(*shape, self.rule, curved_local=curved_local) for _ in range(local_count)
+        )
         self.global_memory = nn.ModuleList(
             InitialWeights(*shape, self.global_rule, curved=curved) for _ in range(config.use_global)
         )
@@ -127,7 +129,8 @@ class AtlasMemory(nn.Module):
             pair = tokens.key, tokens.value
             return ChunkInputs(query, *pair, query_features, key_features, rates[memory], controls[memory])
 
-        bound, recompute, limit = self.config.weight_norm_max, self.config.recompute, self.config.curvature_max
+        bound, recompute = self.config.weight_norm_max, self.config.recompute
+        limit, limit_local = self.config.curvature_max, self.config.curvature_max_local
         reads: list[Tensor] = []
         global_memory, lasting, local = [], [], []
         for index, after in enumerate(state.global_memory):  # one, or none; it reads with q and is never reset
@@ -144,7 +147,7 @@ class AtlasMemory(nn.Module):
             global_memory.append(after)
         distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
         for index, after in enumerate(state.local):  # reset to their W_init at every shard start
-            scan = Scan(self.rule, plan.local[index], bound, read_at_start=False, recompute=recompute)
+            scan = Scan(self.rule, plan.local[index], bound, False, recompute, curvature_max_local=limit_local)
             fields = inputs(*distinct[index % len(distinct)], index)
             outputs: list[Tensor] = []
             for piece in pieces(fields, position % plan.shard if plan.shard else 0, plan.shard):

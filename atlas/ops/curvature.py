@@ -3,6 +3,8 @@
 All gradients of a chunk are taken at its start weights, so a chunk is one step of gradient descent. Such a step is
 stable while the step size times the curvature of the loss is at most 2. Where keys are alike, a long chunk is far above
 that: it overshoots, the next chunk overshoots back, and the gradient of the outer loss grows by a factor per chunk.
+A global memory is read at the start of a chunk, so that all of a chunk can decide (`damped_rates`). A token of a local
+memory reads a part of its chunk, when the rest is not known yet: so the tokens so far decide (`causally_damped`).
 
 Legend: N rows, T tokens, C tokens of a chunk, n chunks, d head width.
 """
@@ -28,6 +30,20 @@ def damping(curvature: Tensor, maximum: float) -> Tensor:
     """
     square = curvature.square().sum((-2, -1))
     return maximum * torch.rsqrt(square.clamp(min=maximum * maximum))
+
+
+def causally_damped(key: Tensor, rate: Tensor, maximum: float, before: Tensor | None = None) -> Tensor:
+    """Rates [..., T] of one chunk with keys [..., T, d], each scaled down for what was written along its key already.
+
+    eta_t min(1, (maximum / 2 / s_t)^2), s_t = sum_{i <= t} eta_i (k_i . k_t)^2. So unit keys that are equal write as if
+    their rates added up to less than `maximum`, and nothing changes up to half of it. `before` [..., d, d]: the
+    curvature of the chunk's earlier tokens.
+    """
+    along = ((key @ key.mT).square().tril() @ rate.unsqueeze(-1)).squeeze(-1)
+    if before is not None:
+        along = along + ((key @ before) * key).sum(-1)
+    unchanged = maximum / 2
+    return rate * (unchanged / along.clamp(min=unchanged)).square()
 
 
 def damped_rates(key: Tensor, rate: Tensor, chunk: int, maximum: float) -> Tensor:

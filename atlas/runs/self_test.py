@@ -165,13 +165,12 @@ def operations(model: ModelConfig) -> Iterator[Operation]:
         fields = [F.normalize(normal(rows, T, part), dim=-1) for part in (d, d, d, p, p)]
         maxima = [control.maximum for control in rule.controls]
         controls = torch.stack([uniform(rows, T, most=most) for most in maxima], -1) if maxima else normal(rows, T, 0)
-        limit = memory.curvature_max if at_start else 0.0
-        scan = Scan(rule, CHUNK, memory.weight_norm_max, at_start, memory.recompute, limit)
+        limits = (memory.curvature_max, 0.0) if at_start else (0.0, memory.curvature_max_local)
+        scan = Scan(rule, CHUNK, memory.weight_norm_max, at_start, memory.recompute, *limits)
 
         def chunks(*given: Tensor, scan: Scan = scan, rule: LearningRule = rule) -> Sequence[Tensor]:
-            out, state = scan(
-                open_state(rule, FastWeights(*given[7:]), curved=scan.curvature_max > 0), ChunkInputs(*given[:7])
-            )
+            curved = {"curved": scan.curvature_max > 0, "curved_local": scan.curvature_max_local > 0}
+            out, state = scan(open_state(rule, FastWeights(*given[7:]), **curved), ChunkInputs(*given[:7]))
             return out, *state.start
 
         yield Operation(name, chunks, [*fields, uniform(rows, T, most=0.2), controls, *weights])

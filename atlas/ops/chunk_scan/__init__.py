@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from atlas.ops.curvature import curvature, damped_rates, damping
+from atlas.ops.curvature import causally_damped, curvature, damped_rates, damping
 from atlas.ops.dual_form import ChunkInputs, cut_fields, read_prefix, write_sum
 from atlas.ops.fast_weights import FastWeights, add, bound_norm, read, scale, subtract, zeros_like
 from atlas.ops.own_precision import autocasts, own_precision
@@ -32,6 +32,7 @@ class ScanState(NamedTuple):
     kept: Kept  # what the learning rule keeps besides the weights
     tokens: int  # tokens of the open chunk so far
     curvature: Tensor  # [N, d, d] of the open chunk so far; [N, 0, 0] where it is not bounded
+    curvature_local: Tensor  # the same for `curvature_max_local`, with the rates before they are scaled down
 
 
 def written(rule: LearningRule, state: ScanState, curvature_max: float) -> FastWeights:
@@ -39,11 +40,13 @@ def written(rule: LearningRule, state: ScanState, curvature_max: float) -> FastW
     return rule.close(state.start, _damped(state, curvature_max), state.kept)[0] if state.tokens else state.start
 
 
-def open_state(rule: LearningRule, weights: FastWeights, *, curved: bool = False) -> ScanState:
-    """A memory before its first token. `curved`: for a scan with a `curvature_max`."""
+def open_state(
+    rule: LearningRule, weights: FastWeights, *, curved: bool = False, curved_local: bool = False
+) -> ScanState:
+    """A memory before its first token. `curved`: for a scan with a `curvature_max`; `curved_local`: with that one."""
     rows, width, _ = weights.down.shape
-    size = width if curved else 0
-    return ScanState(weights, zeros_like(weights), rule.initial(weights), 0, weights.down.new_zeros(rows, size, size))
+    sums = [weights.down.new_zeros(rows, size, size) for size in (width * curved, width * curved_local)]
+    return ScanState(weights, zeros_like(weights), rule.initial(weights), 0, *sums)
 
 
 def _damped(state: ScanState, curvature_max: float) -> FastWeights:
@@ -59,8 +62,8 @@ class Scan:
     except where the rule has `reads_start`.
     `read_at_start=True`: token t reads the weights of its chunk's start (global memory, TNT Eq 5).
     It computes in the precision of the weights, under autocast too: a memory adds up small updates.
-    `curvature_max` scales down the writes of a chunk that act together (`curvature.py`); 0 does not. A token of a local
-    memory reads a part of its chunk, when the rest is not known yet: so only with `read_at_start`.
+    `curvature_max` scales down the writes of a chunk that act together (`curvature.py`), only with `read_at_start`;
+    `curvature_max_local` those of a token and the ones before it. 0 does not.
     `recompute=True`: the backward pass recomputes groups of about sqrt(T / C) chunks instead of keeping all.
     """
 
@@ -70,6 +73,7 @@ class Scan:
     read_at_start: bool
     recompute: bool = False
     curvature_max: float = 0.0
+    curvature_max_local: float = 0.0
 
     def __call__(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """Learn from and read for every token of a stretch [N, T, ...] -> outputs [N, T, d] and the state after it.
@@ -100,19 +104,27 @@ class Scan:
             outputs: list[Tensor] = []
             for part in _split(tokens, [length for length in lengths if length]):
                 if form is not None and joins and not state.tokens and part.rate.shape[1] >= self.chunk:
-                    if self.curvature_max:
-                        rate = damped_rates(part.key, part.rate, self.chunk, self.curvature_max)
-                        part = part._replace(rate=rate)
+                    part = part._replace(rate=self._rates(part))
                     out, weights, kept = form.closed_chunks(
                         end, state.start, state.kept, part, self.chunk, self.norm_max, prefix
                     )
-                    state = ScanState(weights, nothing, kept, 0, state.curvature)  # of an open chunk without tokens: 0
+                    state = state._replace(start=weights, update=nothing, kept=kept)  # tokens and curvatures are 0
                 else:
                     out, state = self._part_of_chunk(state, part)
                     if state.tokens >= self.chunk:
                         state = self._closed(state, nothing)
                 outputs.append(out)
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
+
+    def _rates(self, tokens: ChunkInputs) -> Tensor:
+        """Of whole chunks [N, n * C], as they are written."""
+        rate = tokens.rate
+        if self.curvature_max:
+            rate = damped_rates(tokens.key, rate, self.chunk, self.curvature_max)
+        if self.curvature_max_local:
+            key, rate = (field.unflatten(1, (-1, self.chunk)) for field in (tokens.key, rate))
+            rate = causally_damped(key, rate, self.curvature_max_local).flatten(1)
+        return rate
 
     def _read_at_ends(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """Chunks of one token, each read after its update. The end of a chunk is the start of the next one: every query
@@ -142,6 +154,10 @@ class Scan:
     def _part_of_chunk(self, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
         """A chunk or a part of one, left open -> outputs [N, C, d] and the state after it."""
         length, prefix = tokens.rate.shape[1], self._reads_prefix
+        so_far = state.curvature_local
+        if limit := self.curvature_max_local:
+            rate = causally_damped(tokens.key, tokens.rate, limit, so_far)
+            so_far, tokens = so_far + curvature(tokens.key, tokens.rate), tokens._replace(rate=rate)
         if self.rule.own_gradients and not (prefix and state.tokens):
             form = chosen_form(state.start, tokens, length, prefix=prefix)
             out, update = form.chunk_update(state.start, tokens, prefix)
@@ -156,12 +172,14 @@ class Scan:
         if state.tokens:
             update = add(state.update, update)
         curved = state.curvature + curvature(tokens.key, tokens.rate) if self.curvature_max else state.curvature
-        return out, ScanState(state.start, update, self.rule.keep(state.kept, tokens), state.tokens + length, curved)
+        kept = self.rule.keep(state.kept, tokens)
+        return out, ScanState(state.start, update, kept, state.tokens + length, curved, so_far)
 
     def _closed(self, state: ScanState, nothing: FastWeights) -> ScanState:
         """The state at the start of the next chunk; `nothing` is an update of zeros."""
         weights, kept = self.rule.close(state.start, _damped(state, self.curvature_max), state.kept)
-        return ScanState(bound_norm(weights, self.norm_max), nothing, kept, 0, torch.zeros_like(state.curvature))
+        none = (torch.zeros_like(sums) for sums in (state.curvature, state.curvature_local))
+        return ScanState(bound_norm(weights, self.norm_max), nothing, kept, 0, *none)
 
     @property
     def _reads_prefix(self) -> bool:

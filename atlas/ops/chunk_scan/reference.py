@@ -47,14 +47,19 @@ class ReferenceMemory:
     iterations: int | None = None  # of Newton-Schulz; None: updates are not orthogonalised
     floor: float = 0.0  # under the norm in Newton-Schulz
     curvature_max: float = 0.0  # 0: a chunk's writes are not scaled down
+    curvature_max_local: float = 0.0  # 0: a token's writes are not scaled down
     momentum: Weights | None = None
     history: list[Token] = field(default_factory=list)
     chunk: list[Token] = field(default_factory=list)  # tokens of the open chunk
+    asked: list[Token] = field(default_factory=list)  # the same with the rates before they are scaled down
 
     def recall(self, token: Token, chunk: int) -> Tensor:
         """f(q_t; W) after learning from the token: [d]. Chunks have `chunk` tokens; one open for longer ends now."""
         if len(self.chunk) >= chunk:
             self.end_chunk()
+        self.asked.append(token)
+        if self.curvature_max_local:
+            token = token._replace(rate=token.rate * self.damping_of_token())
         self.chunk.append(token)
         self.history.append(token)
         at_start = self.read_at_start or self.iterations is not None
@@ -95,13 +100,19 @@ class ReferenceMemory:
             update = Weights(*(self.orthogonal(matrix, self.iterations) for matrix in update))
         kept = times(self.weights, 1 - self.gate(mean, "forget", 0.0))
         self.weights = bounded(subtract(kept, times(update, self.gate(mean, "rho", 1.0))), self.norm_max)
-        self.chunk = []
+        self.chunk, self.asked = [], []
 
     def damping(self) -> Tensor:
         """min(1, maximum / ||sum eta k k^T||_F)."""
         curvature = torch.stack([token.rate * torch.outer(token.key, token.key) for token in self.chunk]).sum(0)
         share: Tensor = self.curvature_max / curvature.norm()
         return share.clamp(max=1)
+
+    def damping_of_token(self) -> Tensor:
+        """min(1, (maximum / 2 / sum eta (k . k_t)^2)^2) of the newest token t."""
+        key = self.asked[-1].key
+        along = torch.stack([token.rate * (token.key @ key) ** 2 for token in self.asked]).sum()
+        return (self.curvature_max_local / 2 / along).clamp(max=1) ** 2
 
     def orthogonal(self, matrix: Tensor, iterations: int) -> Tensor:
         """Newton-Schulz, written out for one matrix."""

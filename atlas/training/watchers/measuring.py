@@ -21,6 +21,7 @@ from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.plan import ChunkPlan
 from atlas.ops.chunk_scan import written
+from atlas.ops.curvature import causally_damped
 from atlas.ops.fast_weights import FastWeights, norm_limits, read
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
@@ -140,11 +141,17 @@ def _crowds(
 ) -> dict[str, Tensor]:
     """Of the local memories; key [N, T, d], rates [memories, N, T], controls [memories, N, T, n]. With momentum a write
     comes again in the chunks after it, eta / (1 - theta) in all."""
-    names, eta = _names(memory), rates.float()
-    if "theta" in names:
-        eta = eta / (1 - controls[..., names.index("theta")].float())
-    fits = [(index, chunk) for index, chunk in enumerate(chunks) if key.shape[1] >= chunk]
-    return {f"local{index}/crowded": _crowded(key, eta[index], chunk) for index, chunk in fits}
+    names, limit = _names(memory), memory.config.curvature_max_local
+    theta = controls[..., names.index("theta")] if "theta" in names else torch.zeros_like(rates)
+    found: dict[str, Tensor] = {}
+    for index, chunk in enumerate(chunks):
+        if key.shape[1] < chunk:
+            continue
+        keys, eta, again = (_chunks(field, chunk) for field in (key, rates[index], theta[index]))
+        if limit:
+            eta = causally_damped(keys, eta, limit)
+        found[f"local{index}/crowded"] = _crowded(keys, eta / (1 - again))
+    return found
 
 
 def _paths(memory: AtlasMemory, controls: Tensor, plan: ChunkPlan) -> dict[str, Tensor]:
@@ -188,13 +195,17 @@ def _way(
     return F.cosine_similarity(((recalled - start) * weight).flatten(), ((value - start) * weight).flatten(), dim=0)
 
 
-def _crowded(key: Tensor, rates: Tensor, chunk: int) -> Tensor:
-    """Share of chunks with a key whose equals in the chunk have rates [N, T] that add up to more than CROWD."""
-    tokens = min(key.shape[1], TOKENS) // chunk * chunk
-    keys = key[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C, d]
-    eta = rates[:ROWS, :tokens].float().unflatten(1, (-1, chunk))  # [N, n, C]
+def _chunks(field: Tensor, chunk: int) -> Tensor:
+    """[N, T, ...] -> whole chunks of the first rows and tokens [N, n, C, ...]."""
+    tokens = min(field.shape[1], TOKENS) // chunk * chunk
+    found: Tensor = field[:ROWS, :tokens].float().unflatten(1, (-1, chunk))
+    return found
+
+
+def _crowded(keys: Tensor, rates: Tensor) -> Tensor:
+    """Share of chunks with a key whose equals have rates that add up to more than CROWD: [N, n, C, d], [N, n, C]."""
     equal = keys @ keys.mT > SAME
-    sums = (equal * eta[..., None, :]).sum(-1)
+    sums = (equal * rates[..., None, :]).sum(-1)
     share: Tensor = (sums.amax(-1) > CROWD).float().mean()
     return share
 

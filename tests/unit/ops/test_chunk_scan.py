@@ -29,6 +29,7 @@ from atlas.ops.rules.rule import LearningRule
 ROWS, TOKENS, WIDTH, HIDDEN, FEATURES = 2, 11, 4, 3, 5
 NORM_MAX = 0.9  # small enough to bind
 CURVATURE_MAX = 3.0  # of a global memory: binds in some of the chunks
+CURVATURE_MAX_LOCAL = 20.0  # of a local one: binds at some of the tokens, whose keys are no unit vectors here
 SETTINGS = MemoryConfig(
     momentum=0.5,
     retention=0.9,
@@ -68,13 +69,22 @@ def cut(tokens: ChunkInputs, first: int, end: int | None) -> ChunkInputs:
     return ChunkInputs(*(field[:, first:end] for field in tokens))
 
 
+def limits(read_at_start: bool) -> tuple[float, float]:
+    """Of the curvature: of the global memory and of the local ones."""
+    return (CURVATURE_MAX, 0.0) if read_at_start else (0.0, CURVATURE_MAX_LOCAL)
+
+
+def begun(name: str, weights: FastWeights, read_at_start: bool) -> ScanState:
+    return open_state(CASES[name], weights, curved=read_at_start, curved_local=not read_at_start)
+
+
 def run(
     name: str, weights: FastWeights, tokens: ChunkInputs, schedule: Sequence[tuple[int, int]], read_at_start: bool
 ) -> tuple[Tensor, ScanState]:
     """Run pieces of (tokens, chunk), one call each."""
-    state, outputs, done = open_state(CASES[name], weights, curved=read_at_start), [], 0
+    state, outputs, done = begun(name, weights, read_at_start), [], 0
     for count, chunk in schedule:
-        scan = Scan(CASES[name], chunk, NORM_MAX, read_at_start, curvature_max=CURVATURE_MAX * read_at_start)
+        scan = Scan(CASES[name], chunk, NORM_MAX, read_at_start, False, *limits(read_at_start))
         out, state = scan(state, cut(tokens, done, done + count))
         outputs.append(out)
         done += count
@@ -96,10 +106,9 @@ def run_reference(
     for row in range(tokens.rate.shape[0]):
         start = Weights(weights.down[row], *weights.up[row].chunk(2))
         gates = tuple(control.name for control in CASES[name].controls)
-        limit = CURVATURE_MAX * read_at_start
-        memory = ReferenceMemory(
-            start, read_at_start, NORM_MAX, gates, **slow(CASES[name]), floor=FLOOR, curvature_max=limit
-        )
+        whole, causal = limits(read_at_start)
+        bounds = {"floor": FLOOR, "curvature_max": whole, "curvature_max_local": causal}
+        memory = ReferenceMemory(start, read_at_start, NORM_MAX, gates, **slow(CASES[name]), **bounds)
         fields = (Token(*(field[row, t] for field in tokens)) for t in range(len(chunks)))
         outputs.append(torch.stack([memory.recall(token, chunk) for token, chunk in zip(fields, chunks, strict=True)]))
         downs.append(memory.weights.W1)
@@ -295,8 +304,8 @@ def test_recomputation_changes_neither_outputs_nor_gradients(name: str, read_at_
     weights, tokens = random_weights(), random_tokens(CASES[name], 40)
     leaves, results = [*weights, *tokens], []
     for recompute in (False, True):
-        scan = Scan(CASES[name], 4, NORM_MAX, read_at_start, recompute, CURVATURE_MAX * read_at_start)
-        first, state = scan(open_state(CASES[name], weights, curved=read_at_start), cut(tokens, 0, 3))
+        scan = Scan(CASES[name], 4, NORM_MAX, read_at_start, recompute, *limits(read_at_start))
+        first, state = scan(begun(name, weights, read_at_start), cut(tokens, 0, 3))
         rest, state = scan(state, cut(tokens, 3, None))
         results.append([first, rest, *gradients([first, rest, *state.start], leaves)])
     assert_equal(*results)
@@ -329,7 +338,7 @@ def test_extreme_rates_stay_finite_and_within_the_bound(name: str, read_at_start
 @each_rule
 def test_the_state_is_tensors_with_a_row_each_and_integers(name: str) -> None:
     weights, tokens = random_weights(), random_tokens(CASES[name])
-    before = open_state(CASES[name], weights)
+    before = begun(name, weights, False)
     _, state = run(name, weights, tokens, [(TOKENS, 4)], False)
     leaves, structure = pytree.tree_flatten(state)
     assert {type(leaf) for leaf in leaves} == {Tensor, int}

@@ -24,9 +24,15 @@ from atlas.training.watchers.measuring import descent, directions, due, measure,
 from atlas.training.watchers.observations import Measured
 
 
-def made(rate: float = 0.5, bound: float = 8.0, rule: Rule = Rule.gd, fusion: Fusion = Fusion.gated_sum) -> AtlasModel:
+def made(
+    rate: float = 0.5,
+    bound: float = 8.0,
+    rule: Rule = Rule.gd,
+    fusion: Fusion = Fusion.gated_sum,
+    limit: float = 2.0,
+) -> AtlasModel:
     torch.manual_seed(0)
-    memory = MemoryConfig(hidden=8, rate_init=rate, weight_norm_max=bound, rule=rule)
+    memory = MemoryConfig(hidden=8, rate_init=rate, weight_norm_max=bound, rule=rule, curvature_max_local=limit)
     sizes = {"width": 16, "layers": 2, "heads": 2, "window": 5, "feedforward": 12, "persistent_keys": 6}
     config = ModelConfig(**sizes, fusion=fusion, memory=memory)
     return AtlasModel(config, ChunkSizeConfig([4], 8, 8), 17)
@@ -81,13 +87,16 @@ def test_the_path_is_the_sum_of_rho_over_the_chunks(rule: Rule) -> None:
 
 def test_equal_keys_with_large_rates_crowd_a_chunk() -> None:
     """One token again and again: after the convolution's first tokens all keys of the first layer are equal."""
-    model, same = made(rate=0.99), torch.zeros(2, 16, dtype=torch.int64)
+    model, same = made(rate=0.99, limit=0.0), torch.zeros(2, 16, dtype=torch.int64)
     assert measured(model, same).values["layer0/local0/crowded"] == 0.0  # 4 times 0.99 is below 4
     model.plan = model.plan._replace(local=(8,))
     assert measured(model, same).values["layer0/local0/crowded"] == 1.0
-    assert measured(made(rate=0.1), same).values["layer0/local0/crowded"] == 0.0
-    assert measured(made(rate=0.6), same).values["layer0/local0/crowded"] == 0.0
-    with_momentum = made(rate=0.6, rule=Rule.momentum)  # theta is 0.5: each write counts twice
+    limited = made(rate=0.99)
+    limited.plan = model.plan
+    assert measured(limited, same).values["layer0/local0/crowded"] == 0.0
+    assert measured(made(rate=0.1, limit=0.0), same).values["layer0/local0/crowded"] == 0.0
+    assert measured(made(rate=0.6, limit=0.0), same).values["layer0/local0/crowded"] == 0.0
+    with_momentum = made(rate=0.6, rule=Rule.momentum, limit=0.0)  # theta is 0.5: each write counts twice
     assert measured(with_momentum, same).values["layer0/local0/crowded"] > 0.0
     assert "layer0/local0/crowded" not in measured(made(rule=Rule.muon), same).values
     assert measured(model, same).values["layer0/key_directions"] < 1.6
