@@ -77,9 +77,7 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
     rate_threshold: float = 0.0  # tau in [0, 1): a token whose gate is below it writes nothing; 0 = every token writes
     weight_norm_max: float = 8.0  # Frobenius norm that each fast weight is scaled back to at chunk ends
     curvature_max: float = 2.0  # of a global chunk, in step sizes: its writes are scaled down to it; 0 = no limit
-    curvature_max_local: float = (
-        2.0  # of equal keys in a local chunk: rates of later ones are scaled down; 0 = no limit
-    )
+    curvature_max_local: float = 2.0  # sum of the rates of equal keys in a local chunk, scaled down so; 0 = no limit
     convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v
     activate_keys: bool = False  # SiLU on q and k as in Titans; collapses the Q-K projection
     degree: int = 1  # of the polynomial features of keys and queries
@@ -99,9 +97,8 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
             f"in (0, model.memory.rate_max={self.rate_max})",
         )
         require(0 <= self.rate_threshold < 1, "model.memory.rate_threshold", self.rate_threshold, "in [0, 1)")
-        require(self.curvature_max >= 0, "model.memory.curvature_max", self.curvature_max, ">= 0 (0 = no limit)")
-        least = ">= 0 (0 = no limit)"
-        require(self.curvature_max_local >= 0, "model.memory.curvature_max_local", self.curvature_max_local, least)
+        for key in ("curvature_max", "curvature_max_local"):
+            require(getattr(self, key) >= 0, f"model.memory.{key}", getattr(self, key), ">= 0 (0 = no limit)")
         require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
         require(self.degree in (1, 2, 3), "model.memory.degree", self.degree, "1, 2 or 3")
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")

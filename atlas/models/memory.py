@@ -147,7 +147,10 @@ class AtlasMemory(nn.Module):
             global_memory.append(after)
         distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
         for index, after in enumerate(state.local):  # reset to their W_init at every shard start
-            scan = Scan(self.rule, plan.local[index], bound, False, recompute, curvature_max_local=limit_local)
+            chunk = plan.local[index]
+            scan = Scan(
+                self.rule, chunk, bound, read_at_start=False, recompute=recompute, curvature_max_local=limit_local
+            )
             fields = inputs(*distinct[index % len(distinct)], index)
             outputs: list[Tensor] = []
             for piece in pieces(fields, position % plan.shard if plan.shard else 0, plan.shard):

@@ -43,7 +43,7 @@ def written(rule: LearningRule, state: ScanState, curvature_max: float) -> FastW
 def open_state(
     rule: LearningRule, weights: FastWeights, *, curved: bool = False, curved_local: bool = False
 ) -> ScanState:
-    """A memory before its first token. `curved`: for a scan with a `curvature_max`; `curved_local`: with that one."""
+    """A memory before its first token. `curved`, `curved_local`: for a scan with that limit."""
     rows, width, _ = weights.down.shape
     sums = [weights.down.new_zeros(rows, size, size) for size in (width * curved, width * curved_local)]
     return ScanState(weights, zeros_like(weights), rule.initial(weights), 0, *sums)

@@ -64,7 +64,6 @@ def test_equal_keys_of_a_local_chunk_write_as_if_their_rates_added_up_to_less_th
     damped = causally_damped(key, rate, 2.0)
     assert rate[1].sum() > 10 > 2 >= damped[1].sum() > 1.5
     assert damped[1, 0] == rate[1, 0]
-    assert (damped[1].diff()[2:] < 0.3).all()
     assert torch.equal(damped[2], rate[2])  # where little is written nothing changes, to the last bit
     along = [sum(rate[0, i] * (key[0, i] @ key[0, t]) ** 2 for i in range(t + 1)) for t in range(CHUNK)]
     wanted = torch.stack([rate[0, t] * min(1.0, 1 / float(along[t])) ** 2 for t in range(CHUNK)])
