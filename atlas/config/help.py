@@ -12,7 +12,7 @@ from atlas.config import WATCHERS
 from atlas.config.composition import GROUPS, options
 from atlas.config.files import CONF_DIR
 
-FAULTS = ("bad_batch", "lr_burst", "weights", "nan_loss", "nan_gradient", "nan_memory")
+FAULTS = ("bad_batch", "lr_burst", "weights", "gradient", "nan_loss", "nan_gradient", "nan_memory")
 _TEXT = """\
 atlas trains a language model whose memory learns at test time.
 

@@ -93,6 +93,18 @@ def test_damage_in_the_last_steps_marks_the_last_checkpoint(
         atlas.load(tmp_path / "run" / "checkpoints" / "step-00000060")
 
 
+@pytest.mark.parametrize("action", ["warn", "rollback"])
+def test_one_large_gradient_is_told_and_undone_if_wished(action: str, tiny: Any, tmp_path: Path) -> None:
+    settings = ("train.steps=50", "debug.inject=gradient@34", f"watch.gradient_jump={action}")
+    summary = atlas.train(tiny(*settings), tmp_path / "run")
+    assert (summary.status, told(tmp_path / "run")) == ("completed", ["gradient_jump"])
+    events = read_jsonl(tmp_path / "run" / "events.jsonl")
+    (found,) = (event for event in events if event["kind"] == "watch")
+    assert found["step"] == 40
+    assert found["seen"].startswith("the gradient of step 34 has a norm of ")
+    assert [event["step"] for event in events if event["kind"] == "rollback"] == ([30] if action == "rollback" else [])
+
+
 class Remover(Sink):
     """A logger that removes a file of the run at a step."""
 

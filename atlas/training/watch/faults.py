@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ KINDS = {
     "bad_batch": "the targets of the batch become random tokens for SIZE steps (default 20)",
     "lr_burst": "the learning rate is SIZE times as high for 5 steps (default 100)",
     "weights": "noise of SIZE times their own standard deviation is added to the weights (default 1)",
+    "gradient": "a gradient of the backward pass is SIZE times as large (default 1000)",
     "nan_loss": "the loss weights of the batch become NaN",
     "nan_gradient": "a gradient of the backward pass becomes NaN",
     "nan_memory": "the initial state of a memory, W_init, becomes NaN",
 }
-DEFAULT_SIZES = {"bad_batch": 20.0, "lr_burst": 100.0, "weights": 1.0}
+DEFAULT_SIZES = {"bad_batch": 20.0, "lr_burst": 100.0, "weights": 1.0, "gradient": 1000.0}
 BURST_STEPS = 5
 _SPEC = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<size>\d+(\.\d+)?))?(?P<always>:always)?")
 
@@ -85,8 +87,9 @@ class FaultInjector:
             state.optimizer.burst = size
         elif kind == "bad_batch":
             return _mislabelled(batch, state.step, first_row)
-        elif kind == "nan_gradient":
-            self._hook = state.model.norm.register_forward_hook(_damage_gradient)
+        elif kind in ("gradient", "nan_gradient"):
+            factor = size if kind == "gradient" else float("nan")
+            self._hook = state.model.norm.register_forward_hook(partial(_scale_gradient, factor))
         elif kind == "nan_loss":
             return replace(batch, weights=batch.weights * float("nan"))
         else:
@@ -106,10 +109,10 @@ def _mislabelled(batch: Batch, step: int, first_row: int) -> Batch:
     return replace(batch, targets=up_to_these[first_row:])
 
 
-def _damage_gradient(_: nn.Module, __: Any, output: Tensor) -> None:
+def _scale_gradient(factor: float, _: nn.Module, __: Any, output: Tensor) -> None:
     """Of what the module has made; a hook on a weight in slices is not called."""
     if output.requires_grad:
-        output.register_hook(lambda gradient: gradient * float("nan"))
+        output.register_hook(lambda gradient: gradient * factor)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ _JUDGES: Mapping[str, Judge] = {
         weights.frozen_weights,
         learning.clipping,
         weights.gradients,
+        weights.gradient_jump,
         weights.optimizer_state,
         weights.epsilon,
         weights.second_moment,

@@ -7,7 +7,7 @@ from math import inf
 from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import DESCENTS, Record
+from atlas.training.watchers.record import BLOCK, DESCENTS, Record
 
 UNMOVED = 0.5  # of all elements; the default run has below 0.01
 SHOWN = 3  # names
@@ -15,6 +15,7 @@ LOST = 0.5  # of the parameters
 OUTGROWN = 20.0  # times the largest gradient: the moment is a mean of squares, so it is below 1 if none was larger
 SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and more, the usual epsilon is 1e-8
 
+GRADIENT_JUMP = 10.0  # times the largest norm of the ENOUGH steps before; calm runs reach 2
 JUMP = 8.0  # times the usual change of the norm of all weights in a step
 LEAST = 0.005  # of the norm; a calm run changes it by less in a step
 ENOUGH = 20  # steps
@@ -59,6 +60,31 @@ def gradients(record: Record) -> Finding | None:
         "a step begins with the gradients of the steps before it",
         "their sum, not the gradient of its batch, decides where it goes",
         "a zero_grad() that clears the gradients in an optimiser of your own",
+    )
+
+
+def gradient_jump(record: Record) -> Finding | None:
+    """One of the newest BLOCK steps had a gradient far larger than each of the ENOUGH steps before it."""
+    norms = list(record.norms)
+    for at in range(max(len(norms) - BLOCK, ENOUGH), len(norms)):
+        largest, step = max(norms[at - ENOUGH : at]), record.step - (len(norms) - 1 - at)
+        if norms[at] > GRADIENT_JUMP * largest:
+            return _gradient_jump(record, step, norms[at], largest)
+    return None
+
+
+def _gradient_jump(record: Record, step: int, norm: float, largest: float) -> Finding:
+    return Finding(
+        "gradient_jump",
+        record.step,
+        norm,
+        f"the gradient of step {step} has a norm of {norm:.3g}; the largest of the {ENOUGH} steps before has "
+        f"{largest:.3g}",
+        "one row of its batch decides where the step goes, clipped or not, and float32 may have no digit of it right",
+        "watch.gradient_jump=rollback, a look at the rows of that batch, a lower optim.lr, and with a memory of yours "
+        "the limits model.memory.curvature_max and curvature_max_local",
+        {"largest": largest},
+        since=step - 1,
     )
 
 

@@ -14,6 +14,7 @@ from atlas.training.watch.faults import KINDS, Fault, parse_fault
         ("bad_batch@7:3", Fault("bad_batch", 7, 3.0, False), 3),
         ("lr_burst@100:12.5", Fault("lr_burst", 100, 12.5, False), 5),
         ("weights@1:0.5:always", Fault("weights", 1, 0.5, True), 1),
+        ("gradient@7", Fault("gradient", 7, 1000.0, False), 1),
         ("nan_loss@100:always", Fault("nan_loss", 100, 1.0, True), 1),
         ("nan_gradient@5", Fault("nan_gradient", 5, 1.0, False), 1),
         ("nan_memory@5", Fault("nan_memory", 5, 1.0, False), 1),
@@ -27,7 +28,7 @@ def test_what_can_be_injected(text: str, fault: Fault, steps: int) -> None:
 @pytest.mark.parametrize(
     ("text", "allowed"),
     [
-        ("nan_los@7", "must be KIND@STEP[:SIZE][:always] with KIND one of bad_batch, lr_burst, weights, nan_loss, "),
+        ("nan_los@7", "must be KIND@STEP[:SIZE][:always] with KIND one of bad_batch, lr_burst, weights, gradient, "),
         ("nan_loss", "must be KIND@STEP[:SIZE][:always]"),
         ("weights@7:1.2.3", "must be KIND@STEP[:SIZE][:always]"),
         ("weights@7:-1", "must be KIND@STEP[:SIZE][:always]"),

@@ -222,6 +222,32 @@ def test_a_file_is_edited_where_its_content_is_another(tmp_path: Path) -> None:
     assert not FrozenFile(tmp_path / "none").edited()
 
 
+def with_norms(*norms: float) -> Record:
+    record = record_of()
+    for step, norm in enumerate(norms, 1):
+        record.add_step(step, 2.0, norm, 0.1)
+    return record
+
+
+@pytest.mark.parametrize("later", [0, 9])
+def test_a_gradient_far_larger_than_those_before_it_is_told(later: int) -> None:
+    """In time for a rollback, though watchers look every 10 steps; and not again when these steps are over."""
+    usual = [400.0] * 10 + [2.0, 5.0] * 20
+    record = with_norms(*usual, 51.0, *[3.0] * later)
+    found = JUDGES["gradient_jump"](record)
+    assert found is not None
+    assert found.seen == "the gradient of step 51 has a norm of 51; the largest of the 20 steps before has 5"
+    assert (found.value, found.since) == (51.0, 50)
+    assert told("gradient_jump", with_norms(*usual, 51.0, *[3.0] * 10)) is None
+    assert told("gradient_jump", with_norms(*usual, 49.0, *[3.0] * later)) is None
+
+
+def test_gradients_that_grow_step_by_step_are_no_jump() -> None:
+    norms = [1.3**step for step in range(60)]
+    assert all(told("gradient_jump", with_norms(*norms[: end + 1])) is None for end in range(60))
+    assert told("gradient_jump", with_norms(1.0, 1.0, 100.0)) is None, "too few steps to know what is usual"
+
+
 @pytest.mark.parametrize(("jump", "seen"), [(0.02, "2.00%"), (-0.02, "2.00%"), (0.004, None)])
 def test_a_step_that_changes_the_weights_as_no_other_is_told(jump: float, seen: str | None) -> None:
     record = record_of()
