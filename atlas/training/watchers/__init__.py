@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from atlas.config.watch import WATCHERS
-from atlas.training.watchers import data, learning, machine, memory, model, weights
+from atlas.training.watchers import (
+    batches,
+    learning,
+    machine,
+    memory,
+    memory_limits,
+    model,
+    symbols,
+    text,
+    validation,
+    weights,
+)
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import Record
 from atlas.training.watchers.side_effects import side_effects
@@ -31,7 +42,7 @@ _JUDGES: Mapping[str, Judge] = {
         learning.learning_rate,
         learning.loss_too_low,
         learning.by_heart,
-        data.labels,
+        batches.labels,
         model.leaks,
         model.noise,
         model.modes,
@@ -42,31 +53,31 @@ _JUDGES: Mapping[str, Judge] = {
         model.reach,
         model.parts,
         model.slopes,
-        learning.validation_loss,
-        learning.past_best,
-        learning.last_steps,
+        validation.validation_loss,
+        validation.past_best,
+        validation.last_steps,
         memory.memory_unused,
         memory.writes,
         memory.resets,
         memory.global_memory,
         memory.key_blind,
-        data.repeated_batch,
-        data.data_again,
-        data.same_rows,
-        data.text_part,
-        data.rows_again,
-        data.other_text,
-        data.mixed_parts,
-        data.validation_seen,
-        data.carried_rows,
-        data.one_symbol,
-        data.padding,
-        data.masked_symbol,
-        data.noise_rows,
+        batches.repeated_batch,
+        batches.data_again,
+        batches.same_rows,
+        text.text_part,
+        text.rows_again,
+        text.other_text,
+        text.mixed_parts,
+        text.validation_seen,
+        batches.carried_rows,
+        symbols.one_symbol,
+        symbols.padding,
+        symbols.masked_symbol,
+        symbols.noise_rows,
         machine.slowdown,
         machine.clock,
         machine.memory_grows,
         machine.files,
     )
-} | {judge.watch: judge for judge in memory.LIMITS}
+} | {judge.watch: judge for judge in memory_limits.LIMITS}
 JUDGES = {name: _JUDGES[name] for name in WATCHERS}

@@ -30,13 +30,13 @@ from atlas.training.watchers.batch_facts import batch_facts, continued_share, di
 from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.frozen_file import FrozenFile
-from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.made_anew import Fresh
 from atlas.training.watchers.measuring import due, measure, memory_sizes
 from atlas.training.watchers.moments import second_moments, share_with_moments
 from atlas.training.watchers.observations import MemoryUse, ModelFacts, Probed, Restored
 from atlas.training.watchers.record import DESCENTS, FIRST_BATCHES, READINGS
 from atlas.training.watchers.text_search import TextSearch
+from atlas.training.watchers.validation import has_risen
 
 EVERY = 10  # steps between two looks at batch, memory and record
 

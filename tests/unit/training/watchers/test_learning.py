@@ -10,8 +10,8 @@ import pytest
 
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.facts import Facts
-from atlas.training.watchers.learning import has_risen
 from atlas.training.watchers.record import BLOCK, Record
+from atlas.training.watchers.validation import has_risen
 
 UNIFORM, BIGRAM = 5.545, 2.32
 
