@@ -214,12 +214,15 @@ def plan_composed(composed: DictConfig) -> None:
         from atlas.runs.plan import plan  # imports torch
 
         with no_exit():
-            text = plan(config, ranks)
+            found = plan(config, ranks)
     except ConfigError as error:
         _tell(error)
         sys.exit(2)
     if ranks.first:
-        print_result(text)
+        print_result(found.table)
+    if found.refusal is not None:
+        _tell(found.refusal)
+        sys.exit(2)
 
 
 def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:

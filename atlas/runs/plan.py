@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
-from atlas.config import DeviceKind, RunConfig, require
+from atlas.config import ConfigError, DeviceKind, RunConfig, require
 from atlas.config.console import duration
 from atlas.models.flops import flops_per_token
 from atlas.ops.own_precision import products_in
@@ -21,6 +22,7 @@ from atlas.runs.step_memory import (
     fixed_memory,
     micro_rows,
     require_room,
+    require_room_for_one,
     step_memory,
 )
 
@@ -28,17 +30,29 @@ PIECE_FLOPS = 2e10  # of the piece of a step that is timed
 PARTS = {"out": "attention", "persistent": "attention", "feedforward_norm": "norms", "norm": "norms"}
 
 
-def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
-    """Parameters, operations, memory and time of a run, as a table. Raises `ConfigError` for what cannot fit."""
+class Plan(NamedTuple):
+    """Of a run."""
+
+    table: str  # parameters, operations, memory and, where it fits, time
+    refusal: ConfigError | None = None  # why it would not start: a step needs more memory than there is
+
+
+def plan(config: RunConfig, ranks: Ranks = ALONE) -> Plan:
+    """What the run will need. Raises `ConfigError` where not even one sequence fits."""
     require(config.resume is None, "resume", config.resume, "left out with --plan")
     data = build_data(config)
     config = with_vocabulary(config, data)
     if config.device.kind is DeviceKind.cuda and not torch.cuda.is_available():
-        return _without_device(config)
+        return Plan(_without_device(config))
     device, precision = prepare_device(config.device, ranks)
     _ = data.corpus  # its text is part of what the process holds
     processes = max(ranks.world, config.device.processes)
-    require_room(config, device, precision, processes)
+    require_room_for_one(config, device, processes)
+    try:
+        require_room(config, device, precision, processes)
+    except ConfigError as refusal:
+        memory = step_memory(config, device, precision, processes)
+        return Plan("\n".join([*_work(config), *_peak(memory, device)]), refusal)
     train = config.train
     tokens = train.batch_size * train.sequence
     flops = flops_per_token(config.model, config.chunk_size, train.sequence)
@@ -47,16 +61,19 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> str:
     seconds = flops.training * tokens / processes / speed
     lines = [
         *_work(config),
-        _row(
-            "peak memory",
-            _bytes(sum(memory.values())),
-            f"of {_bytes(device_memory(device))} on {device.type}, a process",
-        ),
-        *(_row("", _bytes(size), part) for part, size in memory.items()),
+        *_peak(memory, device),
         _row("a step", f"{seconds:.3g} s", f"at {_engineering(speed)}/s, measured in a piece of a step"),
         _row("the run", duration(seconds * train.steps), f"{train.steps:,} steps; probes and validation not counted"),
     ]
-    return "\n".join(lines)
+    return Plan("\n".join(lines))
+
+
+def _peak(memory: dict[str, int], device: torch.device) -> list[str]:
+    there = f"of {_bytes(device_memory(device))} on {device.type}, a process"
+    return [
+        _row("peak memory", _bytes(sum(memory.values())), there),
+        *(_row("", _bytes(size), part) for part, size in memory.items()),
+    ]
 
 
 def _without_device(config: RunConfig) -> str:

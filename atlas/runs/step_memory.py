@@ -34,18 +34,8 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
 
     `config` has the vocabulary of its data. A run that needs a small part of the memory passes without a count.
     """
-    most = device_memory(device)
-    train, model = config.train, config.model
-    rows = micro_rows(config, processes)
-    least = FLOAT * LEAST_KEPT * model.layers * model.width * own_tokens(config)
-    refusal = f"such that a training step fits into the {_gib(most)} of memory here; it needs"
-    fixed = sum(fixed_memory(config, processes).values()) if least < most else 0  # so many layers take for ever to list
-    if fixed + least > most:
-        raise ConfigError(
-            f"model.width={model.width}: must be, with model.layers, model.vocabulary and train.sequence,"
-            f" {refusal} more than {_gib(fixed + least)} even with one sequence"
-        )
-    if SURELY * (fixed + rows * least) < most:
+    most, train = device_memory(device), config.train
+    if SURELY * require_room_for_one(config, device, processes) < most:
         return
     needed = step_memory(config, device, precision, processes)
     peak = sum(needed.values())
@@ -54,8 +44,26 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
         fitting = _fitting(config, processes, needed, most)
         hint = fitting or "one sequence at a time does not fit either: take a shorter train.sequence or a smaller model"
         raise ConfigError(
-            f"train.batch_size={train.batch_size}: must be {refusal} about {_gib(peak)} ({parts}); {hint}"
+            f"train.batch_size={train.batch_size}: must be {_fits(most)} about {_gib(peak)} ({parts}); {hint}"
         )
+
+
+def require_room_for_one(config: RunConfig, device: torch.device, processes: int = 1) -> float:
+    """The least that a step needs, in bytes. Raises `ConfigError` where one sequence does not fit; builds no model."""
+    most, model = device_memory(device), config.model
+    of_row = FLOAT * LEAST_KEPT * model.layers * model.width * own_tokens(config)
+    # Layers that cannot fit at all would take for ever to list.
+    fixed = sum(fixed_memory(config, processes).values()) if of_row < most else 0
+    if fixed + of_row > most:
+        raise ConfigError(
+            f"model.width={model.width}: must be, with model.layers, model.vocabulary and train.sequence,"
+            f" {_fits(most)} more than {_gib(fixed + of_row)} even with one sequence"
+        )
+    return fixed + micro_rows(config, processes) * of_row
+
+
+def _fits(most: float) -> str:
+    return f"such that a training step fits into the {_gib(most)} of memory here; it needs"
 
 
 def step_memory(config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1) -> dict[str, int]:

@@ -95,13 +95,24 @@ def test_a_model_that_cannot_fit_at_all_is_refused_without_being_built(settings:
 @pytest.mark.slow
 def test_a_plan_names_parameters_operations_memory_and_time() -> None:
     config = compose([*SMALL, "model.vocabulary=300"])
-    text = plan(config)
+    text, refusal = plan(config)
+    assert refusal is None
     total = sum(parameter.numel() for parameter in build_model(config).parameters())
     assert text.splitlines()[0].split() == ["parameters", f"{total:,}"]
     assert sum(parameters(config).values()) == total
     assert parameters(config)["embedding"] == 300 * 32
     titles = [line[:12].strip() for line in text.splitlines() if line[:12].strip()]
     assert titles == ["parameters", "operations", "peak memory", "a step", "the run"]
+
+
+def test_a_plan_of_a_run_that_does_not_fit_tells_what_it_needs_and_what_would_fit() -> None:
+    config = compose([*SMALL, "train.batch_size=4"])
+    rows = int(4 * device_memory(CPU) // step_memory(config, CPU, SINGLE)["activations"]) * 2
+    table, refusal = plan(replace(config, train=replace(config.train, batch_size=rows)))
+    titles = [line[:12].strip() for line in table.splitlines() if line[:12].strip()]
+    assert titles == ["parameters", "operations", "peak memory"]
+    assert str(refusal).startswith(f"train.batch_size={rows}: must be such that a training step fits into the ")
+    assert " fits" in str(refusal).rpartition("train.accumulate=")[2]
 
 
 def test_a_plan_of_a_run_that_goes_on_is_refused() -> None:
@@ -111,8 +122,8 @@ def test_a_plan_of_a_run_that_goes_on_is_refused() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
 def test_a_plan_for_a_gpu_that_is_not_here_says_what_it_cannot_know() -> None:
-    told = plan(compose(["device=cuda", "data=stdlib"]))
-    here = plan(compose(["device=cpu", "data=stdlib"]))
+    told = plan(compose(["device=cuda", "data=stdlib"])).table
+    here = plan(compose(["device=cpu", "data=stdlib"])).table
     assert told.splitlines()[0] == here.splitlines()[0]  # parameters
     assert "peak memory" not in told
     assert told.splitlines()[-1].split() == [
