@@ -75,7 +75,7 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
     rate_max: float = 1.0  # upper bound of the inner rate eta; above 1 float32 gradients are wrong: docs/memory.md 4
     rate_init: float = 0.1  # inner rate of a token before training
     rate_threshold: float = 0.0  # tau in [0, 1): a token whose gate is below it writes nothing; 0 = every token writes
-    weight_norm_max: float = 8.0  # Frobenius norm that each fast weight is scaled back to at chunk ends
+    weight_norm_max: float = 8.0  # times sqrt(h): Frobenius norm of W1 at chunk ends, at most; W2, W3: docs/memory.md 4
     curvature_max: float = 2.0  # of a global chunk, in step sizes: its writes are scaled down to it; 0 = no limit
     curvature_max_local: float = 2.0  # sum of the rates of equal keys in a local chunk, scaled down so; 0 = no limit
     convolution: bool = True  # causal depthwise convolution of width 4 on q, k, v

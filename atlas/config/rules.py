@@ -17,7 +17,7 @@ class Rule(StrEnum):
     momentum = "momentum"  # with momentum and retention (Titans)
     muon = "muon"  # momentum, orthogonalised by Newton-Schulz (ATLAS Eq 32-33)
     omega = "omega"  # gradients of the last c tokens (ATLAS Eq 8-10)
-    atlas = "atlas"  # muon and omega together: the whole ATLAS rule
+    atlas = "atlas"  # muon and omega together (ATLAS Eq 32-33); with its features too: ablation=atlas_rule
 
 
 @dataclass

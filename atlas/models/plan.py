@@ -50,5 +50,5 @@ class MemoryMode(StrEnum):
     """The memory branch in a forward pass; all modes but `learn` are controls for probes."""
 
     learn = "learn"  # writes and reads
-    frozen = "frozen"  # reads the initial weights, writes nothing
+    frozen = "frozen"  # writes nothing, and reads the weights it has: from the start of a text the initial ones
     off = "off"  # recalls zeros, so that the gate depends on its bias alone

@@ -100,13 +100,13 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         <which>/weight_norm      of the weights, the open chunk's writes included
         <which>/update_norm      of the writes since the start of the shard; of the sequence for the global memory
         <which>/write_ratio      that norm over the norm of the weights at that start: of W_init, where none are carried
-        <which>/rate             mean inner rate of the tokens
+        <which>/rate             mean inner rate of the tokens, before the limits of the curvature
         <which>/<gate>           mean of a learnt gate of the rule: theta, forget (1 - alpha), rho, gamma
         <which>/momentum_norm    of S, if the rule has momentum
         local<j>/query_norm      ||q'|| before renormalisation, of the last queries with the final sums
         query_cosine             mean cosine between projections of different queries: near 1 they have collapsed
         query_cosine_raw         the control: the same of the queries themselves
-        lambda                   mean share of q' in the queries of the local memories, with `mix`
+        lambda                   mean weight of q' in the queries q + lambda q' of the local memories, with `mix`
         gate_mean                of the block's gates, if it has any
     """
     if catch.after is None:

@@ -1,11 +1,12 @@
 """Newton-Schulz iteration: approximates the nearest matrix with orthonormal rows or columns by matrix products alone.
 
-    Y = S / ||S||_F,    then    Y <- Y P    with    A = Y^T Y,    P = a I + b A + c A^2    for every iteration
+    Y = S / sqrt(||S||_F^2 + floor^2),    then for every iteration
+    Y <- Y P    with    A = Y^T Y,    P = a I + b A + c A^2
 
 Five iterations bring singular values of at least about 1/100 of the norm into about [0.7, 1.2] (coefficients of Jordan
 et al., which ATLAS cites); they do not converge to 1. The gradient of an iteration, G that of Y P:
 
-    S = (Y^T G + G^T Y) / 2,    dA = b S + c (S A + A S),    dY = G P + 2 Y dA
+    B = (Y^T G + G^T Y) / 2,    dA = b B + c (B A + A B),    dY = G P + 2 Y dA
 
 Legend: N matrices of m rows and n <= m columns; a wide matrix is transposed, so that A stays small.
 """
