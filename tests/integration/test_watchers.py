@@ -74,7 +74,9 @@ def test_steps_of_muon_that_are_long_in_all_are_told(rate: float, tiny: Any, tmp
     assert ("rates_high" in told(tmp_path / "run")) == (rate == 0.9)
 
 
-@pytest.mark.parametrize(("fault", "found"), [("weights@58:3", ["weights_jump", "last_steps"]), (None, [])])
+@pytest.mark.parametrize(
+    ("fault", "found"), [("weights@58:3", ["gradient_jump", "weights_jump", "last_steps"]), (None, [])]
+)
 def test_damage_in_the_last_steps_marks_the_last_checkpoint(
     fault: str | None, found: list[str], tiny: Any, tmp_path: Path
 ) -> None:
@@ -103,6 +105,24 @@ def test_one_large_gradient_is_told_and_undone_if_wished(action: str, tiny: Any,
     assert found["step"] == 40
     assert found["seen"].startswith("the gradient of step 34 has a norm of ")
     assert [event["step"] for event in events if event["kind"] == "rollback"] == ([30] if action == "rollback" else [])
+
+
+def test_a_finding_that_comes_again_after_its_rollback_is_undone_again(tiny: Any, tmp_path: Path) -> None:
+    fault = ("debug.inject=gradient@34:always", "watch.gradient_jump=rollback", "rollback.limit=2")
+    summary = atlas.train(tiny("train.steps=50", *fault), tmp_path / "run")
+    assert (summary.status, summary.rollbacks) == ("aborted", 2)
+    assert told(tmp_path / "run") == ["gradient_jump"] * 3
+    assert summary.reason.startswith("the gradient of step 34 has a norm of ")
+    assert summary.reason.endswith(", after 2 rollbacks (rollback.limit=2)")
+
+
+def test_what_was_told_is_undone_once_a_resumed_run_asks_for_that(tiny: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    atlas.train(tiny("train.steps=40", "debug.inject=gradient@34"), folder)
+    more = ("train.steps=70", "resume=auto", "debug.inject=gradient@54", "watch.gradient_jump=rollback")
+    summary = atlas.train(tiny(*more), folder)
+    assert (summary.status, summary.rollbacks) == ("completed", 1)
+    assert told(folder) == ["gradient_jump"] * 2
 
 
 class Remover(Sink):

@@ -42,11 +42,11 @@ EVERY = 10  # steps between two looks at batch, memory and record
 
 
 class Watchers:
-    """`told`: names of the watchers that have told something, in this start or an earlier one."""
+    """`told`: watchers that have told something, in this start or an earlier one, and after how many rollbacks."""
 
     def __init__(self, config: RunConfig, state: TrainState, telemetry: TelemetryLogger) -> None:
         self.settings, self.state, self.telemetry = config.watch, state, telemetry
-        self.told: set[str] = set()
+        self.told: dict[str, int] = {}
         self.places: list[Path] = []  # of files that must stay
         self._settings_file: FrozenFile | None = None
         paths = config.data.get("paths")
@@ -76,7 +76,10 @@ class Watchers:
         fresh = fresh if self.on and twice else None
         self.around_step = AroundStep(self.state, self.telemetry, fresh, compares=self.on)
         with suppress(OSError, JsonlError):
-            self.told |= {str(event.get("watch")) for event in RunFiles(folder).of_kind("watch")}
+            for event in RunFiles(folder).of_kind("watch"):
+                name, then = str(event.get("watch")), event.get("action")
+                if self._actions.get(name) in (WatchAction.warn, then):  # not where the settings now ask for more
+                    self.told[name] = self.state.rollbacks
         self.state.record.facts, self.state.record.step = facts, facts.first_step
         places = [*self.telemetry.places(), folder / CHECKPOINTS]
         self.places = [place for place in places if place.exists()]
@@ -238,14 +241,18 @@ class Watchers:
         new = []
         for name, judge in JUDGES.items():
             action = self._actions[name]
-            if action is WatchAction.off or name in self.told:
+            if action is WatchAction.off or (name in self.told and not self._comes_again(name)):
                 continue
             found = judge(self.state.record)
             if found is not None:
-                self.told.add(name)
+                self.told[name] = self.state.rollbacks
                 self.telemetry.event("watch", self.state.step, **found.record(), action=action.value)
                 new.append((found, action))
         return new
+
+    def _comes_again(self, name: str) -> bool:
+        """Whether what it finds now is new: a rollback has undone what it told of."""
+        return self._actions[name] is WatchAction.rollback and self.told[name] < self.state.rollbacks
 
 
 def _before(series: Sequence[tuple[int, float]], step: int) -> list[tuple[int, float]]:
