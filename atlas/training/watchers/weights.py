@@ -80,9 +80,9 @@ def _gradient_jump(record: Record, step: int, norm: float, largest: float) -> Fi
         norm,
         f"the gradient of step {step} has a norm of {norm:.3g}; the largest of the {ENOUGH} steps before has "
         f"{largest:.3g}",
-        "one row of its batch decides where the step goes, clipped or not, and float32 may have no digit of it right",
-        "watch.gradient_jump=rollback, a look at the rows of that batch, a lower optim.lr, or the limits "
-        "model.memory.curvature_max and curvature_max_local where they are off",
+        "clipping bounds its length, not its direction, and float32 may have no digit of it right",
+        "a look at the rows of that batch, model.memory.curvature_max and curvature_max_local where they are off, a "
+        "lower optim.lr, or watch.gradient_jump=rollback",
         {"largest": largest},
         since=step - 1,
     )
