@@ -58,7 +58,7 @@ CALM: dict[str, tuple[str, ...]] = {
     "accumulation": (*TEXT, "train.accumulate=2"),
     "no clipping": (*TEXT, "train.gradient_clip=0"),
     "two layers with two local memories": (*TEXT, "model.layers=2", "chunk_size.local=[4,16]"),
-    "without a memory": (*TEXT, "model.memory.enabled=false"),
+    "without a memory": (*TEXT, "model.memory.enabled=false", "model.memory.hidden=64"),
     "no global memory": (*TEXT, "ablation=no_global"),
     "PyTorch's operations": (*TEXT, "device.kernels=torch"),
     "bf16": (*TEXT, "device.precision=bf16"),
