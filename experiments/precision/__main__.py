@@ -29,6 +29,7 @@ from atlas.ops.rules import RULES
 
 WIDTH, ROWS, SEEDS, ALLOWED = 64, 2, 2, 0.01
 KEYS = {"all differ": 1, "4 equal": 4, "16 equal": 16, "128 equal": 128}  # keys in a row that are the same
+SPREAD = 0.01  # standard deviation of the rates over eta: sums of equal rates may be just where a limit begins
 ETA = 0.3  # of a token, for the rules whose step has the length rho
 
 
@@ -38,6 +39,14 @@ class Memory(NamedTuple):
     chunk: int
     read_at_start: bool = False
     curvature_max: float = 0.0
+    curvature_max_local: float = 0.0
+
+    @property
+    def limited(self) -> Memory:
+        """With the default limit of the curvature."""
+        key = "curvature_max" if self.read_at_start else "curvature_max_local"
+        limit = getattr(MemoryConfig(), key)
+        return self._replace(**{"name": f"the same, `{key}={limit:g}`", key: limit})
 
 
 LOCAL = Memory("local, chunk 16, 512 tokens", 512, 16)
@@ -55,15 +64,17 @@ class Part(NamedTuple):
 
 
 BY_ETA = Part(
-    "the inner rate eta of every token",
+    "the inner rate eta",
     (Rule.gd, Rule.momentum, Rule.omega),
     (
         Memory("local, chunk 1, 128 tokens", 128, 1),
         LOCAL,
+        LOCAL.limited,
         LONG,
+        LONG.limited,
         Memory("global, chunk 128, 1,024 tokens", 1024, 128, read_at_start=True),
         GLOBAL,
-        GLOBAL._replace(name="the same, `curvature_max=2`", curvature_max=MemoryConfig().curvature_max),
+        GLOBAL.limited,
     ),
     (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0),
 )
@@ -94,11 +105,18 @@ def gradients(rule: Rule, memory: Memory, equal: int, rate: float, seed: int, dt
     learner = RULES[rule](MemoryConfig(rule=rule))
     own = {"rho": rate} if rule in BY_RHO.rules else {}
     controls = torch.tensor([own.get(control.name, control.initial) for control in learner.controls], dtype=dtype)
-    rates = torch.full((ROWS, memory.tokens), ETA if own else rate, dtype=dtype)
+    rates = (ETA if own else rate) * (1 + SPREAD * normal(memory.tokens))
     tokens = ChunkInputs(query, key, value, query, key, rates, controls.expand(ROWS, memory.tokens, -1))
-    limit = memory.curvature_max
-    scan = Scan(learner, memory.chunk, MemoryConfig().weight_norm_max, memory.read_at_start, curvature_max=limit)
-    out, _ = scan(open_state(learner, FastWeights(down, up), curved=limit > 0), tokens)
+    scan = Scan(
+        learner,
+        memory.chunk,
+        MemoryConfig().weight_norm_max,
+        memory.read_at_start,
+        curvature_max=memory.curvature_max,
+        curvature_max_local=memory.curvature_max_local,
+    )
+    curved, curved_local = memory.curvature_max > 0, memory.curvature_max_local > 0
+    out, _ = scan(open_state(learner, FastWeights(down, up), curved=curved, curved_local=curved_local), tokens)
     found = torch.autograd.grad((out * normal(memory.tokens, WIDTH)).sum(), leaves)
     return torch.cat([gradient.flatten().double() for gradient in found])
 
@@ -131,8 +149,8 @@ def main(arguments: Sequence[str]) -> int:
         "# Precision of gradients through the inner loop",
         "",
         "Written by `python -m experiments.precision`; do not edit. A cell is ||g32 - g64|| / ||g64||, the larger of",
-        f"two seeds, in bold above {ALLOWED:.0%}. Unit keys, queries and values, d = h = {WIDTH}, random W_init, every",
-        "token at the same rate, the rules' controls at their initial values. Keys: how many in a row are equal.",
+        f"two seeds, in bold above {ALLOWED:.0%}. Unit keys, queries and values, d = h = {WIDTH}, random W_init, rates",
+        f"spread by {SPREAD:.0%}, the rules' controls at their initial values. Keys: how many in a row are equal.",
     ]
     for part in (BY_ETA, BY_RHO):
         lines += ["", f"## Columns: {part.rate}", "", *table(part)]
