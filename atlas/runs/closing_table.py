@@ -93,7 +93,10 @@ def _memory_use(found: dict[str, float]) -> str | None:
 
 def _health(summary: RunSummary) -> str:
     """The last row: healthy, or what was seen."""
-    watchers = [f"{found['watch']} at step {found['step']}" for found in summary.watch]
+    steps: dict[str, list[str]] = {}
+    for told in summary.watch:
+        steps.setdefault(str(told["watch"]), []).append(str(told["step"]))
+    watchers = [f"{name} at step{'s' * (len(each) > 1)} {', '.join(each)}" for name, each in steps.items()]
     spikes = sum(event["kind"] == "spike" for event in summary.history)
     found = seen(watchers, spikes, len(summary.warnings))
     if summary.status in ("failed", "aborted"):

@@ -105,13 +105,16 @@ def test_one_large_gradient_is_told_and_undone_if_wished(action: str, tiny: Any,
     assert [event["step"] for event in events if event["kind"] == "rollback"] == ([30] if action == "rollback" else [])
 
 
-def test_a_finding_that_comes_again_after_its_rollback_is_undone_again(tiny: Any, tmp_path: Path) -> None:
+def test_a_finding_that_comes_again_after_its_rollback_is_undone_again(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fault = ("debug.inject=gradient@34:always", "watch.gradient_jump=rollback", "rollback.limit=2")
     summary = atlas.train(tiny("train.steps=50", *fault), tmp_path / "run")
     assert (summary.status, summary.rollbacks) == ("aborted", 2)
     assert told(tmp_path / "run") == ["gradient_jump"] * 3
     assert summary.reason.startswith("the gradient of step 34 has a norm of ")
     assert summary.reason.endswith(", after 2 rollbacks (rollback.limit=2)")
+    assert "seen: gradient_jump at steps 40, 40, 40, 3 spikes, it was aborted" in capsys.readouterr().out
 
 
 def test_what_was_told_is_undone_once_a_resumed_run_asks_for_that(tiny: Any, tmp_path: Path) -> None:
