@@ -44,12 +44,12 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
         fitting = _fitting(config, processes, needed, most)
         hint = fitting or "one sequence at a time does not fit either: take a shorter train.sequence or a smaller model"
         raise ConfigError(
-            f"train.batch_size={train.batch_size}: must be {_fits(most)} about {_gib(peak)} ({parts}); {hint}"
+            f"train.batch_size={train.batch_size}: must be {_must_fit(most)} about {_gib(peak)} ({parts}); {hint}"
         )
 
 
 def require_room_for_one(config: RunConfig, device: torch.device, processes: int = 1) -> float:
-    """The least that a step needs, in bytes. Raises `ConfigError` where one sequence does not fit; builds no model."""
+    """The least that a step needs, in bytes. Raises `ConfigError` where one sequence does not fit."""
     most, model = device_memory(device), config.model
     of_row = FLOAT * LEAST_KEPT * model.layers * model.width * own_tokens(config)
     # Layers that cannot fit at all would take for ever to list.
@@ -57,12 +57,12 @@ def require_room_for_one(config: RunConfig, device: torch.device, processes: int
     if fixed + of_row > most:
         raise ConfigError(
             f"model.width={model.width}: must be, with model.layers, model.vocabulary and train.sequence,"
-            f" {_fits(most)} more than {_gib(fixed + of_row)} even with one sequence"
+            f" {_must_fit(most)} more than {_gib(fixed + of_row)} even with one sequence"
         )
     return fixed + micro_rows(config, processes) * of_row
 
 
-def _fits(most: float) -> str:
+def _must_fit(most: float) -> str:
     return f"such that a training step fits into the {_gib(most)} of memory here; it needs"
 
 

@@ -25,7 +25,7 @@ from atlas.training.watch.faults import FaultInjector
 from atlas.training.watch.history import Reading
 from atlas.training.watch.recovery import Recovery
 from atlas.training.watch.rollback import decide
-from atlas.training.watchers import watchers
+from atlas.training.watchers.record import EVERY
 from atlas.training.watchers.watchers import Watchers, as_reading
 
 
@@ -96,7 +96,7 @@ class Trainer:
                     if self.watchers.tests(state.step):
                         with self.clocks.measure("watchers"), state.whole_model() as model:
                             self.watchers.see_model_facts(self.evaluator.model_facts(model))
-                    if state.step % watchers.EVERY == 0 and not self._validates:
+                    if state.step % EVERY == 0 and not self._validates:
                         self._heed()
                     if not self._rolled_back(finite=seen.result.finite):
                         self._measure_and_save()

@@ -126,6 +126,17 @@ def test_what_was_told_is_undone_once_a_resumed_run_asks_for_that(tiny: Any, tmp
     assert told(folder) == ["gradient_jump"] * 2
 
 
+def test_a_resumed_run_undoes_again_what_comes_again(tiny: Any, tmp_path: Path) -> None:
+    """As one that was not stopped between the two."""
+    settings = ("watch.gradient_jump=rollback", "rollback.limit=1")
+    first = atlas.train(tiny("train.steps=40", "debug.inject=gradient@34", *settings), tmp_path / "run")
+    assert (first.status, first.rollbacks) == ("completed", 1)
+    more = ("train.steps=70", "resume=auto", "debug.inject=gradient@54:always")
+    second = atlas.train(tiny(*more, *settings), tmp_path / "run")
+    assert second.status == "aborted"
+    assert second.reason.startswith("the gradient of step 54 has a norm of ")
+
+
 class Remover(Sink):
     """A logger that removes a file of the run at a step."""
 

@@ -22,6 +22,7 @@ from atlas.training.watchers.observations import (
 
 LOW_RATE = 0.2  # of the highest learning rate
 LEAST_WAY = 0.5  # nats from a uniform guess to the bigram: of noise there is nothing to learn
+EVERY = 10  # steps between two looks at batch, memory and record
 BLOCK = 10  # steps whose losses are one mean
 BLOCKS = 4000  # kept
 RECENT = 100  # norms of gradients and of weights kept, one a step

@@ -34,11 +34,9 @@ from atlas.training.watchers.made_anew import Fresh
 from atlas.training.watchers.measuring import due, measure, memory_sizes
 from atlas.training.watchers.moments import second_moments, share_with_moments
 from atlas.training.watchers.observations import MemoryUse, ModelFacts, Probed, Restored
-from atlas.training.watchers.record import DESCENTS, FIRST_BATCHES, READINGS
+from atlas.training.watchers.record import DESCENTS, EVERY, FIRST_BATCHES, READINGS
 from atlas.training.watchers.text_search import TextSearch
 from atlas.training.watchers.validation import has_risen
-
-EVERY = 10  # steps between two looks at batch, memory and record
 
 
 class Watchers:
@@ -79,7 +77,7 @@ class Watchers:
             for event in RunFiles(folder).of_kind("watch"):
                 name, then = str(event.get("watch")), event.get("action")
                 if self._actions.get(name) in (WatchAction.warn, then):  # not where the settings now ask for more
-                    self.told[name] = self.state.rollbacks
+                    self.told[name] = int(event.get("rollbacks", self.state.rollbacks))  # older events have none
         self.state.record.facts, self.state.record.step = facts, facts.first_step
         places = [*self.telemetry.places(), folder / CHECKPOINTS]
         self.places = [place for place in places if place.exists()]
@@ -246,7 +244,8 @@ class Watchers:
             found = judge(self.state.record)
             if found is not None:
                 self.told[name] = self.state.rollbacks
-                self.telemetry.event("watch", self.state.step, **found.record(), action=action.value)
+                numbers = found.record() | {"rollbacks": self.state.rollbacks}
+                self.telemetry.event("watch", self.state.step, **numbers, action=action.value)
                 new.append((found, action))
         return new
 

@@ -7,7 +7,7 @@ from math import inf
 from statistics import fmean, median
 
 from atlas.training.watchers.finding import Finding
-from atlas.training.watchers.record import BLOCK, DESCENTS, Record
+from atlas.training.watchers.record import DESCENTS, EVERY, Record
 
 UNMOVED = 0.5  # of all elements; the default run has below 0.01
 SHOWN = 3  # names
@@ -64,11 +64,11 @@ def gradients(record: Record) -> Finding | None:
 
 
 def gradient_jump(record: Record) -> Finding | None:
-    """One of the newest BLOCK steps had a gradient far larger than each of the ENOUGH steps before it."""
+    """One of the steps since the last look had a gradient far larger than each of the ENOUGH steps before it."""
     norms = list(record.norms)
-    for at in range(max(len(norms) - BLOCK, ENOUGH), len(norms)):
+    for at in range(max(len(norms) - EVERY, ENOUGH), len(norms)):
         largest, step = max(norms[at - ENOUGH : at]), record.step - (len(norms) - 1 - at)
-        if norms[at] > GRADIENT_JUMP * largest:
+        if 0 < GRADIENT_JUMP * largest < norms[at]:  # after batches without a target gradients are 0
             return _gradient_jump(record, step, norms[at], largest)
     return None
 

@@ -246,6 +246,7 @@ def test_gradients_that_grow_step_by_step_are_no_jump() -> None:
     norms = [1.3**step for step in range(60)]
     assert all(told("gradient_jump", with_norms(*norms[: end + 1])) is None for end in range(60))
     assert told("gradient_jump", with_norms(1.0, 1.0, 1000.0)) is None, "too few steps to know what is usual"
+    assert told("gradient_jump", with_norms(*[0.0] * 30, 5.0)) is None, "batches without a target, then one with"
 
 
 @pytest.mark.parametrize(("jump", "seen"), [(0.02, "2.00%"), (-0.02, "2.00%"), (0.004, None)])
