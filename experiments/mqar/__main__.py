@@ -9,11 +9,13 @@ python -m experiments.mqar [KEY=VALUE ...]
   epochs=64                    at most; training stops at an accuracy of 99 %
   examples=100000              training sequences of an epoch
   tests=3000                   test sequences
-  runs=outputs/mqar            what is measured, a file for each; what is there is not done again
   folder=experiments/mqar      where RESULTS.md goes
+  runs=                        what is measured, a file for each; what is there is not done again, and a training that
+                               was stopped goes on after its last whole epoch. Empty: `measured` in the folder
 
-Shortest length first. Writes RESULTS.md after every model. Meant for a GPU: on a core an epoch takes minutes. Exit
-status: 0 all measured, 2 refused.
+Shortest length first. Writes RESULTS.md after every epoch, first of what is there. Meant for a GPU: on a core an epoch
+takes minutes. Two commands may share `runs` where they train other models and have other folders. Exit status: 0 all
+measured, 2 refused.
 """
 
 from __future__ import annotations
@@ -46,15 +48,14 @@ class Settings:
     epochs: int = 64
     examples: int = 100_000
     tests: int = 3000
-    runs: str = "outputs/mqar"
     folder: str = str(HERE)
+    runs: str = ""
 
     def __post_init__(self) -> None:
-        for key, allowed in (("lengths", [str(length) for length in LENGTHS]), ("models", list(MODELS))):
+        for key, known in (("lengths", [str(length) for length in LENGTHS]), ("models", list(MODELS))):
             given = names(getattr(self, key))
-            require(
-                bool(given) and set(given) <= set(allowed), key, getattr(self, key), f"some of {', '.join(allowed)}"
-            )
+            right = bool(given) and set(given) <= set(known)
+            require(right, key, getattr(self, key), f"some of {', '.join(known)}")
         widths, rates = _numbers(self.widths), _numbers(self.rates)
         whole = bool(widths) and all(one >= 8 and one.is_integer() for one in widths)
         require(whole, "widths", self.widths, "whole numbers >= 8")
@@ -66,6 +67,7 @@ class Settings:
         for key, least in (("epochs", 1), ("examples", rows), ("tests", 1)):
             require(getattr(self, key) >= least, key, getattr(self, key), f">= {least}")
         require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+        self.runs = self.runs or str(Path(self.folder) / "measured")
 
     @property
     def jobs(self) -> Iterator[Job]:
@@ -84,6 +86,32 @@ class Job(NamedTuple):
     def file(self, settings: Settings) -> Path:
         name = f"{self.name.replace(' ', '_')}-{self.length}-{self.width}-{self.rate:g}"
         return Path(settings.runs) / f"{name}-{settings.epochs}x{settings.examples}-{settings.tests}.json"
+
+    def known(self, settings: Settings) -> Record | None:
+        """What was measured before."""
+        file = self.file(settings)
+        return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def _trained(job: Job, settings: Settings) -> Iterator[Record]:
+    """The record after each epoch, once it is written."""
+    print(f"{job.name}, length {job.length}, width {job.width}, rate {job.rate:g}: ", end="", flush=True)
+    file = job.file(settings)
+    checkpoint = file.with_suffix(".pt")
+    epochs, count, tests = settings.epochs, settings.examples, settings.tests
+    for record in measured(*job, epochs=epochs, count=count, tests=tests, checkpoint=checkpoint):
+        write_atomically(file, json.dumps(asdict(record), indent=1) + "\n")
+        print(f"{record.accuracy[-1]:.1%} ", end="", flush=True)
+        yield record
+    print(f"(best {record.best:.1%}, {len(record.accuracy)} epochs)", flush=True)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _write_table(settings: Settings, records: dict[Job, Record | None]) -> None:
+    known = [record for record in records.values() if record is not None]
+    if known:
+        text = document(known, settings.epochs, settings.examples, settings.tests)
+        write_atomically(Path(settings.folder) / "RESULTS.md", text)
 
 
 def _numbers(text: str) -> list[float]:
@@ -106,17 +134,13 @@ def measure(arguments: Sequence[str]) -> int:
         Path(settings.runs).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"runs={settings.runs}: must be a folder that can be made ({error.strerror})") from error
-    records = []
-    for job in settings.jobs:
-        file = job.file(settings)
-        if not file.is_file():
-            print(f"{job.name}, length {job.length}, width {job.width}, rate {job.rate:g}: ", end="", flush=True)
-            record = measured(*job, epochs=settings.epochs, count=settings.examples, tests=settings.tests)
-            write_atomically(file, json.dumps(asdict(record), indent=1) + "\n")
-            print(f"{record.best:.1%} after {len(record.accuracy)} epochs", flush=True)
-        records.append(Record(**json.loads(file.read_text(encoding="utf-8"))))
-        text = document(records, settings.epochs, settings.examples, settings.tests)
-        write_atomically(Path(settings.folder) / "RESULTS.md", text)
+    records = {job: job.known(settings) for job in settings.jobs}
+    _write_table(settings, records)
+    for job, known in records.items():
+        if known is None or not known.ended:
+            for record in _trained(job, settings):
+                records[job] = record
+                _write_table(settings, records)
     print(f"\nwritten to {Path(settings.folder) / 'RESULTS.md'}")
     return 0
 

@@ -23,6 +23,8 @@ def document(records: Sequence[Record], epochs: int, count: int, tests: int) -> 
     for (length, width, name), group in groupby(ordered, key=lambda one: (one.length, one.width, one.name)):
         best = max(group, key=lambda one: (one.best, -len(one.accuracy)))
         ended = "" if best.finite else ", not finite"
+        if not best.ended:
+            ended = f", stopped after {len(best.accuracy)}"
         cells = [f"{length}, {LENGTHS[length]}", str(width), name, f"{best.parameters:,}", f"{best.state:,}"]
         cells += [f"{best.best:.1%}", f"{best.accuracy.index(best.best) + 1}{ended}", f"{best.rate:.2g}"]
         lines.append(f"| {' | '.join(cells)} |")

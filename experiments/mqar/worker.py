@@ -5,8 +5,10 @@ Legend: L tokens, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 from experiments.mqar.contestants import configuration
 from experiments.mqar.data import TEST, TRAINING, batches, examples
+from experiments.mqar.progress import Progress
 
 ENOUGH = 0.99  # accuracy at which zoology stops
 TESTED = 64  # rows read at once
@@ -39,16 +42,23 @@ class Record:
     state: int  # numbers that the model keeps of a sequence of that length
     accuracy: list[float] = field(default_factory=list)  # on the test set after each epoch
     finite: bool = True  # False: training ended at a loss or gradient that is not finite
+    ended: bool = True  # False: training goes on from here when the command is run again
     device: str = ""
-    git: str = ""  # revision
+    git: str = ""  # revisions that trained it
 
     @property
     def best(self) -> float:
         return max(self.accuracy, default=0.0)
 
 
-def measured(name: str, length: int, width: int, rate: float, *, epochs: int, count: int, tests: int) -> Record:
-    """At most `epochs` of `count` sequences; fewer where `tests` sequences are read with accuracy `ENOUGH`."""
+def measured(
+    name: str, length: int, width: int, rate: float, *, epochs: int, count: int, tests: int, checkpoint: Path
+) -> Iterator[Record]:
+    """What is known after each of at most `epochs` of `count` sequences; the last record has ended.
+
+    Fewer epochs where `tests` sequences are read with accuracy `ENOUGH`. Each one is saved in `checkpoint` first, and
+    training goes on from there, bitwise; the caller removes it.
+    """
     rows = configuration(name, length, width, rate, 1).train.batch_size
     config = configuration(name, length, width, rate, ceil(epochs * (count // rows)))
     device, precision = prepare_device(config.device)
@@ -56,15 +66,22 @@ def measured(name: str, length: int, width: int, rate: float, *, epochs: int, co
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision, capture=graph_capture(config, device))
     training, test = examples(count, length, TRAINING), examples(tests, length, TEST)
+    numbers, kept = sum(parameter.numel() for parameter in model.parameters()), state_numbers(model, test)
     order = np.random.default_rng(config.seed)
-    found: list[float] = []
-    finite = True
-    while finite and len(found) < epochs and max(found, default=0.0) < ENOUGH:
-        finite = all(step(state, batch).finite for batch in batches(training, rows, order))
-        found.append(accuracy(model, test, step))
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    kept = state_numbers(model, test)
-    return Record(name, length, width, rate, numbers, kept, found, finite, device_name(device), git_revision())
+    done = Progress.read(checkpoint, state, order)
+    while True:
+        best = max(done.accuracy, default=0.0)
+        ended = not done.finite or len(done.accuracy) >= epochs or best >= ENOUGH
+        if done.accuracy:
+            found, git = list(done.accuracy), " and ".join(done.revisions)
+            known = (numbers, kept, found, done.finite, ended, device_name(device), git)
+            yield Record(name, length, width, rate, *known)
+        if ended:
+            return
+        done.trained_by(git_revision() or "unknown")
+        done.finite = all(step(state, batch).finite for batch in batches(training, rows, order))
+        done.accuracy.append(accuracy(model, test, step))
+        done.save(checkpoint, state, order)
 
 
 def accuracy(model: AtlasModel, sequences: MQARSequences, step: TrainStep) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.mqar.__main__ import Settings, main
-from experiments.mqar.contestants import FULL, MEMORY, configuration
+from experiments.mqar.contestants import FULL, MEMORY, NARROW, configuration
 from experiments.mqar.data import TEST, TRAINING, batches, examples
 from experiments.mqar.table import document
-from experiments.mqar.worker import Record
+from experiments.mqar.worker import Record, measured
 
 
 def test_an_epoch_has_every_sequence_once_with_the_values_at_their_keys() -> None:
@@ -45,12 +47,31 @@ def test_the_best_learning_rate_counts() -> None:
         Record(FULL, 64, 64, 1e-3, 1000, 16384, [0.2, 0.995], git="abc", device="a CPU"),
         Record(MEMORY, 64, 64, 1e-3, 1010, 900, [0.4, 0.6, 0.5], git="abc", device="a CPU"),
         Record(MEMORY, 64, 64, 1e-2, 1010, 900, [0.7], finite=False, git="abc", device="a CPU"),
+        Record(NARROW, 64, 64, 1e-2, 990, 400, [0.1, 0.3, 0.2], ended=False, git="abc", device="a CPU"),
     ]
     text = document(records, 3, 2048, 100)
     assert "| 64, 4 | 64 | memory | 1,010 | 900 | 70.0% | 1, not finite | 0.01 |" in text
+    assert "| 64, 4 | 64 | window of 16 | 990 | 400 | 30.0% | 2, stopped after 3 | 0.01 |" in text
     assert "| 64, 4 | 64 | full attention | 1,000 | 16,384 | 99.5% | 2 | 0.001 |" in text
     assert text.index("| memory |") < text.index("| full attention |")
     assert "Learning rates: 0.001, 0.01. a CPU. Revision abc." in text
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_goes_on_bitwise(tmp_path: Path) -> None:
+    def records(file: Path) -> Iterator[Record]:
+        return measured(MEMORY, 64, 16, 1e-2, epochs=3, count=1024, tests=64, checkpoint=file)
+
+    whole, stopped = tmp_path / "whole.pt", tmp_path / "stopped.pt"
+    *_, expected = records(whole)
+    first = next(records(stopped))
+    assert (len(first.accuracy), first.ended) == (1, False)
+    *_, found = records(stopped)
+    assert found == expected
+    assert found.ended
+    ends = [torch.load(file, weights_only=True)["state"]["model"] for file in (whole, stopped)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert [one.ended for one in records(stopped)] == [True]  # a kill came after the last epoch
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""How far a training is, and the file from which it goes on, bitwise."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from atlas.config.atomic import write_atomically
+from atlas.training.state import TrainState
+
+
+@dataclass
+class Progress:
+    accuracy: list[float] = field(default_factory=list)  # on the test set after each epoch
+    finite: bool = True  # False: training ended at a loss or gradient that is not finite
+    revisions: list[str] = field(default_factory=list)  # that trained it
+
+    def trained_by(self, revision: str) -> None:
+        if revision not in self.revisions:
+            self.revisions.append(revision)
+
+    def save(self, file: Path, state: TrainState, order: np.random.Generator) -> None:
+        """Replace `file`. `order`: draws the batches of an epoch."""
+        content = io.BytesIO()
+        torch.save({"state": state.payload(), "order": order.bit_generator.state, "progress": asdict(self)}, content)
+        write_atomically(file, content.getvalue())
+
+    @classmethod
+    def read(cls, file: Path, state: TrainState, order: np.random.Generator) -> Progress:
+        """Nothing done where there is no `file`; otherwise `state` and `order` are as they were saved."""
+        if not file.is_file():
+            return cls()
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        state.restore(saved["state"])
+        order.bit_generator.state = saved["order"]
+        return cls(**saved["progress"])
