@@ -11,11 +11,11 @@ BATCHES = {64: 512, 128: 512, 256: 256, 512: 128}  # tokens -> rows of a batch
 WINDOW = 16  # tokens of the window attention beside the memory
 MEMORY, FULL = "memory", "full attention"
 NARROW, WIDE = "window of 16", "window of 64"
-MODELS = {  # settings, and the hidden width of the SwiGLU that makes sizes equal, in model widths
-    MEMORY: ((f"model.window={WINDOW}",), 2.75),
-    NARROW: (("model=attention_only", f"model.window={WINDOW}"), 5.125),
-    WIDE: (("model=attention_only", "model.window=64"), 5.125),
-    FULL: (("model=transformer",), 5.5),
+MODELS = {
+    MEMORY: (f"model.window={WINDOW}",),
+    NARROW: ("model=attention_only", f"model.window={WINDOW}"),
+    WIDE: ("model=attention_only", "model.window=64"),
+    FULL: ("model=transformer",),
 }
 
 
@@ -25,19 +25,15 @@ def heads(width: int) -> int:
 
 
 def configuration(name: str, length: int, width: int, rate: float, steps: int) -> RunConfig:
-    """zoology's recipe: AdamW with weight decay 0.01, a cosine to 0, no clipping, 2 layers.
+    """zoology's recipe: AdamW with weight decay 0.01, a cosine to 0, no clipping, 2 layers, nothing between the mixers.
 
-    The memory has chunks of 8, is reset at half the length and has a global chunk of an eighth of it.
+    A feed-forward layer of hidden width 1 stands for none. The memory has chunks of 8, is reset at half the length and
+    has a global chunk of an eighth of it.
     """
-    settings, feedforward = MODELS[name]
     return atlas.compose(
         [
-            *settings,
-            *(
-                f"model.width={width}",
-                f"model.heads={heads(width)}",
-                f"model.feedforward={int(feedforward * width)}",
-            ),
+            *MODELS[name],
+            *(f"model.width={width}", f"model.heads={heads(width)}", "model.feedforward=1"),
             *(f"model.vocabulary={VOCABULARY}", f"train.sequence={length}", f"train.batch_size={BATCHES[length]}"),
             *("chunk_size.local=[8]", f"chunk_size.shard={length // 2}", f"chunk_size.global_size={length // 8}"),
             *("optim=adamw", "optim.weight_decay=0.01", "optim.betas=[0.9,0.999]", "optim.lr_min_ratio=0"),
