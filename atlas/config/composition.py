@@ -184,7 +184,11 @@ def settings_hashes(path: Path, content: Mapping[str, Any]) -> frozenset[str]:
 
 def _as_it_was(content: dict[str, Any]) -> None:
     """Give settings that are newer than the run the values by which it was trained."""
-    memory = (content.get("model") or {}).get("memory")
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return
+    model.setdefault("gate_sharpness_max", 0.0)
+    memory = model.get("memory")
     if isinstance(memory, dict):
         memory.setdefault("curvature_max", 0.0)
         memory.setdefault("curvature_max_local", 0.0)

@@ -129,6 +129,7 @@ class ModelConfig(Choices, prefix="model."):
     feedforward: int = 352  # hidden width of the SwiGLU
     persistent_keys: int = PERSISTENT_KEYS  # learnable keys of the prefix and the Q-K projection; 0 = none
     fusion: Fusion = Fusion.gated_sum
+    gate_sharpness_max: float = 30.0  # up to which the polarisation loss makes the gates sharper; 0 = no limit
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     native: NativeLengths = field(default_factory=NativeLengths)
 
@@ -154,4 +155,6 @@ class ModelConfig(Choices, prefix="model."):
             self.persistent_keys,
             ">= 1 with a memory, >= 0 without",
         )
+        sharpest = self.gate_sharpness_max
+        require(sharpest >= 0, "model.gate_sharpness_max", sharpest, ">= 0 (0 = no limit)")
         require(self.window >= 0, "model.window", self.window, ">= 0 (0 = full causal attention)")

@@ -67,7 +67,7 @@ class AtlasMAGBlock(nn.Module):
         self.persistent = PersistentMemory(config.heads, keys, head_width) if keys else None
         has_memory = config.memory.enabled
         self.memory = AtlasMemory(width, config.heads, local_count, config.memory) if has_memory else None
-        self.gate = Gate(width, config.fusion) if has_memory else None
+        self.gate = Gate(width, config.fusion, config.gate_sharpness_max) if has_memory else None
         self.out = nn.Linear(width, width, bias=False)  # no bias: a closed gate must give exactly 0
         self.feedforward = SwiGLU(width, config.feedforward)
 

@@ -7,7 +7,7 @@ Legend: B sequences, T tokens, D model width, a attended, m recalled.
 
 from __future__ import annotations
 
-from math import log
+from math import inf, log
 from typing import assert_never
 
 import torch
@@ -26,12 +26,13 @@ class Gate(nn.Module):
 
     Gates polarise by a sharper sigmoid, or by logits far from 0. The second way disables the memory: constant logits
     minimise the loss, and a constant gate does not depend on the memory (experiments/LOG.md). So the gradient of the
-    polarisation loss reaches the sharpness only.
+    polarisation loss reaches the sharpness only, and only below `sharpness_max` (0: always): it always asks for more,
+    and a step function has no gradient but where it jumps.
     """
 
-    def __init__(self, width: int, fusion: Fusion) -> None:
+    def __init__(self, width: int, fusion: Fusion, sharpness_max: float = 0.0) -> None:
         super().__init__()
-        self.fusion = fusion
+        self.fusion, self.sharpness_max = fusion, sharpness_max or inf
         self.linear = nn.Linear(width, width)
         self.log_sharpness = nn.Parameter(torch.tensor(log(INITIAL_SHARPNESS)))
         nn.init.normal_(self.linear.weight, std=width**-0.5)
@@ -49,8 +50,10 @@ class Gate(nn.Module):
             case Fusion.additive:
                 return attended + (linear + self.linear.bias), None
             case Fusion.gated_sum:
-                return gated_branch(attended, linear, self.linear.bias, sharpness, adds=True)
+                adds = True
             case Fusion.multiplicative:
-                return gated_branch(attended, linear, self.linear.bias, sharpness, adds=False)
+                adds = False
             case unknown:
                 assert_never(unknown)
+        branch, gate = gated_branch(attended, linear, self.linear.bias, sharpness, adds=adds)
+        return branch, torch.where(sharpness < self.sharpness_max, gate, gate.detach())

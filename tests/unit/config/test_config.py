@@ -35,12 +35,12 @@ def test_a_run_from_before_a_setting_keeps_what_it_was_trained_with(tmp_path: Pa
     path = tmp_path / "config.yaml"
     save_config(atlas.compose([]), path)
     text = path.read_text(encoding="utf-8")
-    path.write_text(re.sub(r"\n *curvature_max(_local)?: .*", "", text), encoding="utf-8")
-    memory = load_config(path).model.memory
-    assert (memory.curvature_max, memory.curvature_max_local) == (0, 0)
+    path.write_text(re.sub(r"\n *(curvature_max(_local)?|gate_sharpness_max): .*", "", text), encoding="utf-8")
+    model = load_config(path).model
+    assert (model.memory.curvature_max, model.memory.curvature_max_local, model.gate_sharpness_max) == (0, 0, 0)
     path.write_text(text, encoding="utf-8")
-    memory = load_config(path).model.memory
-    assert (memory.curvature_max, memory.curvature_max_local) == (2, 2)
+    model = load_config(path).model
+    assert (model.memory.curvature_max, model.memory.curvature_max_local, model.gate_sharpness_max) == (2, 2, 30)
 
 
 LOCAL = {

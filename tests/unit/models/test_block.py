@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from atlas.models.block import AtlasMAGBlock
 from atlas.models.gate import Gate
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.ops.rotary import Rotary
+from atlas.training.losses import gate_polarisation
 
 PLAN = ChunkPlan((4,), 8, 8)
 
@@ -91,6 +94,29 @@ def test_the_gate_learns_to_suppress_a_noise_branch(fusion: Fusion) -> None:
         block.out(branch).square().mean().sqrt().backward()
         optimizer.step()
     assert gate.mean().item() < 0.01
+
+
+@each_gated_fusion
+def test_the_polarisation_loss_makes_a_gate_sharper_up_to_the_limit_only(fusion: Fusion) -> None:
+    torch.manual_seed(0)
+    gate, inputs = Gate(16, fusion, sharpness_max=30.0), (torch.randn(2, 8, 16), torch.randn(2, 8, 16))
+
+    def gradients(sharpness: float) -> tuple[float, float]:
+        """Of log_sharpness: by the polarisation loss, and by a loss of the branch."""
+        found = []
+        for loss in (lambda: gate_polarisation([gate(*inputs)[1]]), lambda: gate(*inputs)[0].square().mean()):
+            gate.zero_grad()
+            with torch.no_grad():
+                gate.log_sharpness.fill_(log(sharpness))
+            loss().backward()
+            found.append(float(gate.log_sharpness.grad))
+        return found[0], found[1]
+
+    assert gradients(29.0)[0] < 0
+    assert gradients(31.0)[0] == 0
+    assert gradients(31.0)[1] != 0
+    gate.sharpness_max = Gate(16, fusion).sharpness_max
+    assert gradients(31.0)[0] < 0, "runs from before the limit"
 
 
 def test_additive_fusion_adds_the_logits_and_has_no_gate() -> None:
