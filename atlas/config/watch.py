@@ -48,7 +48,7 @@ class WatchConfig(Choices, prefix="watch."):
     frozen_weights: WatchAction = _watcher("weights that no step moves: no gradient, or updates lost to rounding")
     clipping: WatchAction = _watcher("every gradient is clipped to a small part of itself")
     gradients: WatchAction = _watcher("steps that add their gradients to those of earlier steps")
-    gradient_jump: WatchAction = _watcher("a step whose gradient is far larger than those before it", undone=True)
+    gradient_jump: WatchAction = _watcher("a step whose gradient is far larger than usual", undone=True)
     optimizer_state: WatchAction = _watcher("a resumed run has lost the moments of its optimiser")
     epsilon: WatchAction = _watcher("an optimiser whose epsilon is larger than most gradients")
     second_moment: WatchAction = _watcher(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.silent.bench import MIXED
+from experiments.silent.bench import MIXED, TEXT
 from experiments.silent.failure import Failure, Procedure, trained, with_optimizer
 
 RECALL = ("niah=default", "niah.levels=[recall]", "niah.samples=16")
@@ -44,6 +44,24 @@ FAILURES = (
         "global_never_written",
         "`chunk_size.global_size=128` with sequences of 64",
         trained("chunk_size.global_size=128"),
+    ),
+    _failure(
+        "equal_keys_overshoot",
+        "`model.memory.curvature_max_local=0`: a row of one symbol overshoots in shards of 32 chunks",
+        trained(
+            "model.memory.curvature_max_local=0",
+            shared=(
+                *TEXT,
+                "trust=[experiments.silent]",
+                "data._target_=experiments.silent.wrong_data.OneSymbol",
+                "+data.at=120",
+                "model.memory.rate_init=0.5",
+                "train.sequence=512",
+                "chunk_size.shard=256",
+                "chunk_size.global_size=128",
+            ),
+        ),
+        says="gradient",
     ),
     _failure(
         "recall_key_blind",

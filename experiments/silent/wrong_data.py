@@ -325,6 +325,17 @@ class OwnSeed(Sound):
         self.seed = 0
 
 
+class OneSymbol(Sound):
+    """The first row of one batch is the same byte throughout, such as a line of dashes."""
+
+    def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
+        if step != self.at + 1:
+            return batch
+        inputs, targets = batch.inputs.clone(), batch.targets.clone()
+        inputs[0] = targets[0] = ord("-")
+        return replace(batch, inputs=inputs, targets=targets)
+
+
 class RowsAlike(Sound):
     """The generator of every row has the same seed."""
 

@@ -15,7 +15,7 @@ LOST = 0.5  # of the parameters
 OUTGROWN = 20.0  # times the largest gradient: the moment is a mean of squares, so it is below 1 if none was larger
 SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and more, the usual epsilon is 1e-8
 
-GRADIENT_JUMP = 100.0  # times the largest norm of the ENOUGH steps before; calm runs reach 2, one of 10,000 steps 31
+GRADIENT_JUMP = 100.0  # times the median norm of the ENOUGH steps before; calm runs reach 46, broken ones 1e6
 JUMP = 8.0  # times the usual change of the norm of all weights in a step
 LEAST = 0.005  # of the norm; a calm run changes it by less in a step
 ENOUGH = 20  # steps
@@ -64,26 +64,28 @@ def gradients(record: Record) -> Finding | None:
 
 
 def gradient_jump(record: Record) -> Finding | None:
-    """One of the steps since the last look had a gradient far larger than each of the ENOUGH steps before it."""
+    """One of the steps since the last look had a gradient far larger than is usual of the ENOUGH steps before it.
+
+    Not than the largest of them: where it breaks down, a jump comes soon after the last one.
+    """
     norms = list(record.norms)
     for at in range(max(len(norms) - EVERY, ENOUGH), len(norms)):
-        largest, step = max(norms[at - ENOUGH : at]), record.step - (len(norms) - 1 - at)
-        if 0 < GRADIENT_JUMP * largest < norms[at]:  # after batches without a target gradients are 0
-            return _gradient_jump(record, step, norms[at], largest)
+        usual, step = median(norms[at - ENOUGH : at]), record.step - (len(norms) - 1 - at)
+        if 0 < GRADIENT_JUMP * usual < norms[at]:  # after batches without a target gradients are 0
+            return _gradient_jump(record, step, norms[at], usual)
     return None
 
 
-def _gradient_jump(record: Record, step: int, norm: float, largest: float) -> Finding:
+def _gradient_jump(record: Record, step: int, norm: float, usual: float) -> Finding:
     return Finding(
         "gradient_jump",
         record.step,
         norm,
-        f"the gradient of step {step} has a norm of {norm:.3g}; the largest of the {ENOUGH} steps before has "
-        f"{largest:.3g}",
+        f"the gradient of step {step} has a norm of {norm:.3g}; the median of the {ENOUGH} steps before is {usual:.3g}",
         "clipping bounds its length, not its direction, and float32 may have no digit of it right",
         "a look at the rows of that batch, model.memory.curvature_max and curvature_max_local where they are off, a "
         "lower optim.lr, or watch.gradient_jump=rollback",
-        {"largest": largest},
+        {"usual": usual},
         since=step - 1,
     )
 
