@@ -326,13 +326,13 @@ class OwnSeed(Sound):
 
 
 class OneSymbol(Sound):
-    """The first row of one batch is the same byte throughout, such as a line of dashes."""
+    """The first row of one batch is the same byte throughout, such as a line of slashes."""
 
     def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
         if step != self.at + 1:
             return batch
         inputs, targets = batch.inputs.clone(), batch.targets.clone()
-        inputs[0] = targets[0] = ord("-")
+        inputs[0] = targets[0] = ord("/")
         return replace(batch, inputs=inputs, targets=targets)
 
 
