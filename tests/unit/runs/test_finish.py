@@ -32,3 +32,14 @@ def test_a_picture_that_fails_costs_no_record(
     written = read_summary(tmp_path)
     assert written is not None
     assert written.step == 7
+
+
+@pytest.mark.parametrize(("validated", "expected"), [(20, 1.5), (22, 1.5), (30, None)])
+def test_the_validation_loss_is_not_that_of_an_undone_step(validated: int, expected: float | None) -> None:
+    """A run that is stopped right after its rollback from step 30 to 22."""
+    result = SimpleNamespace(loss=1.0, perplexity=2.0, recall=3.0)
+    trainer: Any = SimpleNamespace(measurements=SimpleNamespace(validation=(validated, 1.5)), config=None)
+    last: Any = SimpleNamespace(result=result, gates=None)
+    summary = RunSummary("run", step=22, steps=100)
+    finish._take_last_step(summary, trainer, last)
+    assert summary.validation_loss == expected
