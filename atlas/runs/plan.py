@@ -17,6 +17,7 @@ from atlas.parallel.ranks import ALONE, Ranks
 from atlas.runs.build import build_data, build_model, prepare_device, with_vocabulary
 from atlas.runs.step_memory import (
     GIB,
+    NoRoomError,
     counted_tokens,
     device_memory,
     fixed_memory,
@@ -50,9 +51,8 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> Plan:
     require_room_for_one(config, device, processes)
     try:
         require_room(config, device, precision, processes)
-    except ConfigError as refusal:
-        memory = step_memory(config, device, precision, processes)
-        return Plan("\n".join([*_work(config), *_peak(memory, device)]), refusal)
+    except NoRoomError as refusal:
+        return Plan("\n".join([*_work(config), *_peak(refusal.needed, device)]), refusal)
     train = config.train
     tokens = train.batch_size * train.sequence
     flops = flops_per_token(config.model, config.chunk_size, train.sequence)

@@ -29,8 +29,17 @@ SURELY = 20  # a need below this part of the memory, by `LEAST_KEPT`, is not loo
 GIB: int = 2**30
 
 
+class NoRoomError(ConfigError):
+    """`needed`: bytes by part, see `step_memory`."""
+
+    def __init__(self, message: str, needed: dict[str, int]) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
 def require_room(config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1) -> None:
-    """Raise `ConfigError` where a step cannot fit into the memory of the device.
+    """Raise `NoRoomError` where a step cannot fit into the memory of the device, `ConfigError` where not even one
+    sequence can.
 
     `config` has the vocabulary of its data. A run that needs a small part of the memory passes without a count.
     """
@@ -43,9 +52,8 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
         parts = ", ".join(f"{part} {_gib(size)}" for part, size in needed.items() if size > peak / 100)
         fitting = _fitting(config, processes, needed, most)
         hint = fitting or "one sequence at a time does not fit either: take a shorter train.sequence or a smaller model"
-        raise ConfigError(
-            f"train.batch_size={train.batch_size}: must be {_must_fit(most)} about {_gib(peak)} ({parts}); {hint}"
-        )
+        must = f"must be {_must_fit(most)} about {_gib(peak)} ({parts}); {hint}"
+        raise NoRoomError(f"train.batch_size={train.batch_size}: {must}", needed)
 
 
 def require_room_for_one(config: RunConfig, device: torch.device, processes: int = 1) -> float:
