@@ -67,16 +67,17 @@ class Changes:
         """Write the event first, then config.yaml: a change in config.yaml is always in events.jsonl too."""
         if not self.settings:
             return
+        kept = deepcopy(self.frozen)
+        for key in self.lasting:
+            transfer(self.config, kept, key.split("."))
         telemetry.event(
             SETTINGS,
             state.step,
             changes={key: [as_text(value) for value in both] for key, both in self.settings.items()},
             former_config_hash=config_hash(self.frozen),
+            config_hash=config_hash(kept),
             message=self._message(state),
         )
-        kept = deepcopy(self.frozen)
-        for key in self.lasting:
-            transfer(self.config, kept, key.split("."))
         save_config(kept, folder / CONFIG_FILE)
 
     def _message(self, state: TrainState) -> str:

@@ -71,10 +71,18 @@ class RunFiles:
 
     @cached_property
     def config_hashes(self) -> frozenset[str]:
-        """Of config.yaml, and of what it was before an earlier start changed it; empty where it cannot be read."""
+        """Of config.yaml, and of what it was before an earlier start changed it; empty where it cannot be read.
+
+        Of config.yaml alone where no start left it as it is: somebody else has changed it since.
+        """
         with suppress(*_NO_SETTINGS):
-            former = {str(event.get("former_config_hash")) for event in self.of_kind(SETTINGS)}
-            return settings_hashes(self.folder / CONFIG_FILE, self._config) | former
+            own = settings_hashes(self.folder / CONFIG_FILE, self._config)
+            changes = self.of_kind(SETTINGS)
+            former = {str(event.get("former_config_hash")) for event in changes}
+            left = {str(event["config_hash"]) for event in changes if "config_hash" in event}
+            if not left:  # older events
+                left = {str(RunFiles(self.folder, strict=False).summary.get("config_hash") or "")} - {""}
+            return own if left and own.isdisjoint(left | former) else own | former
         return frozenset()
 
     def edited_config(self, step: int, config_hash: str) -> list[str]:

@@ -51,10 +51,46 @@ def without_a_hash(path: Path, config: RunConfig) -> str:
 
 
 def changed_by_a_start(path: Path, config: RunConfig) -> str:
-    event = {"kind": "settings", "step": 3, "former_config_hash": config_hash(config)}
-    (path.parent / "events.jsonl").write_text(json.dumps(event) + "\n")
-    save_config(replace(config, train=replace(config.train, steps=7)), path)
+    later = replace(config, train=replace(config.train, steps=7))
+    hashes = {"former_config_hash": config_hash(config), "config_hash": config_hash(later)}
+    (path.parent / "events.jsonl").write_text(json.dumps({"kind": "settings", "step": 3, **hashes}) + "\n")
+    save_config(later, path)
     return config_hash(config)
+
+
+def changed_by_an_older_start(path: Path, config: RunConfig) -> str:
+    """Before events named the new hash too; summary.json has it."""
+    saved_with = changed_by_a_start(path, config)
+    events = path.parent / "events.jsonl"
+    event = json.loads(events.read_text())
+    (path.parent / "summary.json").write_text(json.dumps({"config_hash": event.pop("config_hash")}))
+    events.write_text(json.dumps(event) + "\n")
+    return saved_with
+
+
+def of_which_the_summary_is_gone(path: Path, config: RunConfig) -> str:
+    saved_with = changed_by_an_older_start(path, config)
+    (path.parent / "summary.json").unlink()
+    return saved_with
+
+
+def whose_start_was_killed(path: Path, config: RunConfig) -> str:
+    """After the event and before config.yaml; the checkpoint is of the start before that."""
+    first = changed_by_a_start(path, replace(config, seed=3))
+    save_config(replace(config, seed=3), path)
+    return first
+
+
+def changed_by_a_start_and_edited(path: Path, config: RunConfig) -> str:
+    saved_with = changed_by_a_start(path, config)
+    edit(path, "  window: 32", "  window: 8")
+    return saved_with
+
+
+def changed_by_an_older_start_and_edited(path: Path, config: RunConfig) -> str:
+    saved_with = changed_by_an_older_start(path, config)
+    edit(path, "  window: 32", "  window: 8")
+    return saved_with
 
 
 def removed(path: Path, config: RunConfig) -> str:
@@ -81,6 +117,11 @@ def edited(path: Path, config: RunConfig) -> str:
         (older_and_gone_on_with, False),
         (without_a_hash, False),
         (changed_by_a_start, False),
+        (changed_by_an_older_start, False),
+        (of_which_the_summary_is_gone, False),
+        (whose_start_was_killed, False),
+        (changed_by_a_start_and_edited, True),
+        (changed_by_an_older_start_and_edited, True),
         (removed, False),
         (of_no_run, False),
         (edited, True),
