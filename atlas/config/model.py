@@ -104,6 +104,10 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
 
 
+# Of the gates before training: their logits have unit variance, so more than 8 of 10 start below 0.1 or above 0.9.
+GATE_SHARPNESS = 10.0
+
+
 @dataclass
 class NativeLengths:
     """Lengths, in tokens, that a model size is made for; other groups read them by interpolation."""
@@ -156,5 +160,6 @@ class ModelConfig(Choices, prefix="model."):
             ">= 1 with a memory, >= 0 without",
         )
         sharpest = self.gate_sharpness_max
-        require(sharpest >= 0, "model.gate_sharpness_max", sharpest, ">= 0 (0 = no limit)")
+        allowed = f"> {GATE_SHARPNESS:g}, with which gates start, or 0 (no limit)"
+        require(sharpest == 0 or sharpest > GATE_SHARPNESS, "model.gate_sharpness_max", sharpest, allowed)
         require(self.window >= 0, "model.window", self.window, ">= 0 (0 = full causal attention)")

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.config import Fusion
+from atlas.config.model import GATE_SHARPNESS
 from atlas.ops.gated_branch import gated_branch
-
-# z starts with unit variance: more than 8 of 10 gates start below 0.1 or above 0.9.
-INITIAL_SHARPNESS = 10.0
 
 
 class Gate(nn.Module):
@@ -34,7 +32,7 @@ class Gate(nn.Module):
         super().__init__()
         self.fusion, self.sharpness_max = fusion, sharpness_max or inf
         self.linear = nn.Linear(width, width)
-        self.log_sharpness = nn.Parameter(torch.tensor(log(INITIAL_SHARPNESS)))
+        self.log_sharpness = nn.Parameter(torch.tensor(log(GATE_SHARPNESS)))
         nn.init.normal_(self.linear.weight, std=width**-0.5)
         nn.init.zeros_(self.linear.bias)
 

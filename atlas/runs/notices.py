@@ -31,7 +31,7 @@ def start_warnings(
     return [
         *(data.corpus.warnings if data.corpus else ()),
         *recall_warnings(config, data),
-        *unread_settings(config.model.memory),
+        *unread_settings(config.model),
         *ranks.from_first(lambda: data_warnings(data, step)),
         *_cut_documents(described),
     ]

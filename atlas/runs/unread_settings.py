@@ -1,4 +1,4 @@
-"""Settings of the memory that were changed and that nothing in this model reads: told before step 1.
+"""Settings of the memory and its gate that were changed and that nothing in this model reads: told before step 1.
 
 Two runs that differ in such a setting alone are the same run; a sweep over it would compare a model with itself.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from atlas.config import MemoryConfig, ProjectionRange, Rule
+from atlas.config import Fusion, MemoryConfig, ModelConfig, ProjectionRange, Rule
 from atlas.config.keys import flat
 
 WITH_MOMENTUM = {Rule.momentum, Rule.muon, Rule.atlas}
@@ -20,8 +20,24 @@ READERS = {  # the rules that read a setting, or settings that begin so
 }
 
 
-def unread_settings(memory: MemoryConfig) -> list[str]:
+def unread_settings(model: ModelConfig) -> list[str]:
     """A line each; [] where every changed setting has a reader."""
+    return [*_of_memory(model.memory), *_of_gate(model)]
+
+
+def _of_gate(model: ModelConfig) -> list[str]:
+    usual, lines = ModelConfig(), []
+    if not model.memory.enabled and model.fusion is not usual.fusion:
+        lines.append(f"model.fusion={model.fusion} changes nothing with model.memory.enabled=false")
+    if model.gate_sharpness_max in (0, usual.gate_sharpness_max):  # 0: a run from before the setting
+        return lines
+    gateless = "model.memory.enabled=false" if not model.memory.enabled else "model.fusion=additive"
+    if not model.memory.enabled or model.fusion is Fusion.additive:
+        lines.append(f"model.gate_sharpness_max={model.gate_sharpness_max} changes nothing with {gateless}")
+    return lines
+
+
+def _of_memory(memory: MemoryConfig) -> list[str]:
     default = flat(asdict(type(memory)()))
     changed = {key: value for key, value in flat(asdict(memory)).items() if value != default.get(key, value)}
     found = {key: reason for key in changed if (reason := _why_unread(memory, key))}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas.models.gate import Gate
 from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.memory_inputs import MemoryInputs
@@ -48,6 +49,7 @@ class Catch:
     controls: list[Tensor] = field(default_factory=list)  # [memories, N, T, n] per layer with a memory
     mixes: list[Tensor | None] = field(default_factory=list)  # lambda [H] per layer with a memory, if it has one
     gates: list[Tensor | None] = field(default_factory=list)  # [B, T, D] per layer with a memory, if it has a gate
+    sharpness: list[Tensor] = field(default_factory=list)  # of the gate, per layer with a memory
     after: ModelState | None = None
 
 
@@ -56,6 +58,7 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
     """Catch the first forward pass inside the context, without its graph."""
     catch = Catch()
     memories = [block.memory for block in model.mag_blocks if block.memory is not None]
+    gates = [block.gate for block in model.mag_blocks if block.gate is not None]  # where there is a memory
 
     def take_start(memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
         if len(catch.starts) < len(memories):  # here its weights are whole, see parallel/slices.py
@@ -80,7 +83,13 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
         if len(catch.controls) < len(memories):
             catch.controls.append(output.detach())
 
-    handles = [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
+    def take_sharpness(gate: nn.Module, *_: Any) -> None:
+        if len(catch.sharpness) < len(gates):
+            assert isinstance(gate, Gate)
+            catch.sharpness.append(gate.log_sharpness.detach().view(()).exp())
+
+    handles = [gate.register_forward_hook(take_sharpness) for gate in gates]
+    handles += [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
     handles += [memory.controls.register_forward_hook(take_controls) for memory in memories]
     handles += [memory.register_forward_pre_hook(take_start) for memory in memories]
     handles.append(model.register_forward_hook(take_state))
@@ -108,19 +117,20 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         query_cosine_raw         the control: the same of the queries themselves
         lambda                   mean weight of q' in the queries q + lambda q' of the local memories, with `mix`
         gate_mean                of the block's gates, if it has any
+        gate_sharpness           of these gates
     """
     if catch.after is None:
         return {}
     found: dict[str, Tensor] = {}
-    tokens = catch.queries, catch.rates, catch.controls, catch.mixes, catch.gates
+    tokens = catch.queries, catch.rates, catch.controls, catch.mixes, catch.gates, catch.sharpness
     caught = iter(zip(catch.starts, *tokens, strict=True))
     for index, (block, after) in enumerate(zip(model.mag_blocks, catch.after.blocks, strict=True)):
         if block.memory is None or after.memory is None:
             continue
-        start, query, rates, controls, mix, gates = next(caught)
+        start, query, rates, controls, mix, gates, sharpness = next(caught)
         values = _weights(block.memory, start, after.memory, rates, controls)
         values |= _queries(block.memory, query, after.memory)
-        values |= {} if gates is None else {"gate_mean": gates.float().mean()}
+        values |= {} if gates is None else {"gate_mean": gates.float().mean(), "gate_sharpness": sharpness}
         values |= {} if mix is None else {"lambda": mix.mean()}
         found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
     if not found:

@@ -4,18 +4,18 @@ python -m experiments.mqar [KEY=VALUE ...]
 
   lengths=64,128,256,512       tokens, with 4, 8, 16 and 64 pairs
   widths=64,128                of the models; a head for each full 64 of it
-  models=memory,window of 16,window of 64,full attention
+  models=memory,window of 16,window of 64,full attention   `memory` has a window of 16 too
   rates=1e-4,4.6e-4,2.2e-3,1e-2   highest learning rates; the best one counts
   epochs=64                    at most; training stops at an accuracy of 99 %
   examples=100000              training sequences of an epoch
   tests=3000                   test sequences
-  folder=experiments/mqar      where RESULTS.md goes
+  folder=experiments/mqar      where RESULTS.md goes, a folder that exists
   runs=                        what is measured, a file for each; what is there is not done again, and a training that
                                was stopped goes on after its last whole epoch. Empty: `measured` in the folder
 
-Shortest length first. Writes RESULTS.md after every epoch, first of what is there. Meant for a GPU: on a core an epoch
-takes minutes. Two commands may share `runs` where they train other models and have other folders. Exit status: 0 all
-measured, 2 refused.
+Shortest length first. Writes RESULTS.md after every epoch, of all that `runs` has by these amounts of epochs, examples
+and tests. Meant for a GPU: on a core an epoch takes minutes. Two commands may share `runs` where they train other
+models and have other folders. Exit status: 0 all measured, 2 refused, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -66,8 +66,12 @@ class Settings:
         rows = max(BATCHES[int(length)] for length in names(self.lengths))
         for key, least in (("epochs", 1), ("examples", rows), ("tests", 1)):
             require(getattr(self, key) >= least, key, getattr(self, key), f">= {least}")
-        require(Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
+        require(bool(self.folder) and Path(self.folder).is_dir(), "folder", self.folder, "a folder that exists")
         self.runs = self.runs or str(Path(self.folder) / "measured")
+
+    @property
+    def amounts(self) -> str:
+        return f"{self.epochs}x{self.examples}-{self.tests}"
 
     @property
     def jobs(self) -> Iterator[Job]:
@@ -85,12 +89,23 @@ class Job(NamedTuple):
 
     def file(self, settings: Settings) -> Path:
         name = f"{self.name.replace(' ', '_')}-{self.length}-{self.width}-{self.rate:g}"
-        return Path(settings.runs) / f"{name}-{settings.epochs}x{settings.examples}-{settings.tests}.json"
+        return Path(settings.runs) / f"{name}-{settings.amounts}.json"
 
-    def known(self, settings: Settings) -> Record | None:
-        """What was measured before."""
-        file = self.file(settings)
-        return Record(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+def _known(settings: Settings) -> dict[Job, Record]:
+    """What was measured before, by these amounts. Raises `ConfigError` for a file that no training left."""
+    found = {}
+    for file in sorted(Path(settings.runs).glob(f"*-{settings.amounts}.json")):
+        try:
+            record = Record(**json.loads(file.read_text(encoding="utf-8")))
+            job = Job(record.name, record.length, record.width, record.rate)
+            right = job.file(settings) == file and job.name in MODELS and 0 <= record.best <= 1
+        except (OSError, ValueError, TypeError, AttributeError):
+            right = False
+        if not right:
+            raise ConfigError(f"{file}: must be as a training left it; remove it to measure this model again")
+        found[job] = record
+    return found
 
 
 def _trained(job: Job, settings: Settings) -> Iterator[Record]:
@@ -107,11 +122,9 @@ def _trained(job: Job, settings: Settings) -> Iterator[Record]:
     checkpoint.unlink(missing_ok=True)
 
 
-def _write_table(settings: Settings, records: dict[Job, Record | None]) -> None:
-    known = [record for record in records.values() if record is not None]
-    if known:
-        text = document(known, settings.epochs, settings.examples, settings.tests)
-        write_atomically(Path(settings.folder) / "RESULTS.md", text)
+def _write_table(settings: Settings, records: dict[Job, Record]) -> None:
+    text = document(list(records.values()), settings.epochs, settings.examples, settings.tests)
+    write_atomically(Path(settings.folder) / "RESULTS.md", text)
 
 
 def _numbers(text: str) -> list[float]:
@@ -134,13 +147,18 @@ def measure(arguments: Sequence[str]) -> int:
         Path(settings.runs).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"runs={settings.runs}: must be a folder that can be made ({error.strerror})") from error
-    records = {job: job.known(settings) for job in settings.jobs}
-    _write_table(settings, records)
-    for job, known in records.items():
-        if known is None or not known.ended:
-            for record in _trained(job, settings):
-                records[job] = record
-                _write_table(settings, records)
+    records = _known(settings)
+    if records:
+        _write_table(settings, records)
+    try:
+        for job in settings.jobs:
+            if job not in records or not records[job].ended:
+                for record in _trained(job, settings):
+                    records[job] = record
+                    _write_table(settings, records)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on after the last whole epoch")
+        return 130
     print(f"\nwritten to {Path(settings.folder) / 'RESULTS.md'}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
 from atlas.training.state import TrainState
+
+DIGEST = hashlib.sha256().digest_size  # bytes
 
 
 @dataclass
@@ -24,17 +28,24 @@ class Progress:
             self.revisions.append(revision)
 
     def save(self, file: Path, state: TrainState, order: np.random.Generator) -> None:
-        """Replace `file`. `order`: draws the batches of an epoch."""
+        """Replace `file`, its SHA-256 first. `order`: draws the batches of an epoch."""
         content = io.BytesIO()
         torch.save({"state": state.payload(), "order": order.bit_generator.state, "progress": asdict(self)}, content)
-        write_atomically(file, content.getvalue())
+        write_atomically(file, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
 
     @classmethod
     def read(cls, file: Path, state: TrainState, order: np.random.Generator) -> Progress:
-        """Nothing done where there is no `file`; otherwise `state` and `order` are as they were saved."""
+        """Nothing done where there is no `file`; otherwise `state` and `order` are as they were saved.
+
+        Raises `ConfigError` for a damaged file.
+        """
         if not file.is_file():
             return cls()
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        whole = file.read_bytes()
+        content = whole[DIGEST:]
+        if hashlib.sha256(content).digest() != whole[:DIGEST]:
+            raise ConfigError(f"{file}: must be as a training left it; remove it to train this model from the start")
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         state.restore(saved["state"])
         order.bit_generator.state = saved["order"]
         return cls(**saved["progress"])

@@ -130,6 +130,7 @@ def test_norms_and_measurements_change_nothing_of_a_run(tiny: Tiny, left: Any, s
         "memory/layer0/local0/query_norm",
         "memory/layer0/lambda",
         "memory/layer0/gate_mean",
+        "memory/layer0/gate_sharpness",
         "memory/layer0/query_cosine",
         "memory/layer0/query_cosine_raw",
     }

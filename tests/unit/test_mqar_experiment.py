@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from atlas.config import ConfigError
 from experiments.mqar.__main__ import Settings, main
 from experiments.mqar.contestants import FULL, MEMORY, NARROW, configuration
 from experiments.mqar.data import TEST, TRAINING, batches, examples
+from experiments.mqar.progress import DIGEST
 from experiments.mqar.table import document
 from experiments.mqar.worker import Record, measured
 
@@ -69,9 +73,15 @@ def test_a_training_that_was_stopped_goes_on_bitwise(tmp_path: Path) -> None:
     *_, found = records(stopped)
     assert found == expected
     assert found.ended
-    ends = [torch.load(file, weights_only=True)["state"]["model"] for file in (whole, stopped)]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    ends = [torch.load(io.BytesIO(file.read_bytes()[DIGEST:]), weights_only=True) for file in (whole, stopped)]
+    weights, expected_weights = (end["state"]["model"] for end in ends)
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in expected_weights)
     assert [one.ended for one in records(stopped)] == [True]  # a kill came after the last epoch
+    content = bytearray(stopped.read_bytes())
+    content[len(content) // 2] ^= 1
+    stopped.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"stopped\.pt: must be as a training left it; remove it to train"):
+        next(records(stopped))
 
 
 @pytest.mark.slow
@@ -86,7 +96,24 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
     )
     assert full.state == 2 * 2 * 64 * 16  # keys and values of two layers
     assert len(memory.accuracy) == len(full.accuracy) == 2
-    assert f"| memory | {memory.parameters:,} | {memory.state:,} |" in (tmp_path / "RESULTS.md").read_text()
+    table = (tmp_path / "RESULTS.md").read_text()
+    assert f"| memory | {memory.parameters:,} | {memory.state:,} |" in table
+    assert main([*common, "models=full attention", "rates=1e-2", "epochs=2"]) == 0
+    assert (tmp_path / "RESULTS.md").read_text() == table, "of all that is measured, not of what was asked for"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"name": "memory"}', "other"])
+def test_a_damaged_record_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = Record(FULL, 64, 64, 1e-2, 1000, 16384, [0.2, 0.995])
+    file = tmp_path / "measured" / "full_attention-64-64-0.01-64x100000-3000.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(asdict(replace(record, width=128))) if content == "other" else content)
+    assert main([f"folder={tmp_path}", "lengths=64", "widths=64"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"atlas: {file}: must be as a training left it; remove it to measure this model again\n"
+    )
+    assert not (tmp_path / "RESULTS.md").exists()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +128,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
         ("rates=0", "rates=0: must be numbers > 0"),
         ("examples=100", "examples=100: must be >= 512"),
         ("folder=nowhere", "folder=nowhere: must be a folder that exists"),
+        ("folder=", "folder=: must be a folder that exists"),
     ],
 )
 def test_refusals(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,10 +34,34 @@ from atlas.runs.unread_settings import unread_settings
 )
 def test_a_setting_without_a_reader_is_told(overrides: list[str], told: list[str]) -> None:
     config = atlas.compose([f"model.memory.{override}" for override in overrides])
-    assert unread_settings(config.model.memory) == [f"model.memory.{line}" for line in told]
+    assert unread_settings(config.model) == [f"model.memory.{line}" for line in told]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["gate_sharpness_max=20"], []),
+        (["gate_sharpness_max=20", "fusion=multiplicative"], []),
+        (["gate_sharpness_max=0", "fusion=additive"], []),
+        (
+            ["gate_sharpness_max=20", "fusion=additive"],
+            ["gate_sharpness_max=20.0 changes nothing with model.fusion=additive"],
+        ),
+        (
+            ["gate_sharpness_max=20", "fusion=multiplicative", "memory.enabled=false"],
+            [
+                "fusion=multiplicative changes nothing with model.memory.enabled=false",
+                "gate_sharpness_max=20.0 changes nothing with model.memory.enabled=false",
+            ],
+        ),
+    ],
+)
+def test_a_setting_of_a_gate_that_is_not_there_is_told(overrides: list[str], told: list[str]) -> None:
+    config = atlas.compose([f"model.{override}" for override in overrides])
+    assert unread_settings(config.model) == [f"model.{line}" for line in told]
 
 
 def test_no_option_brings_one() -> None:
     for group in ("ablation", "model", "chunk_size"):
         for option in options(group):
-            assert unread_settings(atlas.compose([f"{group}={option}"]).model.memory) == [], (group, option)
+            assert unread_settings(atlas.compose([f"{group}={option}"]).model) == [], (group, option)

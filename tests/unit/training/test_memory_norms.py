@@ -180,6 +180,7 @@ def test_rates_of_each_memory_and_gates_of_each_layer() -> None:
         for which, rate in zip(("local0", "local1", "global"), rates.tolist(), strict=True):
             assert norms[f"memory/layer{layer}/{which}/rate"] == pytest.approx(rate, rel=1e-5)
         assert norms[f"memory/layer{layer}/gate_mean"] == pytest.approx(out.gates[layer].mean().item(), rel=1e-5)
+        assert norms[f"memory/layer{layer}/gate_sharpness"] == pytest.approx(10, rel=1e-5)
 
 
 def test_catching_leaves_no_hook_and_takes_the_first_pass_only() -> None:
