@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import torch
 
 from atlas.config import RunConfig
+from atlas.config.watch import WatchAction
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
 from atlas.kernels.library import missing
@@ -20,7 +22,7 @@ MOST_CUT = 0.5  # of the tokens
 
 def start_notices(config: RunConfig, device: torch.device) -> list[str]:
     """Of the machine and the settings."""
-    return [*missing_kernels(device), *_long_warmup(config)]
+    return [*missing_kernels(device), *_long_warmup(config), *_nothing_restored(config)]
 
 
 def start_warnings(
@@ -52,6 +54,16 @@ def _cut_documents(described: Mapping[str, object]) -> list[str]:
         return []
     why = f"{cut:.0%} of the text belongs to documents that are longer than a row, so rows hold parts of documents"
     return [f"{why}: a longer train.sequence keeps them whole"]
+
+
+def _nothing_restored(config: RunConfig) -> list[str]:
+    """A line where watchers are to roll back, and rollback is off or only observes."""
+    rollback = config.rollback
+    wanted = [name for name, action in asdict(config.watch).items() if action == WatchAction.rollback]
+    if not wanted or (rollback.enabled and not rollback.observe):
+        return []
+    setting = "rollback.observe=true" if rollback.observe else "rollback.enabled=false"
+    return [f"{', '.join(f'watch.{name}=rollback' for name in wanted)}: restores nothing with {setting}"]
 
 
 def _long_warmup(config: RunConfig) -> list[str]:
