@@ -8,6 +8,8 @@ import torch
 import atlas
 from atlas.runs.notices import start_notices
 
+BOTH = ["watch.gradient_jump=rollback", "watch.validation_loss=rollback"]
+
 
 @pytest.mark.parametrize(
     ("overrides", "told"),
@@ -19,10 +21,8 @@ from atlas.runs.notices import start_notices
             ["watch.gradient_jump=rollback: restores nothing with rollback.enabled=false"],
         ),
         (
-            ["rollback=observe", "watch.gradient_jump=rollback", "watch.plateau=rollback"],
-            [
-                "watch.gradient_jump=rollback, watch.plateau=rollback: restores nothing with rollback.observe=true",
-            ],
+            ["rollback=observe", *BOTH],
+            [f"{', '.join(BOTH)}: restores nothing with rollback.observe=true"],
         ),
     ],
 )
