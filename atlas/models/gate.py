@@ -54,4 +54,6 @@ class Gate(nn.Module):
             case unknown:
                 assert_never(unknown)
         branch, gate = gated_branch(attended, linear, self.linear.bias, sharpness, adds=adds)
-        return branch, torch.where(sharpness < self.sharpness_max, gate, gate.detach())
+        if gate.requires_grad:
+            gate = torch.where(sharpness < self.sharpness_max, gate, gate.detach())
+        return branch, gate
