@@ -10,9 +10,12 @@ LENGTHS = {64: 4, 128: 8, 256: 16, 512: 64}  # tokens -> key-value pairs
 BATCHES = {64: 512, 128: 512, 256: 256, 512: 128}  # tokens -> rows of a batch
 WINDOW = 16  # tokens of the window attention beside the memory
 MEMORY, FULL = "memory", "full attention"
+NARROW_MEMORY, LEAST_MEMORY = "memory of 16", "memory of 4"  # hidden widths, instead of 64: less state
 NARROW, WIDE = "window of 16", "window of 64"
 MODELS = {
     MEMORY: (f"model.window={WINDOW}",),
+    NARROW_MEMORY: (f"model.window={WINDOW}", "model.memory.hidden=16"),
+    LEAST_MEMORY: (f"model.window={WINDOW}", "model.memory.hidden=4"),
     NARROW: ("model=attention_only", f"model.window={WINDOW}"),
     WIDE: ("model=attention_only", "model.window=64"),
     FULL: ("model=transformer",),

@@ -120,7 +120,7 @@ def test_a_damaged_record_is_refused(content: str, tmp_path: Path, capsys: pytes
     ("argument", "message"),
     [
         ("lengths=100", "lengths=100: must be some of 64, 128, 256, 512"),
-        ("models=mamba", "models=mamba: must be some of memory, window of 16"),
+        ("models=mamba", "models=mamba: must be some of memory, memory of 16, memory of 4, window of 16"),
         ("widths=64.5", "widths=64.5: must be whole numbers >= 8"),
         ("widths=64,63", "widths=64,63: must be such that the heads, one for each full 64, have an even width (RoPE);"),
         ("widths=200", "widths=200: must be such that the heads, one for each full 64, have an even width (RoPE);"),
