@@ -16,6 +16,9 @@ S_L = 2048  # shard of the local memories, tokens
 PERSISTENT_KEYS = 64  # N_p
 VOCABULARY = 256  # bytes
 
+# Of the gates before training: their logits have unit variance, so more than 8 of 10 start below 0.1 or above 0.9.
+GATE_SHARPNESS = 10.0
+
 
 class Fusion(StrEnum):
     multiplicative = "multiplicative"  # a * g
@@ -102,10 +105,6 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
         require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
         require(self.degree in (1, 2, 3), "model.memory.degree", self.degree, "1, 2 or 3")
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
-
-
-# Of the gates before training: their logits have unit variance, so more than 8 of 10 start below 0.1 or above 0.9.
-GATE_SHARPNESS = 10.0
 
 
 @dataclass

@@ -90,8 +90,8 @@ def _take_utilisation(summary: RunSummary, trainer: Trainer) -> None:
 def _take_last_step(summary: RunSummary, trainer: Trainer, last: Observed) -> None:
     result, validation = last.result, trainer.measurements.validation
     summary.loss, summary.perplexity, summary.recall_loss = result.loss, result.perplexity, result.recall
-    undone = validation is not None and validation[0] > summary.step
-    summary.validation_loss = validation[1] if validation and not undone else None
+    # A rollback undoes the validation of a later step.
+    summary.validation_loss = validation[1] if validation and validation[0] <= summary.step else None
     if summary.validation_loss is not None:
         if summary.step == summary.steps and trainer.config.model.memory.enabled:
             summary.baselines = comparable(trainer.config, summary.parameters, summary.data_digest)

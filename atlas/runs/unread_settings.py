@@ -26,15 +26,15 @@ def unread_settings(model: ModelConfig) -> list[str]:
 
 
 def _of_gate(model: ModelConfig) -> list[str]:
-    usual, lines = ModelConfig(), []
-    if not model.memory.enabled and model.fusion is not usual.fusion:
-        lines.append(f"model.fusion={model.fusion} changes nothing with model.memory.enabled=false")
-    if model.gate_sharpness_max in (0, usual.gate_sharpness_max):  # 0: a run from before the setting
-        return lines
-    gateless = "model.memory.enabled=false" if not model.memory.enabled else "model.fusion=additive"
-    if not model.memory.enabled or model.fusion is Fusion.additive:
-        lines.append(f"model.gate_sharpness_max={model.gate_sharpness_max} changes nothing with {gateless}")
-    return lines
+    usual, sharpest = ModelConfig(), model.gate_sharpness_max
+    changed = []
+    if sharpest not in (0, usual.gate_sharpness_max):  # 0: a run from before the setting
+        changed.append(f"model.gate_sharpness_max={sharpest}")
+    if not model.memory.enabled:
+        changed += [f"model.fusion={model.fusion}"] * (model.fusion is not usual.fusion)
+        return [f"{one} changes nothing with model.memory.enabled=false" for one in changed]
+    gateless = model.fusion is Fusion.additive
+    return [f"{one} changes nothing with model.fusion=additive" for one in changed if gateless]
 
 
 def _of_memory(memory: MemoryConfig) -> list[str]:

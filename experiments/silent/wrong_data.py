@@ -329,10 +329,8 @@ class OneSymbol(Sound):
     """The first row of one batch is the same byte throughout, such as a line of slashes."""
 
     def spoil(self, batch: Batch, step: int, rows: range | None) -> Batch:
-        if step != self.at + 1:
-            return batch
-        inputs, targets = batch.inputs.clone(), batch.targets.clone()
-        inputs[0] = targets[0] = ord("/")
+        first = (torch.arange(len(batch.inputs)) == 0)[:, None] & (step == self.at + 1)
+        inputs, targets = (tokens.masked_fill(first, ord("/")) for tokens in (batch.inputs, batch.targets))
         return replace(batch, inputs=inputs, targets=targets)
 
 

@@ -15,7 +15,7 @@ LOST = 0.5  # of the parameters
 OUTGROWN = 20.0  # times the largest gradient: the moment is a mean of squares, so it is below 1 if none was larger
 SMALL = 0.5  # of all elements: in matrices of millions gradients are 1e-5 and more, the usual epsilon is 1e-8
 
-GRADIENT_JUMP = 100.0  # times the median norm of the ENOUGH steps before; calm runs reach 46, broken ones 1e6
+GRADIENT_JUMP = 100.0  # times the median norm of the ENOUGH steps before; calm runs reach 46, broken ones 3,500
 JUMP = 8.0  # times the usual change of the norm of all weights in a step
 LEAST = 0.005  # of the norm; a calm run changes it by less in a step
 ENOUGH = 20  # steps

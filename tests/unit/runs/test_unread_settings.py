@@ -50,8 +50,8 @@ def test_a_setting_without_a_reader_is_told(overrides: list[str], told: list[str
         (
             ["gate_sharpness_max=20", "fusion=multiplicative", "memory.enabled=false"],
             [
-                "fusion=multiplicative changes nothing with model.memory.enabled=false",
                 "gate_sharpness_max=20.0 changes nothing with model.memory.enabled=false",
+                "fusion=multiplicative changes nothing with model.memory.enabled=false",
             ],
         ),
     ],
