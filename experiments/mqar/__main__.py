@@ -4,8 +4,9 @@ python -m experiments.mqar [KEY=VALUE ...]
 
   lengths=64,128,256,512       tokens, with 4, 8, 16 and 64 pairs
   widths=64,128                of the models; a head for each full 64 of it
-  models=memory,memory of 16,memory of 4,window of 16,window of 64,full attention
-                               memories of the hidden widths 64, 16 and 4, beside a window of 16
+  models=memory,memory of 16,memory of 4,window of 16,window of 64,window of 16 with convolution,full attention,
+         full attention with convolution: memories of the hidden widths 64, 16 and 4, beside a window of 16; the
+                               convolution is the memory's
   rates=1e-4,4.6e-4,2.2e-3,1e-2   highest learning rates; the best one counts
   epochs=64                    at most; training stops at an accuracy of 99 %
   examples=100000              training sequences of an epoch

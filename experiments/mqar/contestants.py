@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import atlas
 from atlas.config import RunConfig
+from atlas.models.language_model import AtlasModel
+from atlas.runs.build import build_model
+from experiments.field.convolved import with_convolution
 
 VOCABULARY = 8192
 LENGTHS = {64: 4, 128: 8, 256: 16, 512: 64}  # tokens -> key-value pairs
@@ -12,13 +15,16 @@ WINDOW = 16  # tokens of the window attention beside the memory
 MEMORY, FULL = "memory", "full attention"
 NARROW_MEMORY, LEAST_MEMORY = "memory of 16", "memory of 4"  # hidden widths, instead of 64: less state
 NARROW, WIDE = "window of 16", "window of 64"
+CONVOLVED_NARROW, CONVOLVED_FULL = "window of 16 with convolution", "full attention with convolution"
 MODELS = {
     MEMORY: (f"model.window={WINDOW}",),
     NARROW_MEMORY: (f"model.window={WINDOW}", "model.memory.hidden=16"),
     LEAST_MEMORY: (f"model.window={WINDOW}", "model.memory.hidden=4"),
     NARROW: ("model=attention_only", f"model.window={WINDOW}"),
     WIDE: ("model=attention_only", "model.window=64"),
+    CONVOLVED_NARROW: ("model=attention_only", f"model.window={WINDOW}"),
     FULL: ("model=transformer",),
+    CONVOLVED_FULL: ("model=transformer",),
 }
 
 
@@ -43,3 +49,9 @@ def configuration(name: str, length: int, width: int, rate: float, steps: int) -
             *(f"optim.lr={rate}", "optim.warmup=0", "train.gradient_clip=0", f"train.steps={steps}", "logger=none"),
         ]
     )
+
+
+def model_of(name: str, config: RunConfig) -> AtlasModel:
+    """On the CPU. A convolution is the memory's, on queries, keys and values."""
+    model = build_model(config)
+    return with_convolution(model, config.seed) if name in (CONVOLVED_NARROW, CONVOLVED_FULL) else model

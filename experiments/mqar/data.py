@@ -23,6 +23,15 @@ def examples(count: int, length: int, part: int) -> MQARSequences:
     return mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=LENGTHS[length], random_filler=False)
 
 
+def share_within(sequences: MQARSequences, reach: int | None) -> float:
+    """Share of the values at most `reach` tokens before their question; None = all."""
+    if reach is None:
+        return 1.0
+    asked, written = sequences.labels[:, :, None], sequences.inputs[:, None, :]  # [N, L, 1], [N, 1, L]
+    _, question, value = np.nonzero(asked == written)  # a value is written once, and is no filler
+    return float(np.mean(question - value <= reach))
+
+
 def batches(sequences: MQARSequences, rows: int, order: np.random.Generator | None = None) -> Iterator[Batch]:
     """Every sequence once, as they stand or shuffled by `order`; a shuffled epoch leaves out a last short batch."""
     count = len(sequences.inputs)

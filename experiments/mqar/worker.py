@@ -16,16 +16,20 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from atlas.data.mqar import MQARSequences
+from atlas.models.convolution import CONVOLUTION
 from atlas.models.language_model import AtlasModel
-from atlas.runs.build import build_model, build_optimizer, graph_capture, prepare_device
+from atlas.probes.keys import memory_layers
+from atlas.probes.recall import attention_reach
+from atlas.runs.build import build_optimizer, graph_capture, prepare_device
 from atlas.runs.environment import device_name, git_revision
 from atlas.training.evaluating import evaluating
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
-from experiments.mqar.contestants import configuration
-from experiments.mqar.data import TEST, TRAINING, batches, examples
+from experiments.field.convolved import ConvolvedLinear
+from experiments.mqar.contestants import configuration, model_of
+from experiments.mqar.data import TEST, TRAINING, batches, examples, share_within
 from experiments.mqar.progress import Progress
 
 ENOUGH = 0.99  # accuracy at which zoology stops
@@ -40,6 +44,7 @@ class Record:
     rate: float  # highest learning rate
     parameters: int
     state: int  # numbers that the model keeps of a sequence of that length
+    reachable: float  # share of the test set's values that the model can have seen at their questions
     accuracy: list[float] = field(default_factory=list)  # on the test set after each epoch
     finite: bool = True  # False: training ended at a loss or gradient that is not finite
     ended: bool = True  # False: training goes on from here when the command is run again
@@ -62,11 +67,12 @@ def measured(
     rows = configuration(name, length, width, rate, 1).train.batch_size
     config = configuration(name, length, width, rate, ceil(epochs * (count // rows)))
     device, precision = prepare_device(config.device)
-    model = build_model(config).to(device)
+    model = model_of(name, config).to(device)
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     step = TrainStep(config.train, device, precision, capture=graph_capture(config, device))
     training, test = examples(count, length, TRAINING), examples(tests, length, TEST)
-    numbers, kept = sum(parameter.numel() for parameter in model.parameters()), state_numbers(model, test)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    kept, reachable = state_numbers(model, test), share_within(test, reach(model))
     order = np.random.default_rng(config.seed)
     done = Progress.read(checkpoint, state, order)
     while True:
@@ -74,7 +80,7 @@ def measured(
         ended = not done.finite or len(done.accuracy) >= epochs or best >= ENOUGH
         if done.accuracy:
             found, git = list(done.accuracy), " and ".join(done.revisions)
-            known = (numbers, kept, found, done.finite, ended, device_name(device), git)
+            known = (numbers, kept, reachable, found, done.finite, ended, device_name(device), git)
             yield Record(name, length, width, rate, *known)
         if ended:
             return
@@ -96,9 +102,21 @@ def accuracy(model: AtlasModel, sequences: MQARSequences, step: TrainStep) -> fl
     return torch.cat(right).double().mean().item()
 
 
+def reach(model: AtlasModel) -> int | None:
+    """Tokens back of which the last output can depend; None = all."""
+    attention = None if memory_layers(model) else attention_reach(model)
+    return None if attention is None else attention + len(_convolutions(model)) * (CONVOLUTION - 1)
+
+
 def state_numbers(model: AtlasModel, sequences: MQARSequences) -> int:
     """Numbers in the state that one sequence leaves; masks and counters are none."""
     with evaluating(model):
         tokens = torch.from_numpy(sequences.inputs[:1]).to(model.embedding.weight.device)
         leaves = pytree.tree_leaves(model.read(tokens).state)
-    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    convolved = sum((CONVOLUTION - 1) * len(one.weight) for one in _convolutions(model))
+    return convolved + sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())
+
+
+def _convolutions(model: AtlasModel) -> list[ConvolvedLinear]:
+    """Those of attention, whose last inputs are in no state of the model."""
+    return [one for one in model.modules() if isinstance(one, ConvolvedLinear)]

@@ -14,11 +14,11 @@ import torch
 
 from atlas.config import ConfigError
 from experiments.mqar.__main__ import Settings, main
-from experiments.mqar.contestants import FULL, MEMORY, NARROW, configuration
-from experiments.mqar.data import TEST, TRAINING, batches, examples
+from experiments.mqar.contestants import CONVOLVED_NARROW, FULL, MEMORY, NARROW, configuration, model_of
+from experiments.mqar.data import TEST, TRAINING, batches, examples, share_within
 from experiments.mqar.progress import DIGEST
 from experiments.mqar.table import document
-from experiments.mqar.worker import Record, measured
+from experiments.mqar.worker import Record, measured, reach
 
 
 def test_an_epoch_has_every_sequence_once_with_the_values_at_their_keys() -> None:
@@ -37,6 +37,33 @@ def test_an_epoch_has_every_sequence_once_with_the_values_at_their_keys() -> Non
     assert not np.array_equal(examples(10, 64, TEST).inputs, sequences.inputs)
 
 
+def test_the_share_of_values_within_reach() -> None:
+    sequences = examples(50, 128, TEST)
+    distances = []
+    for inputs, labels in zip(sequences.inputs.tolist(), sequences.labels.tolist(), strict=True):
+        distances += [place - inputs.index(label) for place, label in enumerate(labels) if label >= 0]
+    assert len(distances) == 50 * 8
+    for tokens in (14, 30, 127):
+        assert share_within(sequences, tokens) == np.mean([distance <= tokens for distance in distances])
+    assert share_within(sequences, None) == 1
+
+
+@pytest.mark.parametrize(("name", "tokens"), [(NARROW, 30), (CONVOLVED_NARROW, 36), (MEMORY, None), (FULL, None)])
+def test_the_reach_of_a_model_is_how_far_back_it_depends(name: str, tokens: int | None) -> None:
+    model = model_of(name, configuration(name, 64, 16, 1e-3, 1)).eval().requires_grad_(False)
+    row = torch.from_numpy(examples(1, 64, TEST).inputs)
+    last = model.read(row).hidden[:, -1]
+
+    def changed(distance: int) -> bool:
+        other = row.clone()
+        other[:, -1 - distance] += 1
+        return not torch.equal(model.read(other).hidden[:, -1], last)
+
+    assert reach(model) == tokens
+    assert changed(63 if tokens is None else tokens)
+    assert tokens is None or not any(map(changed, range(tokens + 1, 64)))
+
+
 def test_a_width_that_is_not_refused_gives_a_model() -> None:
     found = {}
     for width in (32, 128, 160):
@@ -48,15 +75,15 @@ def test_a_width_that_is_not_refused_gives_a_model() -> None:
 
 def test_the_best_learning_rate_counts() -> None:
     records = [
-        Record(FULL, 64, 64, 1e-3, 1000, 16384, [0.2, 0.995], git="abc", device="a CPU"),
-        Record(MEMORY, 64, 64, 1e-3, 1010, 900, [0.4, 0.6, 0.5], git="abc", device="a CPU"),
-        Record(MEMORY, 64, 64, 1e-2, 1010, 900, [0.7], finite=False, git="abc", device="a CPU"),
-        Record(NARROW, 64, 64, 1e-2, 990, 400, [0.1, 0.3, 0.2], ended=False, git="abc", device="a CPU"),
+        Record(FULL, 64, 64, 1e-3, 1000, 16384, 1.0, [0.2, 0.995], git="abc", device="a CPU"),
+        Record(MEMORY, 64, 64, 1e-3, 1010, 900, 1.0, [0.4, 0.6, 0.5], git="abc", device="a CPU"),
+        Record(MEMORY, 64, 64, 1e-2, 1010, 900, 1.0, [0.7], finite=False, git="abc", device="a CPU"),
+        Record(NARROW, 64, 64, 1e-2, 990, 400, 0.55, [0.1, 0.3, 0.2], ended=False, git="abc", device="a CPU"),
     ]
     text = document(records, 3, 2048, 100)
-    assert "| 64, 4 | 64 | memory | 1,010 | 900 | 70.0% | 1, not finite | 0.01 |" in text
-    assert "| 64, 4 | 64 | window of 16 | 990 | 400 | 30.0% | 2, stopped after 3 | 0.01 |" in text
-    assert "| 64, 4 | 64 | full attention | 1,000 | 16,384 | 99.5% | 2 | 0.001 |" in text
+    assert "| 64, 4 | 64 | memory | 1,010 | 900 | 100.0% | 70.0% | 1, not finite | 0.01 |" in text
+    assert "| 64, 4 | 64 | window of 16 | 990 | 400 | 55.0% | 30.0% | 2, stopped after 3 | 0.01 |" in text
+    assert "| 64, 4 | 64 | full attention | 1,000 | 16,384 | 100.0% | 99.5% | 2 | 0.001 |" in text
     assert text.index("| memory |") < text.index("| full attention |")
     assert "Learning rates: 0.001, 0.01. a CPU. Revision abc." in text
 
@@ -104,7 +131,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"name": "memory"}', "other"])
 def test_a_damaged_record_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = Record(FULL, 64, 64, 1e-2, 1000, 16384, [0.2, 0.995])
+    record = Record(FULL, 64, 64, 1e-2, 1000, 16384, 1.0, [0.2, 0.995])
     file = tmp_path / "measured" / "full_attention-64-64-0.01-64x100000-3000.json"
     file.parent.mkdir()
     file.write_text(json.dumps(asdict(replace(record, width=128))) if content == "other" else content)
