@@ -16,7 +16,7 @@ the run folder keeps all of it: an entry for each checkpoint, text and settings 
   device=auto | cpu | cuda; device.threads and device.kernels say how
   trust=MODULE             a module of your own that the run's components come from
 
-Exit status: 0 done; 2 refused.
+Exit status: 0 done; 1 stdout cannot be written; 2 refused; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ is uploaded. The package safetensors is needed (the extra `hf`).
   weights=trained | averaged    averaged: of a run with train.ema
   trust=MODULE                  a module of your own that the run's components come from
 
-Exit status: 0 written; 2 refused.
+Exit status: 0 written; 1 stdout cannot be written; 2 refused; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -134,11 +134,7 @@ class GenerationSettings(Choices):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    try:
-        return run_command(_print_continuation, arguments, f"{USAGE}\n\n{__doc__}")
-    except KeyboardInterrupt:
-        print(flush=True)
-        return 130
+    return run_command(_print_continuation, arguments, f"{USAGE}\n\n{__doc__}")
 
 
 @no_exit()

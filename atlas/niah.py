@@ -5,7 +5,7 @@ memory (`model=attention_only`), which then answers the same questions. Writes n
 folder and prints a table. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller
 rates last for a trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it
 runs; `trust=MODULE` names a module of your own that the run's components come from. Exit status: 0 every level passed;
-1 one failed or was not measured; 2 refused.
+1 one failed or was not measured; 2 refused; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

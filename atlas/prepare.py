@@ -44,11 +44,9 @@ KEYS = frozenset(field.name for field in fields(PrepareSettings)) - {"sources"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
+    stopped = "stopped; the same command goes on where it stopped"
     try:
-        return run_command(_work, arguments, f"{USAGE}\n\n{__doc__}")
-    except KeyboardInterrupt:
-        print("atlas: stopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        return run_command(_work, arguments, f"{USAGE}\n\n{__doc__}", stopped)
     except OutputError:
         raise
     except (OSError, BrokenProcessPool) as error:

@@ -41,11 +41,16 @@ LATEST, RUNS = "latest", Path("outputs/runs")
 TRUTHS = {"true": True, "false": False}
 
 
-def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | None, help_text: str) -> int:
+def run_command(
+    work: Callable[[list[str]], int],
+    arguments: Sequence[str] | None,
+    help_text: str,
+    stopped: str = "stopped by Ctrl-C",
+) -> int:
     """Exit status of `work` on the arguments, by default those of the process.
 
-    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError` and 1 where it raises
-    `ExitError` or stdout cannot be written.
+    0 where they ask for help; with one line on stderr, 2 where `work` raises `ConfigError`, 1 where it raises
+    `ExitError` or stdout cannot be written, and 130 after Ctrl-C, with the line `stopped`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -63,6 +68,9 @@ def run_command(work: Callable[[list[str]], int], arguments: Sequence[str] | Non
     except OutputError as error:
         print(f"atlas: stdout: must be open and take what is written ({error.strerror})", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\natlas: {stopped}", file=sys.stderr)  # the terminal shows ^C without an end of line
+        return 130
 
 
 @contextmanager
@@ -97,7 +105,7 @@ def require_lasting_of(model: ModelConfig, rate: float) -> None:
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
     """The one folder among the arguments, and the settings. Raises `ConfigError` unless there is exactly one.
 
-    A folder's name may hold "=", as a sweep's job does; `latest` is the newest run in outputs/runs.
+    A folder's name may hold "=", as a sweep's job does; `latest` is as in `given_folder`.
     """
     for argument in arguments:
         if argument.startswith("--"):
@@ -109,12 +117,17 @@ def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str
 
 
 def given_folder(name: str) -> Path:
-    """The folder that an argument names; `latest` is the newest run in outputs/runs. Raises `ConfigError`."""
+    """The folder that an argument names. Raises `ConfigError`.
+
+    `latest`: the run in outputs/runs that was started or changed last, of which a line on stderr tells.
+    """
     if name != LATEST or Path(name).exists():
         return expanded(name)
-    runs = sorted(path.parent for path in RUNS.glob("*/config.yaml"))
+    runs = list(RUNS.glob("*/config.yaml"))
     require(bool(runs), "RUN", name, f"a folder, while there is no run in {RUNS}")
-    return runs[-1]  # they are named by their time
+    newest = max(runs, key=lambda file: (file.stat().st_mtime_ns, file)).parent
+    print(printable(f"atlas: {LATEST} is {newest}"), file=sys.stderr)
+    return newest
 
 
 def _is_folder(argument: str) -> bool:
@@ -138,6 +151,8 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
             raise ConfigError(f"device.{text}: must be left out: a trained model is read in fp32")
         if text.startswith("compile="):
             raise ConfigError(f"device.{text}: must be left out: blocks are compiled for training alone")
+        if text.startswith("processes="):
+            raise ConfigError(f"device.{text}: must be left out: one process reads a trained model")
     return read_settings(DeviceConfig, given, "device.")
 
 

@@ -48,10 +48,7 @@ class Request:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    try:
-        return run_command(_write, arguments, f"{USAGE}\n\n{__doc__}")
-    except KeyboardInterrupt:
-        return 130
+    return run_command(_write, arguments, f"{USAGE}\n\n{__doc__}")
 
 
 def _write(arguments: Sequence[str]) -> int:

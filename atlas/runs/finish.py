@@ -102,10 +102,10 @@ def _take_last_step(summary: RunSummary, trainer: Trainer, last: Observed) -> No
 
 def _take_record(summary: RunSummary, folder: Path) -> None:
     """Read what covers all starts of the run: warnings, rollbacks, and the last row if this start took no step."""
-    files = RunFiles(folder)
+    files = RunFiles(folder, strict=False)
     events = files.events
     warnings = (event["message"] for event in events if event["kind"] == "warning")
-    summary.warnings = list(dict.fromkeys(warnings))  # each start repeats what it starts with
+    summary.warnings = list(dict.fromkeys([*warnings, *files.problems]))  # each start repeats what it starts with
     for event in events:  # calibrated at the start, measured at the end: older runs call both calibration
         ended = event["kind"] == "reset_shock" and event["step"] == summary.step  # not where an earlier start ended
         if event["kind"] == "calibration" or ended:

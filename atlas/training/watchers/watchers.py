@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from atlas.config import RunConfig, WatchAction
 from atlas.data.batch import Batch
 from atlas.data.corpus import Corpus
 from atlas.models.language_model import AtlasModel
-from atlas.telemetry.jsonl import JsonlError
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.memory_norms import Catch
@@ -73,11 +71,10 @@ class Watchers:
         twice = {self._actions[name] for name in ("unsaved", "recomputed")} != {WatchAction.off}
         fresh = fresh if self.on and twice else None
         self.around_step = AroundStep(self.state, self.telemetry, fresh, compares=self.on)
-        with suppress(OSError, JsonlError):
-            for event in RunFiles(folder).of_kind("watch"):
-                name, then = str(event.get("watch")), event.get("action")
-                if self._actions.get(name) in (WatchAction.warn, then):  # not where the settings now ask for more
-                    self.told[name] = int(event.get("rollbacks", self.state.rollbacks))  # older events have none
+        for event in RunFiles(folder, strict=False).of_kind("watch"):
+            name, then = str(event.get("watch")), event.get("action")
+            if self._actions.get(name) in (WatchAction.warn, then):  # not where the settings now ask for more
+                self.told[name] = int(event.get("rollbacks", self.state.rollbacks))  # older events have none
         self.state.record.facts, self.state.record.step = facts, facts.first_step
         places = [*self.telemetry.places(), folder / CHECKPOINTS]
         self.places = [place for place in places if place.exists()]

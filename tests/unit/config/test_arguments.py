@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.config import ConfigError, MemoryConfig, ModelConfig
-from atlas.config.arguments import read_settings, require_lasting_of, split_arguments
+from atlas.config.arguments import read_device, read_settings, require_lasting_of, run_command, split_arguments
 
 
 class Colour(StrEnum):
@@ -57,7 +58,9 @@ def test_the_one_folder_is_told_from_the_settings() -> None:
             split_arguments(wrong, "usage")
 
 
-def test_latest_is_the_newest_run_of_the_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latest_is_the_newest_run_of_the_folder_of_runs_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^RUN=latest: must be a folder, while there is no run in outputs/runs$"):
         split_arguments(["latest"], "usage")
@@ -66,6 +69,14 @@ def test_latest_is_the_newest_run_of_the_folder_of_runs(tmp_path: Path, monkeypa
     for name in ("20260101-000000", "20260301-000000"):  # the newest one was refused before it began
         Path("outputs/runs", name, "config.yaml").touch()
     assert split_arguments(["latest", "a=1"], "usage") == ("outputs/runs/20260301-000000", ["a=1"])
+    assert capsys.readouterr().err == "atlas: latest is outputs/runs/20260301-000000\n"
+    named = Path("outputs/runs/first/config.yaml")
+    named.parent.mkdir()
+    named.touch()
+    os.utime(named, ns=(0, 0))
+    assert split_arguments(["latest"], "usage") == ("outputs/runs/20260301-000000", [])
+    os.utime(named)
+    assert split_arguments(["latest"], "usage") == ("outputs/runs/first", [])
     Path("latest").mkdir()
     assert split_arguments(["latest"], "usage") == ("latest", [])
 
@@ -85,3 +96,17 @@ def test_lasting_is_refused_where_no_write_would_last(memory: MemoryConfig, mess
         require_lasting_of(model, 0.5)
     assert str(error.value) == message
     require_lasting_of(ModelConfig(), 0.5)
+
+
+@pytest.mark.parametrize("setting", ["processes=2", "precision=bf16", "compile=true"])
+def test_what_only_training_heeds_is_refused_for_a_trained_model(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"^device.{setting}: must be left out: "):
+        read_device([f"device.{setting}"])
+
+
+def test_ctrl_c_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(work, [], "help") == 130
+    assert capsys.readouterr().err == "\natlas: stopped by Ctrl-C\n"
