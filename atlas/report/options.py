@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import ConfigError, RunConfig
+from atlas.config import RunConfig
 from atlas.config.composition import GROUPS, options
-from atlas.config.files import CONF_DIR, read_yaml
+from atlas.config.files import CONF_DIR
 from atlas.config.keys import flat, override_name
+from atlas.config.option_files import option_settings
 from atlas.config.untrusted import read_json
 from atlas.report.folders import JOBS_FILE
 from atlas.report.wording import value_text
@@ -53,15 +54,8 @@ def _fits(settings: Mapping[str, str], config: Mapping[str, Any]) -> bool:
 @cache
 def _settings(group: str, option: str) -> Mapping[str, str]:
     """The values that an option sets itself, by dotted keys; references to other settings are left out."""
-    path = CONF_DIR / group / f"{option}.yaml"
-    package = re.match(r"# @package (\S+)", path.read_text(encoding="utf-8"))
-    prefix = "" if package and package[1] == "_global_" else f"{package[1] if package else group}."
-    try:
-        content = read_yaml(path)
-    except ConfigError:  # an option of defaults only has no keys
-        return {}
-    content.pop("defaults", None)
-    return {key: value_text(value) for key, value in flat(content, prefix).items() if "${" not in str(value)}
+    settings = option_settings(CONF_DIR / group / f"{option}.yaml", group)
+    return {key: value_text(value) for key, value in settings.items() if "${" not in str(value)}
 
 
 @cache

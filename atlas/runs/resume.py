@@ -11,13 +11,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from atlas.config import ConfigError, RunConfig
-from atlas.config.composition import check_keys, load_config
+from atlas.config.composition import GROUPS, check_keys, load_config
 from atlas.config.continuing import Effect, change_rule, changeable
 from atlas.config.files import CONF_DIR
 from atlas.config.keys import flat, lies_in, override_name
+from atlas.config.option_files import named_settings
 from atlas.config.path_overrides import expanded
 from atlas.config.refusals import refuse
 from atlas.config.run import MOST_PROCESSES
@@ -50,9 +52,8 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
         OmegaConf.resolve(source)
     result = OmegaConf.structured(load_config(folder / CONFIG_FILE, source.trust))
     values, before = (flat(cast(dict[str, Any], OmegaConf.to_container(one))) for one in (source, result))
-    names = [override_name(override) for override in overrides]
-    all_given = "experiment" in names  # an experiment may set any key
-    wanted = {key: value for key, value in values.items() if all_given or lies_in(key, names)}
+    names = _named(overrides)
+    wanted = {key: value for key, value in values.items() if lies_in(key, names)}
     refuse_other_settings(wanted, before, folder)
     for name in filter(changeable, names):  # whole groups: another logger has other keys
         transfer(source, result, name.split("."))
@@ -63,6 +64,24 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
     if "device.processes" not in names and result.device.processes not in (1, launched) and launched:
         result.device.processes = launched if launched <= MOST_PROCESSES else 1  # another start had others
     return to_launched_config(result)
+
+
+def _named(overrides: Sequence[str]) -> list[str]:
+    """Settings and whole groups that the overrides set, also by an option that sets those of other groups."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    folders = [Path(one.path) for one in sources if one.schema == "file"] or [CONF_DIR]
+    names: list[str] = []
+    for override in overrides:
+        name, (target, _, option) = override_name(override), override.partition("=")
+        if name not in GROUPS or not option:
+            names.append(target.partition("@")[2] or name)  # data/task@data.recall=OPTION
+            continue
+        try:
+            names += named_settings(name, option, folders)
+        except OSError as error:
+            allowed = f"an option with a file, to continue a run ({name}/{option}.yaml: {error.strerror})"
+            raise ConfigError(f"{override}: must be {allowed}") from error
+    return list(dict.fromkeys(names))
 
 
 def refuse_other_settings(wanted: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:

@@ -1,0 +1,62 @@
+"""`resume=RUN OPTION`: what an option sets in other groups counts as named, and nothing else does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import atlas
+from atlas.config import ConfigError, RunConfig
+from atlas.config.composition import save_config
+from atlas.config.option_files import named_settings
+from atlas.runs.resume import resumed_config
+
+
+def resumed(folder: Path, started: list[str], *overrides: str) -> RunConfig:
+    save_config(atlas.compose(started), folder / "config.yaml")
+    return resumed_config(atlas.compose(overrides), overrides, folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "differs"),
+    [
+        ("ablation=no_global", "model.memory.use_global=False instead of True"),
+        ("ablation=no_memory", "model.memory.enabled=False instead of True"),
+        ("chunk_size=baseline", "model.memory.use_global=False instead of True"),
+        ("experiment=recall_long", "model.memory.rate_threshold=0.15 instead of 0.0"),
+        ("experiment=stage2", "stage2.enabled=True instead of False"),
+        ("data/task@data.recall=needles", "data.recall.pairs=24 instead of 3"),
+    ],
+)
+def test_an_option_that_the_run_was_not_started_with_is_refused(option: str, differs: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        resumed(tmp_path, ["data.recall.pairs=3"], option)
+    assert differs in str(error.value)
+    assert "must be as in" in str(error.value)
+
+
+def test_an_experiment_changes_only_what_it_sets(tmp_path: Path) -> None:
+    started = ["experiment=recall_long", "train.steps=3333", "optim.lr=0.0007"]
+    config = resumed(tmp_path, started, "experiment=recall_long", "train.steps=4000")
+    assert config == atlas.compose(["experiment=recall_long", "train.steps=4000", "optim.lr=0.0007"])
+    assert resumed(tmp_path, ["ablation=no_global"], "ablation=no_global") == atlas.compose(["ablation=no_global"])
+
+
+def test_an_option_without_a_file_is_refused(tmp_path: Path) -> None:
+    save_config(atlas.compose(), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"^train=mine: must be an option with a file, to continue a run"):
+        resumed_config(atlas.compose(), ["train=mine"], tmp_path)
+
+
+def test_options_of_the_users_own_folder_count(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "base.yaml").write_text("# @package _global_\ntrain:\n  steps: 5\n")
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - base\n  - override /ablation: none\n  - _self_\nmodel: {width: 64}\n"
+    )
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "none.yaml").write_text("# @package model.memory\n# nothing\n")
+    found = [*named_settings("experiment", "mine", [tmp_path / "missing", tmp_path])]
+    assert found == ["experiment", "model.width", "experiment", "train.steps", "ablation"]
