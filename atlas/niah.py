@@ -2,19 +2,18 @@
 
 RUN is a run folder (its newest checkpoint) or a checkpoint folder; `control` names a run that was trained without a
 memory (`model=attention_only`), which then answers the same questions. Writes niah.json and niah.png into the run
-folder and prints a table. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller
-rates last for a trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it
-runs; `trust=MODULE` names a module of your own that the run's components come from. Exit status: 0 every level passed;
-1 one failed or was not measured; 2 refused; 130 stopped by Ctrl-C.
+folder and prints a table; niah.json keeps what other settings and checkpoints gave before, the picture is of the newest
+recall. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller rates last for a
+trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it runs;
+`trust=MODULE` names a module of your own that the run's components come from. Exit status: 0 every level passed; 1 one
+failed or was not measured; 2 refused; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -29,7 +28,6 @@ from atlas.config.arguments import (
     run_command,
     split_arguments,
 )
-from atlas.config.atomic import write_atomically
 from atlas.config.composition import check_own_code, options
 from atlas.config.console import print_result, progress
 from atlas.config.exits import no_exit
@@ -37,7 +35,6 @@ from atlas.config.files import CONF_DIR
 from atlas.config.refusals import refuse, unknown_key
 from atlas.data import mqar, ruler
 from atlas.probes.result import NOT_ASKED
-from atlas.telemetry.jsonl import plain
 from atlas.telemetry.run_files import NIAH_FILE
 
 if TYPE_CHECKING:
@@ -88,12 +85,15 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     lasting = read_settings(Lasts, own["lasting"]).lasting
     from atlas.probes.trained_control import with_trained_control
     from atlas.runs.build import build_data, build_probe, load_checkpointed, prepare_device
+    from atlas.runs.probe_record import read_probings, record_probing
 
     model, trained, manifest = load_checkpointed(path, trust)
     config = with_overrides(trained, [text for text in settings if _name(text) not in own])
     loaded = [load_checkpointed(path, trust) for path in controls]
     for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
+    folder = manifest.path.parents[1]
+    read_probings(folder / NIAH_FILE)  # refuses a file that is none, before the work
     require_lasting_of(trained.model, lasting)
     model.plan = model.plan.with_lasting(lasting, trained.train.sequence)
     device, _ = prepare_device(chosen)
@@ -102,8 +102,14 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         results = probe.run(model.to(device), manifest.step, every_task=True)
         for control, _, control_manifest in loaded:
             results = with_trained_control(results, probe, control.to(device), control_manifest.step)
-    folder = manifest.path.parents[1]
-    write_json(folder / NIAH_FILE, manifest.path.name, config.niah, lasting, results)
+    entry = {
+        "checkpoint": manifest.path.name,
+        "settings": asdict(config.niah),
+        "lasting": lasting,
+        "control": controls[0] if controls else None,
+        "results": [result.record() for result in results],
+    }
+    record_probing(folder / NIAH_FILE, entry)
     cells = [asdict(cell) for result in results if level_of(result.level).grid for cell in result.cells]
     if cells:
         from atlas.report.heatmap import draw_heatmaps
@@ -138,19 +144,6 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         changed = replace(config, niah=composed["niah"])
         check_own_code(changed)
         return changed
-
-
-def write_json(
-    path: Path, checkpoint: str, settings: NIAHConfig, lasting: float, results: Sequence[NIAHResult]
-) -> None:
-    """All numbers; what is not finite is null."""
-    record = {
-        "checkpoint": checkpoint,
-        "settings": asdict(settings),
-        "lasting": lasting,
-        "results": [result.record() for result in results],
-    }
-    write_atomically(path, json.dumps(plain(record), indent=1) + "\n")
 
 
 def table(results: Sequence[NIAHResult]) -> list[str]:

@@ -11,6 +11,7 @@ from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, T
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
 from atlas.report.run_record import RunRecord
 from atlas.report.wording import finite, number_cell, share_cell
+from atlas.telemetry.run_files import EARLIER
 
 GRIDS = [level.name for level in LEVELS.values() if level.grid]
 PLACE = ("task", "haystack", "length", "depth")
@@ -18,31 +19,40 @@ MEASURES = (("accuracy", "memory on"), ("control", "memory off"))
 
 
 def needle_blocks(record: RunRecord) -> list[Block]:
-    """Verdicts, heat maps and the grid as tables; [] for a run that `python -m atlas.niah` did not probe."""
-    found = record.niah.get("results")
-    results = [result for result in found if isinstance(result, dict)] if isinstance(found, list) else []
-    if not results:
-        return []
-    lasting = f" with lasting={rate}" if (rate := finite(record.niah.get("lasting"))) else ""
-    source = f"python -m atlas.niah{lasting} on {record.niah.get('checkpoint', 'a checkpoint')}"
-    blocks: list[Block] = [_verdicts(results, source)]
-    cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
-    picture = record.folder / "niah.png"
-    if picture.is_file():
-        name = printable(record.name)
-        blocks.append(Picture(picture, f"niah-{name.replace('/', '-')}.png", f"needles found, {name}"))
-    for task in dict.fromkeys((cell["task"], cell["haystack"]) for cell in cells):
-        blocks.append(_heatmap(cells, task))
+    """Verdicts, heat maps and the grid as tables; [] for a run that `python -m atlas.niah` did not probe.
+
+    Of the newest probing, and of the newest one before it with a grid where it has none.
+    """
+    blocks: list[Block] = []
+    for probing in [record.niah, *_mappings(record.niah.get(EARLIER))]:
+        results = _mappings(probing.get("results"))
+        cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
+        if results and (cells or not blocks):
+            blocks.append(_verdicts(results, _source(probing)))
+        if not cells:
+            continue
+        picture = record.folder / "niah.png"  # of the newest grid
+        if picture.is_file():
+            name = printable(record.name)
+            blocks.append(Picture(picture, f"niah-{name.replace('/', '-')}.png", f"needles found, {name}"))
+        return blocks + [_heatmap(cells, task) for task in dict.fromkeys((c["task"], c["haystack"]) for c in cells)]
     return blocks
+
+
+def _mappings(found: Any) -> list[Mapping[str, Any]]:
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _source(probing: Mapping[str, Any]) -> str:
+    lasting = f" with lasting={rate}" if (rate := finite(probing.get("lasting"))) else ""
+    return f"python -m atlas.niah{lasting} on {probing.get('checkpoint', 'a checkpoint')}"
 
 
 def _sound_cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The cells with a valid length and depth; a share that is not a number counts as not measured."""
-    found = result.get("cells")
-    cells = [cell for cell in found if isinstance(cell, dict)] if isinstance(found, list) else []
     return [
         {**{key: cell.get(key) for key in PLACE}, **{measure: finite(cell.get(measure)) for measure, _ in MEASURES}}
-        for cell in cells
+        for cell in _mappings(result.get("cells"))
         if isinstance(cell.get("task"), str)
         and isinstance(cell.get("haystack"), str)
         and type(cell.get("length")) is int

@@ -26,6 +26,7 @@ SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 NIAH_FILE = "niah.json"
+EARLIER = "earlier"  # its key for what was found before, newest first
 CHECKPOINTS = "checkpoints"
 SETTINGS = "settings"  # the event of a start that changes config.yaml
 _NO_SETTINGS = (OSError, AttributeError, TypeError, ValueError)  # of a config.yaml that no run writes
@@ -110,7 +111,7 @@ class RunFiles:
 
     @cached_property
     def niah(self) -> Mapping[str, Any]:
-        """niah.json; {} where `python -m atlas.niah` was not called."""
+        """niah.json, of the newest call of `python -m atlas.niah`; {} where it was not called."""
         return self._json(NIAH_FILE) if (self.folder / NIAH_FILE).exists() else {}
 
     @cached_property

@@ -81,6 +81,11 @@ def test_a_checkpoint_is_probed_and_the_files_say_what_the_table_says(
     assert (untrained_run / "niah.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     printed = capsys.readouterr().out
     assert all(f"{result['level']}  {result['verdict']}" in printed for result in record["results"])
+    for _ in range(2):
+        main([str(untrained_run), "niah=quick", "niah.levels=[memory]"])
+        newest = json.loads((untrained_run / "niah.json").read_text(encoding="utf-8"))
+        assert [result["level"] for result in newest["results"]] == ["memory"]
+        assert newest["earlier"] == [{key: value for key, value in record.items() if key != "earlier"}]
 
 
 @pytest.mark.slow
@@ -94,6 +99,16 @@ def test_a_model_trained_without_memory_answers_the_same_questions(untrained_run
     measured = [cell for cell in recall["cells"] if cell["samples"]]
     assert [cell["without"] for cell in recall["cells"]] == [cell["control"] for cell in own["cells"]]
     assert any(cell["without"] != cell["control"] for cell in measured)  # two different models
+
+
+def test_a_file_that_would_be_lost_is_refused_before_the_work(
+    untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (untrained_run / "niah.json").write_text("mine")
+    assert main([str(untrained_run), "niah=quick"]) == 2
+    told = f"atlas: {untrained_run}/niah.json: must be a file that niah has written, or moved away: it would be lost\n"
+    assert capsys.readouterr().err == told
+    assert (untrained_run / "niah.json").read_text() == "mine"
 
 
 def test_a_trained_control_with_a_memory_is_refused(untrained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

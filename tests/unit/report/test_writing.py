@@ -79,6 +79,20 @@ def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> 
     assert (folder / "niah-0.png").read_bytes() == b"picture"
 
 
+def test_a_newer_probing_without_a_grid_stands_before_the_grid_of_an_earlier_one(rolled_back: Path) -> None:
+    memory = {"level": "memory", "outcome": "passed", "verdict": "PASSED: cosine 0.99", "cells": []}
+    newest = {"checkpoint": "step-00000020", "results": [memory]}
+    earlier = [{"checkpoint": "step-00000010", "results": [RECALL]}]
+    (rolled_back / "niah.png").write_bytes(b"picture")
+    (rolled_back / "niah.json").write_text(json.dumps(newest))
+    assert "niah-0.png" not in (write_report([rolled_back]) / "report.md").read_text()  # of nothing that is known
+    (rolled_back / "niah.json").write_text(json.dumps(newest | {"earlier": earlier}))
+    text = (write_report([rolled_back]) / "report.md").read_text()
+    places = ["| memory | PASSED: cosine 0.99 |", "python -m atlas.niah on step-00000020", "| recall | PASSED |"]
+    places += ["python -m atlas.niah on step-00000010", "niah-0.png", "| 50% | 75.0% | 75.0% | - | - |"]
+    assert sorted(places, key=text.index) == places
+
+
 def test_the_picture_of_a_run_whose_name_is_no_utf8_has_one_that_is(rolled_back: Path) -> None:
     run = rolled_back.rename(rolled_back.with_name("\udcff"))
     (run / "niah.json").write_text(json.dumps({"checkpoint": "step-00000010", "results": [RECALL]}))
