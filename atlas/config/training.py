@@ -40,6 +40,10 @@ class GateConfig(Choices, prefix="train.gate."):
             self.monitor_start,
             f">= 1 and < train.gate.monitor_check={self.monitor_check}",
         )
+        require(self.variance_ratio_min >= 0, "train.gate.variance_ratio_min", self.variance_ratio_min, ">= 0")
+        for key in ("nontrivial_std", "std_min"):
+            value = getattr(self, key)
+            require(0 <= value < 0.5, f"train.gate.{key}", value, "in [0, 0.5): gates in [0, 1] have no larger std")
 
 
 @dataclass

@@ -125,7 +125,8 @@ def judge(
     """The result of a measurement. `missing` says why there is none; `faults` are errors that the probe detected.
 
     A fault fails the level whatever the accuracy; a number that is missing or not finite is never a pass. Where
-    `key_blind` is given, `certain`, the lower end of the accuracy's confidence interval, must be above it.
+    `key_blind` is given, `certain`, the lower end of the accuracy's confidence interval, must be above it. A control
+    at or above the threshold fails the level.
     """
     if not missing and (accuracy is None or not isfinite(accuracy)):
         missing = "the outputs are not finite"
@@ -140,6 +141,8 @@ def judge(
         outcome, reason = Outcome.not_measured, missing
     elif accuracy is not None and accuracy < threshold:
         outcome, reason = Outcome.failed, "below the threshold"
+    elif control is not None and control >= threshold:
+        outcome, reason = Outcome.failed, "the control reaches the threshold too: the pair is not what was found"
     elif key_blind is not None and not (certain or 0.0) > key_blind:
         sure = f"only {certain or 0.0:.1%} are certain, and readers that ignore the key find {key_blind:.1%}"
         outcome, reason = Outcome.failed, f"{sure} (niah.samples, niah.distractors, niah.depths)"

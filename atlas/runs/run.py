@@ -195,7 +195,8 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     require(by_rows, "data._target_", config.data["_target_"], "a source with batch(step, rows), for several processes")
     state.data = data.corpus.digest if data.corpus else ""
     state.batches = batches_of(config.data)
-    fault = parse_fault(config.debug.inject, config.train.steps) if config.debug.inject else None
+    inject, has_memory = config.debug.inject, config.model.memory.enabled
+    fault = parse_fault(inject, config.train.steps, has_memory=has_memory) if inject else None
     probe = build_probe(config, data) if config.niah.enabled else None
     evaluator = Evaluator(data, step, config.train.validation_batches, config.rollback.watch_rows)
     faults, telemetry = FaultInjector(fault), build_telemetry(config, ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ KINDS = {
 }
 DEFAULT_SIZES = {"bad_batch": 20.0, "lr_burst": 100.0, "weights": 1.0, "gradient": 1000.0}
 BURST_STEPS = 5
-_SPEC = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<size>\d+(\.\d+)?))?(?P<always>:always)?")
+_SPEC = re.compile(r"(?P<kind>\w+)@(?P<step>\d+)(:(?P<size>\d+(\.\d+)?(e\+?\d+)?))?(?P<always>:always)?")
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,23 @@ class Fault:
         return {"bad_batch": int(self.size), "lr_burst": BURST_STEPS}.get(self.kind, 1)
 
 
-def parse_fault(text: str, last_step: int) -> Fault:
+def parse_fault(text: str, last_step: int, *, has_memory: bool = True) -> Fault:
     """Parse `KIND@STEP[:SIZE][:always]`. Raises `ConfigError`, also for a fault that never strikes."""
     match = _SPEC.fullmatch(text)
-    if match is None or match["kind"] not in KINDS:
-        raise ConfigError(f"debug.inject={text}: must be KIND@STEP[:SIZE][:always] with KIND one of {', '.join(KINDS)}")
+    known = text.partition("@")[0] in KINDS
+    if match is None or not known:
+        one_of = "STEP a whole number and SIZE a number" if known else f"KIND one of {', '.join(KINDS)}"
+        raise ConfigError(f"debug.inject={text}: must be KIND@STEP[:SIZE][:always] with {one_of}")
     kind, step = match["kind"], int(match["step"])
     require(1 <= step <= last_step, "debug.inject", text, f"at a step of the run, 1 to train.steps={last_step}")
     require(
         match["size"] is None or kind in DEFAULT_SIZES, "debug.inject", text, f"without a size: {kind} {KINDS[kind]}"
     )
     fault = Fault(kind, step, float(match["size"] or DEFAULT_SIZES.get(kind, 1.0)), match["always"] is not None)
-    require(fault.size > 0 and fault.steps >= 1, "debug.inject", text, "of a size > 0")
+    size = "of a size >= 1, a number of steps" if kind == "bad_batch" else "of a size > 0"
+    require(0 < fault.size < inf and fault.steps >= 1, "debug.inject", text, size)
+    others = [one for one in KINDS if one != "nan_memory"]
+    require(has_memory or kind in others, "debug.inject", text, f"one of {', '.join(others)}: the model has no memory")
     return fault
 
 

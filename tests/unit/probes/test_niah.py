@@ -15,7 +15,7 @@ from atlas.data.needles import NeedleFormat
 from atlas.models.language_model import AtlasModel
 from atlas.niah import LEGEND, table
 from atlas.probes.niah import NIAHProbe
-from atlas.probes.result import NIAHResult, ProbeCell, judge
+from atlas.probes.result import NIAHResult, Outcome, ProbeCell, judge
 from atlas.probes.subject import Subject
 
 
@@ -156,3 +156,9 @@ def test_a_probe_every_1000_steps_costs_less_than_one_percent_of_the_default_run
     backward_as_forward = 2
     trained = 1000 * config.train.batch_size * length * (1 + backward_as_forward)
     assert sum(read) / trained == pytest.approx(0.0061, abs=0.0001)
+
+
+def test_a_control_that_reaches_the_threshold_fails_the_level() -> None:
+    below, above = (judge(step=1, level="memory", threshold=0.8, accuracy=0.9, control=at) for at in (0.79, 0.8))
+    assert (below.outcome, above.outcome) == (Outcome.passed, Outcome.failed)
+    assert "the control reaches the threshold too" in above.verdict
