@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from math import isfinite
+from dataclasses import asdict, fields, replace
+from itertools import islice, product
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from atlas.config import require
 from atlas.config.keys import flat, override_name
 from atlas.runs.folder import say
+from atlas.runs.summary import RunSummary
 from atlas.sweeps.launchers import JOBLIB, launcher_name
 from atlas.sweeps.outcome import JobOutcome, left_over, outcomes
+from atlas.sweeps.refusal import refuse_useless_values
 from atlas.sweeps.resumption import KEY
 from atlas.sweeps.stop import StopSign
 from atlas.sweeps.sweep_record import SweepRecord
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 DIRECTIONS = ("minimize", "maximize")
+MOST_CORNERS = 64  # combinations of ends and choices that are checked before the first job
 Space = dict[str, "BaseDistribution"]
 
 
@@ -72,11 +76,26 @@ class SearchSweeper(ResumableSweeper):
             for override in parsed
             if not override.is_sweep_override()
         ]
+        self._refuse_useless_values()
         chosen = [self._compose_job(job.number, job.overrides) for job in known.jobs] if known else []
         record = self._record(chosen)
         if known:
             refuse_other_jobs(record, known, folder)
         return record
+
+    def _refuse_useless_values(self) -> None:
+        """Raise `ConfigError` for a fixed setting that no job can have, an end or a choice of a searched one, and for a
+        metric that no run has."""
+        assert self.config is not None
+        known = self.metric.partition("/")[0] in {field.name for field in fields(RunSummary)}
+        allowed = "a number of summary.json, such as validation_loss or niah/recall/accuracy"
+        require(known, "hydra.sweeper.metric", self.metric, allowed)
+        ends = [[f"{key}={value}" for value in _ends(space)] for key, space in self._space.items()]
+        corners = [[*self._fixed, *corner] for corner in islice(product(*ends), MOST_CORNERS)]
+        # Of some corners alone a value may be refused for another one that stands beside it in all of them.
+        tried = corners if prod(map(len, ends)) <= MOST_CORNERS else corners[:1]
+        settings = [self._composed(number, overrides) for number, overrides in enumerate(tried)]
+        refuse_useless_values(tried, settings, launcher_name(self.config.hydra))
 
     def _work(self, folder: Path, record: SweepRecord, resumed: bool) -> bool:
         jobs, interrupted, stop = left_over(folder, record), False, StopSign(folder)
@@ -145,6 +164,16 @@ def _distribution(key: str, override: Override) -> BaseDistribution:
     require(low < high and (low > 0 or not log), key, value, allowed)
     whole = all(isinstance(end, int) for end in (low, high))
     return IntDistribution(int(low), int(high), log=log) if whole else FloatDistribution(low, high, log=log)
+
+
+def _ends(space: BaseDistribution) -> list[Any]:
+    """Both ends of an interval, or all choices."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(space, CategoricalDistribution):
+        return list(space.choices)
+    assert isinstance(space, IntDistribution | FloatDistribution)
+    return [space.low, space.high]
 
 
 def _value(space: BaseDistribution, text: str) -> Any:

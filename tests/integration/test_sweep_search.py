@@ -38,6 +38,16 @@ def test_a_search_that_goes_on_chooses_what_one_that_never_stopped_does(small: l
     assert jobs(parts) == jobs(whole)
     refused = command(*SEARCH, *settings, "optim.lr=interval(2,1)", f"hydra.sweep.dir={tmp_path / 'none'}")
     assert refused.err == ["atlas: optim.lr=interval(2,1): must be interval(LOW,HIGH) with LOW < HIGH"]
+    nowhere = [*SEARCH, *settings, f"hydra.sweep.dir={tmp_path / 'none'}"]
+    for wrong, told in (
+        ("train.steps=-1", "train.steps=-1: must be >= 1"),
+        ("optim.warmup=1,-1", "optim.warmup=-1: must be an integer in [0, inf)"),
+        (
+            "hydra.sweeper.metric=validation_los",
+            "hydra.sweeper.metric=validation_los: must be a number of summary.json",
+        ),
+    ):
+        assert command(*nowhere, wrong).err[0].startswith(f"atlas: {told}")
     assert not (tmp_path / "none").exists()
 
 
