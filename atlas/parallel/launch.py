@@ -36,6 +36,11 @@ def launched_number() -> int:
     return current().world if current().world > 1 or "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
+def processes_here(processes: int) -> int:
+    """Of a run's `processes` those on this machine; 1 where a launcher does not tell. Raises `ConfigError`."""
+    return _number("LOCAL_WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else processes
+
+
 def first_by_environment() -> bool:
     """Whether this is rank 0 or a process alone, where the ranks need not find each other."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"

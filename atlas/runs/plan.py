@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,8 +14,10 @@ import torch
 
 from atlas.config import ConfigError, DeviceKind, RunConfig, require
 from atlas.config.console import duration
+from atlas.config.cores import share_of_cores, usable_cores
 from atlas.models.flops import flops_per_token
 from atlas.ops.own_precision import products_in
+from atlas.parallel.launch import processes_here
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.runs.build import build_data, build_model, prepare_device, with_vocabulary
 from atlas.runs.step_memory import (
@@ -52,24 +57,25 @@ def plan(config: RunConfig, ranks: Ranks = ALONE) -> Plan:
     try:
         require_room(config, device, precision, processes)
     except NoRoomError as refusal:
-        return Plan("\n".join([*_work(config), *_peak(refusal.needed, device)]), refusal)
+        return Plan("\n".join([*_work(config), *_peak(refusal.needed, device, processes)]), refusal)
     train = config.train
     tokens = train.batch_size * train.sequence
     flops = flops_per_token(config.model, config.chunk_size, train.sequence)
-    speed = _speed(config, device, precision, processes)
+    with _share_of_threads(config, device, processes) as share:
+        speed = share * _speed(config, device, precision, processes)
     memory = step_memory(config, device, precision, processes)  # after it: libraries have loaded what they need
     seconds = flops.training * tokens / processes / speed
     lines = [
         *_work(config),
-        *_peak(memory, device),
+        *_peak(memory, device, processes),
         _row("a step", f"{seconds:.3g} s", f"at {_engineering(speed)}/s, measured in a piece of a step"),
         _row("the run", duration(seconds * train.steps), f"{train.steps:,} steps; probes and validation not counted"),
     ]
     return Plan("\n".join(lines))
 
 
-def _peak(memory: dict[str, int], device: torch.device) -> list[str]:
-    there = f"of {_bytes(device_memory(device))} on {device.type}, a process"
+def _peak(memory: dict[str, int], device: torch.device, processes: int) -> list[str]:
+    there = f"of {_bytes(device_memory(device, processes))} on {device.type}, a process"
     return [
         _row("peak memory", _bytes(sum(memory.values())), there),
         *(_row("", _bytes(size), part) for part, size in memory.items()),
@@ -110,6 +116,22 @@ def parameters(config: RunConfig) -> dict[str, int]:
         part = part.split(".")[1] if block else name.split(".")[0]
         found[PARTS.get(part, part)] += parameter.numel()
     return dict(found.most_common())
+
+
+@contextmanager
+def _share_of_threads(config: RunConfig, device: torch.device, processes: int) -> Iterator[float]:
+    """Inside, torch has the threads of one of the processes here; yields the share of them that has a core."""
+    here, before = processes_here(processes) if device.type == "cpu" else 1, torch.get_num_threads()
+    if here == 1:
+        yield 1.0
+        return
+    given = config.device.threads or "OMP_NUM_THREADS" in os.environ
+    threads = before if given else share_of_cores(here)
+    torch.set_num_threads(threads)
+    try:
+        yield min(1.0, usable_cores() / (here * threads))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _speed(config: RunConfig, device: torch.device, precision: torch.dtype, processes: int) -> float:

@@ -27,7 +27,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from torch.multiprocessing.spawn import start_processes
 
 from atlas.config import RunConfig
-from atlas.config.cores import usable_cores
+from atlas.config.cores import share_of_cores
 from atlas.parallel.launch import launched
 from atlas.parallel.ranks import RankError, log_name, portable
 from atlas.runs.signals import SIGNALS, STARTER_GONE, handled_by, interrupt, listening
@@ -184,10 +184,11 @@ def _rank(rank: int, start: Start) -> None:
     if starter is None or not starter.is_alive():  # it ended before that
         return
     world = start.config.device.processes
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": HOST, "MASTER_PORT": str(start.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, usable_cores() // world))
+        torch.set_num_threads(share_of_cores(world))
     from atlas.runs.run import run
 
     end = End(None, False)

@@ -18,6 +18,7 @@ from atlas.config import ConfigError, ParallelKind, RunConfig
 from atlas.models.language_model import LOGITS_AT_ONCE
 from atlas.models.plan import ChunkPlan
 from atlas.ops.own_precision import products_in
+from atlas.parallel.launch import processes_here
 from atlas.runs.allocator import return_freed_memory
 from atlas.runs.build import build_model, build_optimizer
 
@@ -43,7 +44,7 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
 
     `config` has the vocabulary of its data. A run that needs a small part of the memory passes without a count.
     """
-    most, train = device_memory(device), config.train
+    most, train = device_memory(device, processes), config.train
     if SURELY * require_room_for_one(config, device, processes) < most:
         return
     needed = step_memory(config, device, precision, processes)
@@ -52,26 +53,28 @@ def require_room(config: RunConfig, device: torch.device, precision: torch.dtype
         parts = ", ".join(f"{part} {_gib(size)}" for part, size in needed.items() if size > peak / 100)
         fitting = _fitting(config, processes, needed, most)
         hint = fitting or "one sequence at a time does not fit either: take a shorter train.sequence or a smaller model"
-        must = f"must be {_must_fit(most)} about {_gib(peak)} ({parts}); {hint}"
+        must = f"must be {_must_fit(most, device, processes)} about {_gib(peak)} ({parts}); {hint}"
         raise NoRoomError(f"train.batch_size={train.batch_size}: {must}", needed)
 
 
 def require_room_for_one(config: RunConfig, device: torch.device, processes: int = 1) -> float:
     """The least that a step needs, in bytes. Raises `ConfigError` where one sequence does not fit."""
-    most, model = device_memory(device), config.model
+    most, model = device_memory(device, processes), config.model
     of_row = FLOAT * LEAST_KEPT * model.layers * model.width * own_tokens(config)
     # Layers that cannot fit at all would take for ever to list.
     fixed = sum(fixed_memory(config, processes).values()) if of_row < most else 0
     if fixed + of_row > most:
         raise ConfigError(
             f"model.width={model.width}: must be, with model.layers, model.vocabulary and train.sequence,"
-            f" {_must_fit(most)} more than {_gib(fixed + of_row)} even with one sequence"
+            f" {_must_fit(most, device, processes)} more than {_gib(fixed + of_row)} even with one sequence"
         )
     return fixed + micro_rows(config, processes) * of_row
 
 
-def _must_fit(most: float) -> str:
-    return f"such that a training step fits into the {_gib(most)} of memory here; it needs"
+def _must_fit(most: float, device: torch.device, processes: int) -> str:
+    sharing = processes_here(processes) if device.type == "cpu" else 1
+    share = f", a share for each of {sharing} processes" if sharing > 1 else ""
+    return f"such that a training step fits into the {_gib(most)} of memory here{share}; it needs"
 
 
 def step_memory(config: RunConfig, device: torch.device, precision: torch.dtype, processes: int = 1) -> dict[str, int]:
@@ -129,8 +132,9 @@ def counted_tokens(config: RunConfig) -> int:
     return min(whole, sequence) if config.model.window else sequence
 
 
-def device_memory(device: torch.device) -> int:
-    """All memory of the device, in bytes; on the CPU what the system, or the process's control group, has."""
+def device_memory(device: torch.device, processes: int = 1) -> int:
+    """All memory of the device, in bytes; on the CPU what the system, or the process's control group, has for each of
+    the processes here."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -139,7 +143,7 @@ def device_memory(device: torch.device) -> int:
             limits.append(int(Path(file).read_text(encoding="ascii")))
         except (OSError, ValueError):  # there is none, or "max"
             continue
-    return min(limits)
+    return min(limits) // processes_here(processes)
 
 
 def resident_memory(device: torch.device) -> int:

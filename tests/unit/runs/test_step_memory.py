@@ -129,3 +129,36 @@ def test_a_plan_for_a_gpu_that_is_not_here_says_what_it_cannot_know() -> None:
     assert told.splitlines()[-1].split() == [
         *["not", "known", "activations,", "and", "the", "time", "of", "a", "step:", "no", "GPU", "was", "found"]
     ]
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = device_memory(CPU)
+    assert device_memory(CPU, 4) == whole // 4
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert device_memory(CPU, 4) == whole  # a launcher that does not tell how many are here
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device_memory(CPU, 4) == whole // 2
+    monkeypatch.setattr("atlas.runs.step_memory.device_memory", lambda device, processes=1: 2**20)
+    shared = "fits into the 0.000977 GiB of memory here, a share for each of 2 processes; it needs"
+    with pytest.raises(ConfigError, match=shared):
+        require_room(compose([*SMALL, "device.processes=4"]), CPU, SINGLE, 4)
+
+
+def test_a_plan_of_several_processes_is_measured_with_the_threads_of_one() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def speed(*_: object) -> float:
+        seen.append(torch.get_num_threads())
+        return 1e9
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atlas.runs.plan._speed", speed)
+        patch.setattr("atlas.runs.plan.usable_cores", lambda: 2)
+        patch.setattr("atlas.config.cores.usable_cores", lambda: 2)
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        tables = [plan(compose([*SMALL, "device=cpu", f"device.processes={n}"])).table for n in (1, 2, 4)]
+    assert seen == [before, 1, 1]
+    assert ["at 1 GFLOP/s" in table for table in tables] == [True, True, False]
+    assert "at 500 MFLOP/s" in tables[2]
+    assert torch.get_num_threads() == before
