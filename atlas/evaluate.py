@@ -8,7 +8,7 @@ the run folder keeps all of it: an entry for each checkpoint, text and settings 
   data.paths=PATTERN,...   your own files, ** crosses folders; else the validation text of the run's data
   factors=1,2,4,8          the lengths, in trained lengths; those that the text is too short for are left out
   rows=8  seed=0           how many places of the text are read at every length, and which
-  bytes=65536              of a file that are read for the bits per byte
+  bytes=65536              of a file that are read for the bits per byte; tokens, where the run has a tokenizer
   lasting=0                beyond the trained length: writes of the global memory at smaller rates last for a trained
                            length only; 0.5 finds more needles, and costs text (experiments/lengths)
   memory=on,off,frozen     frozen reads its initial weights and writes nothing
@@ -25,6 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import log
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ from atlas.config.console import print_result, progress
 from atlas.config.exits import no_exit
 from atlas.data.corpus import hash_of_file, stdlib_corpus
 from atlas.data.files import read_files
+from atlas.data.tokenizer import BYTES_END, Tokenizer
 from atlas.models.plan import MemoryMode
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ def _cut(asked: Asked, most: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The texts by name as the run's tokens, the hashes of their files, and their bytes per token."""
+    """The texts by name as the run's tokens, the hashes of their files, and the bytes per token of what is read."""
 
     texts: dict[str, Text]
     hashes: dict[str, str]
@@ -156,28 +158,33 @@ class Asked:
 
 def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> Asked:
     """Raises `ConfigError` for files that are no texts, and for a text of less than two tokens."""
-    bytes_per_token = {}
-    if settings.paths:
-        from atlas.runs.data_record import tokenizer_of_run
+    from atlas.runs.data_record import tokenizer_of_run
 
-        tokenizer = tokenizer_of_run(run)
+    tokenizer = tokenizer_of_run(run)
+    files: Mapping[Path, bytes] = {}
+    if settings.paths:
         files, _ = read_files(names(settings.paths), "bytes" if tokenizer is None else "utf8")
         hashes = {str(path): hash_of_file(content) for path, content in files.items()}
         texts = {str(path): np.frombuffer(content, dtype=np.uint8) for path, content in files.items()}
         if tokenizer is not None:
             texts = {str(path): tokenizer.encode([content])[0].astype(np.uint32) for path, content in files.items()}
-            bytes_per_token = {str(path): len(text) / max(len(texts[str(path)]), 1) for path, text in files.items()}
     else:
         from atlas.runs.build import build_data
 
         corpus = build_data(config).corpus or stdlib_corpus(STDLIB_SHARE)
         texts = {f"validation part of the {corpus.source}": corpus.validation[:MOST_TOKENS]}
         hashes = {name: hash_of_file(text.tobytes()) for name, text in texts.items()}
-        bytes_per_token = dict.fromkeys(texts, corpus.bytes_per_token)
     for name, text in texts.items():
         if len(text) < 2:
-            raise ConfigError(f"data.paths={name}: must be a text of at least 2 bytes, the first is given")
-    return Asked(texts, hashes, bytes_per_token)
+            raise ConfigError(f"data.paths={name}: must be a text of at least 2 tokens, the first is given")
+    whole = {str(path): len(content) for path, content in files.items() if len(texts[str(path)]) <= settings.bytes}
+    sizes = {name: whole.get(name) or _bytes(text[: settings.bytes], tokenizer) for name, text in texts.items()}
+    return Asked(texts, hashes, {name: sizes[name] / min(len(text), settings.bytes) for name, text in texts.items()})
+
+
+def _bytes(text: Text, tokenizer: Tokenizer | None) -> int:
+    """Of the text of these tokens; an end of a document has none."""
+    return int((text < BYTES_END).sum()) if tokenizer is None else len(tokenizer.decode(text.tolist()).encode())
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from atlas.config import LEVELS, NIAHConfig, RunConfig, Unit, level_of, require
+from atlas.config import LEVELS, RECALL, NIAHConfig, RunConfig, Unit, level_of, require
 from atlas.config.arguments import (
     names,
     read_device,
@@ -38,6 +38,7 @@ from atlas.probes.result import NOT_ASKED
 from atlas.telemetry.run_files import NIAH_FILE
 
 if TYPE_CHECKING:
+    from atlas.models.language_model import AtlasModel
     from atlas.probes.result import NIAHResult, ProbeCell
 
 PICTURE_FILE = "niah.png"
@@ -90,8 +91,11 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     model, trained, manifest = load_checkpointed(path, trust)
     config = with_overrides(trained, [text for text in settings if _name(text) not in own])
     loaded = [load_checkpointed(path, trust) for path in controls]
-    for path, (_, settings_of_control, _) in zip(controls, loaded, strict=True):
-        require(not settings_of_control.model.memory.enabled, "control", path, "a run trained without a memory")
+    for named, (other, settings_of_control, _) in zip(controls, loaded, strict=True):
+        require(not settings_of_control.model.memory.enabled, "control", named, "a run trained without a memory")
+        _require_same_questions(model, other, (path, named))
+    asks = RECALL.name in config.niah.levels
+    require(asks or not controls, "control", " ".join(controls), f"left out without the level {RECALL.name}")
     folder = manifest.path.parents[1]
     read_probings(folder / NIAH_FILE)  # refuses a file that is none, before the work
     require_lasting_of(trained.model, lasting)
@@ -118,6 +122,21 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     print_result("\n".join(table(results)))
     print_result(f"\nfiles  {folder / NIAH_FILE}" + (f"\n       {folder / PICTURE_FILE}" if cells else ""))
     return results
+
+
+def _require_same_questions(model: AtlasModel, control: AtlasModel, runs: tuple[str, str]) -> None:
+    """Raise `ConfigError` where the control cannot read the questions, or reaches needles that the model cannot."""
+    from atlas.probes.recall import attention_reach
+    from atlas.runs.data_record import tokenizer_of_run
+
+    run, control_run = runs
+    tokenizers = [found.sha256 if (found := tokenizer_of_run(one)) else None for one in runs]
+    same = tokenizers[0] == tokenizers[1] and model.embedding.num_embeddings == control.embedding.num_embeddings
+    require(same, "control", control_run, f"a run with the tokens of {run}")
+    reaches = attention_reach(model), attention_reach(control)
+    told = ["all" if one is None else str(one) for one in reaches]
+    allowed = f"a run whose attention reaches {told[0]} tokens back, as that of {run}, not {told[1]}"
+    require(reaches[0] == reaches[1], "control", control_run, allowed)
 
 
 def _name(setting: str) -> str:

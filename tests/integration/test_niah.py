@@ -118,6 +118,31 @@ def test_a_trained_control_with_a_memory_is_refused(untrained_run: Path, capsys:
     assert not (untrained_run / "niah.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("control", "asked", "allowed"),
+    [
+        (["model.window=4"], "niah.levels=[recall]", "a run whose attention reaches {reach} tokens back, as that of "),
+        (["model.window=0"], "niah.levels=[recall]", "a run whose attention reaches {reach} tokens back, as that of "),
+        (["model.vocabulary=300"], "niah.levels=[recall]", "a run with the tokens of "),
+        ([], "niah=quick", "left out without the level recall"),
+    ],
+)
+def test_a_control_that_cannot_answer_the_same_questions_is_refused(
+    control: list[str],
+    asked: str,
+    allowed: str,
+    untrained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_run(small_config("model.memory.enabled=false", *control), tmp_path / "other")
+    assert main([str(untrained_run), f"control={other}", asked]) == 2
+    model = small_config().model
+    told = allowed.format(reach=model.layers * (model.window - 1))
+    assert capsys.readouterr().err.startswith(f"atlas: control={other}: must be {told}")
+    assert not (untrained_run / "niah.json").exists()
+
+
 def test_a_checkpoint_folder_works_as_well_as_its_run_wherever_one_likes(
     untrained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,18 @@ def test_a_run_on_a_store_from_start_to_words(
     nats = model.losses(model.read(tokens[:, :-1]).hidden, tokens[:, 1:]).mean().item()
     assert told["on"] == pytest.approx(nats / log(2) / (len(TEXT) / len(ids)), rel=1e-4)
     assert told["bytes"] == len(TEXT)
+    uneven = "".join(json.loads((stores / "a.jsonl").read_text().splitlines()[0])["text"].split()) + "zq#%!" * 40
+    (stores / "uneven.txt").write_text(uneven)
+    cut = ["memory=on", "factors=1", "bytes=16"]
+    assert evaluate([str(whole.folder), f"paths={stores}/uneven.txt", *cut]) == 0
+    answer = json.loads((whole.folder / "evaluation.json").read_text())["evaluations"][-1]
+    tokenizer = LibraryTokenizer(whole.folder / "tokenizer.json")
+    ids = tokenizer.encode([uneven.encode()])[0][:16]
+    tokens = torch.from_numpy(ids)[None]
+    nats = model.losses(model.read(tokens[:, :-1]).hidden, tokens[:, 1:]).mean().item()
+    told, size = answer["bits_per_byte"][f"{stores}/uneven.txt"], len(tokenizer.decode(ids.tolist()))
+    assert told["bytes"] == size
+    assert told["on"] == pytest.approx(nats / log(2) / (size / 16), rel=1e-4)
     capsys.readouterr()
     assert generate([str(whole.folder), "prompt=abc", "tokens=20", "device=cpu"]) == 0
     assert len(capsys.readouterr().out) > 1
