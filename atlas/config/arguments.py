@@ -17,7 +17,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from atlas.config import ConfigError, DeviceConfig, ModelConfig, require
+from atlas.config import ConfigError, DeviceConfig, ModelConfig, Rule, require
 from atlas.config.choices import member
 from atlas.config.console import OutputError, print_result
 from atlas.config.errors import CheckpointWarning
@@ -100,6 +100,9 @@ def require_lasting_of(model: ModelConfig, rate: float) -> None:
     has_global, most = model.memory.enabled and model.memory.use_global, model.memory.rate_max
     require(not rate or has_global, "lasting", rate, "0: the model has no global memory")
     require(not rate or rate < most, "lasting", rate, f"< {most:g}, its model.memory.rate_max: no write would last")
+    rule = model.memory.rule
+    steps = not model.memory.own_rule and rule in (Rule.muon, Rule.atlas)
+    require(not (rate and steps), "lasting", rate, f"0: with the rule {rule} every chunk makes a step, however small")
 
 
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:

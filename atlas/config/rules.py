@@ -9,7 +9,7 @@ from typing import Any, Self
 from atlas.config.choices import Choices
 from atlas.config.errors import require
 
-K = 5  # Newton-Schulz iterations (ATLAS section 5); I in docs/memory.md
+K = 5  # Newton-Schulz iterations, as ATLAS section 5 calls them; I in docs/memory.md
 
 
 class Rule(StrEnum):
@@ -24,8 +24,8 @@ class Rule(StrEnum):
 class MuonRuleConfig:
     prefix = "model.memory.muon."
 
-    rate_max: float = 1.0  # upper bound of the rate of an orthogonalised update; float32: docs/memory.md section 4
-    rate_init: float = 0.1  # that rate before training
+    rate_max: float = 1.0  # of rho, the rate of an orthogonalised update; float32: docs/memory.md section 4
+    rate_init: float = 0.1  # rho of a token before training
     iterations: int = K  # of Newton-Schulz
     iterations_global: int | None = None  # of the global memory; null = as the local ones
 

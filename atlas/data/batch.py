@@ -77,8 +77,8 @@ class Batch:
         inputs, targets, weights = map(placed, (self.inputs, self.targets, self.weights))
         return Batch(inputs, targets, weights, self.recall, self.fresh)
 
-    def shard_part(self, part: int, parts: int) -> Batch:
-        """Part number `part` of every sequence, cut into `parts` of equally many tokens."""
+    def sequence_part(self, part: int, parts: int) -> Batch:
+        """Part number `part` of every sequence, cut into `parts`, which must divide the number of tokens."""
         return self._with_tokens(lambda tokens: tokens.chunk(parts, dim=1)[part].contiguous())
 
     def split(self, parts: int) -> list[Batch]:

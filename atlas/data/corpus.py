@@ -24,7 +24,7 @@ from atlas.data.symbols import BYTE_SYMBOLS, Symbols
 
 FILES_TO_SPLIT = 10  # from this many files on, whole files are for validation; below, the tail of all bytes
 Encoding = Literal["bytes", "utf8"]
-Part = Annotated[float, within("(0, 1)")]  # of the bytes
+ValidationShare = Annotated[float, within("(0, 1)")]  # of the bytes
 ENCODINGS = get_args(Encoding)
 LEAKAGE = 0.01  # share of validation blocks that are also in training; above it a warning is given
 FOREIGN = 0.1  # share of the validation ids; above it a warning is given

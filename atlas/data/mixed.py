@@ -14,7 +14,7 @@ from atlas.config import require
 from atlas.config.values import Share
 from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.bigram import BIGRAM
-from atlas.data.corpus import Corpus, Encoding, Part
+from atlas.data.corpus import Corpus, Encoding, ValidationShare
 from atlas.data.needles import NeedleFormat
 from atlas.data.recall import RecallTask
 from atlas.data.source import HandedOver
@@ -133,7 +133,7 @@ class MixedData(RecallAndText):
 
     paths: Sequence[str]
     encoding: Encoding
-    validation_share: Part
+    validation_share: ValidationShare
 
     def make_text(self) -> CorpusData:
         return FileData(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch, rows_of_batch
-from atlas.data.corpus import Corpus, Encoding, Part, load_corpus
+from atlas.data.corpus import Corpus, Encoding, ValidationShare, load_corpus
 from atlas.data.haystack import HAYSTACKS, build_haystacks
 from atlas.data.layout import Layout, random_layout
 from atlas.data.needles import NeedleFormat, RecallSequences, Tokens, write_needles
@@ -185,7 +185,7 @@ class RecallData(HandedOver):
     recall: RecallTask
     paths: Sequence[str]
     encoding: Encoding
-    validation_share: Part
+    validation_share: ValidationShare
 
     def __post_init__(self) -> None:
         self.recall.require_fit(self.sequence)

@@ -39,7 +39,7 @@ class DataSource(Protocol):
         ...
 
     def validation(self, index: int) -> Batch:
-        """Validation batch `index` >= 0, whatever the seed: text rows only where there is text."""
+        """Validation batch `index` >= 0, whatever the seed. Text rows alone, where training has rows of text."""
         ...
 
     def baseline(self, batches: int) -> float:

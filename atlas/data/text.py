@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.bigram import BIGRAM, Bigram, SparseBigram
-from atlas.data.corpus import Corpus, Encoding, Part, load_corpus, stdlib_corpus
+from atlas.data.corpus import Corpus, Encoding, ValidationShare, load_corpus, stdlib_corpus
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
 from atlas.data.source import HandedOver
@@ -95,7 +95,7 @@ class CorpusData(HandedOver):
 class StdlibData(CorpusData):
     """The source text of the running Python's standard library: real text on every machine, no download."""
 
-    validation_share: Part
+    validation_share: ValidationShare
 
     def load(self) -> Corpus:
         return stdlib_corpus(self.validation_share)
@@ -107,7 +107,7 @@ class FileData(CorpusData):
 
     paths: Sequence[str]  # glob patterns, `**` crosses folders
     encoding: Encoding
-    validation_share: Part
+    validation_share: ValidationShare
 
     def load(self) -> Corpus:
         return load_corpus(self.paths, self.encoding, self.validation_share)

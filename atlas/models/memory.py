@@ -9,6 +9,7 @@ With `qk_projection.mix` the local memories read with q_t + lambda q'_t, a learn
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from atlas.config import MemoryConfig, ProjectionRange
 from atlas.config.choices import member
 from atlas.models.feature_map import FeatureMap
-from atlas.models.hierarchy import per_row, pieces
+from atlas.models.frozen_rule import require_frozen
+from atlas.models.hierarchy import per_row, run_periods
 from atlas.models.lasting import read_lasting
 from atlas.models.memory_inputs import MemoryInputs
 from atlas.models.norm import RMSNorm
@@ -70,6 +72,8 @@ class AtlasMemory(nn.Module):
         super().__init__()
         self.config, self.heads = config, heads
         self.rule, self.global_rule = (learning_rule(one) for one in (config, config.of_global()))
+        if config.own_rule:
+            require_frozen(self.rule, config.own_rule)
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
         self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)
@@ -129,35 +133,34 @@ class AtlasMemory(nn.Module):
             pair = tokens.key, tokens.value
             return ChunkInputs(query, *pair, query_features, key_features, rates[memory], controls[memory])
 
-        bound, recompute = self.config.weight_norm_max, self.config.recompute
-        limit, limit_local = self.config.curvature_max, self.config.curvature_max_local
         reads: list[Tensor] = []
         global_memory, lasting, local = [], [], []
-        for index, after in enumerate(state.global_memory):  # one, or none; it reads with q and is never reset
-            scan = Scan(
-                self.global_rule, plan.global_size, bound, read_at_start=True, recompute=recompute, curvature_max=limit
-            )
-            fields = inputs(tokens.query, self.features(tokens.query), -1)
+        for index, before in enumerate(state.global_memory):  # one, or none; it reads with q and is never reset
+            scan, fields = self._global_scan(plan), inputs(tokens.query, self.features(tokens.query), -1)
             if plan.lasting:
-                read, after, lasts = read_lasting(scan, after, state.lasting[index], fields, position, plan.lasting)
+                read, after, lasts = read_lasting(scan, before, state.lasting[index], fields, position, plan.lasting)
                 lasting.append(lasts)
             else:
-                read, after = scan(after, fields)
+                read, after = scan(before, fields)
             reads.append(read)
             global_memory.append(after)
         distinct = [(query, self.features(query)) for query in projected or [tokens.query]]
-        for index, after in enumerate(state.local):  # reset to their W_init at every shard start
-            chunk = plan.local[index]
-            scan = Scan(
-                self.rule, chunk, bound, read_at_start=False, recompute=recompute, curvature_max_local=limit_local
-            )
-            fields = inputs(*distinct[index % len(distinct)], index)
-            outputs: list[Tensor] = []
-            for piece in pieces(fields, position % plan.shard if plan.shard else 0, plan.shard):
-                before = self.local[index](x.shape[0], piece.rows) if piece.fresh else after
-                out, after = piece.unfold(*scan(before, ChunkInputs(*piece.tokens)))
-                outputs.append(out)
-            reads.append(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
+        offset = position % plan.shard if plan.shard else 0
+        for index, before in enumerate(state.local):  # reset to their W_init at every shard start
+            scan, fields = self._local_scan(plan.local[index]), inputs(*distinct[index % len(distinct)], index)
+            initial = partial(self.local[index], x.shape[0])
+            read, after = run_periods(scan.of_fields, initial, before, fields, offset, plan.shard)
+            reads.append(read)
             local.append(after)
         recalled = sum(reads[1:], reads[0]).unflatten(0, (x.shape[0], self.heads)).transpose(1, 2).flatten(2)
         return self.norm(recalled), MemoryState(recent, sums, tuple(local), tuple(global_memory), tuple(lasting))
+
+    def _global_scan(self, plan: ChunkPlan) -> Scan:
+        config, chunk = self.config, plan.global_size
+        bound, limit, recompute = config.weight_norm_max, config.curvature_max, config.recompute
+        return Scan(self.global_rule, chunk, bound, read_at_start=True, recompute=recompute, curvature_max=limit)
+
+    def _local_scan(self, chunk: int) -> Scan:
+        config = self.config
+        bound, limit, recompute = config.weight_norm_max, config.curvature_max_local, config.recompute
+        return Scan(self.rule, chunk, bound, read_at_start=False, recompute=recompute, curvature_max_local=limit)

@@ -77,7 +77,7 @@ class Writes(NamedTuple):
 def token_gradients(start: FastWeights, key: Tensor, value: Tensor, features: Tensor, rate: Tensor | None) -> Writes:
     """Gradients of the inner loss of every token at the weights `start`, scaled by `rate` [N, J] if there is one.
 
-    Departure from the papers: error rows are bounded, so the loss is sqrt(1 + ||f(k) - v||^2), not half the square.
+    Departure from the papers: error rows are bounded, so the loss is sqrt(1 + ||f(k) - v||^2) - 1, not half the square.
     """
     hidden = hidden_layer(features @ start.up.mT)
     error = bound_error(key + hidden.units @ start.down.mT - value)

@@ -74,7 +74,7 @@ class TrainStep:
         self._watched = watched
         self._clear_gradients(state)
         if self.relay is not None:
-            batch = batch.shard_part(self.relay.part, self.relay.parts)
+            batch = batch.sequence_part(self.relay.part, self.relay.parts)
         totals = Totals.sum(self.ranks.gather(batch.totals()))
         weight = polarisation_weight(number, self.config.steps, self.config.gate)
         parts, norm = self._propagate(state, batch, totals, weight)

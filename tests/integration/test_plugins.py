@@ -100,10 +100,10 @@ def test_a_logger_beside_others(run: Run) -> None:
 
 
 def test_a_learning_rule(run: Run) -> None:
-    _, forgetful = run("experiment=forgetful", "trust=[mine_rule]")
+    _, clipped = run("experiment=clipped", "trust=[mine_rule]")
     _, plain = run("device.kernels=torch")
-    _, same = run("experiment=forgetful", "trust=[mine_rule]", "model.memory.own_rule.share=0.0")
-    losses = [[row["loss"] for row in rows] for rows in (forgetful, plain, same)]
+    _, same = run("experiment=clipped", "trust=[mine_rule]", "model.memory.own_rule.most=1e9")
+    losses = [[row["loss"] for row in rows] for rows in (clipped, plain, same)]
     assert losses[2] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[1], rel=1e-5)
 
@@ -130,7 +130,7 @@ def test_a_metric(run: Run) -> None:
         ("data=counting", "data._target_=mine_data.Counting", "mine_data"),
         ("optim=sgd", "optim._target_=mine_optim.sgd", "mine_optim"),
         ("logger=lines", "logger.lines._target_=mine_logger.Lines", "mine_logger"),
-        ("experiment=forgetful", "model.memory.own_rule._target_=mine_rule.Forgetful", "mine_rule"),
+        ("experiment=clipped", "model.memory.own_rule._target_=mine_rule.Clipped", "mine_rule"),
         ("niah.levels=[mine_level.echo]", "niah.levels=mine_level.echo", "mine_level"),
         ("telemetry.metrics=[mine_metric.norms]", "telemetry.metrics=mine_metric.norms", "mine_metric"),
     ],
@@ -164,8 +164,8 @@ def test_all_code_without_trust_is_named_at_once(job: Callable[..., list[str]]) 
             "niah.levels=['echo']: must be some of ['accumulator', 'memory', 'recall'], or dotted",
         ),
         (
-            ["experiment=forgetful", "+model.memory.own_rule.rate=1"],
-            "model.memory.own_rule.rate=1: must be a key of model.memory.own_rule: share",
+            ["experiment=clipped", "+model.memory.own_rule.rate=1"],
+            "model.memory.own_rule.rate=1: must be a key of model.memory.own_rule: most",
         ),
     ],
 )
@@ -180,6 +180,42 @@ def test_an_object_that_is_no_rule_is_refused(mine: Path) -> None:
     config = atlas.compose(["+model.memory.own_rule._target_=mine_text.rule", "trust=[mine_text]"])
     wanted = "chunk_end, close, controls, initial, keep, own_gradients, reads_end, reads_start, write"
     with pytest.raises(ConfigError, match=f"own_rule._target_=mine_text.rule: must have {wanted}, as `LearningRule`"):
+        atlas.build_model(config)
+
+
+FORGETS = """
+from atlas.ops.fast_weights import FastWeights, subtract
+from atlas.ops.rules.gd import GradientDescent
+
+class Rule(GradientDescent):
+    chunk_end = None
+
+    def close(self, start, update, kept):
+        return subtract(FastWeights(*(0.9 * matrix for matrix in start)), update), kept
+"""
+NO_RANGE = """
+from atlas.ops.rules.gd import GradientDescent
+from atlas.ops.rules.rule import Control
+
+class Rule(GradientDescent):
+    controls = (Control("mine", 2.0),)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed"),
+    [
+        (FORGETS, "a rule whose `close` returns its start where all rates and controls are 0"),
+        (
+            NO_RANGE,
+            r"a rule with controls of 0 <= initial <= maximum and 0 < maximum, not Control\(name='mine', ini",
+        ),
+    ],
+)
+def test_a_rule_that_would_spoil_controls_or_gates_is_refused(source: str, allowed: str, mine: Path) -> None:
+    (mine / "mine_fault.py").write_text(source)
+    config = atlas.compose(["+model.memory.own_rule._target_=mine_fault.Rule", "trust=[mine_fault]"])
+    with pytest.raises(ConfigError, match=f"^model.memory.own_rule._target_=mine_fault.Rule: must be {allowed}"):
         atlas.build_model(config)
 
 

@@ -116,6 +116,10 @@ class Scan:
                 outputs.append(out)
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
+    def of_fields(self, state: ScanState, tokens: tuple[Tensor, ...]) -> tuple[Tensor, ScanState]:
+        """The same of the fields of `ChunkInputs`, in their order."""
+        return self(state, ChunkInputs(*tokens))
+
     def _rates(self, tokens: ChunkInputs) -> Tensor:
         """Of whole chunks [N, n * C], as they are written."""
         rate = tokens.rate

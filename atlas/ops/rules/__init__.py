@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from atlas.config import ConfigError, MemoryConfig, Rule
 from atlas.config.components import make
@@ -24,7 +25,8 @@ RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
 
 
 def learning_rule(config: MemoryConfig) -> LearningRule:
-    """The rule that the settings name. Raises `ConfigError` where one of your own lacks a part of `LearningRule`."""
+    """The rule that the settings name. Raises `ConfigError` where one of your own lacks a part of `LearningRule`, or
+    has a control without a range."""
     if not config.own_rule:
         return RULES[config.rule](config)
     rule: LearningRule = make(config.own_rule)
@@ -32,4 +34,8 @@ def learning_rule(config: MemoryConfig) -> LearningRule:
     if missing:
         target = config.own_rule["_target_"]
         raise ConfigError(f"model.memory.own_rule._target_={target}: must have {', '.join(missing)}, as `LearningRule`")
+    for control in rule.controls:
+        if not 0 <= control.initial <= control.maximum or not 0 < control.maximum < inf:
+            allowed = f"a rule with controls of 0 <= initial <= maximum and 0 < maximum, not {control}"
+            raise ConfigError(f"model.memory.own_rule._target_={config.own_rule['_target_']}: must be {allowed}")
     return rule

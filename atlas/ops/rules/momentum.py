@@ -2,9 +2,9 @@
 
     S <- theta S + sum_chunk eta grad l(W_xi),     W <- alpha W_xi - S
 
-Inside the chunk a token reads the plain causal prefix, as in `gd`. theta and alpha of a chunk are the means of its
-tokens' gates, used at its end only: causal. A chunk of one token is read at its end: Titans' recurrence. The gates are
-theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
+The sum is that of `gd`, and inside the chunk a token reads its plain causal prefix. theta and alpha of a chunk are the
+means of its tokens' gates, used at its end only: causal. A chunk of one token is read at its end: Titans' recurrence.
+The gates are theta and 1 - alpha. theta = 0 with alpha = 1 is `gd`.
 
 Legend: N rows, n controls.
 """
@@ -17,8 +17,9 @@ from typing import ClassVar, NamedTuple, Self
 from torch import Tensor
 
 from atlas.config import MemoryConfig
-from atlas.ops.dual_form import ChunkInputs, Writes, token_gradients
+from atlas.ops.dual_form import ChunkInputs
 from atlas.ops.fast_weights import FastWeights, add, scale, subtract, zeros_like
+from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.rule import ChunkEnd, Control, Kept
 
 
@@ -50,13 +51,11 @@ def no_gates(weights: FastWeights, controls: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(GradientDescent):
     theta: float  # of a token before training, in [0, 1)
     alpha: float  # of a token before training, in (0, 1]
 
-    own_gradients: ClassVar[bool] = True  # fused forms do what `write` does: change both, or False
     chunk_end: ClassVar[ChunkEnd | None] = ChunkEnd.momentum  # a kernel does what `close` does: change both, or None
-    reads_start: ClassVar[bool] = False
     reads_end: ClassVar[bool] = True
 
     @classmethod
@@ -64,14 +63,11 @@ class Momentum:
         return cls(config.momentum, config.retention)
 
     @property
-    def controls(self) -> tuple[Control, ...]:
+    def controls(self) -> tuple[Control, ...]:  # type: ignore[override]
         return Control("theta", self.theta), Control("forget", 1 - self.alpha)
 
     def initial(self, weights: FastWeights) -> Kept:
         return initial_momentum(weights, len(self.controls))
-
-    def write(self, start: FastWeights, kept: Kept, tokens: ChunkInputs) -> Writes:
-        return token_gradients(start, tokens.key, tokens.value, tokens.key_features, tokens.rate)
 
     def keep(self, kept: Kept, tokens: ChunkInputs) -> Kept:
         return MomentumState(*kept).after(tokens)

@@ -27,11 +27,11 @@ class ChunkEnd(IntEnum):
 
 
 class Control(NamedTuple):
-    """A gate of a rule, one per token: maximum * sigmoid(linear(token)). With all controls at 0 nothing is written."""
+    """A gate of a rule, one per token: maximum * sigmoid(linear(token))."""
 
     name: str  # theta, forget (1 - alpha), rho or gamma of docs/memory.md section 5
-    initial: float  # before training; at 0 or at the maximum the gate is fixed there
-    maximum: float = 1.0
+    initial: float  # before training, in [0, maximum]; at 0 or at the maximum the gate is fixed there
+    maximum: float = 1.0  # > 0
 
     @property
     def fixed(self) -> bool:
@@ -81,5 +81,6 @@ class LearningRule(Protocol):
         ...
 
     def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
-        """Weights after a chunk whose writes sum to `update`."""
+        """Weights after a chunk whose writes sum to `update`: `start` itself where all rates and controls of its tokens
+        were 0, for so a frozen memory is read."""
         ...

@@ -25,7 +25,7 @@ class Window(NamedTuple):
 
     @staticmethod
     def empty(weights: FastWeights, length: int) -> Window:
-        """Of `length` = c tokens."""
+        """Of a rule whose window has c = `length` tokens, of which c - 1 are carried."""
         rows, width = weights.down.shape[:2]
         token = weights.down.new_zeros(rows, length - 1, width)
         return Window(token, token, weights.up.new_zeros(rows, length - 1, weights.up.shape[-1]))

@@ -37,7 +37,7 @@ def slowdown(record: Record) -> Finding | None:
 def memory_grows(record: Record) -> Finding | None:
     """Memory that each of the last looks finds larger than the one before, by a median that counts.
 
-    One large rise, as of the test of the model at step 20, and bytes between the others are no leak.
+    One large rise, as of a first test of the model, and bytes between the others are no leak.
     """
     for place, looks in record.memory.items():
         sizes = [size for _, size in looks]

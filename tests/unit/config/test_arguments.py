@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.config import ConfigError, MemoryConfig, ModelConfig
+from atlas.config import ConfigError, MemoryConfig, ModelConfig, Rule
 from atlas.config.arguments import read_device, read_settings, require_lasting_of, run_command, split_arguments
 
 
@@ -86,6 +86,10 @@ def test_latest_is_the_newest_run_of_the_folder_of_runs_whatever_its_name(
     [
         (MemoryConfig(enabled=False), "lasting=0.5: must be 0: the model has no global memory"),
         (MemoryConfig(use_global=False), "lasting=0.5: must be 0: the model has no global memory"),
+        (
+            MemoryConfig(rule=Rule.muon),
+            "lasting=0.5: must be 0: with the rule muon every chunk makes a step, however small",
+        ),
         (MemoryConfig(rate_max=0.3), "lasting=0.5: must be < 0.3, its model.memory.rate_max: no write would last"),
     ],
 )
