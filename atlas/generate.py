@@ -4,10 +4,10 @@ RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the c
 
   prompt=TEXT | prompt_file=PATH   what to continue; "-" reads standard input
   tokens=256                       how many tokens to add, bytes without a tokenizer; the end of a document ends it
-  temperature=0.7                  0 takes the likeliest byte every time
-  top_k=0  top_p=1.0               draw from the k likeliest bytes; from the likeliest ones of probability p
+  temperature=0.7                  0 takes the likeliest token every time
+  top_k=0  top_p=1.0               draw from the k likeliest tokens; from the likeliest ones of probability p
   seed=0                           of the draws: the same seed gives the same text
-  chunk=trained | 1                after the prompt the local memories learn in chunks as in training, or at every byte
+  chunk=trained | 1                after the prompt the local memories learn in chunks as in training, or at every token
   resets=trained | off             local memories start anew at every shard as in training, or never
   lasting=0                        of a text longer than those of training: writes of the global memory at smaller rates
                                    last for a period only; 0.5 finds more needles, and costs text (experiments/lengths)
@@ -106,7 +106,7 @@ class GenerationSettings(Choices):
         require(bool(self.prompt or self.prompt_file), "prompt", self.prompt, "a text that is not empty")
         require(1 <= self.tokens < 2**31, "tokens", self.tokens, "in [1, 2**31)")
         warm = isfinite(self.temperature) and (self.temperature == 0 or self.temperature >= COLDEST)
-        require(warm, "temperature", self.temperature, f"0 (the likeliest byte) or >= {COLDEST:g}")
+        require(warm, "temperature", self.temperature, f"0 (the likeliest token) or >= {COLDEST:g}")
         require(0 <= self.top_k < 2**31, "top_k", self.top_k, "in [0, 2**31) (0 = all)")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")

@@ -47,7 +47,7 @@ class CorpusData(HandedOver):
         return corpus
 
     def rows(self, step: int, rows: range) -> tuple[Tokens, NDArray[np.bool_]]:
-        """Bytes [N, T + 1] of N rows of a training step and which of them are fresh [N]."""
+        """Tokens [N, T + 1] of N rows of a training step and which of them are fresh [N]."""
         if self.carry_memory:
             return self._segments(step, np.array(rows))
         rng = RowGenerators.of_step(self.seed, Stream.text, step, rows)

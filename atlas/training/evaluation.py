@@ -25,7 +25,7 @@ class Evaluator:
     """Losses on validation batches, which are the same for every run on this data."""
 
     def __init__(self, data: DataSource, step: TrainStep, batches: int, watch_rows: int) -> None:
-        self.step, self.count = step, batches
+        self.step = step
         dealt = range(step.ranks.rank, batches, step.ranks.world)
         self.batches = [data.validation(index).to(step.device) for index in dealt]  # those of this rank
         if step.ranks.first:
@@ -35,9 +35,10 @@ class Evaluator:
 
     def validation_loss(self, model: AtlasModel, plan: ChunkPlan | None = None) -> float:
         """Mean loss in nats per weighted target, read with `plan` or the model's own. The ranks share the batches."""
-        own = [self._loss(model, batch, plan=plan) for batch in self.batches]
+        own = [(self._loss(model, batch, plan=plan), batch.weights.sum().item()) for batch in self.batches]
         by_round = zip_longest(*self.step.ranks.gather(own))
-        return sum(loss for losses in by_round for loss in losses if loss is not None) / self.count
+        known = [one for of_ranks in by_round for one in of_ranks if one is not None]
+        return sum(loss * weight for loss, weight in known) / sum(weight for _, weight in known)
 
     def watched_perplexity(self, model: AtlasModel) -> float:
         return self.step.ranks.from_first(lambda: perplexity(self._loss(model, self.watched)))

@@ -56,7 +56,10 @@ def muon(
     schedule: Schedule = "cosine",
     decay: Share = 0.2,
 ) -> ScheduledOptimizer:
-    """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest."""
+    """Muon on the matrices of linear layers, its updates scaled to AdamW's; AdamW on the rest.
+
+    `betas` are AdamW's; Muon has Nesterov momentum of 0.95. Weight decay is of the matrices only.
+    """
     matrices, rest = parameter_groups(model)
     stacked = {layer.weight: layer.parts for layer in model.modules() if isinstance(layer, StackedLinear)}
     parts = {matrix: stacked.get(matrix, 1) for matrix in matrices}

@@ -13,8 +13,8 @@ PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 
 class StepResult(NamedTuple):
     loss: float  # nats: text and recall by their shares of the rows, without polarisation
-    text: float  # nats per byte; NaN in a batch without text
-    recall: float  # nats per answer byte; NaN in a batch without answers
+    text: float  # nats per token; NaN in a batch without text
+    recall: float  # nats per token of an answer; NaN in a batch without answers
     gradient_norm: float  # before clipping
     polarisation: float
     lr: float

@@ -97,7 +97,7 @@ class Calibrator:
         if self.text is None:
             return "the data has no text"
         available = len(self.text.validation)
-        return "" if available > length else f"{available} validation bytes hold no shard and what comes after it"
+        return "" if available > length else f"{available} validation tokens hold no shard and what comes after it"
 
 
 def mean_carried_weights(model: AtlasModel, rows: Tensor) -> list[FastWeights]:

@@ -168,7 +168,7 @@ def test_calibration_is_refused_where_it_cannot_be(memory: bool, data: Callable[
     [
         (False, make_data, "the model has no memory"),
         (True, textless, "the data has no text"),
-        (True, partial(make_data, 16, 8), "16 validation bytes hold no shard and what comes after it"),
+        (True, partial(make_data, 16, 8), "16 validation tokens hold no shard and what comes after it"),
     ],
 )
 def test_a_shock_that_cannot_be_measured_has_a_reason(
