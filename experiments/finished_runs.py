@@ -12,8 +12,7 @@ from atlas.config.arguments import names
 from atlas.config.composition import load_config
 from atlas.config.keys import flat
 from atlas.runs.summary import read_summary
-from atlas.sweeps.sweep_record import RECORD_FILE
-from atlas.telemetry.run_files import CONFIG_FILE
+from atlas.telemetry.run_files import CONFIG_FILE, JOBS_FILE
 
 IGNORED = ("seed", "logger.", "device.", "checkpoint.", "niah.", "init_from")  # no settings of what a run learns
 
@@ -22,7 +21,7 @@ def jobs(sweeps: Sequence[str], trust: str) -> list[Path]:
     """Folders of all completed jobs, in the order of the sweeps. Raises `ConfigError` for a sweep without one."""
     found: list[Path] = []
     for sweep in sweeps:
-        nested = (Path(sweep) / RECORD_FILE).is_file()  # any folder else may hold runs that were not asked for
+        nested = (Path(sweep) / JOBS_FILE).is_file()  # any folder else may hold runs that were not asked for
         folders = [path.parent for path in Path(sweep).glob("**/summary.json" if nested else "*/summary.json")]
         completed = [folder for folder in folders if read_run(folder, trust)[1]["status"] == "completed"]
         require(bool(completed), "SWEEP", sweep, "the folder of a sweep of which a job has completed")

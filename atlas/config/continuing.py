@@ -23,12 +23,12 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True)
 class ChangeRule:
-    """`keys`: settings or whole groups. `lasting`: the change is written into config.yaml, else it is for one start."""
+    """`keys`: settings or whole groups. `kept`: the change is written into config.yaml, else it is for one start."""
 
     keys: tuple[str, ...]
     effect: Effect
     why: str
-    lasting: bool = True
+    kept: bool = True
 
 
 CHANGE_RULES = (
@@ -36,26 +36,26 @@ CHANGE_RULES = (
         ("logger", "telemetry", "checkpoint"),
         Effect.exact,
         "where and how often something is written; a rollback may find another checkpoint",
-        lasting=False,
+        kept=False,
     ),
     ChangeRule(
         ("device.threads", "device.kernels", "device.graph", "device.compile", "device.processes"),
         Effect.differs,
         "by rounding",
-        lasting=False,
+        kept=False,
     ),
-    ChangeRule(("parallel.kind", "parallel.context"), Effect.differs, "by rounding", lasting=False),
-    ChangeRule(("parallel",), Effect.exact, "how long the processes of a run wait for each other", lasting=False),
+    ChangeRule(("parallel.kind", "parallel.context"), Effect.differs, "by rounding", kept=False),
+    ChangeRule(("parallel",), Effect.exact, "how long the processes of a run wait for each other", kept=False),
     ChangeRule(
         ("watch",),
         Effect.exact,
         "what is told; with `abort` or `rollback` a finding ends the run or goes back",
-        lasting=False,
+        kept=False,
     ),
-    ChangeRule(("debug",), Effect.differs, "a rehearsed fault", lasting=False),
-    ChangeRule(("debug.profile",), Effect.exact, "a look at some steps", lasting=False),
-    ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", lasting=False),
-    ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", lasting=False),
+    ChangeRule(("debug",), Effect.differs, "a rehearsed fault", kept=False),
+    ChangeRule(("debug.profile",), Effect.exact, "a look at some steps", kept=False),
+    ChangeRule(("trust",), Effect.exact, "whose code may be executed; never taken from a run folder", kept=False),
+    ChangeRule(("resume", "sweep"), Effect.exact, "how the command was started", kept=False),
     ChangeRule(
         ("train.validation_every", "train.validation_batches"),
         Effect.exact,
@@ -79,9 +79,7 @@ CHANGE_RULES = (
     ChangeRule(("train.accumulate",), Effect.differs, "by rounding; refused with `train.carry_memory`"),
     ChangeRule(("device.kind", "device.precision"), Effect.differs, "by rounding"),
     ChangeRule(("data.paths", "data.path"), Effect.exact, "where the text lies now; another text is refused"),
-    ChangeRule(
-        ("accept_changed_data",), Effect.differs, "the run continues although its text has changed", lasting=False
-    ),
+    ChangeRule(("accept_changed_data",), Effect.differs, "the run continues although its text has changed", kept=False),
     ChangeRule(("model", "chunk_size"), Effect.refused, "the weights were trained with it"),
     ChangeRule(("stage2",), Effect.refused, "its schedule is one; `init_from` starts another stage"),
     ChangeRule(
@@ -98,7 +96,7 @@ CHANGE_RULES = (
     ),
 )
 # May differ between two starts of one run without changing the hash of its configuration.
-CHANGEABLE = tuple(key for rule in CHANGE_RULES if not rule.lasting for key in rule.keys)
+CHANGEABLE = tuple(key for rule in CHANGE_RULES if not rule.kept for key in rule.keys)
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
@@ -130,6 +128,6 @@ def change_table() -> list[str]:
     """The rules as the table of docs/continuing.md."""
     lines = ["| setting | when it changes | |", "|---|---|---|"]
     for rule in CHANGE_RULES:
-        effect = rule.effect.value + ("" if rule.lasting else ", for this start only")
+        effect = rule.effect.value + ("" if rule.kept else ", for this start only")
         lines.append(f"| {' '.join(f'`{key}`' for key in rule.keys)} | {effect} | {rule.why} |")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from enum import Enum
@@ -47,6 +48,11 @@ def _plain(value: Any) -> Any:
 def lies_in(key: str, names: Iterable[str]) -> bool:
     """Whether `names` holds the dotted key, or a group above it."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def override_values(overrides: Iterable[str]) -> dict[str, str]:
+    """Name -> what each override sets, without the backslashes that Hydra puts before special characters."""
+    return {override_name(text): re.sub(r"\\(.)", r"\1", text.partition("=")[2]) for text in overrides}
 
 
 def override_name(override: str) -> str:

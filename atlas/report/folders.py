@@ -9,11 +9,10 @@ from pathlib import Path
 
 from atlas.config import require
 from atlas.config.untrusted import read_json
-from atlas.telemetry.run_files import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from atlas.telemetry.run_files import CONFIG_FILE, JOBS_FILE, METRICS_FILE, SUMMARY_FILE
 
 RUN_FILES = (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)
 SWEEP_FILE = "multirun.yaml"
-JOBS_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)

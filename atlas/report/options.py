@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,11 @@ from omegaconf import OmegaConf
 from atlas.config import RunConfig
 from atlas.config.composition import GROUPS, options
 from atlas.config.files import CONF_DIR
-from atlas.config.keys import flat, override_name
+from atlas.config.keys import flat, override_values
 from atlas.config.option_files import option_settings
 from atlas.config.untrusted import read_json
-from atlas.report.folders import JOBS_FILE
 from atlas.report.wording import value_text
+from atlas.telemetry.run_files import JOBS_FILE
 
 NAMED = [group for group in GROUPS if group not in ("experiment", "logger")]
 
@@ -68,7 +67,7 @@ def defaults() -> Mapping[str, str]:
 def swept_values(sweep: Path) -> dict[str, dict[str, str]]:
     """Folder of a job -> the overrides in which the sweep's jobs differ; {} where sweep.json cannot be read."""
     try:
-        jobs = {str(job["folder"]): _values(job["overrides"]) for job in read_json(sweep / JOBS_FILE)["jobs"]}
+        jobs = {str(job["folder"]): override_values(job["overrides"]) for job in read_json(sweep / JOBS_FILE)["jobs"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     names = {name for values in jobs.values() for name in values}
@@ -76,10 +75,6 @@ def swept_values(sweep: Path) -> dict[str, dict[str, str]]:
     return {
         folder: {name: value for name, value in values.items() if name in varying} for folder, values in jobs.items()
     }
-
-
-def _values(overrides: Sequence[str]) -> dict[str, str]:
-    return {override_name(text): re.sub(r"\\(.)", r"\1", text.partition("=")[2]) for text in overrides}
 
 
 def chosen_options(

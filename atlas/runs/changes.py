@@ -22,7 +22,7 @@ from atlas.telemetry.run_files import CONFIG_FILE, SETTINGS
 from atlas.training.state import TrainState
 
 
-def frozen_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
+def recorded_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
     """The configuration that the run in `folder` has had so far; None for a new run."""
     return load_config(folder / CONFIG_FILE, trust) if (folder / CONFIG_FILE).exists() else None
 
@@ -31,24 +31,24 @@ def frozen_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
 class Changes:
     """`settings`: flat key -> value before and now, of all that is kept or changes the numbers."""
 
-    frozen: RunConfig
+    recorded: RunConfig
     config: RunConfig
     settings: Mapping[str, tuple[Any, Any]]
 
     @classmethod
-    def between(cls, frozen: RunConfig, config: RunConfig) -> Changes:
-        found = differences(frozen, config)
-        settings = {key: both for key, both in found.items() if change_rule(key).lasting or _differs(key, config)}
-        return cls(frozen, config, settings)
+    def between(cls, recorded: RunConfig, config: RunConfig) -> Changes:
+        found = differences(recorded, config)
+        settings = {key: both for key, both in found.items() if change_rule(key).kept or _differs(key, config)}
+        return cls(recorded, config, settings)
 
     @property
-    def lasting(self) -> list[str]:
-        return [key for key in self.settings if change_rule(key).lasting]
+    def kept(self) -> list[str]:
+        return [key for key in self.settings if change_rule(key).kept]
 
     def require_none(self, reason: str, step: int) -> None:
         """Raise `ConfigError` where there is a change to keep, for a run that has nothing left to do."""
-        if self.lasting:
-            given = ", ".join(f"{key}={as_text(self.settings[key][1])}" for key in self.lasting)
+        if self.kept:
+            given = ", ".join(f"{key}={as_text(self.settings[key][1])}" for key in self.kept)
             raise ConfigError(f"{given}: must be given with train.steps > {step}: {reason}")
 
     def apply(self, state: TrainState, data: DataSource) -> None:
@@ -58,7 +58,7 @@ class Changes:
         step, the next one continues other sequences, and the memories are dropped.
         """
         if "train.steps" in self.settings and state.carried:
-            earlier = replace(self.config, train=replace(self.config.train, steps=self.frozen.train.steps))
+            earlier = replace(self.config, train=replace(self.config.train, steps=self.recorded.train.steps))
             was, now = (one.batch(state.step + state.skipped).inputs for one in (build_data(earlier), data))
             if not torch.equal(was, now):
                 state.carried = []
@@ -67,14 +67,14 @@ class Changes:
         """Write the event first, then config.yaml: a change in config.yaml is always in events.jsonl too."""
         if not self.settings:
             return
-        kept = deepcopy(self.frozen)
-        for key in self.lasting:
+        kept = deepcopy(self.recorded)
+        for key in self.kept:
             transfer(self.config, kept, key.split("."))
         telemetry.event(
             SETTINGS,
             state.step,
             changes={key: [as_text(value) for value in both] for key, both in self.settings.items()},
-            former_config_hash=config_hash(self.frozen),
+            former_config_hash=config_hash(self.recorded),
             config_hash=config_hash(kept),
             message=self._message(state),
         )
@@ -93,7 +93,7 @@ class Changes:
             return ""
         if not any(key == "train.steps" or key.startswith("optim.") for key in self.settings):
             return ""
-        before = build_optimizer(self.frozen, state.model)
+        before = build_optimizer(self.recorded, state.model)
         before.scale = state.optimizer.scale
         was, now = before.lr_at(state.step), state.optimizer.lr_at(state.step + 1)
         steps = self.config.train.steps

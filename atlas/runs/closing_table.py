@@ -11,6 +11,8 @@ from atlas.report.health import HEALTHY, seen
 from atlas.runs.baselines import Baseline
 from atlas.runs.summary import RunSummary
 
+OVERHEADS = {"watch": "perplexity watch"}  # that of summary.json -> its name here
+
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
     """Rows (name, value); what was not measured has none."""
@@ -105,4 +107,5 @@ def _health(summary: RunSummary) -> str:
 
 
 def _overhead(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.2%}" for name, share in shares.items() if share > 0)
+    named = {OVERHEADS.get(name, name): share for name, share in shares.items()}
+    return ", ".join(f"{name} {share:.2%}" for name, share in named.items() if share > 0)

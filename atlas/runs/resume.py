@@ -1,4 +1,4 @@
-"""Continuing a run: its folder and its frozen configuration, with the few settings that may be changed on the way.
+"""Continuing a run: its folder and its recorded configuration, with the few settings that may be changed on the way.
 
 Imports no torch, so that a refusal answers at once.
 """
@@ -40,7 +40,7 @@ def run_folder(resume: str) -> Path:
 
 
 def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], folder: Path) -> RunConfig:
-    """The frozen configuration of the run in `folder`, with what `overrides` change of it; `given` holds their values.
+    """The recorded configuration of the run in `folder`, with what `overrides` change of it; `given` has their values.
 
     `given` may be what Hydra composed, unchecked: the defaults beside the overrides are not those of the run, so that
     only the result can be checked. An override may repeat what the run was started with. Raises `ConfigError` for one

@@ -36,7 +36,7 @@ from atlas.runs.build import (
     refuse_a_larger_model,
     with_vocabulary,
 )
-from atlas.runs.changes import Changes, frozen_config
+from atlas.runs.changes import Changes, recorded_config
 from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, kernels_in_words, versions
 from atlas.runs.finish import close, finish
@@ -99,7 +99,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             require_shared(folder, ranks)
         closing.callback(trainer.checkpoints.close)
         notices = start_notices(config, trainer.step.device)
-        before = ranks.from_first(lambda: frozen_config(folder, config.trust))
+        before = ranks.from_first(lambda: recorded_config(folder, config.trust))
         trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
         notices += ranks.from_first(lambda: changed_code(folder, config))

@@ -37,7 +37,7 @@ def starting_point(
 ) -> list[str]:
     """Load the state that the run starts from, lock its folder and freeze its configuration; returns notices.
 
-    `before`: the frozen configuration of the run in `folder`, if there is one.
+    `before`: the recorded configuration of the run in `folder`, if there is one.
 
     Raises `ConfigError` if the folder holds another run, another process writes it, a checkpoint does not fit, or the
     text has changed.

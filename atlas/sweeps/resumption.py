@@ -14,7 +14,8 @@ from atlas.config import CHANGEABLE, ConfigError, require
 from atlas.config.continuing import changeable
 from atlas.config.keys import lies_in, override_name
 from atlas.config.path_overrides import expanded, quoted
-from atlas.sweeps.sweep_record import RECORD_FILE, SweepRecord, read_record
+from atlas.sweeps.sweep_record import SweepRecord, read_record
+from atlas.telemetry.run_files import JOBS_FILE
 
 KEY = "sweep.resume"
 PLACES = ("hydra.sweep.dir", "hydra.mode")  # the sweep stays where it is
@@ -49,7 +50,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     risky = [flag for flag in places if not _harmless_place(flag)]
     risky += [text for text in (*record.task, *record.hydra) if text not in arguments and not _harmless(text)]
     if risky:
-        allowed = f"repeated on the command line, since it may execute code, or taken out of {folder / RECORD_FILE}"
+        allowed = f"repeated on the command line, since it may execute code, or taken out of {folder / JOBS_FILE}"
         raise ConfigError(f"{risky[0]}: must be {allowed}")
     flags = [argument for argument in arguments if argument not in parsed.overrides]
     given = [override for override in parsed.overrides if override not in chosen]
@@ -107,7 +108,7 @@ def _refuse_other_sweep(changes: Iterable[str], record: SweepRecord, folder: Pat
         if not free and not _sets(_LAUNCHER, name) and name != _TRIALS:
             allowed = ", ".join([*(key for key in CHANGEABLE if key not in _FIXED), "hydra.launcher"])
             raise ConfigError(
-                f"{override}: must be left out, or as in {folder / RECORD_FILE}, to resume that sweep; only {allowed}"
+                f"{override}: must be left out, or as in {folder / JOBS_FILE}, to resume that sweep; only {allowed}"
                 " may change"
             )
 

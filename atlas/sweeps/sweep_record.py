@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
 from atlas.config.continuing import changeable
-from atlas.config.keys import flat, override_name
+from atlas.config.keys import flat, override_values
 from atlas.config.untrusted import read_json
-
-RECORD_FILE = "sweep.json"
+from atlas.telemetry.run_files import JOBS_FILE
 
 
 @dataclass(frozen=True)
@@ -45,20 +42,20 @@ class SweepRecord:
 
     def write(self, folder: Path) -> None:
         """Replace the file as a whole. Raises OSError."""
-        write_atomically(folder / RECORD_FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_atomically(folder / JOBS_FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     def job_in(self, folder: str) -> Job:
         return next(job for job in self.jobs if job.folder == folder)
 
     def swept(self, job: Job) -> dict[str, str]:
         """The overrides of a job in which the jobs differ; all of them where there is one job."""
-        own = _values(job.overrides)
+        own = override_values(job.overrides)
         return {name: value for name, value in own.items() if len(self.jobs) == 1 or name in self.varying}
 
     @cached_property
     def varying(self) -> set[str]:
         """Names that not all jobs give the same value."""
-        values = [_values(job.overrides) for job in self.jobs]
+        values = [override_values(job.overrides) for job in self.jobs]
         names = {name for own in values for name in own}
         return {name for name in names if len({own.get(name) for own in values}) > 1}
 
@@ -66,12 +63,12 @@ class SweepRecord:
 def read_record(folder: Path, key: str) -> SweepRecord:
     """The record of the sweep in `folder`. Raises `ConfigError` naming `key` where there is none that can be read."""
     try:
-        content = read_json(folder / RECORD_FILE)
+        content = read_json(folder / JOBS_FILE)
         jobs = tuple(Job(**{**job, "overrides": tuple(job["overrides"])}) for job in content["jobs"])
         flags = tuple(content.get("flags", ()))  # absent before version 0.2
         return SweepRecord(tuple(content["task"]), tuple(content["hydra"]), jobs, flags)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{key}={folder}: must be the folder of a sweep (with {RECORD_FILE})") from error
+        raise ConfigError(f"{key}={folder}: must be the folder of a sweep (with {JOBS_FILE})") from error
 
 
 def settings_key(composed: DictConfig) -> str:
@@ -82,8 +79,3 @@ def settings_key(composed: DictConfig) -> str:
     named = flat({str(name): value for name, value in plain.items()})
     settings = {name: value for name, value in named.items() if not changeable(name)}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _values(overrides: Sequence[str]) -> Mapping[str, str]:
-    """What each override sets, without the backslashes that Hydra puts before special characters."""
-    return {override_name(text): re.sub(r"\\(.)", r"\1", text.partition("=")[2]) for text in overrides}

@@ -27,8 +27,9 @@ from atlas.sweeps.outcome import cut_short, left_over
 from atlas.sweeps.refusal import refuse_useless_values
 from atlas.sweeps.resumption import KEY, PLACES, config_flags
 from atlas.sweeps.stop import INTERRUPTED, StopSign
-from atlas.sweeps.sweep_record import RECORD_FILE, Job, SweepRecord, read_record, settings_key
+from atlas.sweeps.sweep_record import Job, SweepRecord, read_record, settings_key
 from atlas.sweeps.workers import living_workers, passing_interrupts_on
+from atlas.telemetry.run_files import JOBS_FILE
 
 MULTIRUN_FILE = "multirun.yaml"
 MOST_BREAKDOWNS = 3  # of the launcher; then the sweep ends with jobs left
@@ -50,7 +51,7 @@ class ResumableSweeper(BasicSweeper):
         folder, resumed = Path(self.config.hydra.sweep.dir).resolve(), self.config.sweep.resume is not None
         known = read_record(folder, KEY) if resumed else None
         if known is None:
-            taken = any((folder / name).exists() for name in (RECORD_FILE, MULTIRUN_FILE))
+            taken = any((folder / name).exists() for name in (JOBS_FILE, MULTIRUN_FILE))
             require(not taken, "hydra.sweep.dir", folder, f"a folder without a sweep ({KEY}={folder} continues it)")
         record = self._plan(arguments, known, folder)
         make_folder(folder, "hydra.sweep.dir")

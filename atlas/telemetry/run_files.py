@@ -25,6 +25,7 @@ CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+JOBS_FILE = "sweep.json"  # in the folder of a sweep
 NIAH_FILE = "niah.json"
 EARLIER = "earlier"  # its key for what was found before, newest first
 CHECKPOINTS = "checkpoints"

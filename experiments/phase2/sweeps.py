@@ -20,8 +20,7 @@ from atlas.config.continuing import settings_hash
 from atlas.config.files import read_yaml
 from atlas.config.keys import lies_in, nested
 from atlas.config.untrusted import read_json
-from atlas.sweeps.sweep_record import RECORD_FILE
-from atlas.telemetry.run_files import CONFIG_FILE, SUMMARY_FILE, RunFiles
+from atlas.telemetry.run_files import CONFIG_FILE, JOBS_FILE, SUMMARY_FILE, RunFiles
 
 CHOICES_FILE = "multirun.yaml"  # written by Hydra
 SERIAL = ("", "basic")  # launchers that run one job after the other; "" = none
@@ -84,10 +83,10 @@ class RecordedSweep:
 
 def read_sweep(folder: Path) -> RecordedSweep:
     """Raises `ConfigError` for a folder that is no sweep, and for a job without settings or summary."""
-    for name in (RECORD_FILE, CHOICES_FILE):
+    for name in (JOBS_FILE, CHOICES_FILE):
         require((folder / name).is_file(), "SWEEP", folder, f"the folder of a sweep ({name} is not in it)")
     with readable(folder):
-        record = read_json(folder / RECORD_FILE)
+        record = read_json(folder / JOBS_FILE)
         choices = read_yaml(folder / CHOICES_FILE)["hydra"]["runtime"]["choices"]
         jobs = [_read_job(folder, job["folder"], job["number"]) for job in record["jobs"]]
         overrides = [*record.get("flags", ()), *record["task"]]

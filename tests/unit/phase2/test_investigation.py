@@ -12,7 +12,7 @@ from torch import Tensor
 
 import atlas
 from atlas.config import ConfigError, RunConfig
-from atlas.models import memory as memory_module
+from atlas.models import hierarchy
 from atlas.models.hierarchy import Piece, pieces
 from experiments.phase2 import set_measures
 from experiments.phase2.check_decisions import judge_decision
@@ -228,7 +228,7 @@ def test_a_planted_bug_is_found_in_a_real_model(
 ) -> None:
     monkeypatch.setattr(set_measures, "ROUNDS", 1)
     if planted is not None:
-        monkeypatch.setattr(memory_module, "pieces", planted)
+        monkeypatch.setattr(hierarchy, "pieces", planted)
     one = set_measures.measure("Set B", config, 1e9)
     counted = ("products", "output_difference", "gradient_difference")  # what no busy machine changes
     decision = decide(evidence(**{name: getattr(one, name) for name in counted}))
