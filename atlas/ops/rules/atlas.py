@@ -42,7 +42,7 @@ class AtlasState(NamedTuple):
 class Atlas:
     muon: Muon  # closes the chunk
     window: int  # c, tokens
-    gate: float  # gamma of a pair before training, in (0, 1]
+    gamma: float  # of a pair before training, in (0, 1]
 
     reads_start: ClassVar[bool] = True
     reads_end: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class Atlas:
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        return *self.muon.controls, *(Control(f"gamma of lag {lag}", self.gate) for lag in range(self.window))
+        return *self.muon.controls, *(Control(f"gamma of lag {lag}", self.gamma) for lag in range(self.window))
 
     def initial(self, weights: FastWeights) -> Kept:
         return AtlasState(initial_momentum(weights, len(self.muon.controls)), Window.empty(weights, self.window))

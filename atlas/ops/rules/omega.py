@@ -27,7 +27,7 @@ from atlas.ops.rules.window import Window
 
 class OmegaState(NamedTuple):
     window: Window
-    gate: Tensor  # [N, c - 1] gamma of the window's tokens; 0 before the first one
+    gamma: Tensor  # [N, c - 1] of the window's tokens; 0 before the first one
     forget: Tensor  # [N] sum of 1 - alpha over the open chunk's tokens
     tokens: Tensor  # [N] of the open chunk
 
@@ -35,7 +35,7 @@ class OmegaState(NamedTuple):
 @dataclass(frozen=True)
 class Omega:
     window: int  # c, tokens
-    gate: float  # gamma of a token before training, in (0, 1]
+    gamma: float  # of a token before training, in (0, 1]
     alpha: float = 1.0  # of a token before training, in (0, 1]; 1 = keep all, without a gate
 
     reads_start: ClassVar[bool] = False
@@ -53,7 +53,7 @@ class Omega:
     @property
     def controls(self) -> tuple[Control, ...]:
         forgets = (Control("forget", 1 - self.alpha),) * (self.alpha < 1)
-        return Control("gamma", self.gate), *forgets
+        return Control("gamma", self.gamma), *forgets
 
     def initial(self, weights: FastWeights) -> Kept:
         window = Window.empty(weights, self.window)
@@ -63,18 +63,18 @@ class Omega:
     def write(self, start: FastWeights, kept: Kept, tokens: ChunkInputs) -> Writes:
         state = OmegaState(*kept)
         writes = token_gradients(start, *state.window.written(tokens), rate=None)
-        return writes._replace(coverage=Coverage(tokens.rate, _gates(state, tokens), self._band(tokens.rate)))
+        return writes._replace(coverage=Coverage(tokens.rate, _gammas(state, tokens), self._band(tokens.rate)))
 
     def keep(self, kept: Kept, tokens: ChunkInputs) -> Kept:
         state, count = OmegaState(*kept), tokens.rate.shape[1]
         forget = state.forget + tokens.controls[..., 1:].sum((1, 2))
-        return OmegaState(state.window.after(tokens), _gates(state, tokens)[:, count:], forget, state.tokens + count)
+        return OmegaState(state.window.after(tokens), _gammas(state, tokens)[:, count:], forget, state.tokens + count)
 
     def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
         state = OmegaState(*kept)
         left = start if self.alpha == 1 else scale(start, 1 - state.forget / state.tokens.clamp(min=1))
         none = torch.zeros_like(state.tokens)
-        return subtract(left, update), OmegaState(state.window, state.gate, none, none)
+        return subtract(left, update), OmegaState(state.window, state.gamma, none, none)
 
     def _band(self, rate: Tensor) -> Tensor:
         """1 where token s writes token j of carried and own tokens, s <= j <= s + c - 1 in that numbering: [C, J]."""
@@ -82,6 +82,6 @@ class Omega:
         return rate.new_ones(count, self.window - 1 + count).triu().tril(self.window - 1)
 
 
-def _gates(state: OmegaState, tokens: ChunkInputs) -> Tensor:
-    """gamma of the written tokens: [N, J]."""
-    return torch.cat((state.gate, tokens.controls[..., 0]), dim=1)
+def _gammas(state: OmegaState, tokens: ChunkInputs) -> Tensor:
+    """Of the written tokens: [N, J]."""
+    return torch.cat((state.gamma, tokens.controls[..., 0]), dim=1)
