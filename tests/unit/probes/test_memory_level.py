@@ -80,7 +80,7 @@ def written_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.models.memory.pieces", lambda tokens, offset, period: pieces(tokens, offset, None))
+    monkeypatch.setattr("atlas.models.hierarchy.pieces", lambda tokens, offset, period: pieces(tokens, offset, None))
 
 
 def shuffled_values(monkeypatch: pytest.MonkeyPatch) -> None:

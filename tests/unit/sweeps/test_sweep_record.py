@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from atlas.config import ConfigError
-from atlas.sweeps.sweep_record import Job, SweepRecord, override_name, read_record
+from atlas.config.keys import override_name
+from atlas.sweeps.sweep_record import Job, SweepRecord, read_record
 
 
 def record(*jobs: list[str]) -> SweepRecord:
