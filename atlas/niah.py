@@ -1,10 +1,10 @@
 """Probe a trained model: `python -m atlas.niah RUN [control=RUN] [niah=thorough] [niah.samples=32 ...] [device=cpu]`.
 
 RUN is a run folder (its newest checkpoint) or a checkpoint folder; `control` names a run that was trained without a
-memory (`model=attention_only`), which then answers the same questions. Writes niah.json and niah.png into the run
-folder and prints a table; niah.json keeps what other settings and checkpoints gave before, the picture is of the newest
-recall. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller rates last for a
-trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it runs;
+memory (`model=attention_only`), which then answers the same questions. Prints a table, and writes niah.json and
+niah.png into the run folder: niah.json keeps the last 31 results of other settings and checkpoints, the picture is of
+the newest recall. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller rates
+last for a trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it runs;
 `trust=MODULE` names a module of your own that the run's components come from. Exit status: 0 every level passed; 1 one
 failed or was not measured; 2 refused; 130 stopped by Ctrl-C.
 """
@@ -80,7 +80,8 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     path, settings = split_arguments(arguments, USAGE)
     own = {key: [text for text in settings if _name(text) == key] for key in ("control", "trust", "device", "lasting")}
     controls = [text.partition("=")[2] for text in own["control"]]
-    require(len(controls) <= 1, "control", " ".join(controls), "one run or checkpoint folder")
+    one = len(controls) <= 1 and "" not in controls
+    require(one, "control", " ".join(controls), "one run or checkpoint folder")
     trust = [name for text in own["trust"] for name in names(text.partition("=")[2])]
     chosen = read_device(own["device"])
     lasting = read_settings(Lasts, own["lasting"]).lasting
@@ -90,7 +91,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
 
     model, trained, manifest = load_checkpointed(path, trust)
     config = with_overrides(trained, [text for text in settings if _name(text) not in own])
-    loaded = [load_checkpointed(path, trust) for path in controls]
+    loaded = [load_checkpointed(path, trust, key="control") for path in controls]
     for named, (other, settings_of_control, _) in zip(controls, loaded, strict=True):
         require(not settings_of_control.model.memory.enabled, "control", named, "a run trained without a memory")
         _require_same_questions(model, other, (path, named))
@@ -110,7 +111,7 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
         "checkpoint": manifest.path.name,
         "settings": asdict(config.niah),
         "lasting": lasting,
-        "control": controls[0] if controls else None,
+        "control": [str(own.path.resolve()) for _, _, own in loaded],
         "results": [result.record() for result in results],
     }
     record_probing(folder / NIAH_FILE, entry)

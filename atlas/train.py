@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import hydra
-from hydra.conf import OverridesConf
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -47,7 +47,7 @@ from atlas.parallel.launch import (
 )
 from atlas.parallel.ranks import log_name
 from atlas.runs.folder import make_folder, reason, record_failure, remove_if_empty, require_folder, say
-from atlas.runs.resume import resumed_config, run_folder
+from atlas.runs.resume import option_folders, resumed_config, run_folder
 from atlas.runs.signals import handled_by, interrupt
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.runs.torchrun import ending_with_torchrun
@@ -157,7 +157,7 @@ class Check(Callback):
                 del task["hydra"]
             require_folder("hydra.run.dir", config.hydra.run.dir)
             made = Path(config.hydra.run.dir)
-            _settings(task, config.hydra.overrides, made)
+            _settings(task, config.hydra, made)
             make_folder(made, "hydra.run.dir")
         except ConfigError as error:  # Hydra would turn it into a warning, but lets SystemExit through
             _tell(error)
@@ -174,7 +174,7 @@ def run_composed(composed: DictConfig) -> None:
     ranks = current()
     try:
         with ranks.starting():
-            config, folder = _settings(composed, hydra_config.overrides, made)
+            config, folder = _settings(composed, hydra_config, made)
             if folder.resolve() != made.resolve():
                 remove_if_empty(made)
             seeds = composed.sweep.seeds
@@ -209,7 +209,7 @@ def plan_composed(composed: DictConfig) -> None:
     hydra_config, ranks = HydraConfig.get(), current()
     made = Path(hydra_config.runtime.output_dir)
     try:
-        config, _ = _settings(composed, hydra_config.overrides, made)
+        config, _ = _settings(composed, hydra_config, made)
         remove_if_empty(made)
         from atlas.runs.plan import plan  # imports torch
 
@@ -225,7 +225,7 @@ def plan_composed(composed: DictConfig) -> None:
         sys.exit(2)
 
 
-def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tuple[RunConfig, Path]:
+def _settings(composed: DictConfig, hydra: HydraConf, made: Path) -> tuple[RunConfig, Path]:
     """The configuration and the folder to run in, with `resume` those of the resumed run. `made`: Hydra's folder.
 
     Raises `ConfigError`. What a resumed run has set counts before anything is checked.
@@ -236,10 +236,10 @@ def _settings(composed: DictConfig, overrides: OverridesConf, made: Path) -> tup
     if resume not in (None, "auto"):
         folder = run_folder(resume)
         if made.resolve() != folder:
-            chosen = next((text for text in overrides.hydra if text.startswith("hydra.run.dir=")), None)
+            chosen = next((text for text in hydra.overrides.hydra if text.startswith("hydra.run.dir=")), None)
             require(chosen is None, "resume", resume, f"given without {chosen}: the run goes on in {folder}")
     if resume is not None and (folder / CONFIG_FILE).exists():
-        return resumed_config(composed, overrides.task, folder), folder
+        return resumed_config(composed, hydra.overrides.task, folder, option_folders(hydra)), folder
     return to_launched_config(composed), folder
 
 

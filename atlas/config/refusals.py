@@ -33,6 +33,13 @@ def refuse(conf_dir: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, conf_dir, overrides) from error
+    except TypeError as error:  # chunk_size=[8,16]: Hydra takes a list as several options, which have names
+        for override in overrides:
+            group, _, option = override.partition("=")
+            known = sorted(path.stem for path in (conf_dir / group).glob("*.yaml"))
+            if known and option.startswith("["):
+                raise ConfigError(f"{override}: must be one of {', '.join(known)}") from error
+        raise
     except RecursionError as error:
         raise ConfigError("the settings must not be nested so deeply, nor refer to each other in a circle") from error
 

@@ -30,8 +30,12 @@ def require_frozen(rule: LearningRule, settings: dict[str, Any]) -> None:
     query, key, value = (drawn(1, 2 * CHUNK, WIDTH) for _ in range(3))
     nothing = key.new_zeros(1, 2 * CHUNK, 1 + len(rule.controls))
     tokens = ChunkInputs(query, key, value, query, key, nothing[..., 0], nothing[..., 1:])
-    _, state = Scan(rule, CHUNK, inf, read_at_start=True)(open_state(rule, weights), tokens)
-    if not all(torch.equal(*pair) for pair in zip(weights, state.start, strict=True)):
-        target = settings["_target_"]
-        allowed = "a rule whose `close` returns its start where all rates and controls are 0 (frozen)"
-        raise ConfigError(f"model.memory.own_rule._target_={target}: must be {allowed}")
+    told = f"model.memory.own_rule._target_={settings['_target_']}: must be a rule"
+    try:
+        _, state = Scan(rule, CHUNK, inf, read_at_start=True)(open_state(rule, weights), tokens)
+        same = all(torch.equal(*pair) for pair in zip(weights, state.start, strict=True))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{told} that takes a chunk of tokens [1, {CHUNK}, ...] ({reason})") from error
+    if not same:
+        raise ConfigError(f"{told} whose `close` returns its start where all rates and controls are 0 (frozen)")

@@ -45,7 +45,11 @@ def _mappings(found: Any) -> list[Mapping[str, Any]]:
 
 def _source(probing: Mapping[str, Any]) -> str:
     lasting = f" with lasting={rate}" if (rate := finite(probing.get("lasting"))) else ""
-    return f"python -m atlas.niah{lasting} on {probing.get('checkpoint', 'a checkpoint')}"
+    settings = probing.get("settings")
+    samples = settings.get("samples") if isinstance(settings, dict) else None
+    needles = f", niah.samples={samples}" if isinstance(samples, int) else ""
+    beside = f", control={', '.join(map(str, control))}" if isinstance(control := probing.get("control"), list) else ""
+    return f"python -m atlas.niah{lasting} on {probing.get('checkpoint', 'a checkpoint')}{needles}{beside}"
 
 
 def _sound_cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:

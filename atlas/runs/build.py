@@ -213,11 +213,11 @@ def load(
 
 
 def load_checkpointed(
-    path: str | Path, trust: Sequence[str] = (), *, weights: Weights | str = Weights.trained
+    path: str | Path, trust: Sequence[str] = (), *, weights: Weights | str = Weights.trained, key: str = "path"
 ) -> tuple[AtlasModel, RunConfig, Manifest]:
-    """As `load`, with the manifest of the checkpoint."""
+    """As `load`, with the manifest of the checkpoint. `key` names the path in a refusal."""
     averaged = member(Weights, "weights", weights) is Weights.averaged
-    payload, manifest, notices = find_checkpoint(Path(path), "path")
+    payload, manifest, notices = find_checkpoint(Path(path), key)
     folder = manifest.path.parents[1]
     config = load_config(folder / CONFIG_FILE, trust)
     notices += RunFiles(folder, strict=False).edited_config(manifest.step, manifest.config_hash)
@@ -234,7 +234,7 @@ def load_checkpointed(
         model = build_model(config)
         model.load_state_dict(tensors)
     except Exception as error:  # plain data of another shape fails in many ways
-        raise other_model("path", manifest.path, error) from error
+        raise other_model(key, manifest.path, error) from error
     model.tokenizer_file = tokenizer_file(manifest.path)
     model.plan = ChunkPlan.at_step(config, manifest.step)
     return model.eval(), config, manifest

@@ -104,22 +104,19 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
     """Read what covers all starts of the run: warnings, rollbacks, and the last row if this start took no step."""
     files = RunFiles(folder, strict=False)
     events = files.events
-    warnings = (event["message"] for event in events if event["kind"] == "warning")
-    summary.warnings = list(dict.fromkeys([*warnings, *files.problems]))  # each start repeats what it starts with
+    warnings = (str(event.get("message")) for event in files.of_kind("warning"))
+    summary.warnings = list(dict.fromkeys(warnings))  # each start repeats what it starts with
     for event in events:  # calibrated at the start, measured at the end: older runs call both calibration
-        ended = event["kind"] == "reset_shock" and event["step"] == summary.step  # not where an earlier start ended
-        if event["kind"] == "calibration" or ended:
+        kind = event.get("kind")
+        ended = kind == "reset_shock" and event.get("step") == summary.step  # not where an earlier start ended
+        if kind == "calibration" or ended:
             found = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
             summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
     summary.watch = [
-        {key: value for key, value in event.items() if key not in ("kind", "time")}
-        for event in events
-        if event["kind"] == "watch"
+        {key: value for key, value in event.items() if key not in ("kind", "time")} for event in files.of_kind("watch")
     ]
     summary.history = [
-        {key: value for key, value in event.items() if key != "time"}
-        for event in events
-        if event["kind"] in ("spike", "rollback")
+        {key: value for key, value in event.items() if key != "time"} for event in files.of_kind("spike", "rollback")
     ]
     rows = files.rows if summary.loss is None else []
     if rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,7 @@ from atlas.parallel.ranks import Ranks
 from atlas.runs.recall_task import recall_warnings
 from atlas.runs.steady_data import data_warnings
 from atlas.runs.unread_settings import unread_settings
+from atlas.telemetry.run_files import RunFiles
 
 MOST_CUT = 0.5  # of the tokens
 
@@ -23,6 +25,13 @@ MOST_CUT = 0.5  # of the tokens
 def start_notices(config: RunConfig, device: torch.device) -> list[str]:
     """Of the machine and the settings."""
     return [*missing_kernels(device), *_long_warmup(config), *_nothing_restored(config)]
+
+
+def damaged_events(folder: Path) -> list[str]:
+    """A line where an earlier start's events cannot all be read."""
+    files = RunFiles(folder, strict=False)
+    _ = files.events
+    return files.problems
 
 
 def start_warnings(

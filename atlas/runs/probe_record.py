@@ -25,10 +25,15 @@ def read_probings(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError) as error:
         raise _foreign(path) from error
-    entries = [content, *content.pop(EARLIER, [])] if isinstance(content, dict) and "results" in content else []
-    if not entries or not all(isinstance(one, dict) for one in entries):
+    earlier = content.pop(EARLIER, []) if isinstance(content, dict) else None
+    entries = [content, *earlier] if isinstance(earlier, list) else []
+    if not entries or not all(isinstance(one, dict) and _is_probed(one.get("results")) for one in entries):
         raise _foreign(path)
     return entries
+
+
+def _is_probed(results: Any) -> bool:
+    return isinstance(results, list) and all(isinstance(one, dict) and "level" in one for one in results)
 
 
 def record_probing(path: Path, entry: Mapping[str, Any]) -> None:

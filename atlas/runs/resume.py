@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
+from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from atlas.config import ConfigError, RunConfig
@@ -39,8 +39,16 @@ def run_folder(resume: str) -> Path:
     raise ConfigError(f"resume={resume}: must be auto, a run folder (with {CONFIG_FILE}) or one of its checkpoints")
 
 
-def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], folder: Path) -> RunConfig:
+def option_folders(hydra: HydraConf) -> list[Path]:
+    """Where the files of options are, the user's own first."""
+    return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+
+
+def resumed_config(
+    given: RunConfig | DictConfig, overrides: Sequence[str], folder: Path, options: Sequence[Path] = (CONF_DIR,)
+) -> RunConfig:
     """The recorded configuration of the run in `folder`, with what `overrides` change of it; `given` has their values.
+    `options`: the folders of option files.
 
     `given` may be what Hydra composed, unchecked: the defaults beside the overrides are not those of the run, so that
     only the result can be checked. An override may repeat what the run was started with. Raises `ConfigError` for one
@@ -52,7 +60,7 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
         OmegaConf.resolve(source)
     result = OmegaConf.structured(load_config(folder / CONFIG_FILE, source.trust))
     values, before = (flat(cast(dict[str, Any], OmegaConf.to_container(one))) for one in (source, result))
-    names = _named(overrides)
+    names = _named(overrides, options)
     wanted = {key: value for key, value in values.items() if lies_in(key, names)}
     refuse_other_settings(wanted, before, folder)
     for name in filter(changeable, names):  # whole groups: another logger has other keys
@@ -66,10 +74,8 @@ def resumed_config(given: RunConfig | DictConfig, overrides: Sequence[str], fold
     return to_launched_config(result)
 
 
-def _named(overrides: Sequence[str]) -> list[str]:
+def _named(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Settings and whole groups that the overrides set, also by an option that sets those of other groups."""
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    folders = [Path(one.path) for one in sources if one.schema == "file"] or [CONF_DIR]
     names: list[str] = []
     for override in overrides:
         name, (target, _, option) = override_name(override), override.partition("=")

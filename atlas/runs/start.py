@@ -108,8 +108,9 @@ def _resume(
 
 def gone(folder: Path, step: int) -> list[str]:
     """A line where the run has told of a later checkpoint than the newest one that there is."""
-    ends = [event for event in RunFiles(folder, strict=False).events if event["kind"] in ("checkpoint", "rollback")]
-    last = int(ends[-1]["step"]) if ends else step
+    ends = RunFiles(folder, strict=False).of_kind("checkpoint", "rollback")
+    steps = [event["step"] for event in ends if isinstance(event.get("step"), int)]
+    last = steps[-1] if steps else step
     if last <= step:
         return []
     return [f"the checkpoint of step {last}, of which events.jsonl tells, is gone: the run goes back to step {step}"]

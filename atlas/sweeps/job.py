@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from atlas.config import RunConfig
 from atlas.parallel.launch import launched, to_launched_config
 from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
-from atlas.runs.resume import resumed_config
+from atlas.runs.resume import option_folders, resumed_config
 from atlas.sweeps.launchers import JOBLIB, SERIAL, SUBMITIT, export_tasks, launcher_name
 from atlas.sweeps.refusal import require_own_start
 from atlas.sweeps.stop import INTERRUPTED, StopSign
@@ -101,6 +101,6 @@ def _settings(composed: DictConfig, overrides: list[str], folder: Path) -> RunCo
     require_own_start(composed)
     if not (folder / CONFIG_FILE).exists():
         return to_launched_config(composed)
-    config = resumed_config(composed, overrides, folder)
+    config = resumed_config(composed, overrides, folder, option_folders(HydraConfig.get()))
     config.resume = "auto"  # from its newest sound checkpoint, without one from step 1
     return config

@@ -104,11 +104,12 @@ def test_a_model_trained_without_memory_answers_the_same_questions(untrained_run
 def test_a_file_that_would_be_lost_is_refused_before_the_work(
     untrained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (untrained_run / "niah.json").write_text("mine")
-    assert main([str(untrained_run), "niah=quick"]) == 2
     told = f"atlas: {untrained_run}/niah.json: must be a file that niah has written, or moved away: it would be lost\n"
-    assert capsys.readouterr().err == told
-    assert (untrained_run / "niah.json").read_text() == "mine"
+    for content in ("mine", "[]", '{"results": "abc", "earlier": 3}', '{"results": [{"step": 1}], "earlier": []}'):
+        (untrained_run / "niah.json").write_text(content)
+        assert main([str(untrained_run), "niah=quick"]) == 2
+        assert capsys.readouterr().err == told
+        assert (untrained_run / "niah.json").read_text() == content
 
 
 def test_a_trained_control_with_a_memory_is_refused(untrained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

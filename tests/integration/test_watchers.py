@@ -60,16 +60,19 @@ def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny
     assert (summary.status, summary.watch) == ("completed", [])
 
 
-def test_a_damaged_line_of_events_hides_no_finding(tiny: Any, tmp_path: Path) -> None:
+def test_a_damaged_line_of_events_hides_no_finding(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ("chunk_size.shard=64", "train.steps=6", "checkpoint.every=3")
     atlas.train(tiny(*settings, "watch.resets=abort"), tmp_path / "run")
     events = tmp_path / "run" / "events.jsonl"
     first, *rest = events.read_text().splitlines(keepends=True)
-    events.write_text("".join([first, "\0\0\n", *rest]))
+    events.write_text("".join([first, "\0\0\n", "{}\n", *rest]))
     summary = atlas.train(tiny(*settings, "watch.resets=warn", "resume=auto"), tmp_path / "run")
     assert summary.status == "completed"
     assert [found["watch"] for found in summary.watch] == ["resets"]
-    assert any(text.startswith("events.jsonl: 1 of ") for text in summary.warnings)
+    (told,) = [text for text in summary.warnings if text.startswith("events.jsonl: 1 of ")]
+    assert f"warning: {told}" in capsys.readouterr().out
 
 
 def test_a_setting_that_nothing_reads_is_told(tiny: Any, tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def parse_fault(text: str, last_step: int, *, has_memory: bool = True) -> Fault:
         match["size"] is None or kind in DEFAULT_SIZES, "debug.inject", text, f"without a size: {kind} {KINDS[kind]}"
     )
     fault = Fault(kind, step, float(match["size"] or DEFAULT_SIZES.get(kind, 1.0)), match["always"] is not None)
-    size = "of a size >= 1, a number of steps" if kind == "bad_batch" else "of a size > 0"
-    require(0 < fault.size < inf and fault.steps >= 1, "debug.inject", text, size)
+    whole = kind != "bad_batch" or fault.size.is_integer()
+    size = "of a size > 0 that is finite" if kind != "bad_batch" else "of a size that is a whole number of steps, >= 1"
+    require(0 < fault.size < inf and whole and fault.steps >= 1, "debug.inject", text, size)
     others = [one for one in KINDS if one != "nan_memory"]
     require(has_memory or kind in others, "debug.inject", text, f"one of {', '.join(others)}: the model has no memory")
     return fault

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_a_report_is_written_again_until_the_run_has_ended(
         pages.append((seconds, (run / "report" / "index.html").read_text()))
         (run / "summary.json").write_text(json.dumps({"status": "completed"}))
 
-    monkeypatch.setattr("atlas.report.__main__.time.sleep", sleep)
+    monkeypatch.setattr("atlas.report.__main__.time", SimpleNamespace(sleep=sleep))  # other threads sleep on
     assert main([str(run), "watch=7"]) == 0
     ((seconds, page),) = pages
     refresh = '<html lang="en" data-refresh="7">'

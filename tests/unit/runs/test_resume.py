@@ -11,6 +11,7 @@ from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import save_config
 from atlas.config.option_files import named_settings
 from atlas.runs.resume import resumed_config
+from tests.integration.sweep_commands import command
 
 
 def resumed(folder: Path, started: list[str], *overrides: str) -> RunConfig:
@@ -47,6 +48,21 @@ def test_an_option_without_a_file_is_refused(tmp_path: Path) -> None:
     save_config(atlas.compose(), tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"^train=mine: must be an option with a file, to continue a run"):
         resumed_config(atlas.compose(), ["train=mine"], tmp_path)
+
+
+def test_options_of_the_users_own_folder_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\noptim: {lr: 0.5}\nmodel: {width: 1000}\n")
+    save_config(atlas.compose(), tmp_path / "config.yaml")
+    ended = command(f"resume={tmp_path}", "--config-dir", str(tmp_path / "conf"), "experiment=mine")
+    told = f"atlas: model.width=1000 instead of 128: must be as in {tmp_path}/config.yaml"
+    assert (ended.status, ended.err[0][: len(told)]) == (2, told)
+
+
+def test_numbers_in_the_place_of_options_are_refused() -> None:
+    ended = command("chunk_size=[8,16]")
+    assert ended.err == ["atlas: chunk_size=[8,16]: must be one of baseline, c16, c32, c64, c8, set_a, set_b, set_c"]
 
 
 def test_options_of_the_users_own_folder_count(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_what_can_be_injected(text: str, fault: Fault, steps: int) -> None:
         ("nan_loss@101", "must be at a step of the run, 1 to train.steps=100"),
         ("nan_loss@7:2", "must be without a size: nan_loss the loss weights of the batch become NaN"),
         ("weights@7:0", "must be of a size > 0"),
-        ("bad_batch@7:0.5", "must be of a size >= 1, a number of steps"),
+        ("bad_batch@7:1.5", "must be of a size that is a whole number of steps, >= 1"),
+        ("bad_batch@7:0.5", "must be of a size that is a whole number of steps, >= 1"),
     ],
 )
 def test_what_would_not_strike_is_refused(text: str, allowed: str) -> None:
