@@ -76,15 +76,15 @@ def test_what_was_undone_is_never_chosen_again(tiny: Any, left: Any, tmp_path: P
 
 @pytest.mark.slow
 def test_dead_gates_are_a_trigger_where_configured(tiny: Any, tmp_path: Path) -> None:
-    # No gate has a standard deviation above 0.5.
+    # Only gates that are all 0 or 1, half of them each, have a standard deviation of 0.5.
     dying = [
         "train.gate.monitor=abort",
         "train.gate.monitor_start=12",
-        "train.gate.std_min=0.6",
+        "train.gate.std_min=0.499",
     ]
     summary = atlas.train(tiny(*dying), tmp_path / "abort")
     assert (summary.status, summary.rollbacks) == ("aborted", 0)
-    assert summary.reason.endswith("at step 12 is below train.gate.std_min=0.6")
+    assert summary.reason.endswith("at step 12 is below train.gate.std_min=0.499")
     summary = atlas.train(tiny(*dying, "rollback.triggers=[gate]"), tmp_path / "trigger")
     assert (summary.status, summary.rollbacks) == ("aborted", 3)
     assert {event["trigger"] for event in summary.history} == {"gate"}

@@ -41,7 +41,8 @@ class Muon(Momentum):
 
     @property
     def controls(self) -> tuple[Control, ...]:  # type: ignore[override]
-        return *super().controls, Control("rho", self.rho, self.rho_max)
+        rho = Control("rho", self.rho, self.rho_max)  # no super(): torch.compile cannot trace it
+        return Control("theta", self.theta), Control("forget", 1 - self.alpha), rho
 
     def close(self, start: FastWeights, update: FastWeights, kept: Kept) -> tuple[FastWeights, Kept]:
         state = MomentumState(*kept)
