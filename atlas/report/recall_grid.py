@@ -48,7 +48,8 @@ def _source(probing: Mapping[str, Any]) -> str:
     settings = probing.get("settings")
     samples = settings.get("samples") if isinstance(settings, dict) else None
     needles = f", niah.samples={samples}" if isinstance(samples, int) else ""
-    beside = f", control={', '.join(map(str, control))}" if isinstance(control := probing.get("control"), list) else ""
+    control = probing.get("control")
+    beside = f", control={', '.join(map(str, control))}" if control and isinstance(control, list) else ""
     return f"python -m atlas.niah{lasting} on {probing.get('checkpoint', 'a checkpoint')}{needles}{beside}"
 
 

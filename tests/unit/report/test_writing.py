@@ -69,12 +69,13 @@ def test_one_run_is_reported_beside_its_files(rolled_back: Path) -> None:
 
 
 def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> None:
-    probed = {"checkpoint": "step-00000010", "lasting": 0.5, "results": [RECALL]}
+    probed = {"checkpoint": "step-00000010", "lasting": 0.5, "settings": {"samples": 4}, "control": []}
+    probed |= {"results": [RECALL]}
     (rolled_back / "niah.json").write_text(json.dumps(probed))
     (rolled_back / "niah.png").write_bytes(b"picture")
     folder = write_report([rolled_back])
     text = (folder / "report.md").read_text()
-    source = "python -m atlas.niah with lasting=0.5 on step-00000010"
+    source = "python -m atlas.niah with lasting=0.5 on step-00000010, niah.samples=4"
     assert f"| recall | PASSED |\n\n{source}\n\n![needles found, 0](niah-0.png)" in text
     assert "| 50% | 75.0% | 75.0% | - | - |" in text
     assert (folder / "niah-0.png").read_bytes() == b"picture"
@@ -82,14 +83,18 @@ def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> 
 
 def test_a_newer_probing_without_a_grid_stands_before_the_grid_of_an_earlier_one(rolled_back: Path) -> None:
     memory = {"level": "memory", "outcome": "passed", "verdict": "PASSED: cosine 0.99", "cells": []}
-    newest = {"checkpoint": "step-00000020", "results": [memory]}
+    newest = {"checkpoint": "step-00000020", "control": ["runs/other/checkpoints/step-1"], "results": [memory]}
     earlier = [{"checkpoint": "step-00000010", "results": [RECALL]}]
     (rolled_back / "niah.png").write_bytes(b"picture")
     (rolled_back / "niah.json").write_text(json.dumps(newest))
     assert "niah-0.png" not in (write_report([rolled_back]) / "report.md").read_text()  # of nothing that is known
     (rolled_back / "niah.json").write_text(json.dumps(newest | {"earlier": earlier}))
     text = (write_report([rolled_back]) / "report.md").read_text()
-    places = ["| memory | PASSED: cosine 0.99 |", "python -m atlas.niah on step-00000020", "| recall | PASSED |"]
+    places = [
+        "| memory | PASSED: cosine 0.99 |",
+        "python -m atlas.niah on step-00000020, control=runs/other/checkpoints/step-1",
+        "| recall | PASSED |",
+    ]
     places += ["python -m atlas.niah on step-00000010", "niah-0.png", "| 50% | 75.0% | 75.0% | - | - |"]
     assert sorted(places, key=text.index) == places
 
