@@ -26,6 +26,11 @@ def option_settings(path: Path, group: str) -> dict[str, Any]:
     return flat(content, "" if prefix == _GLOBAL else f"{prefix}.")
 
 
+def options_in(text: str) -> list[str]:
+    """`a`, `"a"` or `[a,b]`, as an override has them, as a list."""
+    return [name.strip("'\" ") for name in text.strip("[]").split(",") if name.strip()]
+
+
 def named_settings(group: str, option: str, folders: Sequence[Path]) -> Iterator[str]:
     """`group`, and the settings and groups outside of it that `group=option` sets.
 
@@ -42,7 +47,8 @@ def named_settings(group: str, option: str, folders: Sequence[Path]) -> Iterator
         for name, chosen in entry.items() if isinstance(entry, dict) else ():
             other = str(name).removeprefix("override").strip()
             if other.startswith("/"):  # a group of its own; the others are parts of this one
-                yield from named_settings(other[1:], str(chosen), folders)
+                for one in chosen if isinstance(chosen, list) else [chosen] * (chosen is not None):
+                    yield from named_settings(other[1:], str(one), folders)
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from atlas.config.composition import GROUPS, check_keys, load_config
 from atlas.config.continuing import Effect, change_rule, changeable
 from atlas.config.files import CONF_DIR
 from atlas.config.keys import flat, lies_in, override_name
-from atlas.config.option_files import named_settings
+from atlas.config.option_files import named_settings, options_in
 from atlas.config.path_overrides import expanded
 from atlas.config.refusals import refuse
 from atlas.config.run import MOST_PROCESSES
@@ -40,7 +40,7 @@ def run_folder(resume: str) -> Path:
 
 
 def option_folders(hydra: HydraConf) -> list[Path]:
-    """Where the files of options are, the user's own first."""
+    """Where the files of options are, in the order in which Hydra looks."""
     return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
 
 
@@ -82,11 +82,12 @@ def _named(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
         if name not in GROUPS or not option:
             names.append(target.partition("@")[2] or name)  # data/task@data.recall=OPTION
             continue
-        try:
-            names += named_settings(name, option, folders)
-        except OSError as error:
-            allowed = f"an option with a file, to continue a run ({name}/{option}.yaml: {error.strerror})"
-            raise ConfigError(f"{override}: must be {allowed}") from error
+        for one in options_in(option):  # logger=[wandb,tensorboard]
+            try:
+                names += named_settings(name, one, folders)
+            except OSError as error:
+                allowed = f"an option with a file, to continue a run ({name}/{one}.yaml: {error.strerror})"
+                raise ConfigError(f"{override}: must be {allowed}") from error
     return list(dict.fromkeys(names))
 
 

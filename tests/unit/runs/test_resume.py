@@ -44,6 +44,12 @@ def test_an_experiment_changes_only_what_it_sets(tmp_path: Path) -> None:
     assert resumed(tmp_path, ["ablation=no_global"], "ablation=no_global") == atlas.compose(["ablation=no_global"])
 
 
+@pytest.mark.parametrize("option", ["logger=[wandb,tensorboard]", "logger=none", "niah='off'"])
+def test_options_that_may_change_are_taken(option: str, tmp_path: Path) -> None:
+    found = resumed(tmp_path, ["data.recall.pairs=3"], option)
+    assert found == atlas.compose(["data.recall.pairs=3", option])
+
+
 def test_an_option_without_a_file_is_refused(tmp_path: Path) -> None:
     save_config(atlas.compose(), tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"^train=mine: must be an option with a file, to continue a run"):
@@ -70,7 +76,7 @@ def test_options_of_the_users_own_folder_count(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "base.yaml").write_text("# @package _global_\ntrain:\n  steps: 5\n")
     (folder / "mine.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - base\n  - override /ablation: none\n  - _self_\nmodel: {width: 64}\n"
+        "# @package _global_\ndefaults:\n  - base\n  - override /ablation: [none]\n  - _self_\nmodel: {width: 64}\n"
     )
     (tmp_path / "ablation").mkdir()
     (tmp_path / "ablation" / "none.yaml").write_text("# @package model.memory\n# nothing\n")
