@@ -22,6 +22,7 @@ from atlas.report.wording import (
     finite,
     number,
     number_cell,
+    overhead_name,
     size_cell,
     status_cell,
     utc_time,
@@ -120,7 +121,7 @@ def _memory_use(record: RunRecord) -> list[tuple[str, Cell]]:
 def _overhead(record: RunRecord) -> str:
     shares = record.summary.get("overhead")
     found = {name: finite(share) for name, share in shares.items()} if isinstance(shares, dict) else {}
-    return ", ".join(f"{name} {share:.2%}" for name, share in found.items() if share) or MISSING
+    return ", ".join(f"{overhead_name(name)} {share:.2%}" for name, share in found.items() if share) or MISSING
 
 
 def _pairs(versions: object) -> str:

@@ -71,3 +71,8 @@ def utc_time(seconds: float | None) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def overhead_name(key: str) -> str:
+    """Of a key of `overhead` in summary.json, where "watch" stands beside "watchers"."""
+    return "perplexity watch" if key == "watch" else key

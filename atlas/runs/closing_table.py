@@ -8,10 +8,9 @@ from typing import Any
 from atlas.config import LEVELS
 from atlas.probes.result import NOT_ASKED
 from atlas.report.health import HEALTHY, seen
+from atlas.report.wording import overhead_name
 from atlas.runs.baselines import Baseline
 from atlas.runs.summary import RunSummary
-
-OVERHEADS = {"watch": "perplexity watch"}  # that of summary.json -> its name here
 
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
@@ -107,5 +106,4 @@ def _health(summary: RunSummary) -> str:
 
 
 def _overhead(shares: dict[str, float]) -> str:
-    named = {OVERHEADS.get(name, name): share for name, share in shares.items()}
-    return ", ".join(f"{name} {share:.2%}" for name, share in named.items() if share > 0)
+    return ", ".join(f"{overhead_name(name)} {share:.2%}" for name, share in shares.items() if share > 0)
