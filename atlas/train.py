@@ -104,7 +104,7 @@ def main() -> int:
                 given = [argument for argument in sys.argv[1:] if argument != PLAN]
                 task = run_composed if given == sys.argv[1:] else plan_composed
                 refuse_flags(given, CONF_DIR)
-                arguments = full_command(flags_first(readable(given)))
+                arguments = full_command(flags_first(readable(given, first_by_environment())))
                 sweeps = is_multirun(arguments)
                 require(task is run_composed or not sweeps, PLAN, "-m", "given for one run, without -m")
                 refuse_launch(arguments, sweeps)

@@ -22,6 +22,7 @@ from atlas.config.choices import member
 from atlas.config.console import OutputError, print_result
 from atlas.config.errors import CheckpointWarning
 from atlas.config.exits import ExitError
+from atlas.config.latest import is_latest, latest_run
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import printable
 from atlas.config.values import describe
@@ -35,8 +36,6 @@ class Weights(StrEnum):
     trained = "trained"
     averaged = "averaged"  # of a run with `train.ema`
 
-
-LATEST, RUNS = "latest", Path("outputs/runs")
 
 TRUTHS = {"true": True, "false": False}
 
@@ -108,7 +107,7 @@ def require_lasting_of(model: ModelConfig, rate: float) -> None:
 def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
     """The one folder among the arguments, and the settings. Raises `ConfigError` unless there is exactly one.
 
-    A folder's name may hold "=", as a sweep's job does; `latest` is as in `given_folder`.
+    A folder's name may hold "=", as a sweep's job does; `latest` is as in `latest.py`.
     """
     for argument in arguments:
         if argument.startswith("--"):
@@ -120,17 +119,8 @@ def split_arguments(arguments: Sequence[str], usage: str) -> tuple[str, list[str
 
 
 def given_folder(name: str) -> Path:
-    """The folder that an argument names. Raises `ConfigError`.
-
-    `latest`: the run in outputs/runs that was started or changed last, of which a line on stderr tells.
-    """
-    if name != LATEST or Path(name).exists():
-        return expanded(name)
-    runs = list(RUNS.glob("*/config.yaml"))
-    require(bool(runs), "RUN", name, f"a folder, while there is no run in {RUNS}")
-    newest = max(runs, key=lambda file: (file.stat().st_mtime_ns, file)).parent
-    print(printable(f"atlas: {LATEST} is {newest}"), file=sys.stderr)
-    return newest
+    """The folder that an argument names, `latest` or a path. Raises `ConfigError`."""
+    return latest_run("RUN") if is_latest(name) else expanded(name)
 
 
 def _is_folder(argument: str) -> bool:

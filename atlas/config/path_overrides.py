@@ -8,7 +8,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-PATH_KEYS = frozenset({"resume", "init_from", "hydra.run.dir", "hydra.sweep.dir"})
+from atlas.config.latest import is_latest, latest_run
+
+RUN_KEYS = frozenset({"resume", "init_from"})
+PATH_KEYS = RUN_KEYS | {"hydra.run.dir", "hydra.sweep.dir"}
 _PLAIN = re.compile(r"[\w/.:+%@-]+", re.ASCII)
 _SEVERAL = re.compile(r"[^'\"]*,.*|(choice|glob|range)\(.*\)", re.DOTALL)  # values of a sweep
 
@@ -18,16 +21,19 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (that of pathlib raises)
 
 
-def readable(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra reads them: a path is quoted where it must be, and `~` is the home folder."""
+def readable(arguments: Sequence[str], tell: bool = True) -> list[str]:
+    """The arguments as Hydra reads them: a path is quoted where it must be, `~` is the home folder, and a run can be
+    called `latest`, of which a line tells with `tell`. Raises `ConfigError` where there is none."""
     sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
-    return [_readable(argument, sweep) for argument in arguments]
+    return [_readable(argument, sweep, tell) for argument in arguments]
 
 
-def _readable(argument: str, sweep: bool) -> str:
+def _readable(argument: str, sweep: bool, tell: bool) -> str:
     key, _, value = argument.partition("=")
     if key not in PATH_KEYS or not value or value[0] in "'\"":
         return argument
+    if key in RUN_KEYS and is_latest(value):
+        value = str(latest_run(key, tell))
     path = str(expanded(value)) if value.startswith("~") else value
     if _PLAIN.fullmatch(path) or (sweep and _SEVERAL.fullmatch(path) and not os.path.lexists(path)):
         return f"{key}={path}"

@@ -51,6 +51,20 @@ def test_what_hydra_reads_as_it_is_stays_as_it_is(monkeypatch: pytest.MonkeyPatc
     assert parsed.value() == "out/${now:%Y}"
 
 
+def test_a_run_that_is_continued_can_be_called_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^resume=latest: must be a folder, while there is no run in outputs/runs$"):
+        readable(["resume=latest"])
+    Path("outputs/runs/first run").mkdir(parents=True)
+    Path("outputs/runs/first run/config.yaml").touch()
+    named = "'outputs/runs/first run'"
+    assert readable(["resume=latest", "init_from=latest"]) == [f"resume={named}", f"init_from={named}"]
+    assert readable(["hydra.run.dir=latest"], tell=False) == ["hydra.run.dir=latest"]
+    assert capsys.readouterr().err == "atlas: latest is outputs/runs/first run\n" * 2
+
+
 def test_a_sweep_over_paths_stays_one_unless_the_path_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = ["-m", "init_from=a,b"]
