@@ -114,7 +114,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     folder = manifest.path.parents[1]
     target = folder / EVALUATION_FILE
     read_evaluations(target)  # refuses a file that is none, before the work
-    asked = read_texts(config, settings, path)
+    asked = read_texts(config, settings, model.tokenizer_file)
     shares = known_shares(config, folder, asked.texts)
     place, _ = prepare_device(device)
     with progress():
@@ -156,11 +156,11 @@ class Asked:
     bytes_per_token: dict[str, float]
 
 
-def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> Asked:
+def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: Path | None) -> Asked:
     """Raises `ConfigError` for files that are no texts, and for a text of less than two tokens."""
-    from atlas.runs.data_record import tokenizer_of_run
+    from atlas.runs.data_record import read_tokenizer
 
-    tokenizer = tokenizer_of_run(run)
+    tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file else None
     files: Mapping[Path, bytes] = {}
     if settings.paths:
         files, _ = read_files(names(settings.paths), "bytes" if tokenizer is None else "utf8")
@@ -172,7 +172,7 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, run: str) -> Ask
         from atlas.runs.build import build_data
 
         corpus = build_data(config).corpus or stdlib_corpus(STDLIB_SHARE)
-        texts = {f"validation part of the {corpus.source}": corpus.validation[:MOST_TOKENS]}
+        texts = {f"validation part of the {one.source}": one.validation[:MOST_TOKENS] for one, _ in corpus.sources}
         hashes = {name: hash_of_file(text.tobytes()) for name, text in texts.items()}
     for name, text in texts.items():
         if len(text) < 2:

@@ -63,13 +63,14 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights
     from atlas.pretrained.card import model_card, verdicts
     from atlas.pretrained.folder import require_new, write_pretrained
     from atlas.runs.build import load_checkpointed
-    from atlas.runs.data_record import tokenizer_file
+    from atlas.runs.data_record import end_of_document, tokenizer_file
 
     require_new("out", folder)
     model, config, manifest = load_checkpointed(path, trust, weights=weights)
     chunks = replace(config.chunk_size, local=list(model.plan.local))  # of Stage 2 those of the checkpoint
     config = replace(config, chunk_size=chunks)
-    files = RunFiles(manifest.path.parents[1], strict=False)
+    run = manifest.path.parents[1]
+    files = RunFiles(run, strict=False)
     known = weights is Weights.trained  # what the run measured, it measured with the trained weights
     probes = verdicts(files, manifest.path.name, manifest.step) if known else []
     loss = manifest.validation_loss if known and isfinite(manifest.validation_loss) else None
@@ -80,9 +81,9 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights
         "validation_loss": json.dumps(loss),
         "probes": json.dumps(probes),
     }
-    tokenizer = tokenizer_file(manifest.path)
+    tokenizer = tokenizer_file(run)
     card = model_card(folder, config, files, manifest.step, loss, probes, of_bytes=tokenizer is None)
-    write_pretrained(folder, model, config, card, metadata, tokenizer)
+    write_pretrained(folder, model, config, card, metadata, tokenizer, end_of_document(run))
     return folder
 
 

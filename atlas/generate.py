@@ -152,7 +152,7 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
     prompt = settings.prompt_bytes()
     from atlas.runs.build import load_checkpointed, prepare_device
-    from atlas.runs.data_record import tokenizer_of_run
+    from atlas.runs.data_record import read_tokenizer
 
     where = where or DeviceConfig(kind=settings.device, threads=settings.threads)
     device, _ = prepare_device(where)
@@ -160,7 +160,8 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     require_lasting_of(config.model, settings.lasting)
     settings = replace(settings, period=settings.period or config.train.sequence)
     graphs = device.type == "cuda" and where.graph is not StepGraphs.never
-    return _continued(model.to(device), prompt, settings, tokenizer_of_run(folder), graphs=graphs)
+    tokenizer = read_tokenizer(model.tokenizer_file) if model.tokenizer_file else None
+    return _continued(model.to(device), prompt, settings, tokenizer, graphs=graphs)
 
 
 def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **settings: Any) -> str:
@@ -176,13 +177,12 @@ def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **s
     chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
     given = chosen.period > 0 or not chosen.lasting
     require(given, "period", chosen.period, "given with lasting: the trained length, in tokens")
-    from atlas.data.tokenizer import LibraryTokenizer
-    from atlas.runs.data_record import tokenizer_file
+    from atlas.runs.data_record import read_tokenizer, tokenizer_file
 
     place = expanded(tokenizer) if tokenizer else None
     file = place if place and place.is_file() else tokenizer_file(place) if place else model.tokenizer_file
     require(file is not None or place is None, "tokenizer", tokenizer, "a run with a tokenizer.json, or such a file")
-    known = LibraryTokenizer(file, None) if file else None
+    known = read_tokenizer(file) if file else None
     return b"".join(_continued(model, chosen.prompt_bytes(), chosen, known)).decode("utf-8", "replace")
 
 

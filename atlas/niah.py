@@ -128,10 +128,10 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
 def _require_same_questions(model: AtlasModel, control: AtlasModel, runs: tuple[str, str]) -> None:
     """Raise `ConfigError` where the control cannot read the questions, or reaches needles that the model cannot."""
     from atlas.probes.recall import attention_reach
-    from atlas.runs.data_record import tokenizer_of_run
 
     run, control_run = runs
-    tokenizers = [found.sha256 if (found := tokenizer_of_run(one)) else None for one in runs]
+    files = [one.tokenizer_file for one in (model, control)]
+    tokenizers = [file.read_bytes() if file else None for file in files]
     same = tokenizers[0] == tokenizers[1] and model.embedding.num_embeddings == control.embedding.num_embeddings
     require(same, "control", control_run, f"a run with the tokens of {run}")
     reaches = attention_reach(model), attention_reach(control)

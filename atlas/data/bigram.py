@@ -13,7 +13,6 @@ BIGRAM = "bigram baseline"  # its name in reports
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # candidates for the weight of the unigram prior, in counts
 
 STRENGTH = 100.0  # of the unigram prior where the vocabulary is large: most pairs are new
-SAMPLE_TOKENS = 1 << 21
 
 
 class Bigram:
@@ -52,11 +51,11 @@ def _left_out(counts: NDArray[np.float64], unigram: NDArray[np.float64], strengt
 class SparseBigram:
     """The same of a vocabulary whose pairs no table holds: counts of the pairs that a sample of the text has.
 
-    The strength of the prior is fixed; the sample are the first `SAMPLE_TOKENS` tokens.
+    The strength of the prior is fixed.
     """
 
-    def __init__(self, training: Tokens, vocabulary: int) -> None:
-        sample = np.asarray(training[:SAMPLE_TOKENS], dtype=np.int64)
+    def __init__(self, sample: Tokens, vocabulary: int) -> None:
+        sample = sample.astype(np.int64)
         self.vocabulary = vocabulary
         self.pairs, self.counts = np.unique(sample[:-1] * vocabulary + sample[1:], return_counts=True)
         self.firsts = np.bincount(sample[:-1], minlength=vocabulary)

@@ -25,7 +25,8 @@ from atlas.data.text import CorpusData
 
 @dataclass(frozen=True, kw_only=True)
 class BlendCorpus(Corpus):
-    """Several stores. Haystacks and the bigram baseline take the text of the one with the largest weight."""
+    """Several stores. `train` and `validation`, of which haystacks are made, are those of the one with the largest
+    weight; `sources` has them all."""
 
     stores: tuple[StoreCorpus, ...]
     shares: tuple[float, ...]
@@ -40,6 +41,10 @@ class BlendCorpus(Corpus):
     def leakage(self) -> float:
         """The mean of the stores, by their shares; text that two stores have in common is not looked for."""
         return round(sum(share * store.leakage for store, share in zip(self.stores, self.shares, strict=True)), 4)
+
+    @property
+    def sources(self) -> Sequence[tuple[StoreCorpus, float]]:
+        return list(zip(self.stores, self.shares, strict=True))
 
     def require_length(self, sequence: int) -> None:
         for store in self.stores:
@@ -108,6 +113,9 @@ class BlendData(CorpusData):
             same = store.store.record.tokenizer_sha256 == stores[0].store.record.tokenizer_sha256
             allowed = f"stores of one tokenizer; that of {path!r} is another than that of {self.paths[0]!r}"
             require(same, "data.paths", list(self.paths), allowed)
+            same = store.end_of_document == stores[0].end_of_document
+            allowed = f"stores whose documents end alike (end_of_document); {path!r} differs from {self.paths[0]!r}"
+            require(same, "data.paths", list(self.paths), allowed)
         largest = stores[self.shares.index(max(self.shares))]
         pairs = zip(self.paths, stores, strict=True)
         contents = {f"{path}/{name}": sha256 for path, one in pairs for name, sha256 in one.contents.items()}
@@ -121,6 +129,7 @@ class BlendData(CorpusData):
             symbols=largest.symbols,
             bytes_per_token=sum(share * one.bytes_per_token for share, one in zip(self.shares, stores, strict=True)),
             tokenizer=largest.tokenizer,
+            end_of_document=largest.end_of_document,
             stores=stores,
             shares=self.shares,
         )

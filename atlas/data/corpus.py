@@ -30,7 +30,7 @@ LEAKAGE = 0.01  # share of validation blocks that are also in training; above it
 FOREIGN = 0.1  # share of the validation ids; above it a warning is given
 UNSEEN = 0.005  # the same of bytes that training does not have at all; rare words of a tokenizer are many
 FOREIGN_TIMES = 10  # times as frequent as in training
-COUNTED, STRETCHES = 1 << 20, 256  # ids of each part that are counted, and stretches that they are taken from
+COUNTED, STRETCHES = 1 << 20, 256  # ids of each part that are counted, and stretches that ids are taken from
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
     | {"encodings"}  # generated tables, many nearly alike: a tenth of the validation blocks stood in training
@@ -51,6 +51,7 @@ class Corpus:
     symbols: Symbols = BYTE_SYMBOLS  # the ids of needles and haystacks in this text's vocabulary
     bytes_per_token: float = 1.0  # of the validation part
     tokenizer: Path | None = None  # the tokenizer.json of the ids; None where they are bytes
+    end_of_document: int | None = None  # its id; None where documents do not end
 
     @cached_property
     def digest(self) -> str:
@@ -80,7 +81,14 @@ class Corpus:
     def _frequencies(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of each id, in training and in validation."""
         size = int(self.symbols.vocabulary)
-        return frequencies(self.train, size), frequencies(self.validation, size)
+        train = [share * frequencies(one.train, size) for one, share in self.sources]
+        validation = [share * frequencies(one.validation, size) for one, share in self.sources]
+        return np.sum(train, axis=0), np.sum(validation, axis=0)
+
+    @property
+    def sources(self) -> Sequence[tuple[Corpus, float]]:
+        """The texts that rows are taken from, each with its share of them."""
+        return [(self, 1.0)]
 
     @property
     def warnings(self) -> list[str]:
@@ -126,12 +134,18 @@ class Corpus:
 
 
 def frequencies(part: Tokens, size: int) -> NDArray[np.float64]:
-    """Of each of `size` ids, in COUNTED ids from all over a part, whose ends may be of another kind."""
-    starts = np.linspace(0, max(len(part) - COUNTED // STRETCHES, 0), STRETCHES).astype(np.int64)
-    short = len(part) <= COUNTED
-    stretches = [part] if short else [part[start : start + COUNTED // STRETCHES] for start in starts]
-    counts = sum(np.bincount(stretch, minlength=size) for stretch in stretches)
-    return np.asarray(counts / max(np.sum(counts), 1), dtype=np.float64)
+    """Of each of `size` ids, in COUNTED ids from all over a part."""
+    counts = np.bincount(spread(part, COUNTED), minlength=size)
+    return np.asarray(counts / max(int(counts.sum()), 1), dtype=np.float64)
+
+
+def spread(part: Tokens, count: int) -> Tokens:
+    """At most `count` ids of a part, in stretches from all over it, whose ends may be of another kind."""
+    if len(part) <= count:
+        return part
+    length = max(count // STRETCHES, 1)
+    starts = np.linspace(0, len(part) - length, count // length).astype(np.int64)
+    return np.concatenate([part[start : start + length] for start in starts])
 
 
 def load_corpus(paths: Sequence[str], encoding: str, validation_share: float) -> Corpus:

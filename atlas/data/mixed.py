@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class RecallShare:
 
 @dataclass(kw_only=True, eq=False)
 class RecallAndText(HandedOver):
-    """Recall rows first, text rows after them; the number of recall rows is `round(share * B)`.
+    """Recall rows first, text rows after them; there are `share * B` of them, see `recall_rows`.
 
     Recall rows are always fresh. A text row is fresh where text is (see `CorpusData`), and where the row was a recall
     row in the step before.
@@ -97,8 +98,9 @@ class RecallAndText(HandedOver):
         return self.task.format
 
     def recall_rows(self, step: int) -> int:
-        """Recall rows of the whole batch of a step: rows 0 .. this number - 1."""
-        return round(self.share.at((step - 1) / self.steps) * self.batch_size)
+        """Recall rows of the whole batch of a step: rows 0 .. this number - 1. Less than a row is one in some steps."""
+        wanted = self.share.at((step - 1) / self.steps) * self.batch_size
+        return round(wanted) or floor(wanted * step) - floor(wanted * (step - 1))
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         rows = rows_of_batch(rows, self.batch_size)

@@ -75,5 +75,6 @@ def load_store(path: str, key: str) -> StoreCorpus:
         symbols=Symbols.from_record(record.symbols),
         bytes_per_token=validation.bytes / validation.tokens,
         tokenizer=None if record.tokenizer == BYTES_NAME else store.folder / TOKENIZER_FILE,
+        end_of_document=record.end_of_document,
         store=store,
     )

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from atlas.config import VOCABULARY, require
 from atlas.data.batch import Batch, rows_of_batch
 from atlas.data.bigram import BIGRAM, Bigram, SparseBigram
-from atlas.data.corpus import Corpus, Encoding, ValidationShare, load_corpus, stdlib_corpus
+from atlas.data.corpus import Corpus, Encoding, ValidationShare, load_corpus, spread, stdlib_corpus
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator
 from atlas.data.source import HandedOver
+
+SAMPLE_TOKENS = 1 << 21  # of the training text, for a bigram of a large vocabulary
 
 
 @dataclass(kw_only=True, eq=False)
@@ -63,13 +65,20 @@ class CorpusData(HandedOver):
         return self._to_batch(tokens, np.ones(self.batch_size, dtype=np.bool_))
 
     def baseline(self, batches: int) -> float:
-        """Loss of a bigram model of the training text."""
-        train, vocabulary = self.corpus.train, self.vocabulary
-        bigram = Bigram(train) if vocabulary == VOCABULARY else SparseBigram(train, vocabulary)
+        """Loss of a bigram model of the training text; where the vocabulary is large, of a sample of it."""
+        size = self.vocabulary
+        bigram = Bigram(self.corpus.train) if size == VOCABULARY else SparseBigram(self._sample(), size)
         return bigram.loss([self.validation(index) for index in range(batches)])
 
     def describe(self) -> dict[str, str | int | float]:
         return self.corpus.describe()
+
+    def _sample(self) -> Tokens:
+        """Training tokens of every source, as many as its share of the rows; a short one comes again and again."""
+        sources = self.corpus.sources
+        count = min(SAMPLE_TOKENS, sum(len(one.train) for one, _ in sources))
+        shares = [(one.train, round(share * count)) for one, share in sources]
+        return np.concatenate([np.resize(spread(train, most), most) for train, most in shares])
 
     def _stretches(self, rng: Random, count: int, part: Tokens) -> Tokens:
         starts = rng.integers(0, len(part) - self.sequence, (count,), dtype=np.int64)

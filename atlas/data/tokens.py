@@ -99,9 +99,11 @@ def cut_share(ends: NDArray[np.int64], sequence: int, *, packed: bool) -> float:
     """The share of tokens whose document is not whole in their row, from the ends of the first `SAMPLE_DOCUMENTS`.
 
     A packed row begins anywhere: of the rows that hold a given token of a document of n <= T tokens, n - 1 of T cut it.
+    Otherwise a row begins with a document, whose end is the target of the row's last token at the latest.
     """
     lengths = np.diff(np.asarray(ends[:SAMPLE_DOCUMENTS]), prepend=0).astype(np.float64)
-    cut = np.where(lengths > sequence, 1.0, (lengths - 1) / sequence if packed else 0.0)
+    packed_cut = np.where(lengths > sequence, 1.0, (lengths - 1) / sequence)
+    cut = packed_cut if packed else lengths - 1 > sequence
     return float((lengths * cut).sum() / lengths.sum())
 
 

@@ -37,8 +37,10 @@ def write_pretrained(
     card: str,
     metadata: Mapping[str, str],
     tokenizer: Path | None = None,
+    end_of_document: int | None = None,
 ) -> None:
-    """Write the folder; `metadata` goes into the head of the weights, `tokenizer` is None where tokens are bytes.
+    """Write the folder; `metadata` goes into the head of the weights, `tokenizer` is None where tokens are bytes,
+    `end_of_document` (an id) where it is not known.
 
     Raises `ConfigError`, also where the package safetensors is missing.
     """
@@ -46,7 +48,7 @@ def write_pretrained(
     vocabulary = model.embedding.num_embeddings
     try:
         symbols = tokenizer_content(tokenizer, vocabulary)
-        end = end_token(symbols)
+        end = end_token(symbols, end_of_document)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{tokenizer}: must be the tokenizer.json of the run ({error})") from error
     generation = {"do_sample": True, "max_new_tokens": 256, "temperature": 0.7}
@@ -57,7 +59,7 @@ def write_pretrained(
         (SETTINGS_FILE, _settings(config, vocabulary)),
         ("generation_config.json", generation | ({"eos_token_id": end[1]} if end else {})),
         ("tokenizer.json", symbols),
-        ("tokenizer_config.json", tokenizer_settings(symbols)),
+        ("tokenizer_config.json", tokenizer_settings(end)),
     ):
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -21,15 +21,15 @@ def tokenizer_content(file: Path | None, vocabulary: int) -> dict[str, Any]:
     return content
 
 
-def end_token(content: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Name and id of the end-of-document token, if there is one of a usual name."""
+def end_token(content: Mapping[str, Any], known: int | None = None) -> tuple[str, int] | None:
+    """Name and id of the end-of-document token: the special token of the id `known`, else the first of a usual name."""
     special = {token["content"]: int(token["id"]) for token in content.get("added_tokens") or [] if token["special"]}
-    return next(((name, special[name]) for name in END_NAMES if name in special), None)
+    ends = [name for name, number in special.items() if number == known] or [one for one in END_NAMES if one in special]
+    return (ends[0], special[ends[0]]) if ends else None
 
 
-def tokenizer_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of tokenizer_config.json."""
-    end = end_token(content)
+def tokenizer_settings(end: tuple[str, int] | None) -> dict[str, Any]:
+    """The content of tokenizer_config.json. `end`: as `end_token` gives it."""
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
     return settings | ({"eos_token": end[0]} if end else {})
 

@@ -235,7 +235,7 @@ def load_checkpointed(
         model.load_state_dict(tensors)
     except Exception as error:  # plain data of another shape fails in many ways
         raise other_model(key, manifest.path, error) from error
-    model.tokenizer_file = tokenizer_file(manifest.path)
+    model.tokenizer_file = tokenizer_file(folder)
     model.plan = ChunkPlan.at_step(config, manifest.step)
     return model.eval(), config, manifest
 

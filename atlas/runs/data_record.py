@@ -10,7 +10,6 @@ from typing import Any
 
 from atlas.config import ConfigError, RunConfig
 from atlas.config.atomic import write_atomically
-from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import read_json
 from atlas.data.corpus import Corpus
 from atlas.data.files import absolute
@@ -18,7 +17,8 @@ from atlas.data.store_corpus import StoreCorpus
 from atlas.data.store_format import TOKENIZER_FILE
 from atlas.data.tokenizer import LibraryTokenizer
 
-DATA_FILE = "data.json"  # digest -> source and files with their hashes, for each text that the run has seen
+DATA_FILE = "data.json"  # digest -> source, files with their hashes, of each text that the run has seen
+END = "end_of_document"  # in an entry: its id, where documents end
 
 MOST_RECORD_BYTES = 2**28
 
@@ -39,10 +39,12 @@ def record_data(folder: Path, corpus: Corpus) -> None:
     known = _read(folder)
     if corpus.digest in known:
         return
-    known[corpus.digest] = {"source": corpus.source, "files": dict(corpus.contents)}
-    write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
     if corpus.tokenizer is not None:
         write_atomically(folder / TOKENIZER_FILE, corpus.tokenizer.read_bytes())
+    known[corpus.digest] = {"source": corpus.source, "files": dict(corpus.contents)}
+    if corpus.end_of_document is not None:
+        known[corpus.digest][END] = corpus.end_of_document
+    write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
 
 
 def texts_of_run(folder: Path) -> dict[str, Any]:
@@ -56,17 +58,25 @@ def files_of_run(folder: Path) -> set[str]:
     return {str(digest) for files in found if isinstance(files, Mapping) for digest in files.values()}
 
 
-def tokenizer_of_run(path: str) -> LibraryTokenizer | None:
-    """The tokenizer of the run at `path`, or of the run of the checkpoint there; None where its tokens are bytes."""
-    found = tokenizer_file(path)
-    return LibraryTokenizer(found, None, "RUN") if found else None
+def tokenizer_file(folder: Path) -> Path | None:
+    """The run's copy of its tokenizer.json; None where its tokens are bytes."""
+    file = folder / TOKENIZER_FILE
+    return file if file.is_file() else None
 
 
-def tokenizer_file(path: str | Path) -> Path | None:
-    """The run's copy of its tokenizer.json."""
-    folder = expanded(path).resolve()
-    places = [place / TOKENIZER_FILE for place in (folder, *folder.parents[:2])]
-    return next((place for place in places if place.is_file()), None)
+def read_tokenizer(file: Path) -> LibraryTokenizer:
+    """A tokenizer.json; of a run folder, with the end of document of the run's text."""
+    tokenizer = LibraryTokenizer(file, None, "RUN")
+    end = end_of_document(file.parent)
+    tokenizer.end_of_document = tokenizer.end_of_document if end is None else end
+    return tokenizer
+
+
+def end_of_document(folder: Path) -> int | None:
+    """The id that ends a document of the text that the run saw last; None where documents do not end, or not known."""
+    texts = (one for one in _read(folder).values() if isinstance(one, Mapping))
+    ends = [end for one in texts if type(end := one.get(END)) is int]
+    return ends[-1] if ends else None
 
 
 def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, folder: Path) -> list[str]:

@@ -26,11 +26,15 @@ def known_shares(config: RunConfig, folder: Path, texts: Mapping[str, Tokens]) -
         return unknown
     try:
         corpus = build_data(config).corpus
-        if corpus is None or corpus.train.nbytes > SEARCHED or corpus.digest not in known:
+        if corpus is None or corpus.digest not in known:
             return unknown
+        parts = [one.train for one, _ in corpus.sources]
     except Exception:  # its files are gone, or a source of the user's fails: no reason not to evaluate
         return unknown
-    return share_within(corpus.train, texts)
+    if sum(part.nbytes for part in parts) > SEARCHED:
+        return unknown
+    found = [share_within(part, texts) for part in parts]
+    return {name: max((share for one in found if (share := one[name]) is not None), default=None) for name in texts}
 
 
 def training_text_notes(shares: Mapping[str, float | None], hashes: Mapping[str, str], folder: Path) -> list[str]:

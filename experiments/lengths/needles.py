@@ -115,7 +115,7 @@ def losses(folder: Path, lasting: float, settings: Settings) -> dict[str, float]
     model, config, _ = load_checkpointed(str(folder), names(settings.trust))
     model.plan = model.plan.with_lasting(lasting, config.train.sequence)
     chosen = EvaluationSettings(factors=settings.factors, rows=TEXT_ROWS, bytes=2, memory="on")
-    texts = read_texts(config, chosen, str(folder)).texts
+    texts = read_texts(config, chosen, model.tokenizer_file).texts
     found = evaluate(model, config.train.sequence, texts, chosen)["lengths"]["on"]
     return {str(one["factor"] * config.train.sequence): log(one["perplexity"]) for one in found}
 

@@ -121,6 +121,7 @@ def test_text_that_the_run_was_trained_on_is_named(
     """The last tenth of the run's one file is held out."""
     run, whole = tmp_path / "run", text.read_bytes()
     shutil.copytree(undisturbed.folder, run)
+    (tmp_path / "tokenizer.json").write_text("{}")  # of something else: the run's tokens are bytes
     parts = {"seen.txt": whole[:3000], "half.txt": whole[:1000] + whole[-1000:], "held_out.txt": whole[-3000:]}
     for name, part in parts.items():
         (tmp_path / name).write_bytes(part)

@@ -15,13 +15,18 @@ import torch
 
 import atlas
 from atlas.config import ConfigError
+from atlas.data.blend import BlendCorpus
 from atlas.data.sampler import SEPARATE_BATCHES
 from atlas.data.tokenizer import LibraryTokenizer
+from atlas.evaluate import EvaluationSettings, read_texts
 from atlas.evaluate import main as evaluate
 from atlas.generate import main as generate
 from atlas.niah import main as niah
 from atlas.prepare import main as prepare
 from atlas.report.__main__ import main as report
+from atlas.runs.build import build_data
+from atlas.runs.data_record import record_data
+from atlas.runs.known_text import known_shares
 from atlas.runs.resume import resumed_config
 from tests.integration.small_runs import JOB
 
@@ -147,3 +152,25 @@ def test_another_vocabulary_is_refused_and_probes_ask_in_the_stores_ids(
     cells = {cell["task"]: cell for cell in json.loads((run / "niah.json").read_text())["results"][0]["cells"]}
     assert cells["mqar"]["chance"] == pytest.approx(1 / (257 - 128))
     assert cells["multi_key"]["chance"] == pytest.approx(1 / 16)
+
+
+def test_evaluate_reads_and_knows_the_text_of_every_store_of_a_blend(tmp_path: Path) -> None:
+    for name, letter in (("a", "x"), ("b", "y")):
+        lines = [json.dumps({"text": f"{letter}{number:06d}" * 30}) for number in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        command = [f"{tmp_path}/{name}.jsonl", f"out={tmp_path}/{name}", "workers=1", "validation_share=0.3"]
+        assert prepare(command) == 0
+    paths = [f"{tmp_path}/{name}" for name in "ab"]
+    config = atlas.compose(["data=blend", f"data.paths=[{paths[0]},{paths[1]}]", "data.weights=[0.6,0.4]"])
+    corpus = build_data(config).corpus
+    assert isinstance(corpus, BlendCorpus)
+    record_data(tmp_path, corpus)
+    texts = read_texts(config, EvaluationSettings(), None).texts
+    parts = zip(texts.items(), corpus.stores, paths, strict=True)
+    for (name, text), store, path in parts:
+        assert name == f"validation part of the token store {path}"
+        assert (text == store.validation).all()
+        assert known_shares(config, tmp_path, {"train": store.train[:2000], "held out": text}) == {
+            "train": 1.0,
+            "held out": 0.0,
+        }

@@ -65,6 +65,15 @@ def test_recall_rows_come_first_and_their_number_follows_the_schedule(paths: lis
         assert batch.weights[~batch.recall].eq(1.0).all()
 
 
+@pytest.mark.parametrize(("batch_size", "share"), [(1, 0.5), (1, 0.1), (2, 0.25), (4, 0.125), (3, 0.1)])
+def test_less_than_a_row_of_recall_is_a_row_in_some_steps(paths: list[str], batch_size: int, share: float) -> None:
+    data = mixed(paths, recall_share_start=share, recall_share_end=share)
+    data.batch_size = batch_size
+    rows = [int(data.batch(step).recall.sum()) for step in range(1, 101)]
+    assert sum(rows) == pytest.approx(100 * batch_size * share, abs=1)
+    assert set(rows) == {0, 1}
+
+
 def test_text_rows_are_those_of_the_text(paths: list[str]) -> None:
     batch = mixed(paths).batch(90)
     text = TextData(**shared(paths, carry=False)).batch(90)

@@ -15,10 +15,11 @@ import torch
 from atlas.config import ChunkSizeConfig, ConfigError, ModelConfig
 from atlas.data.bigram import SparseBigram
 from atlas.data.blend import BlendData
+from atlas.data.corpus import spread
 from atlas.data.recall import RecallTask
 from atlas.data.symbols import BYTE_SYMBOLS, Symbols, choose_symbols
 from atlas.data.text import TextData
-from atlas.data.tokens import MixedTokenData, TokenData
+from atlas.data.tokens import MixedTokenData, TokenData, cut_share
 from atlas.models.language_model import AtlasModel
 from atlas.prepare import main
 
@@ -259,6 +260,42 @@ def test_a_blend_draws_each_row_from_one_store_by_weight(folder: Path, tmp_path:
     per_token = [size.bytes / size.tokens for size in sizes]
     assert data.corpus.bytes_per_token == pytest.approx(0.25 * per_token[0] + 0.75 * per_token[1])
     assert data.corpus.digest != BlendData(paths=paths, weights=[1, 2], **RUN).corpus.digest
+
+
+def test_the_baseline_of_a_blend_is_of_all_of_its_text(folder: Path, tmp_path: Path) -> None:
+    """Two stores of letters and of digits: a bigram of one alone is worse than chance on rows of the other."""
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"{n:05d}" * 40}) + "\n" for n in range(100)))
+    assert main([f"{tmp_path}/b.jsonl", f"out={tmp_path}/digits", "workers=1", "validation_share=0.3"]) == 0
+    paths = [str(folder / "bytes"), str(tmp_path / "digits")]
+    data = BlendData(paths=paths, weights=[0.55, 0.45], **{**RUN, "batch_size": 64})
+    letters, digits = (one.train for one in data.corpus.stores)
+    count = len(letters) + len(digits)
+    parts = [(letters, round(0.55 * count)), (digits, round(0.45 * count))]
+    assert [len(part) < most for part, most in parts] == [False, True]  # one is cut, one comes again
+    sample = np.concatenate([np.resize(spread(part, most), most) for part, most in parts])
+    assert data.baseline(2) == SparseBigram(sample, 257).loss([data.validation(0), data.validation(1)])
+    assert data.baseline(2) < 3 < SparseBigram(letters, 257).loss([data.validation(0)])
+    names = [f"token store {path}" for path in paths]
+    assert [(one.source, share) for one, share in data.corpus.sources] == list(zip(names, [0.55, 0.45], strict=True))
+    assert data.corpus.foreign < 0.1
+
+
+def test_stores_whose_documents_end_in_another_way_are_not_blended(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "bytes", tmp_path / "other")
+    record = json.loads((tmp_path / "other/store.json").read_text())
+    (tmp_path / "other/store.json").write_text(json.dumps(record | {"end_of_document": 0}))
+    paths = [str(folder / "bytes"), str(tmp_path / "other")]
+    with pytest.raises(ConfigError) as refusal:
+        BlendData(paths=paths, weights=[1, 1], **RUN).batch(1)
+    allowed = f"stores whose documents end alike (end_of_document); {paths[1]!r} differs from {paths[0]!r}"
+    assert str(refusal.value) == f"data.paths={paths}: must be {allowed}"
+
+
+def test_a_document_as_long_as_a_row_is_not_cut_there() -> None:
+    """Of 64 tokens and its end: the end is the target of the row's last token."""
+    whole, longer = np.arange(1, 9) * 65, np.arange(1, 9) * 66
+    assert cut_share(whole, 64, packed=False) == 0.0
+    assert cut_share(longer, 64, packed=False) == 1.0
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [-1.0, 2.0], [1.0, float("nan")]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,15 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.data.corpus import Corpus
-from atlas.runs.data_record import DATA_FILE, record_data, require_same_data
+from atlas.pretrained.tokenizer import byte_tokenizer, end_token
+from atlas.runs.data_record import (
+    DATA_FILE,
+    end_of_document,
+    read_tokenizer,
+    record_data,
+    require_same_data,
+    tokenizer_file,
+)
 
 
 def corpus(text: bytes, contents: dict[str, str]) -> Corpus:
@@ -48,6 +58,25 @@ def test_a_record_that_is_lost_costs_the_name_only(content: bytes | None, tmp_pa
     assert difference(tmp_path) == "it is another one, and data.json does not tell which files differ"
     record_data(tmp_path, NEW)
     assert require_same_data(NEW.digest, NEW, False, tmp_path) == []
+
+
+def test_a_runs_tokenizer_ends_documents_as_its_text_does(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    content = byte_tokenizer(with_end=True)
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 257, "content": "<|im_end|>"})
+    (tmp_path / "store.json").write_text(json.dumps(content))
+    run = tmp_path / "run"
+    run.mkdir()
+    assert tokenizer_file(run) is None
+    record_data(run, replace(OLD, tokenizer=tmp_path / "store.json", end_of_document=257))
+    (tmp_path / "tokenizer.json").write_text("{}")  # above the run, of something else
+    file = tokenizer_file(run)
+    assert file == run / "tokenizer.json"
+    assert (read_tokenizer(file).end_of_document, end_of_document(run)) == (257, 257)
+    assert end_token(content, end_of_document(run)) == ("<|im_end|>", 257)
+    (run / DATA_FILE).unlink()  # as a run of before has none: the first of the usual names
+    assert (read_tokenizer(file).end_of_document, end_of_document(run)) == (256, None)
+    assert end_token(content, None) == ("<|endoftext|>", 256)
 
 
 def test_another_split_of_the_same_files_is_another_text(tmp_path: Path) -> None:
