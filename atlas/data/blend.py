@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from atlas.config import require
 from atlas.data.batch import Batch
 from atlas.data.corpus import Corpus
+from atlas.data.leakage import BLOCK, shared_blocks
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator, of_rows
 from atlas.data.store_corpus import StoreCorpus, load_store
 from atlas.data.text import CorpusData
+
+SEARCHED = 2**28  # training tokens, 60 million a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,26 @@ class BlendCorpus(Corpus):
 
     @cached_property
     def leakage(self) -> float:
-        """The mean of the stores, by their shares; text that two stores have in common is not looked for."""
-        return round(sum(share * store.leakage for store, share in zip(self.stores, self.shares, strict=True)), 4)
+        """The mean of the stores, by their shares: of the validation blocks of each the share that stands in its own
+        training part or, where they are not `too_large`, in that of another store."""
+        return round(sum(share * self._leakage(store) for store, share in self.sources), 4)
+
+    def _leakage(self, store: StoreCorpus) -> float:
+        others = [] if self.too_large else [one.train for one in self.stores if one is not store]
+        block = max(round(BLOCK / store.bytes_per_token), 1)
+        size = int(store.symbols.vocabulary)
+        found = [shared_blocks(train, store.validation, block=block, symbols=size)[0] for train in others]
+        return max([store.leakage, *found])
+
+    @property
+    def too_large(self) -> bool:
+        """Whether a look for text that stores have in common would take more than some seconds."""
+        return (len(self.stores) - 1) * sum(len(one.train) for one in self.stores) > SEARCHED
+
+    @property
+    def warnings(self) -> list[str]:
+        told = "validation text of one store in the training text of another was not looked for: they are too large"
+        return super().warnings + ([told] if self.too_large else [])
 
     @property
     def sources(self) -> Sequence[tuple[StoreCorpus, float]]:

@@ -280,6 +280,27 @@ def test_the_baseline_of_a_blend_is_of_all_of_its_text(folder: Path, tmp_path: P
     assert data.corpus.foreign < 0.1
 
 
+def test_validation_text_in_the_training_part_of_another_store_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same documents, of which the two stores hold out others."""
+    assert main([f"{folder}/a.jsonl", f"out={tmp_path}/more", "workers=1", "validation_share=0.6"]) == 0
+    paths = [str(folder / "bytes"), str(tmp_path / "more")]
+    corpus = BlendData(paths=paths, weights=[1, 1], **RUN).corpus
+    first, more = corpus.stores
+    windows = {bytes_of(window) for window in np.lib.stride_tricks.sliding_window_view(first.train, 129)}
+    own = [bytes_of(window) in windows for window in np.lib.stride_tricks.sliding_window_view(more.validation, 129)]
+    assert (first.leakage, more.leakage) == (0, 0)
+    assert 0.1 < np.mean(own) / 2 == pytest.approx(corpus.leakage, abs=1e-4)
+    assert "of the validation blocks" in corpus.warnings[0]
+    monkeypatch.setattr("atlas.data.blend.SEARCHED", 100)
+    large = BlendData(paths=paths, weights=[1, 1], **RUN).corpus
+    assert large.leakage == 0.0
+    assert large.warnings == [
+        "validation text of one store in the training text of another was not looked for: they are too large"
+    ]
+
+
 def test_stores_whose_documents_end_in_another_way_are_not_blended(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "bytes", tmp_path / "other")
     record = json.loads((tmp_path / "other/store.json").read_text())
