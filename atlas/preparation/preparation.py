@@ -141,20 +141,26 @@ def _pool(job: Job, processes: int) -> Iterator[ProcessPoolExecutor]:
 def _tokenizer(settings: PrepareSettings, sources: Sequence[Source], root: Path) -> Tokenizer:
     """The tokenizer, in the work folder from its first use on. Raises `ConfigError`."""
     if settings.tokenizer == BYTES_NAME:
-        return load_tokenizer(BYTES_NAME, "")
+        return _named_tokenizer(settings)
     kept = root / TOKENIZER_FILE
     if settings.trained_vocabulary is None:
-        given = Path.cwd() / expanded(settings.tokenizer)
-        tokenizer = load_tokenizer(str(given), settings.end_of_document)
+        tokenizer = _named_tokenizer(settings)
         if kept.exists():
             allowed = f"the tokenizer with which the unfinished work in {root} began; or remove that folder"
             same = load_tokenizer(str(kept), settings.end_of_document).sha256 == tokenizer.sha256
             require(same, "tokenizer", settings.tokenizer, allowed)
-        write_atomically(kept, given.read_bytes(), durable=True)
+        write_atomically(kept, (Path.cwd() / expanded(settings.tokenizer)).read_bytes(), durable=True)
     elif not kept.exists():
         progress_log.info("trains a tokenizer of %d ids", settings.trained_vocabulary)
         write_atomically(kept, train_tokenizer(sources, settings, settings.trained_vocabulary), durable=True)
     return load_tokenizer(str(kept), settings.end_of_document)
+
+
+def _named_tokenizer(settings: PrepareSettings) -> Tokenizer:
+    """The tokenizer that the settings name, as it is now. Raises `ConfigError`."""
+    name = settings.tokenizer
+    given = name if name == BYTES_NAME else str(Path.cwd() / expanded(name))
+    return load_tokenizer(given, settings.end_of_document)
 
 
 def _finish(
@@ -206,7 +212,7 @@ def _finish(
         skipped_count=sum(one.skipped_count for one in records),
         empty=sum(one.empty for one in records),
         sources=list(settings.sources),
-        settings={**asked, "content": _content(sources)},
+        settings={**asked, **_listed(sources)},
     )
     write_atomically(work.store / STORE_FILE, json.dumps(asdict(record), indent=1) + "\n", durable=True)
     work.store.rename(settings.folder)
@@ -218,10 +224,13 @@ def _asked(settings: PrepareSettings) -> dict[str, Any]:
     return {"tokenizer": settings.tokenizer, **settings.shaping()}
 
 
-def _content(sources: Sequence[Source]) -> str:
-    """Names and sizes of the sources, as one hash."""
-    listed = json.dumps([[source.name, source.size] for source in sources])
-    return hashlib.sha256(listed.encode()).hexdigest()
+def _listed(sources: Sequence[Source]) -> dict[str, str]:
+    """Names and sizes of the sources as one hash, and their times as another."""
+    listed = {
+        "content": [[source.name, source.size] for source in sources],
+        "modified": [source.modified for source in sources],
+    }
+    return {key: hashlib.sha256(json.dumps(one).encode()).hexdigest() for key, one in listed.items()}
 
 
 def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source]) -> StoreRecord:
@@ -230,8 +239,12 @@ def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequ
     if not (settings.folder / STORE_FILE).is_file():
         raise ConfigError(f"out={settings.out}: must be {free}")
     record = read_record(settings.folder, "out")
-    same = record.settings == {**asked, "content": _content(sources)}
+    listed = _listed(sources)
+    same = {"modified": listed["modified"], **record.settings} == {**asked, **listed}  # older stores have no times
     require(same, "out", settings.out, f"{free}; it holds a store of other sources or settings")
+    if settings.trained_vocabulary is None:
+        same = _named_tokenizer(settings).sha256 == record.tokenizer_sha256
+        require(same, "out", settings.out, f"{free}; it holds a store of another tokenizer")
     shutil.rmtree(settings.partial, ignore_errors=True)  # killed after the store had got its name
     return record
 

@@ -293,4 +293,14 @@ def test_a_complete_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, "field=body"]) == 2
     other = "must be a folder that does not exist yet; it holds a store of other sources or settings"
     assert capsys.readouterr().err == f"atlas: out={tmp_path}/out: {other}\n"
-    assert content(tmp_path / "out") == before
+    other = f"atlas: out={tmp_path}/out: {other}\n"
+    os.utime(source, ns=(0, 0))  # as large as before
+    assert (main(command), capsys.readouterr().err) == (2, other)
+    record = json.loads(before["store.json"])
+    del record["settings"]["modified"]  # a store of an earlier version
+    (tmp_path / "out/store.json").write_text(json.dumps(record))
+    assert main(command) == 0
+    source.write_bytes(source.read_bytes() + b"\n")
+    capsys.readouterr()
+    assert (main(command), capsys.readouterr().err) == (2, other)
+    assert content(tmp_path / "out") == {**before, "store.json": json.dumps(record).encode()}
