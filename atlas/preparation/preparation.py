@@ -83,9 +83,10 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
 
 def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> StoreRecord:
     require_same(root, asked)
-    tokenizer = _tokenizer(settings, sources, root)
+    tokenizer = _tokenizer(settings, asked, sources, root)
     bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES_NAME)
-    work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), bound)
+    fixed = {"validation_below": bound, "tokenizer_sha256": tokenizer.sha256}
+    work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), fixed)
     first = work.contiguous
     done = work.done[first - 1] if first else UnitRecord(-1, (0, 0), 0.0)
     total = sum(source.size for source in sources)
@@ -95,7 +96,7 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
         names=[source.name for source in sources],
         kinds=[source.kind.value for source in sources],
         field=settings.field,
-        tokenizer=BYTES_NAME if tokenizer.name == BYTES_NAME else str(root / TOKENIZER_FILE),
+        tokenizer=BYTES_NAME if tokenizer.name == BYTES_NAME else str(root / tokenizer.name),
         end_of_document=settings.end_of_document,
         dtype=work.dtype,
         validation_below=bound,
@@ -138,21 +139,26 @@ def _pool(job: Job, processes: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _tokenizer(settings: PrepareSettings, sources: Sequence[Source], root: Path) -> Tokenizer:
-    """The tokenizer, in the work folder from its first use on. Raises `ConfigError`."""
+def _tokenizer(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> Tokenizer:
+    """The tokenizer, in the work folder under its name from its first use on. Raises `ConfigError`.
+
+    The name of one that is trained here has what it was trained on.
+    """
     if settings.tokenizer == BYTES_NAME:
         return _named_tokenizer(settings)
-    kept = root / TOKENIZER_FILE
     if settings.trained_vocabulary is None:
+        kept = root / TOKENIZER_FILE
         tokenizer = _named_tokenizer(settings)
         if kept.exists():
             allowed = f"the tokenizer with which the unfinished work in {root} began; or remove that folder"
             same = load_tokenizer(str(kept), settings.end_of_document).sha256 == tokenizer.sha256
             require(same, "tokenizer", settings.tokenizer, allowed)
         write_atomically(kept, (Path.cwd() / expanded(settings.tokenizer)).read_bytes(), durable=True)
-    elif not kept.exists():
-        progress_log.info("trains a tokenizer of %d ids", settings.trained_vocabulary)
-        write_atomically(kept, train_tokenizer(sources, settings, settings.trained_vocabulary), durable=True)
+    else:
+        kept = root / f"trained-{_sha256({**asked, **_listed(sources)})[:16]}.json"
+        if not kept.exists():
+            progress_log.info("trains a tokenizer of %d ids", settings.trained_vocabulary)
+            write_atomically(kept, train_tokenizer(sources, settings, settings.trained_vocabulary), durable=True)
     return load_tokenizer(str(kept), settings.end_of_document)
 
 
@@ -196,7 +202,7 @@ def _finish(
         for split in SPLITS
     }
     if tokenizer.name != BYTES_NAME:
-        write_atomically(work.store / TOKENIZER_FILE, (work.root / TOKENIZER_FILE).read_bytes(), durable=True)
+        write_atomically(work.store / TOKENIZER_FILE, (work.root / tokenizer.name).read_bytes(), durable=True)
     progress_log.info("looks for text that stands in training and in validation")
     record = StoreRecord(
         dtype=work.dtype,
@@ -230,7 +236,11 @@ def _listed(sources: Sequence[Source]) -> dict[str, str]:
         "content": [[source.name, source.size] for source in sources],
         "modified": [source.modified for source in sources],
     }
-    return {key: hashlib.sha256(json.dumps(one).encode()).hexdigest() for key, one in listed.items()}
+    return {key: _sha256(one) for key, one in listed.items()}
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source]) -> StoreRecord:

@@ -1,7 +1,8 @@
 """The folder of unfinished work, DIR.partial: what was asked for, the finished units, and the store as far as it is.
 
-plan.json               settings, sources with size and time, the size of a unit, the bound of validation (`split.py`)
-tokenizer.json          the tokenizer in use
+plan.json               settings, sources with size and time, the size of a unit, and what all units must share: the
+                        bound of validation (`split.py`) and the tokenizer
+tokenizer.json          the tokenizer in use; trained-HASH.json for one trained on these sources
 units/00000.json        a finished unit, with 00000.hashes and, until the store has taken it, 00000.part
 store/                  what becomes DIR
 """
@@ -114,13 +115,18 @@ def _append(path: Path, content: bytes) -> None:
 
 
 def open_work(
-    root: Path, asked: Mapping[str, Any], sources: Sequence[Source], unit_bytes: int, dtype: str, bound: float
+    root: Path,
+    asked: Mapping[str, Any],
+    sources: Sequence[Source],
+    unit_bytes: int,
+    dtype: str,
+    fixed: Mapping[str, Any],
 ) -> Work:
     """The work in `root`, with what an earlier start has finished of it.
 
-    A source that changed, came or went makes the units from it on unfinished, and all of them where it changes the
-    `bound` between training and validation. Raises `ConfigError` where the plan cannot be read; whether it has the
-    same settings, `require_same` has seen.
+    A source that changed, came or went makes the units from it on unfinished, and all of them where it changes what is
+    `fixed`: the bound between training and validation, or a tokenizer trained on the sources. Raises `ConfigError`
+    where the plan cannot be read; whether it has the same settings, `require_same` has seen.
     """
     before = read_plan(root)
     listed = [list(astuple(source)) for source in sources]
@@ -129,7 +135,7 @@ def open_work(
         folder.mkdir(parents=True, exist_ok=True)
     if before is not None:
         work.unit_bytes = before["unit_bytes"]
-        same = before.get("validation_below") == bound
+        same = all(before.get(key) == value for key, value in fixed.items())
         work.done = _finished(work, _equal_sources(before["sources"], listed)) if same else {}
         while work.taken in work.done and not work.part(work.taken).exists():
             work.taken += 1
@@ -140,7 +146,7 @@ def open_work(
     plan = {
         "asked": dict(asked),
         "unit_bytes": work.unit_bytes,
-        "validation_below": bound,
+        **fixed,
         "sources": listed,
     }
     write_atomically(root / PLAN_FILE, json.dumps(plan, indent=0), durable=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from atlas.data.store_format import STORE_FILE, TOKENIZER_FILE
+from atlas.preparation import preparation, units
 from atlas.prepare import main
 
 
@@ -44,3 +46,26 @@ def test_a_store_of_another_tokenizer_is_not_the_one_that_is_asked_for(
     by_words(tokenizer, ["one", "two", "three"])
     allowed = "a folder that does not exist yet; it holds a store of another tokenizer"
     assert refusal(capsys, command) == f"atlas: out={tmp_path}/out: must be {allowed}"
+
+
+@pytest.mark.parametrize("killed_in", ["validation_below", "_finish"])
+def test_a_tokenizer_is_trained_again_where_its_sources_changed(
+    killed_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the tokenizer was trained, and when all units were made with it."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 2000)
+    one = jsonl(tmp_path / "a.jsonl", [f"some words of {number}" for number in range(400)])
+    two = jsonl(tmp_path / "b.jsonl", [f"{number} WORTE AUS EINEM ANDEREN TEXT" for number in range(400)])
+    keys = ["tokenizer=train:300", "workers=1", "validation_share=0.2"]
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, killed_in, kill)
+        assert main([str(one), f"out={tmp_path}/out", *keys]) == 130
+    assert main([str(one), str(two), f"out={tmp_path}/out", *keys]) == 0
+    assert main([str(one), str(two), f"out={tmp_path}/wanted", *keys]) == 0
+    for name in (TOKENIZER_FILE, "train.tokens", STORE_FILE):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "wanted" / name).read_bytes()
