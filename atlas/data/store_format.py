@@ -57,6 +57,7 @@ class StoreRecord:
     sources: Sequence[str]
     settings: Mapping[str, Any]
     format: int = FORMAT
+    lost_characters: float | None = None  # share that the tokenizer does not give back, of a sample; None: not measured
 
     @property
     def bytes_per_token(self) -> float:
@@ -97,6 +98,8 @@ def _require_sound(record: StoreRecord) -> None:
         raise ValueError(f"end_of_document {record.end_of_document!r} of vocabulary {record.vocabulary!r}")
     if record.vocabulary > 1 << 8 * DTYPES[record.dtype].itemsize:
         raise ValueError(f"vocabulary {record.vocabulary} in {record.dtype}")
+    if record.lost_characters is not None and not 0 <= record.lost_characters <= 1:
+        raise ValueError(f"lost_characters {record.lost_characters!r}")
     if Symbols.from_record(record.symbols).vocabulary != record.vocabulary:
         raise ValueError("symbols of another vocabulary")
     for split in record.splits.values():

@@ -18,6 +18,10 @@ def store_lines(folder: Path, record: StoreRecord) -> list[str]:
         one = record.splits[split]
         lines.append(f"{split:<10} {one.tokens:,} tokens, {one.documents:,} documents, {one.bytes:,} bytes of text")
     lines.append(f"           {record.bytes_per_token:.2f} bytes per token")
+    if record.lost_characters is not None:
+        lines.append(
+            f"lost       {record.lost_characters:.2%} of the characters, which the tokenizer does not give back"
+        )
     lines.append(f"duplicates {record.duplicates:,} documents that equal an earlier one (all copies in one part)")
     lines.append(f"shared     {record.validation_in_training:.1%} of the validation text stands in training as well")
     left_out = f"left out   {record.skipped_count:,} documents that could not be read, {record.empty:,} empty ones"

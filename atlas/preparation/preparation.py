@@ -35,6 +35,7 @@ from atlas.data.store_format import (
 )
 from atlas.data.tokenizer import BYTES_NAME, Tokenizer
 from atlas.preparation.duplicates import count_duplicates, validation_in_training
+from atlas.preparation.lost_characters import WARNED_FROM
 from atlas.preparation.sample import dtype_of, require_room, train_tokenizer
 from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source, find_sources
@@ -76,6 +77,9 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
     finally:
         lock.release()
     remove_work(root)
+    if record.lost_characters and record.lost_characters > WARNED_FROM:
+        lost = f"{record.lost_characters:.1%} of the characters are lost to this tokenizer"
+        notes.append(f"{lost}, which drops, changes or does not know them: bits per byte will be too low")
     if record.skipped_count:
         notes.append(f"{record.skipped_count} documents left out; the first: {record.skipped[0]}")
     return record, notes
@@ -219,6 +223,7 @@ def _finish(
         empty=sum(one.empty for one in records),
         sources=list(settings.sources),
         settings={**asked, **_listed(sources)},
+        lost_characters=sum(one.lost for one in records) / max(sum(one.looked_at for one in records), 1),
     )
     write_atomically(work.store / STORE_FILE, json.dumps(asdict(record), indent=1) + "\n", durable=True)
     work.store.rename(settings.folder)

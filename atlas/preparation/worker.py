@@ -25,6 +25,7 @@ from atlas.config.untrusted import parse_json
 from atlas.data.store_format import DTYPES, ENDS, SPLITS
 from atlas.data.tokenizer import BYTES_NAME, ByteTokenizer, LibraryTokenizer, Tokenizer
 from atlas.preparation.documents import is_blank, place_of, text_of
+from atlas.preparation.lost_characters import count_lost
 from atlas.preparation.sources import Kind
 from atlas.preparation.split import hash_of
 from atlas.preparation.units import Unit
@@ -69,6 +70,8 @@ class UnitRecord:
     skipped: list[str] = field(default_factory=list)  # the first ones
     skipped_count: int = 0
     empty: int = 0
+    lost: int = 0  # characters that the tokenizer does not give back, of
+    looked_at: int = 0
 
     def note_skipped(self, place: str) -> None:
         self.skipped_count += 1
@@ -100,6 +103,9 @@ class Worker:
         sizes = dict.fromkeys(SPLITS, 0)
         hashes = []
         for batch in _batches(self._texts(unit, record)):
+            if self.job.tokenizer != BYTES_NAME:
+                lost, looked_at = count_lost(self.tokenizer, batch)
+                record.lost, record.looked_at = record.lost + lost, record.looked_at + looked_at
             for text, tokens in zip(batch, self._encode(batch, unit), strict=True):
                 number = hash_of(text)
                 hashes.append(number)

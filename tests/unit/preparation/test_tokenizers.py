@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from atlas.data.store_format import STORE_FILE, TOKENIZER_FILE
+from atlas.data.store_format import STORE_FILE, TOKENIZER_FILE, read_record
+from atlas.data.tokenizer import LibraryTokenizer
 from atlas.preparation import preparation, units
+from atlas.preparation.lost_characters import count_lost
 from atlas.prepare import main
 
 
@@ -69,3 +71,38 @@ def test_a_tokenizer_is_trained_again_where_its_sources_changed(
     assert main([str(one), str(two), f"out={tmp_path}/wanted", *keys]) == 0
     for name in (TOKENIZER_FILE, "train.tokens", STORE_FILE):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "wanted" / name).read_bytes()
+
+
+def test_words_that_a_sample_cuts_are_not_lost(tmp_path: Path) -> None:
+    tokenizer = LibraryTokenizer(by_words(tmp_path / "words.json", ["known", "word"]))
+    text = b"known word " * 40_000
+    assert count_lost(tokenizer, [text]) == (0, 13383)  # four pieces of 4096 bytes, nine letters of eleven
+    assert count_lost(tokenizer, [b"\xc3\xa9" * 3000]) == (2048, 2048)
+
+
+@pytest.mark.parametrize("unknown", ["[UNK]", None])
+def test_characters_that_a_tokenizer_loses_are_told(
+    unknown: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of words that it maps to [UNK], or that it drops."""
+    tokenizer = by_words(tmp_path / "words.json", ["known", "word"])
+    if unknown is None:
+        library = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tokenizer))
+        pieces = {one: number for number, one in enumerate([*library.get_vocab(), *"knowrd"])}
+        library.model = pytest.importorskip("tokenizers").models.BPE(pieces, [])
+        library.save(str(tokenizer))
+    source = jsonl(tmp_path / "a.jsonl", [f"known word {'é' * (number % 3)}" for number in range(60)])
+    keys = ["workers=1", "validation_share=0.2"]
+    assert main([str(source), f"out={tmp_path}/out", f"tokenizer={tokenizer}", *keys]) == 0
+    told = capsys.readouterr()
+    share = 1 / 10  # of nine known characters and one unknown on average
+    assert read_record(tmp_path / "out", "out").lost_characters == share
+    assert "lost       10.00% of the characters, which the tokenizer does not give back\n" in told.out
+    assert told.err.splitlines()[-1] == (
+        "atlas: 10.0% of the characters are lost to this tokenizer, which drops, changes or does not know them:"
+        " bits per byte will be too low"
+    )
+    assert main([str(source), f"out={tmp_path}/bytes", *keys]) == 0
+    assert main([str(source), f"out={tmp_path}/trained", "tokenizer=train:260", *keys]) == 0
+    assert [read_record(tmp_path / name, "out").lost_characters for name in ("bytes", "trained")] == [0, 0]
+    assert "are lost" not in capsys.readouterr().err
