@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from atlas.config import ConfigError, require
@@ -24,6 +24,7 @@ COMPRESSED = {
     b"PK\x03\x04": "zip",
 }
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins like the first one, or with a NUL byte
+RUN_FILES, SWEEP_FILE = frozenset(("config.yaml", "metrics.jsonl")), "sweep.json"  # by which their folders are known
 HEAD_BYTES = 8192  # a NUL byte among these means binary, as in git
 
 
@@ -74,6 +75,7 @@ def _files(listed: Sequence[str]) -> str:
 def find_files(paths: Sequence[str], key: str) -> tuple[set[Path], set[Path]]:
     """The files that `paths` name, and those named in full. A folder stands for all files in it.
 
+    A pattern does not enter the folders of runs and sweeps, whose reports are text too; a name does.
     Raises `ConfigError` naming `key` for a pattern without a match.
     """
     found: set[Path] = set()
@@ -84,32 +86,38 @@ def find_files(paths: Sequence[str], key: str) -> tuple[set[Path], set[Path]]:
             named.add(wanted)
             continue
         parts = [*wanted.parts[1:], *(["**"] if wanted.is_dir() else [])]
-        matches = {name for name in _expand(Path(wanted.anchor), parts) if not name.is_dir()}
-        require(len(matches) > 0, key, list(paths), f"patterns that match files; {pattern!r} matches none")
+        runs: set[Path] = set()
+        matches = {name for name in _expand(Path(wanted.anchor), parts, runs) if not name.is_dir()}
+        outside = f" outside of the folders of runs, such as {str(min(runs))!r}" if runs else ""
+        require(len(matches) > 0, key, list(paths), f"patterns that match files; {pattern!r} matches none{outside}")
         found |= matches
     return found | named, named
 
 
-def _expand(base: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """What the pattern `parts` matches below `base`, as `glob` has it, with two differences.
+def _expand(base: Path, parts: Sequence[str], runs: set[Path]) -> Iterator[Path]:
+    """What the pattern `parts` matches below `base`, as `glob` has it, with three differences.
 
     A name that exists is no pattern, whatever characters it holds. `**` enters a folder once, however many links lead
-    to it: `glob` never comes back from two links to ".".
+    to it: `glob` never comes back from two links to ".". Folders of runs that only a pattern names are added to `runs`.
     """
     if not parts:
         yield base
         return
     part, rest = parts[0], parts[1:]
     if part == "**":
-        for folder in _folders(base):
-            yield from _expand(folder, rest or ["*"])
+        for folder in _folders(base, runs):
+            yield from _expand(folder, rest or ["*"], runs)
     elif not glob.has_magic(part) or os.path.lexists(base / part):
         if os.path.lexists(base / part):
-            yield from _expand(base / part, rest)
+            yield from _expand(base / part, rest, runs)
     else:
         for name in _names(base):
-            if fnmatch.fnmatch(name, part) and (not name.startswith(".") or part.startswith(".")):
-                yield from _expand(base / name, rest)
+            if not fnmatch.fnmatch(name, part) or (name.startswith(".") and not part.startswith(".")):
+                continue
+            if rest and _is_run(_names(base / name)):
+                runs.add(base / name)
+            else:
+                yield from _expand(base / name, rest, runs)
 
 
 def _names(folder: Path) -> list[str]:
@@ -119,12 +127,21 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """`root` and the folders below it, hidden ones left out; those behind links come last."""
+def _is_run(names: Collection[str]) -> bool:
+    """Whether a folder with these files is that of a run or sweep."""
+    return SWEEP_FILE in names or RUN_FILES.issubset(names)
+
+
+def _folders(root: Path, runs: set[Path]) -> Iterator[Path]:
+    """`root` and the folders below it, hidden ones and `runs` left out; those behind links come last."""
     entered = set()
     waiting = deque([root])
     while waiting:
-        for folder, names, _ in os.walk(waiting.popleft()):
+        for folder, names, files in os.walk(waiting.popleft()):
+            if Path(folder) != root and _is_run(files):
+                runs.add(Path(folder))
+                names.clear()
+                continue
             status = Path(folder).stat()
             names[:] = sorted(name for name in names if not name.startswith("."))
             if (status.st_dev, status.st_ino) in entered:

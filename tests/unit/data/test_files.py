@@ -12,6 +12,7 @@ import pytest
 from atlas.config import ConfigError
 from atlas.data.corpus import load_corpus
 from atlas.data.files import read_files
+from atlas.telemetry.run_files import CONFIG_FILE, JOBS_FILE, METRICS_FILE
 
 TEXT = b"a line of text\n" * 9
 
@@ -133,6 +134,23 @@ def test_a_folder_is_all_that_is_in_it_and_a_tilde_is_home(here: Path) -> None:
     (here / "empty").mkdir()
     assert refusal("empty").endswith("must be patterns that match files; 'empty' matches none")
     assert refusal("~nobody-of-this-name/x").endswith("'~nobody-of-this-name/x' matches none")
+
+
+def test_a_pattern_leaves_out_the_reports_of_runs_and_a_name_does_not(here: Path) -> None:
+    for name in ("notes/a.md", "runs/one/report/report.md", "sweep/0/report/report.md", "sweep/report/report.md"):
+        (here / name).parent.mkdir(parents=True)
+        (here / name).write_bytes(name.encode())
+    for name in (f"runs/one/{CONFIG_FILE}", f"runs/one/{METRICS_FILE}", f"sweep/{JOBS_FILE}", f"notes/{CONFIG_FILE}"):
+        (here / name).write_bytes(TEXT)
+    (here / "link").symlink_to("runs/one")
+    for pattern in ("**/*.md", "**"):
+        assert b"notes/a.md" in found(pattern)
+        assert not any(b"report" in text for text in found(pattern))
+    assert found("runs/one/report") == found("runs/one/**/*.md") == [b"runs/one/report/report.md"]
+    assert refusal("runs/*/*/*.md") == (
+        "data.paths=['runs/*/*/*.md']: must be patterns that match files; 'runs/*/*/*.md' matches none outside of the"
+        f" folders of runs, such as '{here}/runs/one'"
+    )
 
 
 def test_equal_contents_count_once(here: Path) -> None:
