@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+from numpy.typing import NDArray
+
 from atlas.config.untrusted import parse_json
+from atlas.data.tokenizer import Tokenizer
 from atlas.preparation.readers import Raw
 from atlas.preparation.sources import Kind
 
@@ -34,6 +38,11 @@ def text_of(kind: Kind, raw: Raw, field: str, *, utf8: bool) -> bytes:
         except UnicodeDecodeError as error:
             raise ValueError(f"is not UTF-8 at byte {error.start}") from error
     return value
+
+
+def holds_end(tokenizer: Tokenizer, ids: NDArray[np.int64]) -> bool:
+    """Whether the ids of a text would end a document inside of it."""
+    return bool((ids == tokenizer.end_of_document).any())
 
 
 def place_of(name: str, kind: Kind, number: int) -> str:

@@ -88,7 +88,7 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
 def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> StoreRecord:
     require_same(root, asked)
     tokenizer = _tokenizer(settings, asked, sources, root)
-    bound = validation_below(sources, settings, utf8=tokenizer.name != BYTES_NAME)
+    bound = validation_below(sources, settings, tokenizer)
     fixed = {"validation_below": bound, "tokenizer_sha256": tokenizer.sha256}
     work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), fixed)
     first = work.contiguous

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from atlas.preparation.documents import is_blank, text_of
+from atlas.data.tokenizer import BYTES_NAME, Tokenizer
+from atlas.preparation.documents import holds_end, is_blank, text_of
 from atlas.preparation.readers import SourceError, read_source
 from atlas.preparation.settings import PrepareSettings
 from atlas.preparation.sources import Kind, Source
@@ -20,7 +21,7 @@ def hash_of(text: bytes) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[: HASH_BITS // 8], "big")
 
 
-def validation_below(sources: Sequence[Source], settings: PrepareSettings, *, utf8: bool) -> float:
+def validation_below(sources: Sequence[Source], settings: PrepareSettings, tokenizer: Tokenizer) -> float:
     """The bound on the hashes of validation documents: `validation_share` of all hashes.
 
     Where the sources have so few documents that a part would get none, it gets one.
@@ -29,8 +30,10 @@ def validation_below(sources: Sequence[Source], settings: PrepareSettings, *, ut
     if any(source.kind is Kind.hub for source in sources):
         return bound
     least, most = 2**HASH_BITS, -1  # hashes
-    for count, text in enumerate(_texts(sources, settings, utf8=utf8), 1):
+    for count, text in enumerate(_texts(sources, settings, utf8=tokenizer.name != BYTES_NAME), 1):
         number = hash_of(text)
+        if not least <= number <= most and holds_end(tokenizer, tokenizer.encode([text])[0]):
+            continue  # left out, see `worker.py`
         least, most = min(least, number), max(most, number)
         if least < bound <= most or count == MOST_DOCUMENTS:  # each part has one, or they are many
             return bound

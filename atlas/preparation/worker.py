@@ -24,7 +24,7 @@ from atlas.config.atomic import write_atomically
 from atlas.config.untrusted import parse_json
 from atlas.data.store_format import DTYPES, ENDS, SPLITS
 from atlas.data.tokenizer import BYTES_NAME, ByteTokenizer, LibraryTokenizer, Tokenizer
-from atlas.preparation.documents import is_blank, place_of, text_of
+from atlas.preparation.documents import holds_end, is_blank, place_of, text_of
 from atlas.preparation.lost_characters import count_lost
 from atlas.preparation.sources import Kind
 from atlas.preparation.split import hash_of
@@ -102,11 +102,11 @@ class Worker:
         ids: dict[str, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
         sizes = dict.fromkeys(SPLITS, 0)
         hashes = []
-        for batch in _batches(self._texts(unit, record)):
+        for batch, encoded in self._encoded(unit, record):
             if self.job.tokenizer != BYTES_NAME:
                 lost, looked_at = count_lost(self.tokenizer, batch)
                 record.lost, record.looked_at = record.lost + lost, record.looked_at + looked_at
-            for text, tokens in zip(batch, self._encode(batch, unit), strict=True):
+            for text, tokens in zip(batch, encoded, strict=True):
                 number = hash_of(text)
                 hashes.append(number)
                 split = SPLITS[number < self.job.validation_below]
@@ -124,35 +124,39 @@ class Worker:
         write_atomically(folder / f"{unit.index:05d}.json", json.dumps(asdict(record)))
         return record
 
-    def _texts(self, unit: Unit, record: UnitRecord) -> Iterator[bytes]:
+    def _encoded(self, unit: Unit, record: UnitRecord) -> Iterator[tuple[list[bytes], list[NDArray[np.int64]]]]:
+        """The texts in batches, and their ids."""
+        for batch in _batches(self._texts(unit, record)):
+            kept: list[tuple[bytes, NDArray[np.int64]]] = []
+            for (place, text), ids in zip(batch, self.tokenizer.encode([text for _, text in batch]), strict=True):
+                if holds_end(self.tokenizer, ids):
+                    token = "the end-of-document token itself, which this tokenizer reads in text"
+                    self._leave_out(record, f"{place} holds {token}: {text[:60]!r}...")
+                else:
+                    kept.append((text, ids))
+            yield [text for text, _ in kept], [ids for _, ids in kept]
+
+    def _texts(self, unit: Unit, record: UnitRecord) -> Iterator[tuple[str, bytes]]:
+        """Where each text stands, and the text."""
         for source, number, raw in unit.documents:
             kind = Kind(self.job.kinds[source])
             if is_blank(kind, raw):
                 continue
+            place = place_of(self.job.names[source], kind, number)
             try:
                 text = text_of(kind, raw, self.job.field, utf8=self.job.tokenizer != BYTES_NAME)
             except ValueError as error:
-                place = f"{place_of(self.job.names[source], kind, number)} {error}"
-                if not self.job.skip:
-                    raise DocumentError(place) from error
-                record.note_skipped(place)
+                self._leave_out(record, f"{place} {error}")
                 continue
             if text:
-                yield text
+                yield place, text
             else:
                 record.empty += 1
 
-    def _encode(self, batch: Sequence[bytes], unit: Unit) -> list[NDArray[np.int64]]:
-        encoded = self.tokenizer.encode(batch)
-        end = self.tokenizer.end_of_document
-        for text, ids in zip(batch, encoded, strict=True):
-            if (ids == end).any():
-                first, last = (self.job.names[unit.documents[place][0]] for place in (0, -1))
-                raise DocumentError(
-                    f"a document between {first!r} and {last!r} holds the end-of-document token itself,"
-                    f" which this tokenizer reads in text: {text[:60]!r}..."
-                )
-        return encoded
+    def _leave_out(self, record: UnitRecord, reason: str) -> None:
+        if not self.job.skip:
+            raise DocumentError(reason)
+        record.note_skipped(reason)
 
     def _joined(self, documents: Sequence[NDArray[np.int64]], size: int) -> tuple[PartRecord, list[NDArray[Any]]]:
         """Ids of the documents, each with the end-of-document id, and where each ends."""
@@ -164,11 +168,11 @@ class Worker:
         return PartRecord(len(tokens), len(documents), size), [tokens, ends]
 
 
-def _batches(texts: Iterator[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
+def _batches(texts: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    batch: list[tuple[str, bytes]] = []
     held = 0
-    for text in texts:
-        batch.append(text)
+    for place, text in texts:
+        batch.append((place, text))
         held += len(text)
         if held >= BATCH_BYTES:
             yield batch

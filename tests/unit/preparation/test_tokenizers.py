@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from atlas.data.store import TokenStore
 from atlas.data.store_format import STORE_FILE, TOKENIZER_FILE, read_record
 from atlas.data.tokenizer import LibraryTokenizer
 from atlas.preparation import preparation, units
 from atlas.preparation.lost_characters import count_lost
+from atlas.preparation.split import hash_of
 from atlas.prepare import main
 
 
@@ -106,3 +108,28 @@ def test_characters_that_a_tokenizer_loses_are_told(
     assert main([str(source), f"out={tmp_path}/trained", "tokenizer=train:260", *keys]) == 0
     assert [read_record(tmp_path / name, "out").lost_characters for name in ("bytes", "trained")] == [0, 0]
     assert "are lost" not in capsys.readouterr().err
+
+
+def test_a_document_with_the_end_token_is_left_out_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it count for the split: its hash is the lowest, and validation gets the document with the next one."""
+    tokenizer = by_words(tmp_path / "words.json", ["known", "word"])
+    texts = sorted((f"word {'known ' * number}" for number in range(8)), key=lambda text: hash_of(text.encode()))
+    lowest = next(
+        text
+        for text in (f"known <eos>{' word' * number}" for number in range(200))
+        if hash_of(text.encode()) < hash_of(texts[0].encode())
+    )
+    source = jsonl(tmp_path / "a.jsonl", [*texts, lowest])
+    command = [str(source), f"out={tmp_path}/out", f"tokenizer={tokenizer}", "workers=1"]
+    token = "holds the end-of-document token itself, which this tokenizer reads in text"
+    place = f"{str(source)!r} line 9 {token}: {lowest.encode()[:60]!r}..."
+    skip = "(on_error=skip leaves such documents out)"
+    assert refusal(capsys, command) == f"atlas: SOURCE: must be readable; {place} {skip}"
+    assert main([*command, "on_error=skip"]) == 0
+    store = TokenStore(tmp_path / "out", "data.path")
+    assert (store.record.skipped_count, store.record.skipped) == (1, [place])
+    held = [store.tokenizer().decode(ids.tolist()).strip() for ids in (store.validation.tokens, store.train.tokens)]
+    assert held[0] == texts[0].strip()
+    assert len(store.train.ends) == 7
