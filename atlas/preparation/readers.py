@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from atlas.config import ConfigError, require
 from atlas.data.tokenizer import import_library
+from atlas.preparation.compression import SourceError, opened
 from atlas.preparation.settings import PrepareSettings
 from atlas.preparation.sources import Kind, Source
 
@@ -19,10 +15,6 @@ PIECE_BYTES = 1 << 20
 LARGEST_DOCUMENT = 1 << 30  # bytes; a document is held in memory
 Raw = bytes | str | None  # text, a line of JSONL, or a value of a column
 Item = tuple[Raw, float]  # and the share of the source that is read
-
-
-class SourceError(Exception):
-    """A source that cannot be read further. The message follows the source's name."""
 
 
 def read_source(source: Source, settings: PrepareSettings) -> Generator[Item, None, None]:
@@ -34,42 +26,10 @@ def read_source(source: Source, settings: PrepareSettings) -> Generator[Item, No
     elif source.kind is Kind.arrow:
         yield from _arrow(source, settings.field)
     else:
-        with _opened(source) as (content, file):
+        with opened(source.name, source.compression) as (content, file):
             documents = _lines(content) if source.kind is Kind.jsonl else _cut(content, settings.cut)
             for document in documents:
                 yield document, min(file.tell() / max(source.size, 1), 1.0)
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The content of a file, decompressed, and the file itself. Raises `SourceError` for what cannot be read."""
-    try:
-        with Path(source.name).open("rb") as file:
-            if source.compression == "gz":
-                yield gzip.GzipFile(fileobj=file), file  # type: ignore[misc]
-            elif source.compression == "zst":
-                arrow = import_library("pyarrow", "SOURCE", source.name)
-                yield io.BufferedReader(_Stream(arrow.CompressedInputStream(file, "zstd")), PIECE_BYTES), file
-            else:
-                yield file, file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SourceError(f"is damaged ({error})") from error
-    except OSError as error:
-        raise SourceError(f"is damaged or cannot be read ({' '.join(str(error).split())[:200]})") from error
-
-
-class _Stream(io.RawIOBase):
-    """A stream of pyarrow as Python's own: it lacks `readline`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        read: int = self._stream.readinto(buffer)
-        return read
 
 
 def _lines(content: IO[bytes]) -> Iterator[bytes]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from atlas.config import ConfigError, require
 from atlas.data.store_format import DTYPES
 from atlas.data.tokenizer import Tokenizer, import_library
+from atlas.preparation.compression import SourceError
 from atlas.preparation.documents import is_blank, place_of, text_of
-from atlas.preparation.readers import SourceError, read_source
+from atlas.preparation.readers import read_source
 from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from atlas.config import ConfigError, require
 from atlas.config.untrusted import read_json
 from atlas.data.files import HEAD_BYTES, absolute, fault_of_text, find_files
+from atlas.preparation.compression import SourceError, opened
 from atlas.preparation.settings import Format, PrepareSettings
 
 HUB = "hub:"  # hub:OWNER/NAME or hub:OWNER/NAME:SUBSET
@@ -89,7 +91,12 @@ def _take(path: Path, settings: PrepareSettings, found: dict[str, Source]) -> st
             head = file.read(HEAD_BYTES)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    fault = "is empty" if not head else fault_of_text(head) if kind is Kind.text and not compression else ""
+    fault = "" if head else "is empty"
+    if head and kind is Kind.text:
+        with suppress(SourceError):  # the workers tell it
+            with opened(str(path), compression) as (content, _):
+                head = content.read(HEAD_BYTES)
+            fault = fault_of_text(head)
     if not fault:
         found[str(path)] = _source(path, kind, compression)
     return fault

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from atlas.data.tokenizer import BYTES_NAME, Tokenizer
+from atlas.preparation.compression import SourceError
 from atlas.preparation.documents import holds_end, is_blank, text_of
-from atlas.preparation.readers import SourceError, read_source
+from atlas.preparation.readers import read_source
 from atlas.preparation.settings import PrepareSettings
 from atlas.preparation.sources import Kind, Source
 

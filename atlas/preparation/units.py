@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from atlas.config import ConfigError
-from atlas.preparation.readers import Raw, SourceError, read_source
+from atlas.preparation.compression import SourceError
+from atlas.preparation.readers import Raw, read_source
 from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source
 

@@ -101,6 +101,30 @@ def test_sources_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert error(capsys, "hub:one", out) == "SOURCE=hub:one: must be hub:OWNER/NAME[:SUBSET]"
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"text" + bytes(508), "holds NUL bytes"),  # as in a tar file
+        (gzip.compress(b"text"), "is compressed (gzip)"),
+        (b"", "is empty"),
+    ],
+    ids=["binary", "compressed twice", "empty"],
+)
+@pytest.mark.parametrize("end", ["gz", "zst"])
+def test_a_compressed_file_that_is_no_text_is_none(
+    end: str, content: bytes, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"a.tar.{end}"
+    if end == "gz":
+        path.write_bytes(gzip.compress(content))
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        with arrow.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(content)
+    told = error(capsys, path, f"out={tmp_path}/out", "workers=1")
+    assert told == f"SOURCE={path}: must be a file that can be read; {str(path)!r} {fault}"
+
+
 def test_a_name_of_the_hub_needs_the_library(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
