@@ -116,8 +116,8 @@ def choose_symbols(
 ) -> Symbols:
     """The ids of the characters that bytes would use, where they are ids of their own; else other ordinary ids.
 
-    `single`: the id of each character that is one token; `noise`: those of RULER's sentences; `ordinary`: all ids that
-    stand for text, of which the highest, the rarest, are taken first.
+    `single`: the id of each character that is one token; `noise`: those of RULER's sentences, [] where it has
+    none for them; `ordinary`: all ids that stand for text, of which the highest, the rarest, are taken first.
     """
     characters = [chr(MARKER), *map(chr, VALUE_ALPHABET)]
     chosen: dict[str, int] = {}
@@ -130,12 +130,13 @@ def choose_symbols(
     require(len(spare) >= len(missing), "tokenizer", f"(of {vocabulary} ids)", allowed)
     chosen |= {one: spare.pop() for one in missing}
     printable = sorted({single[one] for one in map(chr, range(*PRINTABLE)) if one in single} - {chosen[chr(MARKER)]})
+    random = printable or sorted(set(chosen.values()) - {chosen[chr(MARKER)]})
     arrays = (
         [chosen[chr(one)] for one in KEY_ALPHABET],
         [chosen[chr(one)] for one in VALUE_ALPHABET],
-        noise,
-        printable or sorted(set(chosen.values()) - {chosen[chr(MARKER)]}),
+        noise or spare[: len(NOISE)] or random,
+        random,
     )
-    keys, values, noises, random = (np.array(ids, dtype=np.uint32) for ids in arrays)
-    blank = single.get(" ", noise[0])
-    return Symbols(vocabulary, chosen[chr(MARKER)], keys=keys, values=values, noise=noises, random=random, blank=blank)
+    keys, values, noises, haystack = (np.array(ids, dtype=np.uint32) for ids in arrays)
+    blank = single.get(" ", int(noises[0]))
+    return Symbols(vocabulary, chosen[chr(MARKER)], keys, values, noises, haystack, blank)

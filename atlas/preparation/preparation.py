@@ -33,6 +33,7 @@ from atlas.data.store_format import (
     files_of,
     read_record,
 )
+from atlas.data.symbols import Symbols
 from atlas.data.tokenizer import BYTES_NAME, Tokenizer
 from atlas.preparation.duplicates import count_duplicates, validation_in_training
 from atlas.preparation.lost_characters import WARNED_FROM
@@ -88,6 +89,7 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
 def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source], root: Path) -> StoreRecord:
     require_same(root, asked)
     tokenizer = _tokenizer(settings, asked, sources, root)
+    symbols = tokenizer.symbols()  # refuses a tokenizer before the work, not after
     bound = validation_below(sources, settings, tokenizer)
     fixed = {"validation_below": bound, "tokenizer_sha256": tokenizer.sha256}
     work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), fixed)
@@ -113,7 +115,7 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
         work.done[record.index] = record
         work.take()
         clock.show(record.read)
-    return _finish(settings, asked, sources, work, tokenizer)
+    return _finish(settings, asked, sources, work, tokenizer, symbols)
 
 
 def _written(job: Job, missing: Iterator[Unit], processes: int) -> Iterator[UnitRecord]:
@@ -179,6 +181,7 @@ def _finish(
     sources: Sequence[Source],
     work: Work,
     tokenizer: Tokenizer,
+    symbols: Symbols,
 ) -> StoreRecord:
     """Write store.json, and give the folder its name."""
     counts = {split: work.total(split, "documents") for split in SPLITS}
@@ -214,7 +217,7 @@ def _finish(
         end_of_document=tokenizer.end_of_document,
         tokenizer=settings.tokenizer if settings.trained_vocabulary is not None else tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
-        symbols=tokenizer.symbols().record(),
+        symbols=symbols.record(),
         splits=splits,
         duplicates=count_duplicates(work.units, [one.index for one in records]),
         validation_in_training=validation_in_training(work.store, splits, work.dtype, tokenizer.vocabulary),

@@ -9,6 +9,7 @@ import pytest
 
 from atlas.data.store import TokenStore
 from atlas.data.store_format import STORE_FILE, TOKENIZER_FILE, read_record
+from atlas.data.symbols import Symbols
 from atlas.data.tokenizer import LibraryTokenizer
 from atlas.preparation import preparation, units
 from atlas.preparation.lost_characters import count_lost
@@ -133,3 +134,25 @@ def test_a_document_with_the_end_token_is_left_out_where_that_is_asked_for(
     held = [store.tokenizer().decode(ids.tolist()).strip() for ids in (store.validation.tokens, store.train.tokens)]
     assert held[0] == texts[0].strip()
     assert len(store.train.ends) == 7
+
+
+@pytest.mark.parametrize("spare", [200, 100, 63, 62])
+def test_a_tokenizer_without_ids_for_english_makes_a_store_or_is_refused_before_the_work(
+    spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ordinary ids stand for the noise of haystacks: as many as RULER's sentences have bytes, where there are."""
+    library = pytest.importorskip("tokenizers")
+    tokenizer = library.Tokenizer(library.models.BPE({chr(0x4E00 + number): number for number in range(spare)}, []))
+    tokenizer.add_special_tokens(["<eos>"])
+    tokenizer.save(str(tmp_path / "characters.json"))
+    source = jsonl(tmp_path / "a.jsonl", [chr(0x4E00 + number) * 9 for number in range(40)])
+    command = [str(source), f"out={tmp_path}/out", f"tokenizer={tmp_path}/characters.json", "workers=1"]
+    if spare == 62:
+        monkeypatch.setattr(preparation, "Worker", None)  # no unit is begun
+        allowed = "one with 63 ordinary ids for the characters of needles that have none of their own"
+        assert refusal(capsys, command) == f"atlas: tokenizer=(of 63 ids): must be {allowed}"
+        return
+    assert main(command) == 0
+    symbols = Symbols.from_record(read_record(tmp_path / "out", "out").symbols)
+    wanted = {200: range(90), 100: range(37), 63: range(62)}[spare]  # 137, 37 and none are left by the needles
+    assert (symbols.noise.tolist(), symbols.blank) == (list(wanted), 0)
