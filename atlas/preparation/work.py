@@ -139,6 +139,10 @@ def open_work(
         work.done = _finished(work, _equal_sources(before["sources"], listed)) if same else {}
         while work.taken in work.done and not work.part(work.taken).exists():
             work.taken += 1
+    # The store is cut at the first unit that is made again; the parts of those behind it may be gone.
+    work.done = {
+        index: record for index, record in work.done.items() if index < work.taken or work.part(index).exists()
+    }
     if not work.cut():
         work.done, work.taken = {}, 0
         work.cut()
@@ -202,8 +206,7 @@ def _finished(work: Work, equal: int | None) -> dict[int, UnitRecord]:
 def _is_whole(work: Work, record: UnitRecord) -> bool:
     """Whether the files of a unit hold what was written, which a power cut may have kept from the disk."""
     part, hashes = work.part(record.index), work.units / f"{record.index:05d}.hashes"
-    documents = sum(one.documents for one in record.parts.values())
-    whole = hashes.is_file() and hashes.stat().st_size == 8 * documents
+    whole = hashes.is_file() and sha256_of(hashes) == record.hashes_sha256
     return whole and (not part.exists() or sha256_of(part) == record.part_sha256)
 
 

@@ -67,6 +67,7 @@ class UnitRecord:
     read: float
     parts: dict[str, PartRecord] = field(default_factory=dict)
     part_sha256: str = ""
+    hashes_sha256: str = ""
     skipped: list[str] = field(default_factory=list)  # the first ones
     skipped_count: int = 0
     empty: int = 0
@@ -117,10 +118,10 @@ class Worker:
             record.parts[split], arrays = self._joined(ids[split], sizes[split])
             content += [array.tobytes() for array in arrays]
         folder = Path(self.job.units)
-        joined = b"".join(content)
-        record.part_sha256 = hashlib.sha256(joined).hexdigest()
+        joined, numbers = b"".join(content), np.array(hashes, dtype="<u8").tobytes()
+        record.part_sha256, record.hashes_sha256 = (hashlib.sha256(one).hexdigest() for one in (joined, numbers))
         write_atomically(folder / f"{unit.index:05d}.part", joined)
-        write_atomically(folder / f"{unit.index:05d}.hashes", np.array(hashes, dtype="<u8").tobytes())
+        write_atomically(folder / f"{unit.index:05d}.hashes", numbers)
         write_atomically(folder / f"{unit.index:05d}.json", json.dumps(asdict(record)))
         return record
 

@@ -241,6 +241,24 @@ def test_a_unit_that_a_power_cut_kept_from_the_disk_is_made_again(
     assert content(store(tmp_path / "out", source, validation_share=0.2).folder) == wanted
 
 
+@pytest.mark.parametrize("lost", ["00001.hashes", "00001.json"])
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_unit_that_a_power_cut_kept_from_the_disk_after_the_store_took_it_is_made_again(
+    left: int, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then its part is removed, and those of the units behind it. The file is empty, or has its length in zeros."""
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 3000)
+    monkeypatch.setattr(work, "SYNC_BYTES", 1)
+    source = jsonl(tmp_path / "a.jsonl", texts(120))
+    wanted = content(store(tmp_path / "wanted", source, validation_share=0.2).folder)
+    stopped(monkeypatch, 28, tmp_path / "out", source, validation_share=0.2)
+    made = tmp_path / "out.partial/units"
+    assert not list(made.glob("*.part"))
+    assert (made / "00002.json").exists()
+    (made / lost).write_bytes(bytes(left * (made / lost).stat().st_size))
+    assert content(store(tmp_path / "out", source, validation_share=0.2).folder) == wanted
+
+
 def test_a_pattern_that_finds_the_store_itself_does_not_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
