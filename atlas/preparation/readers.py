@@ -82,10 +82,12 @@ def _arrow(source: Source, column: str) -> Iterator[Item]:
     try:
         with arrow.memory_map(source.name) as file, arrow.ipc.open_stream(file) as stream:
             _require_texts(arrow, stream.schema, column)
+            before = 0.0
             for batch in stream:
-                share = file.tell() / max(source.size, 1)
-                for text in _texts(arrow, batch.column(column)):
-                    yield text, share
+                read = file.tell() / max(source.size, 1) - before
+                for number, text in enumerate(_texts(arrow, batch.column(column)), 1):
+                    yield text, before + read * number / batch.num_rows
+                before += read
     except (arrow.ArrowException, OSError) as error:
         raise SourceError(f"is no sound file of datasets ({' '.join(str(error).split())[:200]})") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import shutil
 import sys
 from collections import namedtuple
@@ -188,6 +189,41 @@ def test_a_disk_without_room_is_told_before(
         f"out={tmp_path}/out: must be on a disk with about 0.001 GB free for the store; 0.0009 GB are"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_the_room_is_for_the_text_and_not_for_what_else_its_source_holds(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 MB of text among other columns: 4 MB of ids."""
+    arrow = pytest.importorskip("pyarrow")
+    rng = random.Random(0)
+    table = {
+        "text": [rng.randbytes(500).hex() for _ in range(2000)],
+        "more": [rng.randbytes(3000) for _ in range(2000)],
+    }
+    if kind == "jsonl":
+        path = tmp_path / "a.jsonl"
+        rows = zip(table["text"], table["more"], strict=True)
+        path.write_text("".join(json.dumps({"more": more.hex()[:3000], "text": text}) + "\n" for text, more in rows))
+    elif kind == "parquet":
+        path = tmp_path / "a.parquet"
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table(table), path, compression="none")
+    else:
+        path = tmp_path / "saved"
+        path.mkdir()
+        (path / "dataset_info.json").write_text("{}")
+        (path / "state.json").write_text('{"_data_files": [{"filename": "0.arrow"}]}')
+        with arrow.ipc.new_stream(str(path / "0.arrow"), arrow.table(table).schema) as stream:
+            stream.write_table(arrow.table(table), max_chunksize=1000)
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 3_700_000))
+    assert error(capsys, path, f"out={tmp_path}/out", "workers=1") == (
+        f"out={tmp_path}/out: must be on a disk with about 0.004 GB free for the store; 0.0037 GB are"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 4_300_000))
+    assert main([str(path), f"out={tmp_path}/out", "workers=1"]) == 0
+    assert (tmp_path / "out/train.tokens").stat().st_size == pytest.approx(4_000_000, rel=0.02)
 
 
 def test_a_damaged_store_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
