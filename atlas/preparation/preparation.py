@@ -40,7 +40,7 @@ from atlas.preparation.lost_characters import WARNED_FROM
 from atlas.preparation.sample import dtype_of, require_room, train_tokenizer
 from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.preparation.sources import Source, find_sources
-from atlas.preparation.split import validation_below
+from atlas.preparation.split import MOST_DOCUMENTS, validation_below
 from atlas.preparation.units import Place, Unit, unit_bytes, units
 from atlas.preparation.work import Work, open_work, remove_work, require_same
 from atlas.preparation.worker import DocumentError, Job, UnitRecord, Worker, load_tokenizer, start, write
@@ -194,8 +194,12 @@ def _finish(
         raise ConfigError(f"SOURCE={names}: must hold at least two documents with text; {lost}")
     for split, count in counts.items():
         if not count:
-            remove_work(work.root)
-            found = f"the sources have {sum(counts.values())} documents (separator=TEXT cuts a text into more)"
+            documents = sum(counts.values())
+            found = f"the sources have {documents} documents (separator=TEXT cuts a text into more)"
+            if documents < MOST_DOCUMENTS:  # little work
+                remove_work(work.root)
+            else:
+                found += f"; the work stays in {work.root}, to go on with more sources, or to be removed"
             allowed = f"such that training and validation each get a document: none is for {split}; {found}"
             raise ConfigError(f"validation_share={settings.validation_share}: must be {allowed}")
     work.sync()

@@ -191,6 +191,19 @@ def test_a_disk_without_room_is_told_before(
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_the_work_on_many_documents_stays_where_one_part_gets_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(10_000)))
+    assert error(capsys, source, f"out={tmp_path}/out", "workers=1", "validation_share=1e-9") == (
+        "validation_share=1e-09: must be such that training and validation each get a document: none is for validation;"
+        " the sources have 10000 documents (separator=TEXT cuts a text into more);"
+        f" the work stays in {tmp_path}/out.partial, to go on with more sources, or to be removed"
+    )
+    assert len(list((tmp_path / "out.partial/units").glob("*.json"))) == 2
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
 def test_the_room_is_for_the_text_and_not_for_what_else_its_source_holds(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
