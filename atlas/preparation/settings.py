@@ -52,7 +52,8 @@ class PrepareSettings(Choices):
     def __post_init__(self) -> None:
         usage = "at least one file, pattern or folder: python -m atlas.prepare SOURCE... out=DIR"
         require(len(self.sources) > 0, "SOURCE", "", usage)
-        require(bool(self.out.strip()), "out", self.out, "the folder of the new store, such as out=stores/mine")
+        named_out = bool(self.out.strip() and self.folder.name)  # "/" has no name
+        require(named_out, "out", self.out, "the folder of the new store, such as out=stores/mine")
         require(0 < self.validation_share < 1, "validation_share", self.validation_share, "in (0, 1)")
         allowed = f"in [0, {MOST_WORKERS}] (0 = one per core)"
         require(0 <= self.workers <= MOST_WORKERS, "workers", self.workers, allowed)

@@ -60,6 +60,7 @@ def test_a_source_that_cannot_be_read_is_named_with_the_line(
     ("keys", "message"),
     [
         (["out="], "out=: must be the folder of the new store, such as out=stores/mine"),
+        (["out=/"], "out=/: must be the folder of the new store, such as out=stores/mine"),
         (["validation_share=0"], "validation_share=0.0: must be in (0, 1)"),
         (["validation_share=x"], "validation_share=x: must be a number, such as 0.01"),
         (["tokenizer=train:10"], "tokenizer=train:10: must be train:N with N in [257, 1048576]"),
