@@ -92,7 +92,8 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
     symbols = tokenizer.symbols()  # refuses a tokenizer before the work, not after
     bound = validation_below(sources, settings, tokenizer)
     fixed = {"validation_below": bound, "tokenizer_sha256": tokenizer.sha256}
-    work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), fixed)
+    skip = settings.on_error is OnError.skip
+    work = open_work(root, asked, sources, unit_bytes(sources), dtype_of(tokenizer), fixed, skip=skip)
     first = work.contiguous
     done = work.done[first - 1] if first else UnitRecord(-1, (0, 0), 0.0)
     total = sum(source.size for source in sources)
@@ -106,7 +107,7 @@ def _prepare(settings: PrepareSettings, asked: Mapping[str, Any], sources: Seque
         end_of_document=settings.end_of_document,
         dtype=work.dtype,
         validation_below=bound,
-        skip=settings.on_error is OnError.skip,
+        skip=skip,
     )
     missing = units(sources, settings, work.unit_bytes, first, Place(*done.end))
     clock = _Progress(total, done.read)
@@ -264,6 +265,9 @@ def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequ
     listed = _listed(sources)
     same = {"modified": listed["modified"], **record.settings} == {**asked, **listed}  # older stores have no times
     require(same, "out", settings.out, f"{free}; it holds a store of other sources or settings")
+    whole = settings.on_error is OnError.skip or not record.skipped_count
+    left_out = f"{free}; it holds a store without {record.skipped_count} documents that on_error=skip left out"
+    require(whole, "out", settings.out, left_out)
     if settings.trained_vocabulary is None:
         same = _named_tokenizer(settings).sha256 == record.tokenizer_sha256
         require(same, "out", settings.out, f"{free}; it holds a store of another tokenizer")

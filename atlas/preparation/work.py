@@ -121,12 +121,15 @@ def open_work(
     unit_bytes: int,
     dtype: str,
     fixed: Mapping[str, Any],
+    *,
+    skip: bool,
 ) -> Work:
     """The work in `root`, with what an earlier start has finished of it.
 
     A source that changed, came or went makes the units from it on unfinished, and all of them where it changes what is
-    `fixed`: the bound between training and validation, or a tokenizer trained on the sources. Raises `ConfigError`
-    where the plan cannot be read; whether it has the same settings, `require_same` has seen.
+    `fixed`: the bound between training and validation, or a tokenizer trained on the sources. Without `skip` units that
+    have left out documents are unfinished too: their documents are refused now. Raises `ConfigError` where the plan
+    cannot be read; whether it has the same settings, `require_same` has seen.
     """
     before = read_plan(root)
     listed = [list(astuple(source)) for source in sources]
@@ -136,7 +139,8 @@ def open_work(
     if before is not None:
         work.unit_bytes = before["unit_bytes"]
         same = all(before.get(key) == value for key, value in fixed.items())
-        work.done = _finished(work, _equal_sources(before["sources"], listed)) if same else {}
+        finished = _finished(work, _equal_sources(before["sources"], listed)) if same else {}
+        work.done = {index: record for index, record in finished.items() if skip or not record.skipped_count}
         while work.taken in work.done and not work.part(work.taken).exists():
             work.taken += 1
     # The store is cut at the first unit that is made again; the parts of those behind it may be gone.

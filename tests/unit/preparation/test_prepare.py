@@ -16,9 +16,9 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.data.store import StoreSplit, TokenStore
-from atlas.preparation import preparation, units, work, worker
+from atlas.preparation import preparation, sample, units, work, worker
 from atlas.preparation.preparation import prepare
-from atlas.preparation.settings import PrepareSettings
+from atlas.preparation.settings import OnError, PrepareSettings
 from atlas.prepare import main
 
 WORDS = ("memory", "reads", "what", "the", "gate", "lets", "through", "é", "and", "no\nmore", "👋")
@@ -288,6 +288,32 @@ def test_a_source_that_changed_is_read_again_and_those_before_it_are_not(
     jsonl(tmp_path / "2.jsonl", texts(60, 2))
     made = store(tmp_path / "out", tmp_path / "*.jsonl", validation_share=0.2)
     assert content(made.folder) == content(store(tmp_path / "new", tmp_path / "*.jsonl", validation_share=0.2).folder)
+
+
+@pytest.mark.parametrize("writes", [28, 1000])
+def test_documents_that_a_killed_start_left_out_are_refused_where_that_is_asked_for(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a complete store."""
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 3000)
+    monkeypatch.setattr(sample, "ESTIMATE_BYTES", 1000)
+    source = jsonl(tmp_path / "a.jsonl", texts(120))
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    source.write_text("".join([*lines[:20], "{broken\n", *lines[20:]]), encoding="utf-8")
+    keys = {"validation_share": 0.2, "on_error": OnError.skip}
+    if writes < 1000:
+        stopped(monkeypatch, writes, tmp_path / "out", source, **keys)
+        assert (tmp_path / "out.partial/units/00002.json").exists()
+        told = f"SOURCE: must be readable; '{source}' line 21 is no JSON"
+    else:
+        store(tmp_path / "out", source, **keys)
+        free = "a folder that does not exist yet"
+        told = f"out={tmp_path}/out: must be {free}; it holds a store without 1 documents that on_error=skip left out"
+    with pytest.raises(ConfigError) as refusal:
+        store(tmp_path / "out", source, validation_share=0.2)
+    assert str(refusal.value).startswith(told)
+    wanted = content(store(tmp_path / "wanted", source, **keys).folder)
+    assert content(store(tmp_path / "out", source, **keys).folder) == wanted
 
 
 def test_unfinished_work_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
