@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +58,7 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
     out, root = settings.folder, settings.partial
     asked = _asked(settings)
     if os.path.lexists(out):
-        return _complete(settings, asked, sources), [f"the store in {out} is complete: nothing is left to do"]
+        return _complete(settings, asked, sources)
     began = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -70,14 +69,16 @@ def prepare(settings: PrepareSettings) -> tuple[StoreRecord, list[str]]:
         allowed = f"a folder that can be written ({error.strerror})"
         raise ConfigError(f"out={settings.out}: must be {allowed}") from error
     try:
+        if os.path.lexists(out):  # another process has made it in the meantime
+            return _complete(settings, asked, sources)
         record = _prepare(settings, asked, sources, root)
+        remove_work(root)
     except ConfigError:
         if began and not any((root / "units").glob("*.json")):  # nothing is half-made
             remove_work(root)
         raise
     finally:
         lock.release()
-    remove_work(root)
     if record.lost_characters and record.lost_characters > WARNED_FROM:
         lost = f"{record.lost_characters:.1%} of the characters are lost to this tokenizer"
         notes.append(f"{lost}, which drops, changes or does not know them: bits per byte will be too low")
@@ -256,7 +257,9 @@ def _sha256(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source]) -> StoreRecord:
+def _complete(
+    settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequence[Source]
+) -> tuple[StoreRecord, list[str]]:
     """The record of the store that is there already. Raises `ConfigError` where it is another one."""
     free = "a folder that does not exist yet"
     if not (settings.folder / STORE_FILE).is_file():
@@ -271,8 +274,8 @@ def _complete(settings: PrepareSettings, asked: Mapping[str, Any], sources: Sequ
     if settings.trained_vocabulary is None:
         same = _named_tokenizer(settings).sha256 == record.tokenizer_sha256
         require(same, "out", settings.out, f"{free}; it holds a store of another tokenizer")
-    shutil.rmtree(settings.partial, ignore_errors=True)  # killed after the store had got its name
-    return record
+    remove_work(settings.partial)  # killed after the store had got its name
+    return record, [f"the store in {settings.folder} is complete: nothing is left to do"]
 
 
 class _Progress:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from atlas.config import ConfigError
+from atlas.config.lock import RunLock, is_held
 from atlas.data.store import StoreSplit, TokenStore
 from atlas.preparation import preparation, sample, units, work, worker
 from atlas.preparation.preparation import prepare
@@ -257,6 +258,36 @@ def test_a_unit_that_a_power_cut_kept_from_the_disk_after_the_store_took_it_is_m
     assert (made / "00002.json").exists()
     (made / lost).write_bytes(bytes(left * (made / lost).stat().st_size))
     assert content(store(tmp_path / "out", source, validation_share=0.2).folder) == wanted
+
+
+def test_a_store_that_another_process_has_made_in_the_meantime_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets its name, and the work is removed, after this process has looked and before it locks the folder."""
+    source, out = jsonl(tmp_path / "a.jsonl", texts(40)), tmp_path / "out"
+
+    def lock(root: Path) -> RunLock:
+        monkeypatch.undo()
+        store(out, source, validation_share=0.2)
+        monkeypatch.setattr(preparation, "Worker", None)  # no unit is begun
+        root.mkdir()
+        return RunLock(root)
+
+    monkeypatch.setattr(preparation, "RunLock", lock)
+    settings = PrepareSettings([str(source)], out=str(out), workers=1, validation_share=0.2)
+    assert prepare(settings)[1] == [f"the store in {out} is complete: nothing is left to do"]
+    assert sorted(tmp_path.iterdir()) == [source, out]
+
+
+def test_the_work_is_removed_under_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def remove(root: Path) -> None:
+        held.append(is_held(root))
+
+    monkeypatch.setattr(preparation, "remove_work", remove)
+    store(tmp_path / "out", jsonl(tmp_path / "a.jsonl", texts(40)), validation_share=0.2)
+    assert held == [True]
 
 
 def test_a_pattern_that_finds_the_store_itself_does_not_read_it(
