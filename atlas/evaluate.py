@@ -50,6 +50,7 @@ from atlas.data.corpus import hash_of_file, stdlib_corpus
 from atlas.data.files import read_files
 from atlas.data.tokenizer import BYTES_END, Tokenizer
 from atlas.models.plan import MemoryMode
+from atlas.preparation.lost_characters import WARNED_FROM, lost_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +120,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     place, _ = prepare_device(device)
     with progress():
         found = evaluate(model.to(place), config.train.sequence, asked.texts, settings, asked.bytes_per_token)
-    notes = [*training_text_notes(shares, asked.hashes, folder), *_cut(asked, settings.bytes)]
+    notes = [*training_text_notes(shares, asked.hashes, folder), *_lost(asked), *_cut(asked, settings.bytes)]
     record_evaluation(
         target,
         {
@@ -147,13 +148,22 @@ def _cut(asked: Asked, most: int) -> list[str]:
     return [f"bits per byte: {of} the first {most:,} {unit} were read; bytes={max(lengths)} reads all of it"]
 
 
+def _lost(asked: Asked) -> list[str]:
+    """A line for each text of which the tokenizer loses characters: nothing has to predict them."""
+    lost = {name: share for name, share in asked.lost.items() if share > WARNED_FROM}
+    why = "bits per byte and perplexity are too low"
+    return [f"{name}: {share:.1%} of the characters are lost to the tokenizer: {why}" for name, share in lost.items()]
+
+
 @dataclass(frozen=True)
 class Asked:
-    """The texts by name as the run's tokens, the hashes of their files, and the bytes per token of what is read."""
+    """The texts by name as the run's tokens, the hashes of their files, the bytes per token of what is read, and the
+    share of their characters that the tokenizer loses."""
 
     texts: dict[str, Text]
     hashes: dict[str, str]
     bytes_per_token: dict[str, float]
+    lost: dict[str, float]
 
 
 def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: Path | None) -> Asked:
@@ -162,12 +172,14 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: 
 
     tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file else None
     files: Mapping[Path, bytes] = {}
+    lost: dict[str, float] = {}
     if settings.paths:
         files, _ = read_files(names(settings.paths), "bytes" if tokenizer is None else "utf8")
         hashes = {str(path): hash_of_file(content) for path, content in files.items()}
         texts = {str(path): np.frombuffer(content, dtype=np.uint8) for path, content in files.items()}
         if tokenizer is not None:
             texts = {str(path): tokenizer.encode([content])[0].astype(np.uint32) for path, content in files.items()}
+            lost = {str(path): lost_share(tokenizer, [content]) for path, content in files.items()}
     else:
         from atlas.runs.build import build_data
 
@@ -179,7 +191,8 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: 
             raise ConfigError(f"data.paths={name}: must be a text of at least 2 tokens, the first is given")
     whole = {str(path): len(content) for path, content in files.items() if len(texts[str(path)]) <= settings.bytes}
     sizes = {name: whole.get(name) or _bytes(text[: settings.bytes], tokenizer) for name, text in texts.items()}
-    return Asked(texts, hashes, {name: sizes[name] / min(len(text), settings.bytes) for name, text in texts.items()})
+    bytes_per_token = {name: sizes[name] / min(len(text), settings.bytes) for name, text in texts.items()}
+    return Asked(texts, hashes, bytes_per_token, lost)
 
 
 def _bytes(text: Text, tokenizer: Tokenizer | None) -> int:

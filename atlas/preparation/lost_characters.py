@@ -26,6 +26,11 @@ def count_lost(tokenizer: Tokenizer, texts: Sequence[bytes]) -> tuple[int, int]:
     return lost, seen
 
 
+def lost_share(tokenizer: Tokenizer, texts: Sequence[bytes]) -> float:
+    lost, seen = count_lost(tokenizer, texts)
+    return lost / max(seen, 1)
+
+
 def _words(text: bytes, start: int) -> str:
     """Those of a piece, without the ones at its ends that may be cut, which a tokenizer of words does not know."""
     end = start + PIECE_BYTES

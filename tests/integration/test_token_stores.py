@@ -18,7 +18,7 @@ from atlas.config import ConfigError
 from atlas.data.blend import BlendCorpus
 from atlas.data.sampler import SEPARATE_BATCHES
 from atlas.data.tokenizer import LibraryTokenizer
-from atlas.evaluate import EvaluationSettings, read_texts
+from atlas.evaluate import EvaluationSettings, _lost, read_texts
 from atlas.evaluate import main as evaluate
 from atlas.generate import main as generate
 from atlas.niah import main as niah
@@ -152,6 +152,20 @@ def test_another_vocabulary_is_refused_and_probes_ask_in_the_stores_ids(
     cells = {cell["task"]: cell for cell in json.loads((run / "niah.json").read_text())["results"][0]["cells"]}
     assert cells["mqar"]["chance"] == pytest.approx(1 / (257 - 128))
     assert cells["multi_key"]["chance"] == pytest.approx(1 / 16)
+
+
+def test_evaluate_says_where_the_tokenizer_loses_characters(tmp_path: Path) -> None:
+    """A tokenizer of the letters a to c, without bytes to fall back on: of "abcd" it loses a quarter."""
+    tokenizers = pytest.importorskip("tokenizers")
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "c": 2}, [])).save(str(file))
+    (tmp_path / "known.txt").write_text("abc" * 20)
+    (tmp_path / "foreign.txt").write_text("abcd" * 20)
+    asked = read_texts(atlas.compose(["data=stdlib"]), EvaluationSettings(paths=f"{tmp_path}/*.txt"), file)
+    assert asked.lost == {f"{tmp_path}/known.txt": 0.0, f"{tmp_path}/foreign.txt": 0.25}
+    (note,) = _lost(asked)
+    told = "25.0% of the characters are lost to the tokenizer: bits per byte and perplexity are too low"
+    assert note == f"{tmp_path}/foreign.txt: {told}"
 
 
 def test_evaluate_reads_and_knows_the_text_of_every_store_of_a_blend(tmp_path: Path) -> None:
