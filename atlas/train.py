@@ -65,6 +65,7 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
 
     The command has its own entry, `run_composed`; both make the run by `runs.run.run`.
 
+    The global random generators start from `config.seed`, and each rank's differ.
     With `resume=PATH` the folder is that of the resumed run. Raises `ConfigError`. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
     that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
     are not handled here. In processes that torchrun has started, each calls it with the same configuration.

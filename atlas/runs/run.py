@@ -59,7 +59,7 @@ from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.state import TrainState
+from atlas.training.state import TrainState, seed_rng
 from atlas.training.step import TrainStep
 from atlas.training.trainer import Trainer
 from atlas.training.watch.faults import FaultInjector, parse_fault
@@ -90,6 +90,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             closing.enter_context(log_file(folder, log_name(ranks.rank)))
             keep_freed_memory()
             config = rooted(config)
+            seed_rng(config.seed + ranks.rank)  # a run that is continued takes its generators up later
             data = build_data(config)
             config = with_vocabulary(config, data)
             trainer = _build(config, data, folder, ranks)

@@ -224,6 +224,13 @@ def restore_rng(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
 
 
+def seed_rng(seed: int) -> None:
+    """Start every random generator that code of the user's could draw from; the library's own have seeds of theirs."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def rng_kept() -> Iterator[None]:
     """What is drawn inside changes no number that is drawn afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 import atlas
 from atlas.data.batch import Batch
 from atlas.ops.fast_weights import FastWeights, add, subtract
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.rule import Kept
+from atlas.telemetry.run_files import RunFiles
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +69,14 @@ class Signed(GradientDescent):
         return (add if self.up else subtract)(start, update), kept
 
 
+def drawn(model: torch.nn.Module, step: int) -> dict[str, float]:
+    return {"torch": torch.rand(()).item(), "numpy": float(np.random.rand()), "python": random.random()}
+
+
 @pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("own_parts")
-    vars(module).update(Rows=Rows, Signed=Signed)
+    vars(module).update(Rows=Rows, Signed=Signed, drawn=drawn)
     monkeypatch.setitem(sys.modules, "own_parts", module)
 
 
@@ -87,3 +94,15 @@ def test_a_learning_rule_that_goes_up_the_gradient(up: bool, tiny: Any, tmp_path
     rule = ("+model.memory.own_rule._target_=own_parts.Signed", f"+model.memory.own_rule.up={up}")
     summary = atlas.train(tiny("trust=[own_parts]", "train.steps=50", *rule), tmp_path / "run")
     assert ("writes" in {one["watch"] for one in summary.watch}) is up
+
+
+def test_code_that_draws_from_the_global_generators_draws_by_the_seed(tiny: Any, tmp_path: Path) -> None:
+    numbers = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.rand(len(numbers))  # what the process drew before does not count
+        config = tiny("trust=[own_parts]", "telemetry.metrics=[own_parts.drawn]", "train.steps=2", f"seed={seed}")
+        atlas.train(config, tmp_path / name)
+        row = RunFiles(tmp_path / name).rows[-1]
+        numbers.append([row[f"own/{kind}"] for kind in ("torch", "numpy", "python")])
+    assert numbers[0] == numbers[1]
+    assert all(one != other for one, other in zip(numbers[1], numbers[2], strict=True))

@@ -10,13 +10,11 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import sqrt
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.state import TrainState, rng_kept
+from atlas.training.state import TrainState, rng_kept, seed_rng
 from atlas.training.step import TrainStep
 from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import part_of
@@ -117,7 +115,5 @@ def _gaps(before: Mapping[str, Tensor], one: AtlasModel, other: AtlasModel) -> d
 @contextmanager
 def _other_random_numbers(seed: int) -> Iterator[None]:
     with rng_kept():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        seed_rng(seed)
         yield
