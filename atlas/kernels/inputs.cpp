@@ -46,7 +46,7 @@ void forward_part(const InputSizes& s, const Channels& from, int part, float* ou
             for (Index i = 0; i < s.width; i += 8) store(out + i, load<Eight>(out + i) * sigmoid(load<Eight>(out + i)));
         } else {
             const float length = std::sqrt(dot(out, out, s.width));
-            inverse[t] = 1.0f / (length < SHORTEST ? SHORTEST : length);
+            inverse[t] = length < SHORTEST ? 0.0f : 1.0f / length;
             for (Index i = 0; i < s.width; ++i) out[i] *= inverse[t];
         }
     }

@@ -19,7 +19,7 @@ constexpr float SHORTEST = 1e-12f;  // EPSILON of atlas/ops/unit_rows.py
 
 inline float inverse_length(const float* x, Index width) {
     const float length = std::sqrt(dot(x, x, width));
-    return 1.0f / (length < SHORTEST ? SHORTEST : length);
+    return length < SHORTEST ? 0.0f : 1.0f / length;
 }
 
 }  // namespace

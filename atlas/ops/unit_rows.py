@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-EPSILON = 1e-12  # a shorter row is divided by this, as in torch.nn.functional.normalize
+EPSILON = 1e-12  # a shorter row has no direction: it becomes zeros, and so does its gradient
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """[..., d] -> rows of length 1; a row of zeros stays zeros."""
+    """[..., d] -> rows of length 1; a row of zeros stays zeros, and gets no gradient."""
     rows: Tensor = UnitRows.apply(x)  # type: ignore[no-untyped-call]
     return rows
 
@@ -22,7 +24,7 @@ class UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPSILON).reciprocal_()
+        inverse = F.threshold(torch.linalg.vector_norm(x, dim=-1, keepdim=True), EPSILON, inf).reciprocal_()
         unit: Tensor = x * inverse
         ctx.save_for_backward(unit, inverse)
         return unit
