@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from atlas.ops.first_order import first_order
 
 BLOCK_ELEMENTS = 2**18  # per block on a CPU: a few blocks of 1 MiB fit the cache
 
@@ -48,7 +49,7 @@ class BlockwiseConvolution(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         lags = len(weight)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from atlas.ops.first_order import first_order
 
 ROPE_BASE = 10_000.0
 
@@ -56,7 +57,7 @@ class Rotation(torch.autograd.Function):
         return _turned(x, cos, sin, 1)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_turned: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turned(d_turned, cos, sin, -1), None, None

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from atlas.ops.first_order import first_order
 
 EPSILON = 1e-12  # a shorter row has no direction: it becomes zeros, and so does its gradient
 
@@ -30,7 +31,7 @@ class UnitRows(torch.autograd.Function):
         return unit
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_unit: Tensor) -> Tensor:
         unit, inverse = ctx.saved_tensors
         along = torch.linalg.vecdot(unit, d_unit).unsqueeze(-1)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from atlas.ops.first_order import first_order
 from atlas.ops.own_precision import own_precision
 
 BLOCK = 64  # tokens whose pairwise products are formed at once
@@ -40,7 +40,7 @@ class CausalProducts(torch.autograd.Function):
         return _joined(projected, rows, tokens), sums[:, -1].clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_projected: Tensor, d_total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, before, gram = ctx.saved_tensors
         rows, tokens = d_projected.shape[:2]

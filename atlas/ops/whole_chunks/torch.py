@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from atlas.ops.dual_form import ChunkInputs, cut_fields
 from atlas.ops.fast_weights import FastWeights, bound_norm
+from atlas.ops.first_order import first_order
 from atlas.ops.rules.rule import ChunkEnd, Kept
 
 ENDS = frozenset({ChunkEnd.step})  # of chunks in a row; with momentum nothing would be gained
@@ -111,7 +111,7 @@ class FusedChunk(torch.autograd.Function):
         return out, error.mT @ units, signal.mT @ key_features
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_out: Tensor, d_result_down: Tensor, d_result_up: Tensor) -> tuple[Tensor | None, ...]:
         (
             down, up, features, rate, pre_key, sigmoid, silu, slope, units, residual, bound, error,

@@ -131,3 +131,11 @@ def test_states_of_every_kind_of_model_are_taken_back() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             half = model(TOKENS).state
         assert model(TOKENS, model(TOKENS, half).state).state.position == 33
+
+
+@pytest.mark.parametrize("memory", [{}, NO_MEMORY])
+def test_second_derivatives_are_refused(memory: dict[str, Any]) -> None:
+    model = make(memory=memory).double()
+    loss = model(TOKENS).logits.square().sum()
+    with pytest.raises(RuntimeError, match=r"^create_graph=True: second derivatives are not supported, gradients are$"):
+        torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)
