@@ -42,7 +42,7 @@ class Precision(StrEnum):
 
 class Kernels(StrEnum):
     auto = "auto"  # on a CPU `compiled` where there is a compiler, on a GPU `triton` where it takes the case
-    compiled = "compiled"  # C++, for a CPU; refused where there is no compiler
+    compiled = "compiled"  # C++, for a CPU; refused where there is no compiler or a width does not fit
     triton = "triton"  # for a GPU; refused where they cannot be used
     torch = "torch"
 

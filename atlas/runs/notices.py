@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
-from atlas.config import RunConfig
+from atlas.config import Kernels, Rule, RunConfig, require
 from atlas.config.watch import WatchAction
 from atlas.data.source import DataSource
 from atlas.kernels import gpu
+from atlas.kernels.call import GRANULE, available
 from atlas.kernels.library import missing
+from atlas.ops.features import feature_counts
 from atlas.parallel.ranks import Ranks
 from atlas.runs.recall_task import recall_warnings
 from atlas.runs.steady_data import data_warnings
@@ -20,11 +22,12 @@ from atlas.runs.unread_settings import unread_settings
 from atlas.telemetry.run_files import RunFiles
 
 MOST_CUT = 0.5  # of the tokens
+SCANNED = {Rule.gd, Rule.momentum, Rule.muon}  # whose chunks have compiled kernels
 
 
 def start_notices(config: RunConfig, device: torch.device) -> list[str]:
-    """Of the machine and the settings."""
-    return [*missing_kernels(device), *_long_warmup(config), *_nothing_restored(config)]
+    """Of the machine and the settings. Raises `ConfigError` for kernels that are insisted on and do not fit."""
+    return [*missing_kernels(device), *_odd_widths(config, device), *_long_warmup(config), *_nothing_restored(config)]
 
 
 def damaged_events(folder: Path) -> list[str]:
@@ -54,6 +57,24 @@ def missing_kernels(device: torch.device) -> list[str]:
         reason = gpu.missing().partition(": ")[2]
         return [f"no Triton kernels, so steps on the GPU take longer: {reason}"] if reason and gpu.wanted() else []
     return [f"no compiled kernels, so steps on the CPU take longer: {reason}"] if (reason := missing()) else []
+
+
+def _odd_widths(config: RunConfig, device: torch.device) -> list[str]:
+    """A line where compiled kernels are in use and do not take the model's widths."""
+    model, memory = config.model, config.model.memory
+    head = model.width // model.heads
+    widths = {f"a head width of {head}": head, f"model.feedforward={model.feedforward}": model.feedforward}
+    if memory.enabled:
+        widths[f"model.memory.hidden={memory.hidden}"] = memory.hidden
+        if memory.degree > 1 and memory.rule in SCANNED and not memory.own_rule:
+            features = sum(feature_counts(memory.feature_width or head, memory.degree))
+            widths[f"{features} features of model.memory.degree={memory.degree}"] = features
+    odd = ", ".join(name for name, width in widths.items() if width % GRANULE)
+    if not odd or device.type != "cpu" or not available():
+        return []
+    kernels, why = config.device.kernels, f"the kernels take multiples of {GRANULE}"
+    require(kernels is not Kernels.compiled, "device.kernels", kernels, f"auto or torch with {odd}: {why}")
+    return [f"no compiled kernels for {odd}, so steps take longer: {why}"]
 
 
 def _cut_documents(described: Mapping[str, object]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import atlas
+from atlas.config import ConfigError
 from atlas.runs.notices import start_notices
 
 BOTH = ["watch.gradient_jump=rollback", "watch.validation_loss=rollback"]
@@ -29,3 +30,35 @@ BOTH = ["watch.gradient_jump=rollback", "watch.validation_loss=rollback"]
 def test_a_watcher_that_cannot_roll_back_is_told(overrides: list[str], told: list[str]) -> None:
     found = start_notices(atlas.compose(overrides), torch.device("cpu"))
     assert [line for line in found if "restores nothing" in line] == told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "odd"),
+    [
+        ([], ""),
+        (["model.width=20", "model.heads=2", "model.memory.enabled=false"], "a head width of 10"),
+        (["model.feedforward=12", "model.memory.hidden=10"], "model.feedforward=12, model.memory.hidden=10"),
+        (
+            ["model.memory.degree=2", "model.memory.feature_width=16"],
+            "153 features of model.memory.degree=2",
+        ),
+        (["model.memory.degree=2", "model.memory.feature_width=14"], ""),
+        (["ablation=atlas_rule"], ""),
+    ],
+)
+@pytest.mark.usefixtures("kernel")
+def test_widths_without_compiled_kernels_are_told_and_refused_where_these_are_insisted_on(
+    overrides: list[str], odd: str
+) -> None:
+    cpu, why = torch.device("cpu"), "the kernels take multiples of 8"
+    found = start_notices(atlas.compose(overrides), cpu)
+    assert [line for line in found if "kernels" in line] == (
+        [f"no compiled kernels for {odd}, so steps take longer: {why}"] if odd else []
+    )
+    insisting = atlas.compose([*overrides, "device.kernels=compiled"])
+    if not odd:
+        assert start_notices(insisting, cpu) == found
+        return
+    with pytest.raises(ConfigError) as refused:
+        start_notices(insisting, cpu)
+    assert str(refused.value) == f"device.kernels=compiled: must be auto or torch with {odd}: {why}"
