@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
 
+from atlas.config import require
 from atlas.config.console import log
 from atlas.kernels.gpu import Capture
 from atlas.models.decode_graph import DecodeGraph
@@ -73,7 +74,12 @@ def prefilled(model: AtlasModel, prompt: Tensor, plan: ChunkPlan, mode: MemoryMo
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """The next token of each sequence [B], from the logits of its last token [B, vocabulary]."""
+    """The next token of each sequence [B], from the logits of its last token [B, vocabulary].
+
+    Raises `ConfigError` where these are not finite.
+    """
+    highest = logits.amax().item()
+    require(isfinite(highest), "logits", highest, "finite: the weights or what the memory has learnt have overflowed")
     if sampling.temperature == 0:
         likeliest: Tensor = logits.argmax(-1)
         return likeliest

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, OmegaRuleConfig, Rule
+from atlas.config import ChunkSizeConfig, ConfigError, MemoryConfig, ModelConfig, OmegaRuleConfig, Rule
 from atlas.models import decoding
 from atlas.models.decoding import Sampling, choose, decode, prefilled
 from atlas.models.language_model import AtlasModel
@@ -141,3 +141,13 @@ def test_tokens_are_drawn_with_their_probabilities(sampling: Sampling, expected:
     found = torch.bincount(drawn, minlength=4)[order] / 20_000
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float), rtol=0, atol=0.012)
     assert torch.equal(found == 0, torch.tensor(expected) == 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_choose_no_token(temperature: float, wrong: float) -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.5, wrong]])
+    why = "must be finite: the weights or what the memory has learnt have overflowed"
+    with pytest.raises(ConfigError, match=f"^logits={wrong}: {why}$"):
+        choose(logits, Sampling(temperature), None)
+    assert choose(torch.tensor([[-float("inf"), 1.0]]), Sampling(temperature), None) == 1
