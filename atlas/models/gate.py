@@ -41,7 +41,7 @@ class Gate(nn.Module):
 
         `additive` has no gate. Its sharpness is unused: models of all fusions have the same parameters.
         """
-        # Without the bias: finite where an infinite bias closes the gate.
+        # Without the bias: finite where an infinite bias closes the gate. The sharpness then has a gradient of NaN.
         linear = F.linear(recalled, self.linear.weight)
         sharpness = self.log_sharpness.view(()).exp()  # in slices it has one element
         match self.fusion:
