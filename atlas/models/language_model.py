@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,9 @@ class ModelState(NamedTuple):
 
     @staticmethod
     def join(states: Sequence[ModelState]) -> ModelState:
-        """One state of all sequences. They must have the same `counters`."""
+        """One state of all sequences. Raises ValueError where their `counters` differ."""
+        if differing := {state.counters for state in states} - {states[0].counters}:
+            raise ValueError(f"states with counters {states[0].counters} and {differing.pop()}: must have the same")
         joined: ModelState = pytree.tree_map(
             lambda first, *others: torch.cat((first, *others)) if isinstance(first, Tensor) else first, *states
         )
@@ -82,8 +84,8 @@ class AtlasModel(nn.Module):
     """`model(tokens)` or `model(tokens, state)`: the memory learns from the tokens in training and evaluation alike.
 
     Raises ValueError for tokens that are not integers [B >= 1, T >= 1] or, on the CPU, not in the vocabulary; for a
-    state of another batch size or another model; for a plan without one chunk per local memory; and for a memory whose
-    weights are in half precision.
+    state of another batch size or another model; for a plan without one chunk per local memory, or with less than a
+    token; and for a memory whose weights are in half precision.
     """
 
     def __init__(self, config: ModelConfig, chunks: ChunkSizeConfig, vocabulary: int) -> None:
@@ -116,7 +118,7 @@ class AtlasModel(nn.Module):
     @property
     def mag_blocks(self) -> list[AtlasMAGBlock]:
         """`blocks` by their type, one a layer."""
-        return [block for block in self.blocks if isinstance(block, AtlasMAGBlock)]
+        return cast(list[AtlasMAGBlock], list(self.blocks))  # or wrapped: a wrapper has their attributes
 
     def initial_state(self, batch: int, plan: ChunkPlan | None = None) -> ModelState:
         """The state before the first token of a sequence. Raises ValueError for batch < 1."""
@@ -224,6 +226,7 @@ class AtlasModel(nn.Module):
         if len(plan.local) != len(self.plan.local):
             allowed = f"as many as the model has local memories, {len(self.plan.local)}"
             raise ValueError(f"plan.local={plan.local}: must be {allowed}")
+        plan.check()
         if state is None:
             return
         if not isinstance(state, ModelState):

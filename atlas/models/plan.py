@@ -40,6 +40,15 @@ class ChunkPlan(NamedTuple):
         """What is written at a smaller `rate` lasts for a period [tokens] only. Rate 0: all lasts."""
         return self._replace(lasting=Lasting(rate, period)) if rate else self
 
+    def check(self) -> None:
+        """Raise ValueError for a number of tokens below 1."""
+        sizes = {f"local[{index}]": chunk for index, chunk in enumerate(self.local)}
+        sizes |= {"global_size": self.global_size, "shard": 1 if self.shard is None else self.shard}
+        sizes |= {"lasting.period": self.lasting.period} if self.lasting else {}
+        for name, tokens in sizes.items():
+            if tokens < 1:
+                raise ValueError(f"plan.{name}={tokens}: must be >= 1")
+
     @property
     def each_token(self) -> ChunkPlan:
         """With chunk 1 for the local memories."""

@@ -11,6 +11,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils import _pytree as pytree
 
 from atlas.config import (
@@ -240,3 +241,13 @@ def test_a_state_keeps_no_more_than_its_own_numbers_alive(rule: Rule) -> None:
     carried = model(tokens.repeat(1, 15)).state.detach()
     for leaf in tensors(prefilled) + tensors(carried):
         assert leaf.untyped_storage().nbytes() <= 2 * leaf.numel() * leaf.element_size()
+
+
+def test_wrapped_blocks_are_read_as_the_blocks() -> None:
+    model, tokens = make()
+    wanted, state = model(tokens).logits, model.initial_state(3)
+    model.blocks[1] = checkpoint_wrapper(model.blocks[1])
+    for before in (None, state):
+        assert torch.equal(model(tokens, before).logits, wanted)
+    model(tokens).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.blocks[1].parameters())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from atlas.config import ChunkSizeConfig, MemoryConfig, ModelConfig, OmegaRuleConfig, QKProjectionConfig
-from atlas.models.language_model import AtlasModel
-from atlas.models.plan import ChunkPlan
+from atlas.models.language_model import AtlasModel, ModelState
+from atlas.models.plan import ChunkPlan, Lasting
 
 TOKENS = torch.arange(11).remainder(7).expand(3, -1)
 OWNER = "; a state belongs to the model and the plan that made it"
@@ -107,6 +107,29 @@ def test_no_sequence_has_no_state() -> None:
 def test_a_plan_of_other_local_memories_is_refused() -> None:
     message = "plan.local=(2, 4): must be as many as the model has local memories, 1"
     assert refusal(make(), TOKENS, plan=ChunkPlan((2, 4), 8, 8)) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"local": (0,)}, "local[0]=0"),
+        ({"local": (-4,)}, "local[0]=-4"),
+        ({"global_size": 0}, "global_size=0"),
+        ({"shard": 0}, "shard=0"),
+        ({"lasting": Lasting(0.1, -5)}, "lasting.period=-5"),
+    ],
+)
+def test_a_plan_with_less_than_a_token_is_refused(settings: dict[str, Any], named: str) -> None:
+    model = make()
+    assert refusal(model, TOKENS, plan=model.plan._replace(**settings)) == f"plan.{named}: must be >= 1"
+
+
+def test_states_of_different_positions_are_not_joined() -> None:
+    model = make()
+    states = [model(TOKENS[:1, :length]).state for length in (3, 5, 3)]
+    assert ModelState.join(states[::2]).batch == 2
+    with pytest.raises(ValueError, match=r"^states with counters \(3, .*\) and \(5, .*\): must have the same$"):
+        ModelState.join(states)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
