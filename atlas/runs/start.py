@@ -73,9 +73,10 @@ def _resume(
     checkpoints: CheckpointManager,
     corpus: Corpus | None,
 ) -> list[str]:
-    if not any(checkpoints.root.glob("step-*")):
-        return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
     chosen = None if config.resume == "auto" else _checkpoint_folder(expanded(config.resume or ""))
+    if chosen is None and not any(checkpoints.root.glob("step-*")):
+        refuse_lost_checkpoints(checkpoints.root)
+        return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
     journal = _read_journal(checkpoints)
     payload, manifest = load_checkpoint(checkpoints, chosen, "resume")
     notices = passed_over(checkpoints)
@@ -106,11 +107,25 @@ def _resume(
     return [*notices, f"resumed from {manifest.path.name}"]
 
 
+def refuse_lost_checkpoints(root: Path) -> None:
+    """Raise `ConfigError` where the run had a checkpoint: starting it anew would replace its results."""
+    summary, step = read_summary(root.parent), _told_step(root.parent)
+    if step > 0 or (summary is not None and summary.status == "completed"):
+        told = f"events.jsonl tells of that of step {step}" if step > 0 else "the run is complete"
+        allowed = "a run with its checkpoints (hydra.run.dir=NEW, or another folder, trains it anew)"
+        raise ConfigError(f"resume={root.parent}: must be {allowed}; {root} holds none, but {told}")
+
+
+def _told_step(folder: Path) -> int:
+    """The step of the checkpoint that a start would go on from, by events.jsonl; 0 where it tells of none."""
+    ends = RunFiles(folder, strict=False).of_kind("start", "checkpoint", "rollback")  # a start may go back, too
+    steps = [event["step"] for event in ends if isinstance(event.get("step"), int)]
+    return steps[-1] if steps else 0
+
+
 def gone(folder: Path, step: int) -> list[str]:
     """A line where the run has told of a later checkpoint than the newest one that there is."""
-    ends = RunFiles(folder, strict=False).of_kind("checkpoint", "rollback")
-    steps = [event["step"] for event in ends if isinstance(event.get("step"), int)]
-    last = steps[-1] if steps else step
+    last = _told_step(folder)
     if last <= step:
         return []
     return [f"the checkpoint of step {last}, of which events.jsonl tells, is gone: the run goes back to step {step}"]

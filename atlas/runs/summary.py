@@ -91,11 +91,14 @@ class RunSummary:
     def take_last_step(self) -> None:
         """Take the newest step of which the run's files tell: a process that was killed could not write it here."""
         files, segment = RunFiles(Path(self.folder), strict=False), 0
-        found: list[tuple[Any, Any, Any]] = [(self.segment, self.step, self.tokens)]
-        found += [(row.get("segment") or 0, row.get("step"), row.get("tokens")) for row in files.rows]
-        for event in files.of_kind("rollback", "checkpoint"):
+        told: list[tuple[Any, Any, Any]] = []
+        for event in files.of_kind("start", "rollback", "checkpoint"):
+            if event["kind"] == "start":  # it may go back; the summary has its segment
+                told, segment = [], self.segment
             segment = event.get("segment", segment)
-            found.append((segment, event.get("step"), 0))
+            told.append((segment, event.get("step"), 0))
+        found = [(self.segment, self.step, self.tokens), *told]
+        found += [(row.get("segment") or 0, row.get("step"), row.get("tokens")) for row in files.rows]
         sound = [position for position in found if all(type(number) is int for number in position)]
         self.segment, self.step, _ = max(sound)
         self.tokens = max(tokens for _, step, tokens in sound if step == self.step)

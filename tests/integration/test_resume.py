@@ -24,9 +24,10 @@ from atlas.parallel.ranks import Ranks
 from atlas.report.health import health_cell
 from atlas.report.run_record import read_run
 from atlas.runs.resume import resumed_config
+from atlas.runs.start import refuse_lost_checkpoints
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
-from tests.integration.sweep_commands import command
+from tests.integration.sweep_commands import command, contents
 
 FAULT = "debug.inject=nan_loss@23"
 
@@ -254,6 +255,35 @@ def test_no_sound_checkpoint_is_refused(cut: Path) -> None:
         truncate(folder)
     with pytest.raises(ConfigError, match=r"must hold a sound checkpoint .*step-00000010: state\.pt has 1000 bytes"):
         go_on(cut)
+
+
+@pytest.mark.parametrize("resume", ["auto", "{run}", "{run}/checkpoints/step-00000010"])
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_anew(cut: Path, resume: str) -> None:
+    for folder in (cut / "checkpoints").glob("step-*"):
+        shutil.rmtree(folder)
+    before = contents(cut)
+    named = resume.format(run=cut)
+    place = [f"hydra.run.dir={cut}"] if resume == "auto" else []
+    ended = command(f"resume={named}", "trust=[interrupting]", "logger=none", *place)
+    said = (
+        f"resume={cut}: must be a run with its checkpoints (hydra.run.dir=NEW, or another folder, trains it anew);"
+        f" {cut}/checkpoints holds none, but events.jsonl tells of that of step 20"
+    )
+    if "step" in named:
+        said = f"resume={named}: must hold a sound checkpoint ({named}: there is no checkpoint of this name)"
+    assert (ended.status, ended.err) == (2, [f"atlas: {said}"])
+    assert {name: left for name, left in contents(cut).items() if name in before} == before
+
+
+@pytest.mark.parametrize(("told", "status"), [("", "running"), ("checkpoint", "running"), ("", "completed")])
+def test_only_a_run_without_results_starts_anew(told: str, status: str, tmp_path: Path) -> None:
+    RunSummary(str(tmp_path), status=status).write()
+    (tmp_path / "events.jsonl").write_text(f'{{"kind": "{told}", "step": 0}}\n')
+    if status == "completed":
+        with pytest.raises(ConfigError, match=r"holds none, but the run is complete$"):
+            refuse_lost_checkpoints(tmp_path / "checkpoints")
+    else:
+        refuse_lost_checkpoints(tmp_path / "checkpoints")
 
 
 def test_two_processes_on_one_folder_get_one_message(tiny: Any, cut: Path) -> None:

@@ -20,6 +20,8 @@ SAVED, BACK = ("checkpoint", 100), ("rollback", 50)
         ([("checkpoint", 50), SAVED, ("end", 130)], 100, []),
         ([SAVED, BACK], 50, []),
         ([SAVED, BACK, ("checkpoint", 75)], 75, []),
+        ([SAVED, ("start", 50)], 50, []),  # of resume=RUN/checkpoints/step-00000050
+        ([("start", 0), ("checkpoint", 50), SAVED, ("start", 50), ("checkpoint", 75)], 75, []),
         ([], 50, []),
         (
             [("checkpoint", 50), SAVED],

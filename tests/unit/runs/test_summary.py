@@ -73,6 +73,18 @@ def test_a_failure_that_the_run_could_not_write_has_the_last_step_of_its_files(t
     assert told == ["end", 5, "failed", "rank 0 was killed by SIGKILL"]
 
 
+def test_a_start_from_an_older_checkpoint_undoes_the_position(tmp_path: Path) -> None:
+    """`resume=RUN/checkpoints/step-00000010` of a run at step 40 in segment 1, killed before its next checkpoint."""
+    summary = RunSummary(str(tmp_path), step=10, segment=0, tokens=1000)
+    happened = [("start", 0, {}), ("checkpoint", 10, {}), ("rollback", 20, {"segment": 1}), ("checkpoint", 40, {})]
+    events = [make_event(kind, step, more) for kind, step, more in [*happened, ("start", 10, {})]]
+    (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in events))
+    row = {"step": 15, "segment": 0, "tokens": 1500}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row)}\n")
+    summary.take_last_step()
+    assert (summary.step, summary.segment, summary.tokens) == (15, 0, 1500)
+
+
 def test_a_summary_belongs_to_the_folder_in_which_it_lies(tmp_path: Path) -> None:
     """A run that was moved is written where it is now."""
     before, now = tmp_path / "before", tmp_path / "now"
