@@ -196,10 +196,11 @@ def run_composed(composed: DictConfig) -> None:
         sys.exit(2)
     except Exception as error:
         stands_in = not ranks.first and ranks.lowest and _is_killed(folder)  # for rank 0, which torchrun has lost
+        told = f"the traceback is in {folder / log_name(ranks.rank)}"
         if ranks.first or stands_in:
-            record_failure(folder, error, composed)
+            told = record_failure(folder, error, composed)
         if ranks.tells(error) or stands_in:
-            say(f"the run failed: {reason(error)}; the traceback is in {folder / log_name(ranks.rank)}")
+            say(f"the run failed: {reason(error)}; {told}")
         status = "failed"
     if status != "completed":
         sys.exit(1)

@@ -14,12 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atlas.config import ConfigError, require
 from atlas.config.exits import ExitError
+from atlas.config.lock import is_held
 from atlas.config.untrusted import printable
 from atlas.parallel.ranks import RankError
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.events import EventLog
 from atlas.telemetry.room import when_there_is_room
-from atlas.telemetry.run_files import CONFIG_FILE, EVENTS_FILE, RunFiles
+from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, EVENTS_FILE, RunFiles
 
 LOG_FILE = "train.log"
 log = logging.getLogger("atlas")
@@ -81,14 +82,21 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def record_failure(folder: Path, error: Exception, composed: DictConfig, launcher: str = "") -> None:
-    """Write summary.json, train.log and config.yaml for a run that failed before it could write them itself.
+def record_failure(folder: Path, error: Exception, composed: DictConfig, launcher: str = "") -> str:
+    """Write summary.json, train.log and config.yaml for a run that failed before it could write them itself; returns
+    where the traceback is, in words.
 
     The numbers in summary.json and the lines in train.log of an earlier start stay. Events without an end get one.
+    Nothing is written where another process writes the folder, or the run in it is complete.
     """
+    told = f"the traceback is in {folder / LOG_FILE}"
     summary = read_summary(folder)
+    if is_held(folder / CHECKPOINTS):
+        return f"{folder} is left as it is: another process writes it"
+    if summary is not None and summary.status == "completed":
+        return f"{folder} is left as it is: the run in it is complete"
     if summary is not None and (summary.status, summary.reason) == ("failed", reason(error)):
-        return
+        return told
     summary = summary or RunSummary(str(folder), launcher=launcher)
     summary.status, summary.reason = "failed", reason(error)
     summary.take_last_step()
@@ -107,7 +115,8 @@ def record_failure(folder: Path, error: Exception, composed: DictConfig, launche
             file.record("end", summary.step, status=summary.status, reason=summary.reason)
             file.close()
     except OSError as refusal:
-        say(f"warning: the failure is not on record in {folder} ({refusal.strerror})")
+        return f"it is not on record in {folder} ({refusal.strerror})"
+    return told
 
 
 def reason(error: BaseException) -> str:

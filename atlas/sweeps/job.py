@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from atlas.config import RunConfig
 from atlas.parallel.launch import launched, to_launched_config
-from atlas.runs.folder import LOG_FILE, HeldError, reason, record_failure, remove_if_empty, say
+from atlas.runs.folder import HeldError, reason, record_failure, remove_if_empty, say
 from atlas.runs.resume import option_folders, resumed_config
 from atlas.sweeps.launchers import JOBLIB, SERIAL, SUBMITIT, export_tasks, launcher_name
 from atlas.sweeps.refusal import require_own_start
@@ -77,8 +77,7 @@ def _work(composed: DictConfig, sweep: Path, number: int, info: SweepJob) -> Non
         say(f"job {number} is left alone: {error}")
         status = "running"
     except Exception as error:
-        record_failure(folder, error, composed, info.launcher)
-        say(f"job {number} failed: {reason(error)}; the traceback is in {folder / LOG_FILE}")
+        say(f"job {number} failed: {reason(error)}; {record_failure(folder, error, composed, info.launcher)}")
         status = "failed"
     if status != "completed" and composed.sweep.fail_fast:
         stop.put_up(f"job {number} {status} (sweep.fail_fast)")

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from atlas.config.lock import RunLock
 from atlas.parallel.ranks import RankError
 from atlas.runs.closing_table import closing_table
 from atlas.runs.folder import record_failure
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.events import make_event
 from atlas.telemetry.jsonl import read_jsonl
+from tests.integration.sweep_commands import contents
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
@@ -71,6 +73,21 @@ def test_a_failure_that_the_run_could_not_write_has_the_last_step_of_its_files(t
     assert len(read_jsonl(tmp_path / "events.jsonl")) == 4
     told = [end[key] for key in ("kind", "step", "status", "reason")]
     assert told == ["end", 5, "failed", "rank 0 was killed by SIGKILL"]
+
+
+@pytest.mark.parametrize(
+    ("status", "why"), [("running", "another process writes it"), ("completed", "the run in it is complete")]
+)
+def test_a_failure_is_not_recorded_over_another_run(status: str, why: str, tmp_path: Path) -> None:
+    RunSummary(str(tmp_path), status=status, step=7).write()
+    (tmp_path / "checkpoints").mkdir()
+    lock = RunLock(tmp_path / "checkpoints")
+    if status == "completed":
+        lock.release()
+    before = contents(tmp_path)
+    told = record_failure(tmp_path, MemoryError("no room"), OmegaConf.create())
+    lock.release()
+    assert (told, contents(tmp_path)) == (f"{tmp_path} is left as it is: {why}", before)
 
 
 def test_a_start_from_an_older_checkpoint_undoes_the_position(tmp_path: Path) -> None:
