@@ -10,21 +10,28 @@ from typing import Any
 
 import torch
 
+from atlas.checkpoint.folder import folders
 from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import load_config, save_config
 from atlas.config.continuing import Effect, change_rule
 from atlas.data.source import DataSource
-from atlas.runs.build import build_data, build_optimizer
+from atlas.runs.build import build_data, build_optimizer, with_vocabulary
 from atlas.runs.environment import config_hash
 from atlas.runs.resume import as_text, differences, transfer
 from atlas.telemetry.logger import TelemetryLogger
-from atlas.telemetry.run_files import CONFIG_FILE, SETTINGS
+from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, SETTINGS
 from atlas.training.state import TrainState
 
 
-def recorded_config(folder: Path, trust: Sequence[str]) -> RunConfig | None:
-    """The configuration that the run in `folder` has had so far; None for a new run."""
-    return load_config(folder / CONFIG_FILE, trust) if (folder / CONFIG_FILE).exists() else None
+def recorded_config(folder: Path, trust: Sequence[str], data: DataSource) -> RunConfig | None:
+    """The configuration that the run in `folder` has had so far; None for a new run.
+
+    A start that failed early has left it as composed, without the vocabulary of `data`.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        return None
+    found = load_config(folder / CONFIG_FILE, trust)
+    return found if folders(folder / CHECKPOINTS) else with_vocabulary(found, data)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             require_shared(folder, ranks)
         closing.callback(trainer.checkpoints.close)
         notices = start_notices(config, trainer.step.device)
-        before = ranks.from_first(lambda: recorded_config(folder, config.trust))
+        before = ranks.from_first(lambda: recorded_config(folder, config.trust, data))
         trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
         notices += ranks.from_first(lambda: changed_code(folder, config))

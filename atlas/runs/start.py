@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.checkpoint.contents import MODEL
-from atlas.checkpoint.folder import CheckpointError
+from atlas.checkpoint.folder import CheckpointError, folders
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.checkpoint.manifest import MANIFEST_FILE, Manifest
 from atlas.config import ConfigError, RunConfig, require
@@ -54,8 +54,8 @@ def starting_point(
         notices = _resume(config, before, state, checkpoints, corpus)
     if corpus is not None:
         record_data(folder, corpus)
-    if before is None:
-        save_config(config, folder / CONFIG_FILE)
+    if before is None or not folders(checkpoints.root):  # what a failed start has left lacks the data's vocabulary
+        save_config(before or config, folder / CONFIG_FILE)
     return notices
 
 
@@ -74,7 +74,7 @@ def _resume(
     corpus: Corpus | None,
 ) -> list[str]:
     chosen = None if config.resume == "auto" else _checkpoint_folder(expanded(config.resume or ""))
-    if chosen is None and not any(checkpoints.root.glob("step-*")):
+    if chosen is None and not folders(checkpoints.root):
         refuse_lost_checkpoints(checkpoints.root)
         return ["nothing to resume here: starts at step 1", *_take_weights(config, state)]
     journal = _read_journal(checkpoints)

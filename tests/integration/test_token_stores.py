@@ -29,6 +29,7 @@ from atlas.runs.data_record import record_data
 from atlas.runs.known_text import known_shares
 from atlas.runs.resume import resumed_config
 from tests.integration.small_runs import JOB
+from tests.integration.sweep_commands import command
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -172,8 +173,8 @@ def test_evaluate_reads_and_knows_the_text_of_every_store_of_a_blend(tmp_path: P
     for name, letter in (("a", "x"), ("b", "y")):
         lines = [json.dumps({"text": f"{letter}{number:06d}" * 30}) for number in range(60)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-        command = [f"{tmp_path}/{name}.jsonl", f"out={tmp_path}/{name}", "workers=1", "validation_share=0.3"]
-        assert prepare(command) == 0
+        settings = [f"{tmp_path}/{name}.jsonl", f"out={tmp_path}/{name}", "workers=1", "validation_share=0.3"]
+        assert prepare(settings) == 0
     paths = [f"{tmp_path}/{name}" for name in "ab"]
     config = atlas.compose(["data=blend", f"data.paths=[{paths[0]},{paths[1]}]", "data.weights=[0.6,0.4]"])
     corpus = build_data(config).corpus
@@ -188,3 +189,24 @@ def test_evaluate_reads_and_knows_the_text_of_every_store_of_a_blend(tmp_path: P
             "train": 1.0,
             "held out": 0.0,
         }
+
+
+@pytest.mark.slow
+def test_a_start_that_failed_before_it_read_the_store_is_gone_on_from(
+    stores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by torchrun's --max-restarts."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    settings = [*JOB, *MIXED, f"data.path={stores}/pieces", "resume=auto", f"hydra.run.dir={stores}/run"]
+    with monkeypatch.context() as full:
+        full.setattr("atlas.runs.run.build_model", fail)
+        told = f"RuntimeError: CUDA out of memory; the traceback is in {stores}/run/train.log"
+        assert command(*settings).err[-1] == f"atlas: the run failed: {told}"
+    ended = command(*settings)
+    assert (ended.status, ended.err) == (0, [])
+    assert atlas.load(stores / "run")[1].model.vocabulary == 300
+    again = command(*settings)
+    assert (again.status, again.err) == (0, [])
