@@ -153,6 +153,7 @@ class ResumableSweeper(BasicSweeper):
                     jobs = cut_short(folder, record)
         except KeyboardInterrupt:
             stop.put_up(INTERRUPTED)
+            return True
         return stop.reason == INTERRUPTED
 
     def _hand_over(self, folder: Path, jobs: Sequence[Job]) -> bool:

@@ -142,11 +142,14 @@ def passing_interrupts_on(sweep: Path, as_sigint: bool) -> Iterator[None]:
     in their processes, as submitit does.
     """
 
+    asked = False
+
     def pass_on(signal_number: int, frame: FrameType | None) -> None:
-        stop = StopSign(sweep)
-        if stop.reason == INTERRUPTED:
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        stop.put_up_instead(INTERRUPTED)
+        asked = True
+        StopSign(sweep).put_up_instead(INTERRUPTED)
         say("interrupted: running jobs are asked to end, no other is started; a second signal leaves at once")
         for process in worker_processes(sweep):
             with suppress(ProcessLookupError):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import socket
@@ -98,6 +99,31 @@ def test_workers_get_the_signal_that_came(as_sigint: bool, passed: signal.Signal
         lock.release()
         signal.signal(signal.SIGINT, before)
     assert got == [passed]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_interrupt_needs_no_room_on_the_disk(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link takes none. Where none can be made, the workers are signalled and the second signal leaves all the same."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sent: list[int] = []
+    monkeypatch.setattr("atlas.sweeps.workers.worker_processes", lambda _: [12])
+    monkeypatch.setattr("atlas.sweeps.workers.os.kill", lambda *process: sent.extend(process))
+    if full:
+        monkeypatch.setattr("os.symlink", refuse)
+    with passing_interrupts_on(tmp_path, as_sigint=False):
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert sent == [12, signal.SIGTERM]
+    assert StopSign(tmp_path).reason == (None if full else INTERRUPTED)
+    assert (tmp_path / ".stop").is_symlink() is not full
+    told = f"atlas: warning: {tmp_path}/.stop cannot be written (No space left on device): further jobs may be started"
+    assert (told in capsys.readouterr().err.splitlines()) is full
 
 
 def test_the_first_reason_on_the_stop_sign_stays(tmp_path: Path) -> None:
