@@ -67,6 +67,7 @@ def finish(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     folder = Path(summary.folder)
     with suppress(OSError, ValueError, LookupError, TypeError):  # files that another program changed
         _take_record(summary, folder)
+    _take_comparisons(summary, trainer)
     if summary.calibration:
         summary.calibration["seconds"] = round(clocks.seconds.get("calibration", 0.0), 3)
     if trainer.config.rollback.observe and state.step > 0:
@@ -92,16 +93,19 @@ def _take_last_step(summary: RunSummary, trainer: Trainer, last: Observed) -> No
     summary.loss, summary.perplexity, summary.recall_loss = result.loss, result.perplexity, result.recall
     # A rollback undoes the validation of a later step.
     summary.validation_loss = validation[1] if validation and validation[0] <= summary.step else None
-    if summary.validation_loss is not None:
-        if summary.step == summary.steps and trainer.config.model.memory.enabled:
-            summary.baselines = comparable(trainer.config, summary.parameters, summary.data_digest)
-        summary.validation_bits_per_byte = summary.validation_loss / log(2) / summary.bytes_per_token
     if last.gates is not None:
         summary.gate_mean, summary.gate_std, summary.gate_polarised = last.gates
 
 
+def _take_comparisons(summary: RunSummary, trainer: Trainer) -> None:
+    if summary.validation_loss is not None:
+        if summary.step == summary.steps and trainer.config.model.memory.enabled:
+            summary.baselines = comparable(trainer.config, summary.parameters, summary.data_digest)
+        summary.validation_bits_per_byte = summary.validation_loss / log(2) / summary.bytes_per_token
+
+
 def _take_record(summary: RunSummary, folder: Path) -> None:
-    """Read what covers all starts of the run: warnings, rollbacks, and the last row if this start took no step."""
+    """Read what covers all starts of the run: warnings, rollbacks, and what an earlier start measured at this step."""
     files = RunFiles(folder, strict=False)
     events = files.events
     warnings = (str(event.get("message")) for event in files.of_kind("warning"))
@@ -121,9 +125,17 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
     rows = files.rows if summary.loss is None else []
     if rows:
         last = rows[-1]
+        if "memory_use/on" in last and not summary.memory_use:
+            modes = {mode: last[f"memory_use/{mode}"] for mode in ("on", "off", "frozen")}
+            summary.memory_use = {"step": last["step"], **modes}
         summary.loss, summary.perplexity, summary.recall_loss = (last[key] for key in LAST_LOSSES)
         summary.validation_loss = last.get("validation/loss")
         summary.gate_mean, summary.gate_std, summary.gate_polarised = (last[f"gate/{key}"] for key in GATES)
+    probed = [event for event in files.of_kind("probe") if event.get("step") == summary.step]
+    summary.niah = summary.niah or {
+        event["level"]: {key: value for key, value in event.items() if key not in ("kind", "time", "step")}
+        for event in probed
+    }
 
 
 def close(summary: RunSummary, trainer: Trainer) -> None:

@@ -27,6 +27,7 @@ from atlas.runs.resume import resumed_config
 from atlas.runs.start import refuse_lost_checkpoints
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
+from atlas.training.trainer import Trainer
 from tests.integration.sweep_commands import command, contents
 
 FAULT = "debug.inject=nan_loss@23"
@@ -317,6 +318,35 @@ def test_a_killed_run_is_seen_to_be_unfinished(tiny: Any, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "running"
     assert go_on(tmp_path / "run").status == "completed"
     assert read_jsonl(tmp_path / "run" / "events.jsonl")[-1]["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_after_its_last_checkpoint_is_completed_with_all_its_numbers(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearse = Trainer._rehearse
+
+    def killed(trainer: Trainer) -> str:
+        if trainer.state.step == 0:
+            return rehearse(trainer)
+        raise RuntimeError("killed")
+
+    config = tiny("train.steps=10", "niah=quick", "niah.samples=2", "niah.levels=[recall]", "niah.length_factors=[1]")
+    whole = atlas.train(config, tmp_path / "whole")
+    with monkeypatch.context() as kill:
+        kill.setattr(Trainer, "_rehearse", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            atlas.train(config, tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoints" / "step-00000010").exists()
+    found = go_on(tmp_path / "cut")
+    assert found.status == "completed"
+    for name in ("loss", "validation_loss", "validation_bits_per_byte", "memory_use", "baselines"):
+        assert getattr(found, name) == getattr(whole, name), name
+    assert whole.validation_bits_per_byte is not None
+    assert whole.memory_use["step"] == 10
+    verdicts = [{level: {**one, "seconds": 0} for level, one in run.niah.items()} for run in (found, whole)]
+    assert verdicts[0] == verdicts[1]
+    assert list(verdicts[0]) == ["recall"]
 
 
 def test_weights_of_another_size_are_refused_with_the_settings_that_differ(tiny: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from atlas.runs import finish
 from atlas.runs.summary import RunSummary, read_summary
+from atlas.telemetry.events import make_event
+from atlas.telemetry.rows import make_row
 
 
 def test_a_picture_that_fails_costs_no_record(
@@ -43,3 +46,21 @@ def test_the_validation_loss_is_not_that_of_an_undone_step(validated: int, expec
     summary = RunSummary("run", step=22, steps=100)
     finish._take_last_step(summary, trainer, last)
     assert summary.validation_loss == expected
+
+
+def test_what_an_earlier_start_measured_at_the_last_step_stays(tmp_path: Path) -> None:
+    """The run was killed after its last checkpoint: the next start takes no step."""
+    use = {"memory_use/on": 1.0, "memory_use/off": 3.0, "memory_use/frozen": 2.0}
+    row = make_row({"step": 20, "loss": 1.5, "loss/recall": None, "validation/loss": 2.0, **use})
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row)}\n")
+    verdict = {"level": "recall", "passed": True, "verdict": "PASSED"}
+    earlier = [make_event("probe", 10, verdict | {"passed": False}), make_event("probe", 20, verdict)]
+    (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in earlier))
+    summary = RunSummary(str(tmp_path), step=20, steps=30)
+    finish._take_record(summary, tmp_path)
+    assert (summary.loss, summary.validation_loss) == (1.5, 2.0)
+    assert summary.memory_use == {"step": 20, "on": 1.0, "off": 3.0, "frozen": 2.0}
+    assert summary.niah == {"recall": verdict}
+    own = RunSummary(str(tmp_path), step=20, loss=1.0, niah={"memory": {}})
+    finish._take_record(own, tmp_path)
+    assert (own.niah, own.memory_use, own.loss) == ({"memory": {}}, {}, 1.0)

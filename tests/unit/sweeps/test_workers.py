@@ -105,7 +105,7 @@ def test_workers_get_the_signal_that_came(as_sigint: bool, passed: signal.Signal
 def test_an_interrupt_needs_no_room_on_the_disk(
     full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A link takes none. Where none can be made, the workers are signalled and the second signal leaves all the same."""
+    """A link takes none. Where none can be made, workers are signalled and the second signal leaves all the same."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
