@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -199,12 +199,15 @@ class CheckpointManager:
         """
         self._settle()
         if path is None:
-            return self._first_sound(folders(self.root), self.root)
-        path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: there is no checkpoint of this name")
-        older = [folder for folder in folders(path.parent) if folder.name < path.name]
-        return self._first_sound([path, *older], path)
+            return self._first_sound(lambda: folders(self.root), self.root)
+        chosen = Path(path)
+
+        def listed() -> list[Path]:
+            if not chosen.is_dir():
+                raise CheckpointError(f"{chosen}: there is no checkpoint of this name")
+            return [chosen, *(folder for folder in folders(chosen.parent) if folder.name < chosen.name)]
+
+        return self._first_sound(listed, chosen)
 
     def rollback(self, before_step: int) -> tuple[dict[str, Any], Manifest]:
         """The newest sound and healthy checkpoint older than `before_step`. Raises `CheckpointError` if there is none.
@@ -212,7 +215,10 @@ class CheckpointManager:
         Changes nothing on disk: call `retire` once the state is restored.
         """
         self._settle()
-        older = [folder for folder in folders(self.root) if step_of(folder) < before_step]
+
+        def older() -> list[Path]:
+            return [folder for folder in folders(self.root) if step_of(folder) < before_step]
+
         return self._first_sound(older, self.root, healthy=True)
 
     def list(self) -> tuple[Manifest, ...]:
@@ -245,11 +251,12 @@ class CheckpointManager:
                 self._folder.delete(manifest.path)
 
     def _first_sound(
-        self, folders: Iterable[Path], place: Path, *, healthy: bool = False
+        self, listed: Callable[[], Iterable[Path]], place: Path, *, healthy: bool = False
     ) -> tuple[dict[str, Any], Manifest]:
+        """Of those `listed`, again where one is gone: a run that lives has deleted it and saved a newer one."""
         skipped: list[tuple[Path, str]] = []
         self.skipped = ()
-        for folder in folders:
+        for folder in listed():
             try:
                 manifest = read_manifest(folder)
                 if healthy and manifest.stopped:
@@ -260,7 +267,9 @@ class CheckpointManager:
                     told = f"config.yaml was edited since, or it is of another run (config hash {manifest.config_hash})"
                     raise UnsoundError(told)
                 payload = read_state(manifest, self.parts)
-            except UnsoundError as error:
+            except (UnsoundError, OSError) as error:
+                if folder not in listed():
+                    return self._first_sound(listed, place, healthy=healthy)
                 skipped.append((folder, printable(str(error))))
                 continue
             self.skipped = tuple(skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,10 +246,13 @@ def refuse_a_larger_model(config: RunConfig, checkpoints: Path) -> None:
 
     The settings of another person's run may ask for more memory than there is. A damaged checkpoint is told later.
     """
-    folders = [file.parent for file in checkpoints.glob(f"step-*/{STATE_FILE}")]
-    most = max((sum(file.stat().st_size for file in one.rglob("*")) for one in folders), default=None)
-    if most is None:
+    sizes = []
+    for state in checkpoints.glob(f"step-*/{STATE_FILE}"):
+        with suppress(OSError):  # a run that lives deletes its old ones
+            sizes.append(sum(file.stat().st_size for file in state.parent.rglob("*")))
+    if not sizes:
         return
+    most = max(sizes)
     allowed = f"settings whose model fits into the checkpoints of {checkpoints.parent} ({most} bytes)"
     # So many layers take for ever to build, even without memory; each takes more than 1000 bytes of a checkpoint.
     require(1000 * config.model.layers < most + 2**20, "resume", config.resume, allowed)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,31 @@ def test_a_reader_needs_no_lock(manager: CheckpointManager, root: Path) -> None:
     reader = CheckpointManager(root, every=10, keep=2)
     assert same(reader.load()[0], 10)
     assert [manifest.step for manifest in reader.list()] == [10]
+
+
+@pytest.mark.parametrize(
+    "at", ["manager.read_manifest", "state_file.verify", "state_file.check_sizes", "state_file.torch.load"]
+)
+def test_a_reader_of_a_run_that_lives_takes_what_it_has_saved_meanwhile(
+    at: str, manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest is deleted at any moment of its reading; an older one is there, and not what is wanted."""
+    save(manager, 10, validation_loss=1.0)
+    save(manager, 20, validation_loss=2.0)
+    name, moments = f"atlas.checkpoint.{at}", [True]
+    real = pkgutil.resolve_name(name)
+
+    def pruning(*given: Any, **more: Any) -> Any:
+        if moments and moments.pop():
+            save(manager, 30, validation_loss=2.0)
+            save(manager, 40, validation_loss=2.0)
+        return real(*given, **more)
+
+    reader = CheckpointManager(root, every=10, keep=2)
+    monkeypatch.setattr(name, pruning)
+    found, manifest = reader.load()
+    assert (manifest.step, reader.skipped) == (40, ())
+    assert same(found, 40)
 
 
 def test_the_newest_the_best_and_the_protected_are_kept(manager: CheckpointManager, root: Path) -> None:

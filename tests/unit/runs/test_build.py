@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,14 @@ from atlas.config.composition import options
 from atlas.config.rules import Rule
 from atlas.data.batch import Batch
 from atlas.prepare import main as prepare
-from atlas.runs.build import build_data, build_model, build_optimizer, build_probe, build_telemetry
+from atlas.runs.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    build_probe,
+    build_telemetry,
+    refuse_a_larger_model,
+)
 
 
 def parameters(overrides: Sequence[str]) -> int:
@@ -148,3 +156,24 @@ def test_a_part_of_a_component_is_refused_like_the_component() -> None:
     config = atlas.compose(["data=recall", "data.recall.queries=2"])
     with pytest.raises(ConfigError, match=r"^data.recall.sparse_queries=12: must be <= 2$"):
         build_data(config)
+
+
+def test_a_checkpoint_that_is_deleted_while_its_size_is_taken_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the run that lives, while a second `resume` looks. The other one still tells how large the model may be."""
+    for step, size in ((10, 1000), (20, 2000)):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "state.pt").write_bytes(bytes(size))
+    real = Path.stat
+
+    def stat(path: Path, **more: bool) -> os.stat_result:
+        if path.parent.name == "step-00000020" and not more:
+            path.unlink(missing_ok=True)
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    refuse_a_larger_model(atlas.compose(["resume=auto"]), tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match=r"fits into the checkpoints of .* \(1000 bytes\)$"):
+        refuse_a_larger_model(atlas.compose(["resume=auto", "model.layers=2000"]), tmp_path / "checkpoints")
