@@ -101,13 +101,14 @@ class CheckpointFolder:
             sync_folder(temporary)
             verify(replace(manifest, path=temporary))
             if final.exists():
-                self.delete(final)  # saved by a stop (see `_make_room`): deleted once the new one is complete
+                self._take_out(final)  # saved by a stop (see `_make_room`); it takes long to delete
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(self.root)
         self._newest = final
+        self.sweep()
         return manifest
 
     def _make_room(self, final: Path) -> None:
@@ -137,11 +138,14 @@ class CheckpointFolder:
 
     def delete(self, folder: Path) -> None:
         """Take it out of the checkpoints, and off the disk: see `sweep`."""
+        self._take_out(folder)
+        self.sweep()
+
+    def _take_out(self, folder: Path) -> None:
         try:
             folder.rename(self.root / f".tmp-delete-{folder.name}")  # a kill leaves no partial checkpoint
         except OSError as error:
             raise CheckpointError(f"{folder} could not be deleted: {error.strerror}") from error
-        self.sweep()
 
     def sweep(self) -> None:
         """Take off the disk what is deleted. What stays, as on NFS where a file of it is being read, goes next time."""

@@ -49,6 +49,27 @@ def test_a_reader_needs_no_lock(manager: CheckpointManager, root: Path) -> None:
     assert [manifest.step for manifest in reader.list()] == [10]
 
 
+def test_a_checkpoint_of_a_stop_is_deleted_once_the_new_one_has_its_name(
+    manager: CheckpointManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while it is deleted, which takes long, loses neither."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    save(manager, 10)
+    save(manager, 15, stopped=True)
+    with monkeypatch.context() as kill:
+        kill.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(manager, 15)
+    manager.close()
+    manager.lock()
+    assert names(root) == ["step-00000010", "step-00000015"]
+    found, manifest = manager.load()
+    assert (manifest.step, manifest.stopped, same(found, 15)) == (15, False, True)
+
+
 @pytest.mark.parametrize(
     "at", ["manager.read_manifest", "state_file.verify", "state_file.check_sizes", "state_file.torch.load"]
 )
