@@ -30,10 +30,10 @@ def start_notices(config: RunConfig, device: torch.device) -> list[str]:
     return [*missing_kernels(device), *_odd_widths(config, device), *_long_warmup(config), *_nothing_restored(config)]
 
 
-def damaged_events(folder: Path) -> list[str]:
-    """A line where an earlier start's events cannot all be read."""
+def damaged_lines(folder: Path) -> list[str]:
+    """A line where an earlier start's events or rows cannot all be read."""
     files = RunFiles(folder, strict=False)
-    _ = files.events
+    _ = files.events, files.rows
     return files.problems
 
 

@@ -41,7 +41,7 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, kernels_in_words, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
-from atlas.runs.notices import damaged_events, start_notices, start_warnings
+from atlas.runs.notices import damaged_lines, start_notices, start_warnings
 from atlas.runs.own_code import changed_code, record_code
 from atlas.runs.processes import run_in_processes
 from atlas.runs.ready_kernels import require_kernels
@@ -159,7 +159,7 @@ def _record_start(
     for notice in notices:
         telemetry.event("notice", state.step, message=notice)
     ranks.from_first(lambda: record_code(folder, config))
-    for warning in [*damaged_events(folder), *start_warnings(config, data, described, state.step + 1, ranks)]:
+    for warning in [*damaged_lines(folder), *start_warnings(config, data, described, state.step + 1, ranks)]:
         telemetry.event("warning", state.step, message=warning)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from atlas.config.atomic import write_atomically
-from atlas.telemetry.jsonl import read_jsonl
+from atlas.config.untrusted import open_regular
+from atlas.telemetry.jsonl import parse_row
 
 # In every row, in this order, null when not measured. Readers of old runs depend on them.
 ROW_KEYS = (
@@ -43,13 +43,21 @@ def without_clock(row: Mapping[str, Any]) -> dict[str, Any]:
 def keep_rows_until(path: Path, segment: int, step: int) -> int:
     """Drop the rows that a run continued from (`segment`, `step`) will write again; return how many were dropped.
 
-    Rows of earlier segments stay, whatever their steps: they record what a rollback undid.
+    Rows of earlier segments stay, whatever their steps: they record what a rollback undid. So do lines that are none of
+    ours: somebody else has written them.
     """
     if not path.exists():
         return 0
-    rows = read_jsonl(path)
-    kept = [row for row in rows if (row["segment"] or 0, row["step"]) <= (segment, step)]
-    if len(kept) == len(rows):
+    with open_regular(path) as file:
+        lines = file.read().splitlines(keepends=True)
+    kept = [line for line in lines if not _is_later(line, segment, step)]
+    if len(kept) == len(lines):
         return 0
-    write_atomically(path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept), durable=True)
-    return len(rows) - len(kept)
+    write_atomically(path, b"".join(kept), durable=True)
+    return len(lines) - len(kept)
+
+
+def _is_later(line: bytes, segment: int, step: int) -> bool:
+    row = parse_row(line) or {}
+    position = row.get("segment") or 0, row.get("step")
+    return all(type(number) is int for number in position) and position > (segment, step)

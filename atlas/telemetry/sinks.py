@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.telemetry.events import EventLog
-from atlas.telemetry.jsonl import JsonlError, JsonlWriter
+from atlas.telemetry.jsonl import JsonlWriter
 from atlas.telemetry.rows import keep_rows_until
 from atlas.telemetry.run_files import EVENTS_FILE, METRICS_FILE
 
@@ -95,7 +95,7 @@ class JsonlSink(Sink):
         try:
             keep_rows_until(metrics, info.segment, info.start_step)
             self._rows, self._events = JsonlWriter(metrics), EventLog(events)
-        except (OSError, JsonlError) as error:
+        except OSError as error:
             self._release()
             raise TelemetryError(f"the run's files cannot be opened: {error}") from error
         return None

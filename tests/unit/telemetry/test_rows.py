@@ -58,3 +58,11 @@ def test_rows_after_the_resumed_checkpoint_are_dropped(
 
 def test_no_file_no_rows(tmp_path: Path) -> None:
     assert keep_rows_until(tmp_path / "metrics.jsonl", 0, 100) == 0
+
+
+def test_lines_of_somebody_else_stay(tmp_path: Path) -> None:
+    path, foreign = tmp_path / "metrics.jsonl", ['{"note": 5}', "no row", '{"step": "late", "segment": 0}', "[1]"]
+    own = ['{"step": 100, "segment": 0}', '{"step": 200, "segment": null}']
+    path.write_text("".join(f"{line}\n" for line in [own[0], *foreign, own[1]]))
+    assert keep_rows_until(path, 0, 100) == 1
+    assert path.read_text().splitlines() == [own[0], *foreign]
