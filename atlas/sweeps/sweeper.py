@@ -51,19 +51,28 @@ class ResumableSweeper(BasicSweeper):
         folder, resumed = Path(self.config.hydra.sweep.dir).resolve(), self.config.sweep.resume is not None
         known = read_record(folder, KEY) if resumed else None
         if known is None:
-            taken = any((folder / name).exists() for name in (JOBS_FILE, MULTIRUN_FILE))
+            taken = (folder / JOBS_FILE).exists()
             require(not taken, "hydra.sweep.dir", folder, f"a folder without a sweep ({KEY}={folder} continues it)")
         record = self._plan(arguments, known, folder)
         make_folder(folder, "hydra.sweep.dir")
         with _alone(folder):
-            if not resumed:
-                OmegaConf.save(self.config, folder / MULTIRUN_FILE)
-                record.write(folder)
+            self._write_start(folder, record, resumed)
             _let_workers_end(folder)
             interrupted = self._work(folder, record, resumed)
             status = close_sweep(folder, Path(self.config.hydra.sweep.dir), interrupted)
         if status:
             sys.exit(status)
+
+    def _write_start(self, folder: Path, record: SweepRecord, resumed: bool) -> None:
+        """sweep.json first: where the other file is missing, the sweep can be gone on with."""
+        try:
+            if not resumed:
+                record.write(folder)
+            if not resumed or not (folder / MULTIRUN_FILE).exists():
+                OmegaConf.save(self.config, folder / MULTIRUN_FILE)
+        except OSError as error:
+            allowed = f"a folder that can be written ({error.strerror})"
+            raise ConfigError(f"hydra.sweep.dir={folder}: must be {allowed}") from error
 
     def _plan(self, arguments: Sequence[str], known: SweepRecord | None, folder: Path) -> SweepRecord:
         """The jobs of the sweep; `known` are those of the sweep that goes on. Raises `ConfigError` for other ones."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -242,6 +244,27 @@ def test_a_second_sweep_in_the_same_folder_is_refused(six: tuple[Path, Ended], s
     ended = command("-m", *small, "seed=0,1", f"hydra.sweep.dir={folder}")
     allowed = f"must be a folder without a sweep (sweep.resume={folder} continues it)"
     assert (ended.status, ended.err) == (2, [f"atlas: hydra.sweep.dir={folder}: {allowed}"])
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_cut_short_between_its_first_files_can_be_gone_on_with(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sweep, start = tmp_path / "sweep", ["-m", *small, "seed=0,1", "train.steps=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    said = f"atlas: hydra.sweep.dir={sweep}: must be a folder that can be written (No space left on device)"
+    for place in ("atlas.sweeps.sweep_record.write_atomically", "atlas.sweeps.sweeper.OmegaConf.save"):
+        with monkeypatch.context() as full:
+            full.setattr(place, refuse)
+            ended = command(*start)
+        assert (ended.status, ended.err) == (2, [said])
+        (sweep / "multirun.yaml").touch()  # what an earlier version has left
+    (sweep / "multirun.yaml").unlink()
+    assert command(f"sweep.resume={sweep}").status == 0
+    assert statuses(sweep, 2) == ["completed", "completed"]
+    assert (sweep / "multirun.yaml").read_text().startswith("hydra:")
 
 
 @pytest.mark.slow
