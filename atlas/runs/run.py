@@ -109,7 +109,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         finished = ranks.from_first(lambda: read_summary(folder))
         over = state.step >= config.train.steps or state.stop_reason
         if over and finished is not None and finished.status == "completed":
-            changes.require_none(f"the run in {folder} is complete", state.step)
+            stopped = state.stop_reason
+            needed = "a larger train.patience (0 = no early stop)" if stopped else f"train.steps > {state.step}"
+            changes.require_none(f"the run in {folder} is complete" + (f" ({stopped})" if stopped else ""), needed)
             ranks.from_first(lambda: print(f"the run in {folder} is complete: nothing is left to do"))
             return finished
         changes.apply(state, trainer.data)

@@ -33,6 +33,9 @@ def test_a_run_ends_where_the_validation_loss_no_longer_falls(
     assert left(tmp_path).state["position"]["step"] == run.step  # and saved
     again = atlas.train(tiny(*settings, "resume=auto"), tmp_path)
     assert (again.step, again.reason) == (run.step, run.reason)  # nothing is left to do
+    needed = r"train\.steps=30: must be given with a larger train\.patience \(0 = no early stop\)"
+    with pytest.raises(ConfigError, match=rf"^{needed}: the run in .* is complete \({REASON}\)$"):
+        atlas.train(tiny(*settings, "train.steps=30", "resume=auto"), tmp_path)
     more = atlas.train(tiny(*settings, "train.patience=0", "resume=auto"), tmp_path)
     assert (more.step, more.reason) == (20, "")
 
