@@ -8,7 +8,8 @@ import os
 import socket
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -65,6 +66,18 @@ class RunLock:
     def release(self) -> None:
         """Release the lock. Releasing twice is allowed."""
         self._lock.release()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """For a file there that is read and replaced: others wait meanwhile. On a file system without locks nobody does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_held(folder: Path, name: str = ".lock") -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
+from atlas.config.lock import alone_in
 from atlas.config.untrusted import read_json
 from atlas.telemetry.jsonl import plain
 
@@ -34,8 +35,9 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 def record_evaluation(path: Path, entry: Mapping[str, Any]) -> None:
     """Add the entry; one of the same checkpoint, texts and settings is replaced."""
     new = plain(entry)
-    kept = [one for one in read_evaluations(path) if _question(one) != _question(new)]
-    write_atomically(path, json.dumps({"evaluations": [*kept, new]}, indent=1) + "\n")
+    with alone_in(path.parent):
+        kept = [one for one in read_evaluations(path) if _question(one) != _question(new)]
+        write_atomically(path, json.dumps({"evaluations": [*kept, new]}, indent=1) + "\n")
 
 
 def _question(entry: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from atlas.config import ConfigError
 from atlas.config.atomic import write_atomically
+from atlas.config.lock import alone_in
 from atlas.config.untrusted import read_json
 from atlas.telemetry.jsonl import plain
 from atlas.telemetry.run_files import EARLIER
@@ -39,8 +40,9 @@ def _is_probed(results: Any) -> bool:
 def record_probing(path: Path, entry: Mapping[str, Any]) -> None:
     """Put the entry first; an earlier one of the same question is replaced. What is not finite becomes null."""
     new = json.loads(json.dumps(plain(entry)))  # as it is read again
-    kept = [one for one in read_probings(path) if any(one.get(key) != new.get(key) for key in QUESTION)]
-    write_atomically(path, json.dumps(new | {EARLIER: kept[:KEPT]}, indent=1) + "\n")
+    with alone_in(path.parent):
+        kept = [one for one in read_probings(path) if any(one.get(key) != new.get(key) for key in QUESTION)]
+        write_atomically(path, json.dumps(new | {EARLIER: kept[:KEPT]}, indent=1) + "\n")
 
 
 def _foreign(path: Path) -> ConfigError:

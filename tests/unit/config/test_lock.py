@@ -6,11 +6,15 @@ import fcntl
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from atlas.config.lock import LockedError, RunLock, is_abandoned, is_held
+from atlas.runs.evaluations import read_evaluations, record_evaluation
+from atlas.runs.probe_record import read_probings, record_probing
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import RunFiles
 
@@ -68,3 +72,22 @@ def test_one_that_looks_at_a_lock_is_no_holder_of_it(tmp_path: Path, monkeypatch
         RunLock(tmp_path)
     lock.release()
     assert not is_held(tmp_path)
+
+
+@pytest.mark.parametrize("record", ["evaluation", "probing"])
+def test_answers_that_come_at_the_same_time_are_all_kept(record: str, tmp_path: Path) -> None:
+    """Of several `evaluate`s, or `niah`s, of one run."""
+    path, together = tmp_path / "answers.json", Barrier(8)
+
+    def answer(number: int) -> None:
+        together.wait()
+        if record == "evaluation":
+            record_evaluation(path, {"checkpoint": str(number), "texts": [], "settings": {"bytes": 1}})
+        else:
+            record_probing(path, {"checkpoint": str(number), "results": []})
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(answer, range(8)))
+    found = read_evaluations(path) if record == "evaluation" else read_probings(path)
+    assert sorted(one["checkpoint"] for one in found) == list("01234567")
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.json"]
