@@ -9,7 +9,7 @@ from typing import Any
 
 from atlas import __version__
 from atlas.config import LEVELS, RunConfig
-from atlas.telemetry.run_files import EARLIER, RunFiles
+from atlas.telemetry.run_files import EARLIER, RunFiles, mappings
 
 Verdict = Mapping[str, Any]
 
@@ -17,12 +17,13 @@ Verdict = Mapping[str, Any]
 def verdicts(files: RunFiles, checkpoint: str, step: int) -> list[Verdict]:
     """The newest result of each probe level at this checkpoint: of `python -m atlas.niah` where it read as the exported
     model does, without `lasting`, else of training."""
-    found = {event["level"]: event for event in files.of_kind("probe") if event.get("step") == step}
-    for probing in reversed([files.niah, *files.niah.get(EARLIER, [])]):  # the newest one counts
+    found: list[Verdict] = [event for event in files.of_kind("probe") if event.get("step") == step]
+    for probing in reversed([files.niah, *mappings(files.niah.get(EARLIER))]):  # the newest one counts
         if probing.get("checkpoint") == checkpoint and not probing.get("lasting"):
-            found |= {result["level"]: result for result in probing.get("results", [])}
+            found += mappings(probing.get("results"))
+    newest = {one["level"]: one for one in found if isinstance(one.get("level"), str) and "verdict" in one}
     left_out = ("kind", "time", "cells", "details")
-    return [{key: value for key, value in one.items() if key not in left_out} for one in found.values()]
+    return [{key: value for key, value in one.items() if key not in left_out} for one in newest.values()]
 
 
 def model_card(

@@ -11,7 +11,7 @@ from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, T
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
 from atlas.report.run_record import RunRecord
 from atlas.report.wording import finite, number_cell, share_cell
-from atlas.telemetry.run_files import EARLIER
+from atlas.telemetry.run_files import EARLIER, mappings
 
 GRIDS = [level.name for level in LEVELS.values() if level.grid]
 PLACE = ("task", "haystack", "length", "depth")
@@ -24,8 +24,8 @@ def needle_blocks(record: RunRecord) -> list[Block]:
     Of the newest probing, and of the newest one before it with a grid where it has none.
     """
     blocks: list[Block] = []
-    for probing in [record.niah, *_mappings(record.niah.get(EARLIER))]:
-        results = _mappings(probing.get("results"))
+    for probing in [record.niah, *mappings(record.niah.get(EARLIER))]:
+        results = mappings(probing.get("results"))
         cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
         if results and (cells or not blocks):
             blocks.append(_verdicts(results, _source(probing)))
@@ -37,10 +37,6 @@ def needle_blocks(record: RunRecord) -> list[Block]:
             blocks.append(Picture(picture, f"niah-{name.replace('/', '-')}.png", f"needles found, {name}"))
         return blocks + [_heatmap(cells, task) for task in dict.fromkeys((c["task"], c["haystack"]) for c in cells)]
     return blocks
-
-
-def _mappings(found: Any) -> list[Mapping[str, Any]]:
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _source(probing: Mapping[str, Any]) -> str:
@@ -57,7 +53,7 @@ def _sound_cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The cells with a valid length and depth; a share that is not a number counts as not measured."""
     return [
         {**{key: cell.get(key) for key in PLACE}, **{measure: finite(cell.get(measure)) for measure, _ in MEASURES}}
-        for cell in _mappings(result.get("cells"))
+        for cell in mappings(result.get("cells"))
         if isinstance(cell.get("task"), str)
         and isinstance(cell.get("haystack"), str)
         and type(cell.get("length")) is int

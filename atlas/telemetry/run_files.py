@@ -171,6 +171,11 @@ class RunFiles:
             return rows
 
 
+def mappings(found: Any) -> list[Mapping[str, Any]]:
+    """Those of a list in a file that anyone may have written; [] where it is none."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def _problem(path: Path, error: OSError | ConfigError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{path.name} is missing"

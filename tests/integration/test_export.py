@@ -76,6 +76,7 @@ def test_the_folder_holds_the_weights_and_what_was_measured(untrained: Path, exp
 def test_a_probe_that_reads_otherwise_is_not_told_of_the_exported_model(untrained: Path, tmp_path: Path) -> None:
     for lasting in (0.0, 0.5):
         probed = {"checkpoint": "step-00000007", "lasting": lasting, "results": [PROBE]}
+        probed["earlier"] = [3, {**probed, "results": [4, {"level": "recall"}, {"level": []}]}]  # somebody else's
         (untrained / "niah.json").write_text(json.dumps(probed))
         assert main([str(untrained), f"out={tmp_path / str(lasting)}"]) == 0
         told = PROBE["verdict"] in (tmp_path / str(lasting) / "README.md").read_text()
