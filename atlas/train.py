@@ -66,9 +66,13 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
     The command has its own entry, `run_composed`; both make the run by `runs.run.run`.
 
     The global random generators start from `config.seed`, and each rank's differ.
-    With `resume=PATH` the folder is that of the resumed run. Raises `ConfigError`. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
-    that the caller does not handle save the step reached and raise KeyboardInterrupt; outside of the main thread they
-    are not handled here. In processes that torchrun has started, each calls it with the same configuration.
+
+    With `resume=PATH` the folder is that of the resumed run, and every setting that may change becomes that of
+    `config`, a default too: change the run's own settings, which `atlas.load(PATH)` returns. Raises `ConfigError`.
+
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 that the caller does not handle save the step reached and raise
+    KeyboardInterrupt; outside of the main thread they are not handled here. In processes that torchrun has started,
+    each calls it with the same configuration.
     """
     with ending_with_torchrun(), launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
         chosen = _chosen_folder(config, folder)
