@@ -112,7 +112,7 @@ def refuse_lost_checkpoints(root: Path) -> None:
     summary, step = read_summary(root.parent), _told_step(root.parent)
     if step > 0 or (summary is not None and summary.status == "completed"):
         told = f"events.jsonl tells of that of step {step}" if step > 0 else "the run is complete"
-        allowed = "a run with its checkpoints (hydra.run.dir=NEW, or another folder, trains it anew)"
+        allowed = "a run with its checkpoints (a new folder trains it anew)"
         raise ConfigError(f"resume={root.parent}: must be {allowed}; {root} holds none, but {told}")
 
 

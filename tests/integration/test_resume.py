@@ -267,7 +267,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_trained_anew(cut: Path, resume:
     place = [f"hydra.run.dir={cut}"] if resume == "auto" else []
     ended = command(f"resume={named}", "trust=[interrupting]", "logger=none", *place)
     said = (
-        f"resume={cut}: must be a run with its checkpoints (hydra.run.dir=NEW, or another folder, trains it anew);"
+        f"resume={cut}: must be a run with its checkpoints (a new folder trains it anew);"
         f" {cut}/checkpoints holds none, but events.jsonl tells of that of step 20"
     )
     if "step" in named:
