@@ -15,6 +15,7 @@ from atlas.config import GateAction, GateConfig
 from atlas.parallel.ranks import Ranks
 
 SAMPLE = 2**17  # gates in the statistics: the error of their mean is below 0.002, at no measurable cost
+GOLDEN = 2654435769  # the golden ratio, 0.618 * 2**32
 
 
 class GateStatistics(NamedTuple):
@@ -31,12 +32,22 @@ class GateStatistics(NamedTuple):
 def gate_numbers(gates: Sequence[Tensor]) -> Tensor:
     """The numbers of `GateStatistics`, left on the device: [3].
 
-    Over the gates [B, T, D] of all layers, in a large batch over every n-th token.
+    Over the gates [B, T, D] of all layers, in a large batch over one of every n.
     """
     stride = max(1, sum(gate.numel() for gate in gates) // SAMPLE)
-    values = torch.cat([gate.detach()[..., ::stride, :].float().flatten() for gate in gates])
+    places = {size: _places(size, stride, gates[0].device) for size in {gate.numel() for gate in gates}}
+    values = torch.cat([gate.detach().flatten()[places[gate.numel()]].float() for gate in gates])
     polarised = ((values - 0.5).abs() > 0.4).float().mean()
     return torch.stack((values.mean(), values.std(), polarised))
+
+
+def _places(size: int, stride: int, device: torch.device) -> Tensor | slice:
+    """One place in every `stride` of `size`, at steps of the golden ratio within it: rows, tokens and features are all
+    seen, and no length of a row, chunk or shard is in step with them."""
+    if stride == 1:
+        return slice(None)
+    stretch = torch.arange(size // stride, device=device)
+    return stretch * stride + (stretch * GOLDEN % 2**32 * stride >> 32)
 
 
 def over_ranks(own: GateStatistics | None, ranks: Ranks) -> GateStatistics | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atlas.config import GateAction, GateConfig
-from atlas.training.watch.gate_monitor import GateMonitor, GateStatistics, gate_numbers
+from atlas.training.watch.gate_monitor import GateMonitor, GateStatistics, _places, gate_numbers
 
 
 def of_std(std: float) -> GateStatistics:
@@ -17,11 +17,33 @@ def test_statistics_over_all_layers() -> None:
     assert found == pytest.approx((values.mean().item(), values.std().item(), 0.75))
 
 
-def test_a_large_batch_is_sampled_by_tokens() -> None:
-    gates = torch.rand(2, 4096, 128, generator=torch.Generator().manual_seed(0))
-    seen = gates[:, ::8]
-    polarised = ((seen < 0.1) | (seen > 0.9)).float().mean().item()
-    assert gate_numbers([gates]).tolist() == pytest.approx([seen.mean().item(), seen.std().item(), polarised], rel=1e-4)
+@pytest.mark.parametrize("shape", [(2, 4096, 128), (4096, 64, 32), (16, 2048, 96)])
+def test_a_large_batch_is_sampled_over_rows_tokens_and_features(shape: tuple[int, int, int]) -> None:
+    """Whatever dimension the gates vary along, and where nothing varies at the first token of a chunk."""
+    for dim in range(3):
+        along = torch.rand(shape[dim], generator=torch.Generator().manual_seed(dim)).round()
+        gates = along.view([-1 if at == dim else 1 for at in range(3)]).expand(shape).clone()
+        gates[:, ::16] = 0.5
+        whole = [gates.mean().item(), gates.std().item(), ((gates - 0.5).abs() > 0.4).float().mean().item()]
+        assert gate_numbers([gates]).tolist() == pytest.approx(whole, abs=0.01)
+
+
+def test_the_places_of_a_large_batch_are_distinct_and_the_same_each_time() -> None:
+    gates = torch.arange(2.0**19).view(2, 2048, 128) / 2**19
+    before = torch.get_rng_state()
+    assert gate_numbers([gates]).tolist() == gate_numbers([gates]).tolist()
+    assert torch.equal(torch.get_rng_state(), before)
+    places = _places(2**19, 7, gates.device)
+    assert isinstance(places, torch.Tensor)
+    assert (places // 7).tolist() == list(range(2**19 // 7))
+    assert torch.bincount(places // 128 % 2048 % 16).min() > 0.99 * len(places) / 16
+
+
+def test_a_small_batch_is_read_whole() -> None:
+    gates = torch.rand(2, 512, 128, generator=torch.Generator().manual_seed(0))
+    values = gates.flatten()
+    share = ((values - 0.5).abs() > 0.4).float().mean()
+    assert torch.equal(gate_numbers([gates]), torch.stack((values.mean(), values.std(), share)))
 
 
 @pytest.mark.parametrize(
