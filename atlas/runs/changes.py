@@ -52,11 +52,14 @@ class Changes:
     def kept(self) -> list[str]:
         return [key for key in self.settings if change_rule(key).kept]
 
-    def require_none(self, reason: str, needed: str) -> None:
-        """Raise `ConfigError` where a change is to be kept, for a run with nothing to do without what is `needed`."""
+    def require_none(self, folder: Path, state: TrainState) -> None:
+        """Raise `ConfigError` where there is a change to keep, for a run that has nothing left to do."""
         if self.kept:
             given = ", ".join(f"{key}={as_text(self.settings[key][1])}" for key in self.kept)
-            raise ConfigError(f"{given}: must be given with {needed}: {reason}")
+            more, why = f"train.steps > {state.step}", f"the run in {folder} is complete"
+            if state.stop_reason:
+                more, why = "a larger train.patience (0 = no early stop)", f"{why} ({state.stop_reason})"
+            raise ConfigError(f"{given}: must be given with {more}: {why}")
 
     def apply(self, state: TrainState, data: DataSource) -> None:
         """Let the restored state continue under the new settings, on batches of `data`.

@@ -109,9 +109,7 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         finished = ranks.from_first(lambda: read_summary(folder))
         over = state.step >= config.train.steps or state.stop_reason
         if over and finished is not None and finished.status == "completed":
-            stopped = state.stop_reason
-            needed = "a larger train.patience (0 = no early stop)" if stopped else f"train.steps > {state.step}"
-            changes.require_none(f"the run in {folder} is complete" + (f" ({stopped})" if stopped else ""), needed)
+            changes.require_none(folder, state)
             ranks.from_first(lambda: print(f"the run in {folder} is complete: nothing is left to do"))
             return finished
         changes.apply(state, trainer.data)
@@ -190,7 +188,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
     monitor, history = GateMonitor(config.train.gate), History(config.rollback)
     state = TrainState(model, build_optimizer(config, model), monitor, history, ranks=ranks)
     state.average = WeightAverage(model, config.train.ema) if config.train.ema else None
-    state.early_stop = EarlyStop(config.train.patience) if config.train.patience else None
+    state.early_stop = EarlyStop(config.train.patience, config.train.steps) if config.train.patience else None
     capture = graph_capture(config, device, ranks)
     compiled, context = config.device.compile, config.parallel.context
     step = TrainStep(config.train, device, precision, ranks, compiled=compiled, capture=capture, context=context)

@@ -12,6 +12,7 @@ class EarlyStop:
     """`patience` validations in a row without a new lowest loss end the run; 0 = never."""
 
     patience: int
+    last_step: int | None = None  # of the run: there it ends anyway
     lowest: float | None = None
     step: int = 0  # of the lowest
     waited: int = 0  # validations since
@@ -30,13 +31,13 @@ class EarlyStop:
     @property
     def reason(self) -> str:
         """Why the run ends here; "" where it goes on."""
-        if not self.patience or self.waited < self.patience:
+        if not self.patience or self.waited < self.patience or self.seen == self.last_step:
             return ""
         lowest = "none is a number" if self.lowest is None else f"lowest {self.lowest:.4f} at step {self.step}"
         return f"early stop: {self.waited} validations without a lower loss ({lowest}; train.patience={self.patience})"
 
     def state_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "patience"}
+        return {key: value for key, value in asdict(self).items() if key not in ("patience", "last_step")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.lowest, self.step, self.waited = state["lowest"], state["step"], state["waited"]

@@ -98,7 +98,7 @@ class Measurements:
         self.validation = state.step, losses["validation/loss"]
         self.telemetry.log_step(state.step, losses, keep=True)
         self.watchers.see_validation(*self.validation)
-        if state.early_stop is not None and not self.last_step:
+        if state.early_stop is not None:
             state.early_stop.see(*self.validation)
 
     def measure_memory_use(self) -> None:

@@ -87,10 +87,10 @@ class Saver:
 
     def _must_succeed(self) -> bool:
         last_try = self.failed + 1 == FAILED_SAVES
-        return self._is_last or last_try or not self.checkpoints.list()
+        return self.is_last or last_try or not self.checkpoints.list()
 
     @property
-    def _is_last(self) -> bool:
+    def is_last(self) -> bool:
         """Whether the run ends here: at its last step, or early (`train.patience`)."""
         return self.state.step == self.last_step or bool(self.state.stop_reason)
 
@@ -103,7 +103,7 @@ class Saver:
     def _why_it_ends(self) -> str:
         if self.failed >= FAILED_SAVES:
             return f"{self.failed} failed in a row"
-        return "the last checkpoint of the run" if self._is_last else "there is no checkpoint before it"
+        return "the last checkpoint of the run" if self.is_last else "there is no checkpoint before it"
 
     def rehearse(self) -> str:
         """Load the checkpoint of the step reached and continue from it; returns what goes wrong, "" if nothing does.

@@ -101,7 +101,7 @@ class Trainer:
                     if not self._rolled_back(finite=seen.result.finite):
                         self._measure_and_save()
             if state.stop_reason:
-                self._end_early()
+                self.telemetry.event("notice", state.step, message=state.stop_reason)
             if self.config.calibration.measure:
                 self.measurements.measure_reset()
             if problem := self._rehearse():
@@ -184,22 +184,23 @@ class Trainer:
         self.measured = False
         if validates:
             measurements.validate()
-        if measurements.last_step or state.step % self.config.niah.every == 0:
+        ends = self.saver.is_last  # known now: a validation may end the run
+        if ends or state.step % self.config.niah.every == 0:
             measurements.measure_memory_use()
-        if self.probe is not None and self.probe.due(state.step):
+        if self.probe is not None and (ends or self.probe.due(state.step)):
             measurements.run_probe()
         if validates:
             measurements.sample()
-        if measurements.last_step:
+        if ends:
             self._settle()
         if validates:
             self._heed()
         self.measured = True
-        if not self._rolled_back(finite=True) and self.checkpoints.due(state.step):  # a probe may have failed
+        if not self._rolled_back(finite=True) and (ends or self.checkpoints.due(state.step)):  # a probe may have failed
             self._save()
 
     def _settle(self) -> None:
-        """At the last step: a bad reading that the validation loss confirms is damage, and any other one is chance."""
+        """Where the run ends: a bad reading that the validation loss confirms is damage, any other one is chance."""
         history = self.state.history
         suspicion = history.open_suspicion
         if suspicion and self.watchers.validation_has_risen:
@@ -207,18 +208,6 @@ class Trainer:
         else:
             history.clear()
             self.watchers.see_end("")
-
-    def _end_early(self) -> None:
-        """Tell why, and do what the last step does and this one has not done."""
-        state = self.state
-        self.telemetry.event("notice", state.step, message=state.stop_reason)
-        if self.probe is not None and not self.probe.due(state.step):
-            self.measurements.run_probe()
-        self.measurements.measure_memory_use()
-        self._settle()
-        self._heed()
-        if not self.checkpoints.due(state.step):
-            self._save()
 
     def _save(self) -> None:
         state = self.state

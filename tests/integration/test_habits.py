@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -38,6 +39,37 @@ def test_a_run_ends_where_the_validation_loss_no_longer_falls(
         atlas.train(tiny(*settings, "train.steps=30", "resume=auto"), tmp_path)
     more = atlas.train(tiny(*settings, "train.patience=0", "resume=auto"), tmp_path)
     assert (more.step, more.reason) == (20, "")
+
+
+def test_the_checkpoint_of_an_early_stop_is_saved_after_its_reading_is_settled(
+    tiny: Tiny, tmp_path: Path, left: Callable[..., Any]
+) -> None:
+    every = ["train.validation_every=20", "rollback.watch_every=20", "checkpoint.every=20", "train.patience=1"]
+    rate = ["optim.lr=0.15", "optim.schedule=constant", "optim.warmup=0", "calibration=off", "train.steps=200"]
+    run = atlas.train(tiny(*every, *rate, "rollback.warmup=0", "rollback.threshold=0.0001"), tmp_path)
+    assert (run.status, run.step) == ("completed", 40)
+    newest = left(tmp_path).state["history"]["readings"][-1]
+    assert (newest["step"], newest["delta"] > 0.0001, newest["bad"]) == (40, True, False)  # it was chance
+    saved = json.loads((tmp_path / "checkpoints" / "step-00000040" / "manifest.json").read_text())
+    assert saved["healthy"] is True
+
+
+def test_a_former_last_step_counts_for_the_early_stop(tiny: Tiny, tmp_path: Path) -> None:
+    """A run that is made longer stops as one that was so long from the start, with a constant learning rate."""
+    settings = [*NOT_LEARNING, "optim.schedule=constant", "optim.warmup=0"]
+    whole = atlas.train(tiny(*settings), tmp_path / "whole")
+    first = atlas.train(tiny(*settings, f"train.steps={whole.step - 2}"), tmp_path / "parts")
+    assert (first.step, first.reason) == (whole.step - 2, "")
+    parts = atlas.train(tiny(*settings, "resume=auto"), tmp_path / "parts")
+    assert parts.step == whole.step
+    assert re.fullmatch(REASON, parts.reason)
+    at_the_end = atlas.train(tiny(*settings, f"train.steps={whole.step}"), tmp_path / "end")
+    assert (at_the_end.step, at_the_end.reason) == (whole.step, "")
+    needed = (
+        rf"^train\.steps=20: must be given with a higher train\.patience, or 0: the run in .* is complete, {REASON}$"
+    )
+    with pytest.raises(ConfigError, match=needed):
+        atlas.train(tiny(*settings, "resume=auto"), tmp_path / "end")
 
 
 def test_an_average_is_validated_beside_the_weights_and_changes_none(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import atlas
 from atlas.config.composition import save_config
+from atlas.probes.result import judge
 
 
 def segment(rows: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
@@ -105,6 +108,28 @@ def test_a_memory_that_stops_to_work_is_a_trigger_where_configured(tiny: Any, le
     assert "niah memory has collapsed: passed at step 15, now FAILED: cosine 0.34" in rollback["reason"]
     passed = [event["passed"] for event in run.events("probe")]
     assert passed == [True, True, True, False, True, True, True, True]
+
+
+def collapses(subject: Any) -> Any:
+    """A level that a memory passes before step 40, and never after."""
+    accuracy = 0.9 if subject.step < 40 else 0.1
+    return judge(step=subject.step, level="falling.collapses", threshold=0.8, accuracy=accuracy, control=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [["train.steps=40"], ["train.steps=60", "train.patience=1"]])
+def test_a_memory_that_stops_to_work_where_the_run_ends_is_a_trigger_too(
+    ending: list[str], tiny: Any, left: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "falling", ModuleType("falling"))
+    vars(sys.modules["falling"])["collapses"] = collapses
+    probing = ["niah.enabled=true", "niah.levels=[falling.collapses]", "niah.every=30", "trust=[falling]"]
+    rising = ["train.validation_every=20", "optim.lr=0.15", "optim.schedule=constant", "optim.warmup=0"]
+    settings = [*probing, *rising, "rollback.triggers=[niah]", "rollback.limit=1", "calibration=off", *ending]
+    summary = atlas.train(tiny(*settings), tmp_path / "run")
+    assert (summary.status, summary.rollbacks) == ("aborted", 1)
+    run = left(tmp_path / "run")
+    assert [(one["trigger"], one["step"], one["from_step"]) for one in run.events("rollback")] == [("niah", 30, 40)]
 
 
 @pytest.mark.slow

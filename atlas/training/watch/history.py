@@ -148,8 +148,10 @@ class History:
         return newest.reason if newest is not None and newest.bad else ""
 
     def clear(self) -> None:
-        """Drop what was suspected: other readings have shown that it was chance."""
-        self.accept()
+        """Drop what losses and perplexity made suspect: the validation has shown that it was chance. Of what a probe or
+        a watcher has found it says nothing."""
+        self.tracker.accept()
+        self.readings = [replace(one, bad=one.bad and one.kind != "perplexity") for one in self.readings]
         self.suspicious = False
 
     def needs_reading(self, step: int, loss: float) -> bool:

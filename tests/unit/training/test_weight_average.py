@@ -33,6 +33,9 @@ def test_only_a_lower_loss_starts_the_wait_anew() -> None:
     other = EarlyStop(patience=3)
     other.load_state_dict(stop.state_dict())
     assert (other.waited, other.reason) == (2, "")
+    at_the_end = EarlyStop(patience=2, last_step=4)
+    at_the_end.load_state_dict(stop.state_dict())
+    assert (at_the_end.waited, at_the_end.reason) == (2, "")  # the run ends there anyway
     never = EarlyStop(patience=1)
     never.see(1, float("nan"))
     assert never.reason == "early stop: 1 validations without a lower loss (none is a number; train.patience=1)"

@@ -7,7 +7,7 @@ import pytest
 
 from atlas.config import RollbackConfig
 from atlas.training.watch.history import READINGS, History, Reading, Suspicion
-from atlas.training.watch.rollback import decide
+from atlas.training.watch.rollback import Verdict, decide
 
 
 def feed(history: History, perplexities: list[float], *, first: int = 1, every: int = 10) -> list[bool]:
@@ -65,6 +65,19 @@ def test_bad_readings_move_neither_the_average_nor_the_spread() -> None:
     history.accept()
     assert history.healthy is True
     assert history.add_perplexity(90, 41.0).bad is False
+
+
+def test_what_the_validation_has_shown_to_be_chance_clears_no_collapsed_probe() -> None:
+    history = settled()
+    history.add_probe(50, "memory", passed=True, reason="")
+    history.suspicious, _ = True, history.add_perplexity(60, 20.0)
+    history.add_probe(60, "memory", passed=False, reason="FAILED")
+    history.clear()
+    assert [one.kind for one in history.readings if one.bad] == ["niah"]
+    assert (history.suspicious, history.healthy, history.tracker.average) == (False, False, 20.0)
+    decision = decide(history.readings, 0, RollbackConfig(triggers=["niah"]))
+    assert decision is not None
+    assert (decision.verdict, decision.before_step) == (Verdict.restore, 51)
 
 
 def test_a_perplexity_that_is_not_finite_is_bad_even_in_warm_up() -> None:
