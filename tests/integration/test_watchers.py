@@ -48,6 +48,13 @@ def test_a_plateau_is_told_everywhere(tiny: Any, tmp_path: Path, capsys: pytest.
     assert "plateau at step 110" in printed.splitlines()[-2]
 
 
+def test_a_run_that_goes_on_at_a_lower_rate_has_no_schedule_that_ended(tiny: Any, tmp_path: Path) -> None:
+    constant = ["optim.schedule=constant", "optim.warmup=2"]
+    atlas.train(tiny(*constant, "optim.lr=2e-3", "train.steps=10"), tmp_path / "run")
+    atlas.train(tiny(*constant, "optim.lr=2e-4", "train.steps=30", "resume=auto"), tmp_path / "run")
+    assert "learning_rate" not in told(tmp_path / "run")
+
+
 def test_abort_saves_and_ends_as_failed_and_a_resumed_run_is_not_told_again(tiny: Any, tmp_path: Path) -> None:
     settings = ("chunk_size.shard=64", "train.steps=12")
     summary = atlas.train(tiny(*settings, "watch.resets=abort"), tmp_path / "run")

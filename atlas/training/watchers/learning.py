@@ -162,7 +162,7 @@ def learning_rate(record: Record) -> Finding | None:
         record.step,
         record.low_steps,
         f"the learning rate of the last {record.low_steps} of {record.facts.steps} steps is below {LOW_RATE:g} of its "
-        f"highest, {record.highest_lr:.3g}",
+        "highest",
         "most of the run learns slowly: the schedule has ended too early",
         "a schedule over train.steps that goes on once a step, whatever the accumulation and the processes",
     )

@@ -35,6 +35,7 @@ LOOKED_AT = 2  # batches that were looked into, kept
 TAILS = 5  # batches whose ends of rows are kept
 CONTINUED = 5  # steps whose rows were compared with the step before, kept; after a rollback one differs
 ROWS = 128  # newest rows of which is kept whether they are new
+MOST_ROWS = 500_000  # whose digests are kept: 45 MB
 PASS = 0.25  # of the text: of rows drawn with replacement from it, 0.8 are still new then
 LEARNED = 0.65  # of the loss of a uniform guess
 PLACES = 32  # of rows in the text, looked for
@@ -51,7 +52,7 @@ class Record:
     open_losses: list[float] = field(default_factory=list)  # of the block that is not full yet
     of_text: bool = True  # the newest of them
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # gradient norms before clipping
-    highest_lr: float = 0.0  # of the run, whatever rollbacks and faults have made of it
+    highest_lr: float = 0.0  # of the run, as a share of optim.lr, which a start or a rollback may lower
     low_steps: int = 0  # newest steps in a row whose learning rate is below LOW_RATE of the highest
     weight_norms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # of all weights, before each step
     watched: list[tuple[int, float]] = field(default_factory=list)  # regular readings: step, loss of the watched rows
@@ -119,6 +120,7 @@ class Record:
                 self.first_seconds.append(seconds)
 
     def add_lr(self, lr: float) -> None:
+        """As a share of optim.lr."""
         self.highest_lr = max(self.highest_lr, lr)
         self.low_steps = self.low_steps + 1 if lr < LOW_RATE * self.highest_lr else 0
 
@@ -136,7 +138,7 @@ class Record:
         """Of text rows, as long as few can be the same by chance."""
         for one in digests:
             self.rows += 1
-            if self.rows * self.facts.sequence > PASS * self.facts.text:
+            if self.rows > MOST_ROWS or self.rows * self.facts.sequence > PASS * self.facts.text:
                 return
             self.new_rows.append(one not in self.row_digests)
             self.row_digests.add(one)
@@ -195,7 +197,7 @@ class Record:
         self.losses, self.open_losses = list(state["losses"]), list(state["open_losses"])
         self.norms = deque(state["norms"], maxlen=RECENT)
         self.weight_norms = deque(state.get("weight_norms", ()), maxlen=RECENT)  # older checkpoints have none
-        highest, low = state.get("learning_rate", (0.0, 0))
+        highest, low = state.get("learning_rate", (0.0, 0))  # of older checkpoints no share, and below any
         self.highest_lr, self.low_steps = float(highest), int(low)
         self.watched = [(step, loss) for step, loss in state["watched"]]
         self.validations = [(step, loss) for step, loss in state["validations"]]
@@ -204,3 +206,7 @@ class Record:
         self.memory_use = [MemoryUse(**one) for one in state["memory_use"]]
         self.first_digests = list(state.get("first_digests", []))  # older checkpoints have none
         self.validation_rows = state.get("validation_rows")
+        # After a rollback the run goes on, and may read the same batches again:
+        self.rows, self.ended, self.open_suspicion = 0, False, ""
+        for seen in (self.row_digests, self.new_rows, self.digests, self.came):
+            seen.clear()

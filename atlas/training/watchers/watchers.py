@@ -108,7 +108,8 @@ class Watchers:
             weights=result.weight_norm,
             of_text=of_text,
         )
-        record.add_lr(result.lr / (self.state.optimizer.scale * self.state.optimizer.burst))
+        optimizer = self.state.optimizer
+        record.add_lr(result.lr / (optimizer.lr * optimizer.scale * optimizer.burst))
         record.add_digest(sum(digests))
         of_text_rows = ~batch.recall & (batch.weights > 0).any(1)
         record.add_row_losses(loss for loss, text in zip(result.rows, of_text_rows.tolist(), strict=True) if text)

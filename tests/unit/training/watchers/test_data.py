@@ -132,6 +132,29 @@ def test_a_resumed_run_that_reads_its_first_batches_again_is_told(
     assert (found and found.seen) == ("the first 3 batches after step 100 are those of steps 1 to 3" if told else None)
 
 
+def test_batches_that_a_rollback_reads_again_are_no_repetition() -> None:
+    record = Record(Facts(steps=1000, sequence=64, text=10**6, tokens=64 * 8))
+    saved = record.state_dict()
+    for _ in range(4):
+        record.load_state_dict(saved)
+        for record.step in range(1, DIGESTS + 1):
+            record.add_digest(record.step)
+            record.add_rows(range(8 * record.step, 8 * record.step + 8))
+        assert (JUDGES["repeated_batch"](record), JUDGES["rows_again"](record)) == (None, None)
+        assert (len(record.came), len(record.new_rows), all(record.new_rows)) == (DIGESTS, 128, True)
+        record.ended, record.open_suspicion = True, "of the last step"
+    record.load_state_dict(saved)
+    assert (record.ended, record.open_suspicion) == (False, "")
+
+
+def test_no_more_rows_are_kept_than_the_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.training.watchers.record.MOST_ROWS", 1000)
+    record = Record(Facts(steps=1000, sequence=64, text=10**9))
+    for first in range(0, 5000, 100):
+        record.add_rows(range(first, first + 100))
+    assert len(record.row_digests) == 1000
+
+
 def test_processes_with_the_same_rows_are_told_at_the_second_look() -> None:
     assert JUDGES["same_rows"](Record(Facts(steps=10), same_rows=1)) is None
     found = JUDGES["same_rows"](Record(Facts(steps=10), same_rows=2))

@@ -238,7 +238,7 @@ def test_a_schedule_that_ends_too_early_is_told() -> None:
         again.load_state_dict(record.state_dict())
         return told("learning_rate", again)
 
-    early = "the learning rate of the last 60 of 100 steps is below 0.2 of its highest, 0.002"
+    early = "the learning rate of the last 60 of 100 steps is below 0.2 of its highest"
     assert seen(*[2e-3] * 40, *[2e-4] * 60) == early
     assert seen(*[2e-3] * 50, *[2e-4] * 50) is None  # a drop at half of the run
     assert seen(*[2e-3 * (1 + cos(pi * step / 100)) / 2 for step in range(100)]) is None
