@@ -83,12 +83,16 @@ class Batch:
 
     def split(self, parts: int) -> list[Batch]:
         """Cut into `parts` micro-batches of equally many rows, or one more, in row order."""
-        rows = self.inputs.shape[0]
-        if not 1 <= parts <= rows:
-            raise ValueError(f"parts={parts}: must be in [1, {rows}], the rows")
-        sizes = [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
+        sizes = sizes_of_parts(self.inputs.shape[0], parts)
         columns = [getattr(self, f.name).split(sizes) for f in fields(self)]
         return [Batch(*pieces) for pieces in zip(*columns, strict=True)]
+
+
+def sizes_of_parts(rows: int, parts: int) -> list[int]:
+    """Rows of each micro-batch. Raises `ValueError` where one would have none."""
+    if not 1 <= parts <= rows:
+        raise ValueError(f"parts={parts}: must be in [1, {rows}], the rows")
+    return [rows * (part + 1) // parts - rows * part // parts for part in range(parts)]
 
 
 def rows_of_batch(rows: range | None, batch_size: int) -> range:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atlas.data.batch import Batch, Totals
+from atlas.data.batch import Batch, Totals, sizes_of_parts
 from atlas.kernels import gpu
 from atlas.kernels.gpu import Capture
 from atlas.models.language_model import AtlasModel
@@ -48,9 +48,10 @@ class FixedInputs(NamedTuple):
     polarisation: Tensor  # []
 
     def split(self, parts: int) -> Iterator[FixedInputs]:
-        rows = len(self.inputs) // parts
-        columns = (part.split(rows) for part in self[:3])
-        for inputs, targets, weights, shares in zip(*columns, self.shares.split(rows, dim=1), strict=True):
+        """Into the micro-batches of `Batch.split`."""
+        sizes = sizes_of_parts(len(self.inputs), parts)
+        columns = (part.split(sizes) for part in self[:3])
+        for inputs, targets, weights, shares in zip(*columns, self.shares.split(sizes, dim=1), strict=True):
             yield FixedInputs(inputs, targets, weights, shares, self.polarisation)
 
 

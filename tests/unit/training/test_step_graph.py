@@ -14,12 +14,13 @@ from torch.utils import _pytree as pytree
 
 import atlas
 from atlas.config import ConfigError, DebugConfig, DeviceConfig, RunConfig, Stage2Config, StepGraphs
+from atlas.data.batch import Batch
 from atlas.kernels import gpu
 from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.step_graph import Done, StepGraph
+from atlas.training.step_graph import Done, StepGraph, fixed_inputs
 from atlas.training.step_result import StepResult
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
@@ -75,14 +76,16 @@ def two_processes() -> Ranks:
     return ranks
 
 
-def train(config: RunConfig, capture: Repeating | None = None) -> list[StepResult]:
-    """Step 5 is watched."""
+def train(config: RunConfig, capture: Repeating | None = None, rows: int | None = None) -> list[StepResult]:
+    """Step 5 is watched. `rows`: of each batch, None = all."""
     model, data = build_model(config), build_data(config)
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     if capture is not None:
         capture.model = model
     step = TrainStep(config.train, torch.device("cpu"), torch.float32, capture=capture)
-    return [step(state, data.batch(number), watched=number == 5) for number in range(1, STEPS + 1)]
+    batches = [data.batch(number) for number in range(1, STEPS + 1)]
+    cut = [Batch(*(column[:rows] for column in vars(batch).values())) for batch in batches]
+    return [step(state, batch, watched=number == 5) for number, batch in enumerate(cut, start=1)]
 
 
 def compare(found: list[StepResult], wanted: list[StepResult]) -> None:
@@ -101,6 +104,23 @@ def test_replayed_steps_train_as_steps_do(overrides: list[str]) -> None:
     compare(train(config, capture), train(config))
     assert (capture.recorded, capture.replayed) == (1, 3)  # steps 3, 4 and 6
     assert gpu.news() == []
+
+
+def test_fixed_memory_is_cut_into_the_micro_batches_of_the_batch() -> None:
+    for rows in (8, 9, 11):
+        tokens, flags = torch.arange(rows * 2).view(rows, 2), torch.zeros(rows, dtype=torch.bool)
+        batch = Batch(tokens, tokens + 1, tokens.float(), flags, flags)
+        given = fixed_inputs(batch, batch.totals(), 0.0)
+        for ours, theirs in zip(given.split(4), batch.split(4), strict=True):
+            pairs = zip(ours[:3], (theirs.inputs, theirs.targets, theirs.weights), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+            assert ours.shares.shape == (3, len(theirs.inputs))
+
+
+@pytest.mark.slow
+def test_rows_that_are_no_multiple_of_the_micro_batches_are_cut_as_without_a_graph() -> None:
+    config = atlas.compose([*SETTINGS, "train.accumulate=2"])
+    compare(train(config, Repeating(), rows=3), train(config, rows=3))
 
 
 @pytest.mark.slow
