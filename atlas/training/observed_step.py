@@ -58,6 +58,7 @@ class ObservedStep:
         self.telemetry, self.faults, self.watchers, self.clocks = telemetry, faults, watchers, clocks
         self.batches = BatchAhead(data, step.device, step.rows)
         self.stage2 = Stage2(config, state, step)
+        self._told: set[str] = set()  # warnings
 
     def __call__(self) -> Observed:
         state, number = self.state, self.state.step + 1
@@ -113,4 +114,9 @@ class ObservedStep:
         if not own:
             return {}
         with self.state.whole_model() as model:
-            return own_metrics(own if logged else [], model, self.state.step)
+            return own_metrics(own if logged else [], model, self.state.step, self._warn_once)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            self.telemetry.event("warning", self.state.step, message=message)

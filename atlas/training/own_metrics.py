@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
+from typing import Any
 
 import torch
 
@@ -11,11 +12,14 @@ from atlas.config.components import named_callable
 from atlas.models.language_model import AtlasModel
 from atlas.training.state import rng_kept
 
-Metric = Callable[[AtlasModel, int], Mapping[str, float]]
+Metric = Callable[[AtlasModel, int], Mapping[str, Any]]
 
 
-def own_metrics(names: Sequence[str], model: AtlasModel, step: int) -> dict[str, float | None]:
-    """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite.
+def own_metrics(
+    names: Sequence[str], model: AtlasModel, step: int, warn: Callable[[str], None]
+) -> dict[str, float | None]:
+    """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite, and with a warning for
+    what is no number.
 
     A metric sees the model after the step, without gradients. It may draw random numbers, of torch, numpy and Python:
     those of training stay as they are.
@@ -26,5 +30,12 @@ def own_metrics(names: Sequence[str], model: AtlasModel, step: int) -> dict[str,
     with torch.no_grad(), rng_kept():
         for name in names:
             metric: Metric = named_callable("telemetry.metrics", name)
-            found |= {f"own/{key}": value if isfinite(value) else None for key, value in metric(model, step).items()}
+            for key, value in metric(model, step).items():
+                try:
+                    number = float(value)
+                except (TypeError, ValueError, RuntimeError, OverflowError):
+                    number = nan
+                    kind = type(value).__name__
+                    warn(f"telemetry.metrics={name}: {key} must be a number, not a {kind}; its column has a gap")
+                found[f"own/{key}"] = number if isfinite(number) else None
     return found

@@ -124,6 +124,19 @@ def test_a_metric(run: Run) -> None:
     assert [row["loss"] for row in rows] == [row["loss"] for row in without]
 
 
+def test_a_metric_that_gives_no_number_is_named_once_and_the_run_goes_on(run: Run, mine: Path) -> None:
+    (mine / "mine_gap.py").write_text("def some(model, step):\n    return {'x': None}\n")
+    summary, rows = run("telemetry.metrics=[mine_gap.some]", "trust=[mine_gap]", "telemetry.every=1")
+    told = "telemetry.metrics=mine_gap.some: x must be a number, not a NoneType; its column has a gap"
+    assert (summary.status, summary.warnings.count(told), [row["own/x"] for row in rows]) == (
+        "completed",
+        1,
+        [None] * 2,
+    )
+    events = read_jsonl(Path(summary.folder) / "events.jsonl")
+    assert [event.get("message") for event in events].count(told) == 1
+
+
 @pytest.mark.parametrize(
     ("override", "key", "module"),
     [

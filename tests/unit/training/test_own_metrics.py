@@ -32,6 +32,19 @@ def test_a_metric_may_draw_numbers_of_any_generator(model: AtlasModel) -> None:
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
-    found = own_metrics([f"{__name__}.drawing"], model, 7)
+    found = own_metrics([f"{__name__}.drawing"], model, 7, pytest.fail)
     assert draw() == wanted
     assert {**found, "own/drawn": None} == {"own/drawn": None, "own/step": 7, "own/infinite": None, "own/gradients": 0}
+
+
+def mistaken(model: AtlasModel, step: int) -> dict[str, object]:
+    return {"tensor": torch.tensor(0.5), "none": None, "row": torch.ones(2), "right": np.float32(2)}
+
+
+def test_what_is_no_number_leaves_a_gap_and_is_named(model: AtlasModel) -> None:
+    said: list[str] = []
+    found = own_metrics([f"{__name__}.mistaken"], model, 7, said.append)
+    assert found == {"own/tensor": 0.5, "own/none": None, "own/row": None, "own/right": 2.0}
+    assert {type(value) for value in found.values()} == {float, type(None)}  # what a file can hold
+    line = f"telemetry.metrics={__name__}.mistaken: {{}} must be a number, not a {{}}; its column has a gap"
+    assert said == [line.format("none", "NoneType"), line.format("row", "Tensor")]
