@@ -102,7 +102,9 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
 
 @torch.no_grad()
 def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
-    """Metrics `memory/layer<i>/...`, each a mean over rows at the end of the pass; None for what is not finite.
+    """Metrics `memory/layer<i>/...`, each a mean over rows at the end of the step's first forward pass; None for what
+    is not finite. With `train.accumulate` that pass is the first micro-batch alone, and of a batch of `data=mixed` it
+    may hold recall rows only, which come first. The watchers of the memory see no more.
 
     <which> is `global` or `local<j>`; weight norms are Frobenius norms of W1, W2 and W3 together.
 
