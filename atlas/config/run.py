@@ -20,7 +20,7 @@ from atlas.config.parallel import ParallelConfig, ParallelKind
 from atlas.config.rules import Rule
 from atlas.config.stage2 import Stage2Config
 from atlas.config.sweep import SweepConfig
-from atlas.config.training import CheckpointConfig, RollbackConfig, TrainConfig
+from atlas.config.training import CheckpointConfig, GateAction, RollbackConfig, TrainConfig
 from atlas.config.watch import WatchConfig
 
 MOST_THREADS = 1024  # more threads than a machine can start would end the process
@@ -149,6 +149,9 @@ class RunConfig(Choices):
         sliced, carried = self.parallel.kind is ParallelKind.fsdp, self.train.carry_memory
         allowed = "false with parallel.kind=fsdp (parallel.kind=ddp carries memories)"
         require(not (sliced and carried), "train.carry_memory", carried, allowed)
+        never = "gate" in self.rollback.triggers and self.train.gate.monitor is GateAction.off
+        allowed = "without gate, which train.gate.monitor=off never tells of"
+        require(not never, "rollback.triggers", self.rollback.triggers, allowed)
         self.watch.check_rollbacks()
         if self.stage2.enabled:
             self._check_stage2()

@@ -326,3 +326,13 @@ def test_a_former_key_of_a_rule_is_refused_and_the_new_one_named(former: str, no
     with pytest.raises(ConfigError) as error:
         load_config(file)
     assert str(error.value) == f"model.memory.{former}: {allowed}"
+
+
+def test_a_trigger_that_nothing_tells_of_is_refused() -> None:
+    message = (
+        r"^rollback\.triggers=\['niah', 'gate'\]: must be without gate, which train\.gate\.monitor=off never tells of$"
+    )
+    for monitor in ("abort", "warn"):
+        atlas.compose(["rollback.triggers=[niah,gate]", f"train.gate.monitor={monitor}"])
+    with pytest.raises(ConfigError, match=message):
+        atlas.compose(["rollback.triggers=[niah,gate]", "train.gate.monitor=off"])
