@@ -27,7 +27,8 @@ SCANNED = {Rule.gd, Rule.momentum, Rule.muon}  # whose chunks have compiled kern
 
 def start_notices(config: RunConfig, device: torch.device) -> list[str]:
     """Of the machine and the settings. Raises `ConfigError` for kernels that are insisted on and do not fit."""
-    return [*missing_kernels(device), *_odd_widths(config, device), *_long_warmup(config), *_nothing_restored(config)]
+    machine = [*missing_kernels(device), *_odd_widths(config, device)]
+    return [*machine, *_long_warmup(config), *_nothing_restored(config), *_fewer_watched(config)]
 
 
 def damaged_lines(folder: Path) -> list[str]:
@@ -94,6 +95,12 @@ def _nothing_restored(config: RunConfig) -> list[str]:
         return []
     setting = "rollback.observe=true" if rollback.observe else "rollback.enabled=false"
     return [f"{', '.join(f'watch.{name}=rollback' for name in wanted)}: restores nothing with {setting}"]
+
+
+def _fewer_watched(config: RunConfig) -> list[str]:
+    """A line where more rows are to be watched than one validation batch has."""
+    wanted, rows = config.rollback.watch_rows, config.train.batch_size
+    return [f"rollback.watch_rows={wanted}: a batch has {rows}, which are watched"] if wanted > rows else []
 
 
 def _long_warmup(config: RunConfig) -> list[str]:

@@ -12,6 +12,15 @@ from atlas.runs.notices import start_notices
 BOTH = ["watch.gradient_jump=rollback", "watch.validation_loss=rollback"]
 
 
+def test_fewer_watched_rows_than_asked_for_are_told() -> None:
+    def told(*overrides: str) -> list[str]:
+        lines = start_notices(atlas.compose(list(overrides)), torch.device("cpu"))
+        return [line for line in lines if "watch_rows" in line]
+
+    assert told() == told("rollback.watch_rows=8") == []
+    assert told("rollback.watch_rows=9") == ["rollback.watch_rows=9: a batch has 8, which are watched"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
