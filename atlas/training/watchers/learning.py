@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite, sqrt
-from statistics import fmean, median
+from statistics import fmean, median, variance
 
 from atlas.training.watchers.finding import Finding
 from atlas.training.watchers.record import BLOCK, LOW_RATE, RECENT, Record
@@ -12,7 +12,9 @@ from atlas.training.watchers.record import BLOCK, LOW_RATE, RECENT, Record
 KNOWS = 0.1  # of the way from a uniform guess to the bigram: a model without training is at 0 and below
 PLATEAU_STEPS = 200  # at full learning rate before a loss above a uniform guess counts
 WAY, WAY_STEPS = 0.25, 100  # of that way, and steps at full learning rate: to know how frequent symbols are is 0.6
-FALL = 0.005  # of the loss, from one quarter of the run to the next; a loss that follows a power law falls by 3 %
+FALL = 0.005  # of the loss, from one quarter of the run to the next
+POWER_LAW = 0.03  # the same of a loss that follows a power law, which a plateau misses
+ERRORS = 3.0  # by so many standard errors: with one row a step the losses vary by 0.7 nats
 QUARTERS_FROM = 400  # steps of training before quarters of it are compared
 SHORT_FALL = 0.02  # of the loss, from the first quarter of a short run to its last
 SHORT_FROM = 100  # steps
@@ -86,12 +88,14 @@ def plateau(record: Record) -> Finding | None:
     above = f"and above that of the {facts.baseline_name} ({facts.baseline:.3f})"
     if steps >= QUARTERS_FROM and record.settled >= QUARTERS_FROM:
         before, now = fmean(blocks[-2 * quarter : -quarter]), fmean(blocks[-quarter:])
-        if now > before * (1 - FALL):
+        error = sqrt((variance(blocks[-2 * quarter : -quarter]) + variance(blocks[-quarter:])) / quarter)
+        missed = now - before * (1 - POWER_LAW)
+        if now > max(before * (1 - FALL), facts.baseline) and missed > ERRORS * error:
             seen = f"the loss has not fallen for {2 * quarter * BLOCK} steps: {before:.3f}, now {now:.3f} nats, {above}"
             return _plateau(record, now, seen)
     elif record.ended and steps >= SHORT_FROM:
         first, last = fmean(blocks[:quarter]), fmean(blocks[-quarter:])
-        if last > first * (1 - SHORT_FALL):
+        if last > max(first * (1 - SHORT_FALL), facts.baseline):
             seen = f"the loss has not fallen in {record.step} steps: {first:.3f}, now {last:.3f} nats, {above}"
             return _plateau(record, last, seen)
     return None

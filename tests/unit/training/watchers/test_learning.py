@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from math import cos, nan, pi
@@ -75,6 +76,27 @@ def test_a_loss_that_stays_above_the_bigram_is_told() -> None:
     assert told("plateau", made([3.1] * 400)) == seen
     assert told("plateau", made([2.2] * 400)) is None  # learned what it can
     assert told("plateau", made([4.0 * (1 + step) ** -0.06 for step in range(1000)], baseline=0.5)) is None
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.35, 0.7])
+def test_noise_of_small_batches_hides_a_plateau_for_a_while_and_makes_none(deviation: float) -> None:
+    """Of losses that fall as a power law, judged as a run judges them, and of losses that do not fall."""
+    for seed in range(5):
+        draw = random.Random(seed)
+        falling, flat, found = made([]), made([]), False
+        for step in range(1, 3001):
+            noise = draw.gauss(0, deviation)
+            for record, loss in ((falling, 1.2 + 4.35 * (1 + step / 20) ** -0.42), (flat, 3.1)):
+                record.add_step(step, loss + noise, 2.0, 0.1)
+            if step % 10 == 0:
+                assert told("plateau", falling) is None
+                found = found or told("plateau", flat) is not None
+        assert found
+
+
+def test_a_quarter_below_the_bigram_is_no_plateau() -> None:
+    assert told("plateau", made([*[2.3] * 600, *[2.25] * 100, *[2.33] * 100])) is None
+    assert told("plateau", made([*[2.35] * 600, *[2.33] * 100, *[2.36] * 100])) is not None
 
 
 def test_a_short_run_is_judged_at_its_end() -> None:
