@@ -13,7 +13,7 @@ from atlas.config import Unit
 from atlas.report.document import Chart
 from atlas.report.lines import Trace
 from atlas.report.marks import outliers
-from atlas.report.settings import Difference
+from atlas.report.settings import REPEATS, Difference
 from atlas.report.wording import count, finite, value_text
 
 WIDE = 10.0  # the largest value over the smallest from which on an axis is logarithmic: learning rates, lengths
@@ -34,13 +34,13 @@ def against_charts(
     results: Mapping[str, tuple[str, Sequence[float | None]]],
     runs: Sequence[tuple[str, str]],
 ) -> list[Chart]:
-    """Each result against each setting, less the seed. `results`: title -> unit of the axis, a value for each run;
-    `runs`: label and colour.
+    """Each result against each setting, less those that only repeat a run. `results`: title -> unit of the axis, a
+    value for each run; `runs`: label and colour.
 
     Of a setting with numbers the axis has their distances, of another one its values stand in their order.
     """
     charts = []
-    for difference in (difference for difference in differing if difference.key != "seed"):
+    for difference in (difference for difference in differing if difference.key not in REPEATS):
         numbers = [finite(value) for value in difference.values]
         places: list[Any] = [value_text(value) for value in difference.values] if None in numbers else numbers
         for title, (unit, values) in results.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from atlas.report.document import MISSING
 from atlas.report.run_record import RunRecord
 
 OWN_TEXT = ("atlas.data.text.", "atlas.data.mixed.", "atlas.data.tokens.")  # sources that validate on all of their text
@@ -29,6 +30,10 @@ def comparable_groups(records: Sequence[RunRecord]) -> list[list[int]]:
 def group_name(place: int) -> str:
     """A, B, ... Z, 27, ..."""
     return ascii_uppercase[place] if place < len(ascii_uppercase) else str(place + 1)
+
+
+def group_of(index: int, groups: Sequence[Sequence[int]]) -> str:
+    return next((group_name(place) for place, group in enumerate(groups) if index in group), MISSING)
 
 
 def apart(records: Sequence[RunRecord], groups: Sequence[Sequence[int]]) -> str:

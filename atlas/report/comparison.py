@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas.config import RECALL
-from atlas.report.comparable import apart, comparable_groups, group_name
+from atlas.report.comparable import apart, comparable_groups, group_of
 from atlas.report.comparison_charts import Field, comparison_charts
 from atlas.report.document import MISSING, Block, Cell, Markdown, Section, Table, Text
 from atlas.report.health import health_cell
@@ -49,7 +49,7 @@ def comparison_section(
     blocks: list[Block] = [Text(warning, tone="bad")] if warning else []
     blocks += [_best_run_text(records, labels, index, groups) for index in bests]
     blocks += [] if bests or warning else [Text("Best run: none yet, since no completed run has a validation loss.")]
-    blocks += [*seed_table(records, differing), _table(records, differing, anchors, bests, groups)]
+    blocks += [*seed_table(records, differing, groups), _table(records, differing, anchors, bests, groups)]
     field = Field(records, labels, best, comparable=not warning)
     blocks += [*_failed(records, labels, anchors), *comparison_charts(field, differing, limit)]
     blocks += _linked_settings(differing)
@@ -66,13 +66,9 @@ def _best_run_text(
 ) -> Text:
     loss = records[best].per_byte(finite(records[best].summary.get("validation_loss")))
     recall = finite(records[best].probe(RECALL.name).get("accuracy"))
-    of = f" of {_group_of(best, groups)}" if len(groups) > 1 else ""
+    of = f" of {group_of(best, groups)}" if len(groups) > 1 else ""
     found = f"validation loss {loss:.4f}, {RECALL.title} {RECALL.unit.text(recall)}"
     return Text(f"Best run{of}: {labels[best]}, {found}.", tone="good")
-
-
-def _group_of(index: int, groups: Sequence[Sequence[int]]) -> str:
-    return next((group_name(place) for place, group in enumerate(groups) if index in group), MISSING)
 
 
 def _table(
@@ -98,7 +94,7 @@ def _table(
         order = float(record.name) if record.name.isdecimal() else None
         name = Cell(record.name + (" (best)" if index in bests else ""), order=order, link=anchors[index])
         chosen = [setting_cell(difference.values[index]) for difference in differing]
-        group = [Cell(_group_of(index, groups)) for _ in grouped]
+        group = [Cell(group_of(index, groups)) for _ in grouped]
         how = status_cell(record.status), health_cell(record)
         rows.append([name, *how, *group, *chosen, *(results[index][at] for at in measured)])
     note = "" if differing else "The runs do not differ in any setting."

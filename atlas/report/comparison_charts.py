@@ -116,7 +116,7 @@ class _Axis:
     """One vertical axis: the place of a value between 0 and 1, and its labels."""
 
     def __init__(self, title: str, values: Sequence[Any], form: str = "", *, loss: bool = False) -> None:
-        self.title, self.values = title, values
+        self.title, self.values, self.form = title, values, form
         numbers = [finite(value) for value in values]
         known = sorted({value for value in numbers if value is not None})
         self.texts = [value_text(value) if not form else number(value, form) for value in values]
@@ -137,8 +137,10 @@ class _Axis:
 
     @property
     def ticks(self) -> dict[float, str]:
-        """Place -> label: every value of a setting with few values, else both ends."""
-        found = {place: text for place, text in zip(self.places, self.texts, strict=True) if place is not None}
+        """Place -> label in few digits: every value of a setting with few values, else both ends."""
+        labels = [f"{value:g}" if isinstance(value, float) and not self.form else text
+                  for value, text in zip(self.values, self.texts, strict=True)]  # fmt: skip
+        found = {place: label for place, label in zip(self.places, labels, strict=True) if place is not None}
         ordered = dict(sorted(found.items()))
         if len(ordered) <= TICKS and all(b - a >= 0.07 for a, b in zip(list(ordered), list(ordered)[1:], strict=False)):
             return ordered

@@ -196,5 +196,5 @@ def overview_cells(record: RunRecord) -> list[Cell]:
 
 OVERVIEW = (
     "validation loss", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
-    "rollbacks", "steps",
+    "rollbacks", "steps made",
 )  # fmt: skip

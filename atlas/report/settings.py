@@ -17,7 +17,9 @@ from atlas.report.wording import value_text
 
 # Where something is written, not what was computed.
 IGNORED = ("logger", "telemetry", "resume", "sweep", "trust")
-NEVER = ("sweep",)
+NEVER = ("sweep.resume", "sweep.fail_fast", "sweep.seeds")
+SEED = "seed"
+REPEATS = (SEED, "sweep.round")  # runs that differ in these alone repeat one another
 ABSENT = "(absent)"
 
 

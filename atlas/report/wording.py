@@ -14,9 +14,13 @@ TONES = {"completed": "good", "passed": "good", "failed": "bad", "aborted": "bad
 
 def finite(value: Any) -> float | None:
     """`value` as a float; None for anything else than a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # of a damaged file
+        return None
+    return found if isfinite(found) else None
 
 
 def number(value: Any, form: str = ".4g", unit: str = "") -> str:
@@ -51,7 +55,7 @@ def value_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(value_text(item) for item in value)}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def setting_cell(value: Any) -> Cell:

@@ -23,19 +23,20 @@ LOSSES = [2.0, 2.2, 3.0, 3.4, None, 1.0]
 
 def record(index: int, status: str = "completed") -> RunRecord:
     summary = {"status": status, "validation_loss": LOSSES[index], "tokens_per_second": 100.0 + index}
-    return RunRecord(Path(str(index)), str(index), {}, summary, to_columns([], []), [], {}, None, [])
+    return RunRecord(Path(str(index)), str(index), {"seed": 0}, summary, to_columns([], []), [], {}, None, [])
 
 
 RECORDS = [record(0), record(1), record(2), record(3), record(4, "failed"), record(5)]
 RATES = Difference("optim.lr", "lr", [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2])
 RUNS = [(letter, "@blue") for letter in "abcdef"]
 SEEDS = Difference("seed", "seed", [0, 1, 0, 1, 0, 1])
+ALL = [list(range(6))]  # runs that can be compared
 
 
 def test_runs_of_one_setting_are_a_mean_with_its_spread() -> None:
-    (table,) = seed_table(RECORDS, [RATES, SEEDS])
+    (table,) = seed_table(RECORDS, [RATES, SEEDS], ALL)
     assert isinstance(table, Table)
-    assert list(table.head) == ["lr", "runs", "validation loss", "NIAH recall", "tokens/s"]
+    assert list(table.head) == ["lr", "seeds", "validation loss", "NIAH recall", "tokens/s"]
     texts = [[cell.text for cell in row] for row in table.rows]
     assert [row[0] for row in texts] == ["0.0001", "0.001", "0.01"]
     assert [row[1] for row in texts] == ["2 of 2", "2 of 2", "1 of 2"]
@@ -47,13 +48,32 @@ def test_runs_of_one_setting_are_a_mean_with_its_spread() -> None:
     assert [row[3] for row in texts] == ["-"] * 3
 
 
+def test_a_mean_is_of_runs_that_can_be_compared_with_known_settings_and_one_of_each_seed() -> None:
+    def rows(seeds: list[int], comparable: list[list[int]], records: list[RunRecord] = RECORDS) -> list[list[str]]:
+        found = seed_table(records, [Difference("seed", "seed", seeds)], comparable)
+        return [
+            [cell.text for cell in cells[:-2]] for block in found if isinstance(block, Table) for cells in block.rows
+        ]
+
+    apart = [[0, 1], [2, 3, 5]]  # run 4 has no loss
+    assert rows([0, 1, 0, 1, 2, 2], apart) == [
+        ["A", "2 of 3", f"{mean([2.0, 2.2]):.4f} +- {stdev([2.0, 2.2]):.4f}"],
+        ["B", "3 of 3", f"{mean([3.0, 3.4, 1.0]):.4f} +- {stdev([3.0, 3.4, 1.0]):.4f}"],
+    ]
+    lost = [*RECORDS[:2], *(replace(one, config={}) for one in RECORDS[2:])]
+    assert rows([0, 1, 0, 1, 0, 1], ALL, lost) == [["2 of 2", f"{mean([2.0, 2.2]):.4f} +- {stdev([2.0, 2.2]):.4f}"]]
+    assert rows([0, 0, 1, 1, 1, 1], ALL) == [["2 of 2", f"{mean([2.2, 1.0]):.4f} +- {stdev([2.2, 1.0]):.4f}"]]
+    assert rows([0, 0, 1, 1, 0, 2], [[0, 1], [2, 3], [5]]) == []  # a seed each
+    assert seed_table(RECORDS, [Difference("sweep.round", "round", [0, 1, 2, 3, 4, 5])], ALL) == []
+
+
 def test_seeds_that_are_one_result_are_told() -> None:
     def with_losses(index: int, *losses: float) -> RunRecord:
         rows = [{"step": step, "segment": 0, "loss": loss} for step, loss in enumerate(losses, start=1)]
         return replace(record(index), rows=to_columns(rows, []))
 
     alike = [with_losses(0, 3.0, 2.5), with_losses(1, 3.0, 2.5), with_losses(2, 3.0, 2.4)]
-    found, table = seed_table(alike, [Difference("seed", "seed", [0, 1, 2])])
+    found, table = seed_table(alike, [Difference("seed", "seed", [0, 1, 2])], ALL)
     assert found == Text(
         "0, 1 have different seeds and the same losses at every step: they are one result, and a spread over them says "
         "nothing; does a data source or optimiser of your own use its seed?",
@@ -61,14 +81,14 @@ def test_seeds_that_are_one_result_are_told() -> None:
     )
     assert isinstance(table, Table)
     again = [Difference("seed", "seed", [0, 0, 1])]  # one seed twice
-    assert [type(block) for block in seed_table(alike, again)] == [Table]
+    assert [type(block) for block in seed_table(alike, again, ALL)] == [Table]
     other = [Difference("seed", "seed", [0, 1, 2]), Difference("optim.lr", "lr", [1.0, 2.0, 1.0])]
-    assert [type(block) for block in seed_table(alike, other)] == [Table]
-    assert [type(block) for block in seed_table(RECORDS, [RATES, SEEDS])] == [Table]  # no rows
+    assert [type(block) for block in seed_table(alike, other, ALL)] == [Table]
+    assert [type(block) for block in seed_table(RECORDS, [RATES, SEEDS], ALL)] == [Table]  # no rows
 
 
 def test_runs_that_differ_in_more_have_no_such_table() -> None:
-    assert seed_table(RECORDS[::2], [Difference("optim.lr", "lr", [1e-4, 1e-3, 1e-2])]) == []
+    assert seed_table(RECORDS[::2], [Difference("optim.lr", "lr", [1e-4, 1e-3, 1e-2])], ALL) == []
 
 
 def test_a_wide_setting_has_a_logarithmic_axis_and_a_line_through_its_means() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atlas.report.settings import Difference, differences, swept_names
+from atlas.report.wording import value_text
 
 
 def test_only_what_differs_is_found_with_its_short_name() -> None:
@@ -17,6 +18,16 @@ def test_only_what_differs_is_found_with_its_short_name() -> None:
     assert [found.key for found in differences([first, first | {"telemetry.every": 2}], swept=["telemetry.every"])] == [
         "telemetry.every"
     ]
+
+
+def test_a_round_of_a_sweep_is_told_and_so_is_a_value_to_its_last_digit() -> None:
+    configs = [{"sweep.round": index, "sweep.seeds": index} for index in range(2)]
+    assert differences(configs, swept=["sweep.round", "sweep.seeds"]) == [Difference("sweep.round", "round", [0, 1])]
+    assert differences([{"train.ema": 0.9999999}, {"train.ema": 1.0}]) == [
+        Difference("train.ema", "ema", [0.9999999, 1.0])
+    ]
+    texts = [value_text(value) for value in (0.9999999, 1.0, 1e-4, 1e-05, 0.1, [2.0, 0.5])]
+    assert texts == ["0.9999999", "1", "0.0001", "1e-05", "0.1", "[2,0.5]"]
 
 
 def test_settings_that_change_together_share_a_column() -> None:
