@@ -45,6 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = _read_text(path, LARGEST_BYTES)
     try:
         content = yaml.load(text, Loader=_PlainLoader)
+        str(content)  # raises ValueError for a number of thousands of digits, which hexadecimal YAML may hold
     except (yaml.YAMLError, ValueError) as error:
         raise _unreadable(path, "plain YAML", error) from error
     if not isinstance(content, dict):

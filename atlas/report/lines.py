@@ -99,6 +99,6 @@ def rounded(values: Floats | Sequence[float]) -> list[float]:
 def level_line(steps: Sequence[int], value: float, name: str, colour: str = "@muted") -> Trace:
     """A level across the chart, such as a threshold."""
     return {
-        "type": "scatter", "mode": "lines", "name": name, "x": list(steps), "y": [value] * len(steps),
+        "type": "scatter", "mode": "lines", "name": escape(name), "x": list(steps), "y": [value] * len(steps),
         "line": {"color": colour, "width": 1.4, "dash": "dash"}, "hoverinfo": "skip", "meta": "level",
     }  # fmt: skip

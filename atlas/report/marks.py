@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import unescape
 from statistics import median_low
 from typing import Any
 
@@ -78,7 +79,7 @@ def range_of_runs(traces: Sequence[Trace]) -> tuple[list[float] | None, str]:
     inside = [trace["y"] for trace, top in zip(traces, highest, strict=True) if top <= limit]
     low, high = min(map(min, inside)), max(map(max, inside))
     room = MARGIN * ((high - low) or abs(high) or 1.0)
-    names = ", ".join(trace["name"] for trace, top in zip(traces, highest, strict=True) if top > limit)
+    names = ", ".join(unescape(trace["name"]) for trace, top in zip(traces, highest, strict=True) if top > limit)
     return found or [low - room, high + room], f"Out of range, up to {max(outside):,.4g}: {names}."
 
 

@@ -19,7 +19,7 @@ GATES = ("gate/mean", "gate/std", "gate/polarised")
 DELTA = "Perplexity delta of the watched sequences"
 UPDATES = "update_ratio/"
 MEMORY_USE = ("memory_use/on", "memory_use/off", "memory_use/frozen")
-LIMIT = re.compile(r"\(limit ([\d.]+)%\)")  # in the message of a spike
+LIMIT = re.compile(r"\(limit (\d{1,30}(?:\.\d+)?)%\)")  # in the message of a spike
 NEAR = 3.0  # times the threshold: the range of the delta that is shown first
 NOT_DRAWN = (
     "time",

@@ -19,6 +19,8 @@ YAML = {
         "plain YAML (could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system', line 1)"
     ),
     "a: 1\na: 2\n": "plain YAML (found duplicate key a, line 2)",
+    "a: 0x" + "f" * 5000: "plain YAML (Exceeds the limit (4300 digits) for integer string conversion; use"
+    " sys.set_int_max_str_digits() to increase the limit)",
     "[1]\n": "plain YAML (it holds no keys)",
     "": "plain YAML (it holds no keys)",
     "a: " + "[" * 40 + "]" * 40 + "\n": "plain YAML (it is nested too deeply)",

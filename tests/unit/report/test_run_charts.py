@@ -53,6 +53,22 @@ def test_the_delta_is_shown_around_its_threshold(charts: dict[str, Chart]) -> No
     assert chart.note == "Readings go from -1.0% to 50.0%."
 
 
+def test_a_damaged_limit_is_left_out(make_run: MakeRun) -> None:
+    told = [event("spike", step, message=f"(limit {limit}%)") for step, limit in ((1, "1.2.3"), (2, "12"), (3, "."))]
+    rows = [row(step, ppl_delta=0.5) for step in (1, 2, 3)]
+    charts = run_charts(read_run(make_run("run", rows, told), "run"), limit=100)
+    (delta,) = (chart for chart in charts if chart.title == "Perplexity delta of the watched sequences")
+    assert [trace["y"] for trace in delta.traces if trace["name"] == "limit of a spike"] == [[0.12]]
+
+
+def test_names_are_escaped_where_they_are_drawn_and_once(make_run: MakeRun) -> None:
+    run = make_run("run", [row(1, loss=3.0)], summary={"baseline_loss": 2.5, "baseline_name": "a <b> & c"})
+    (loss,) = run_charts(read_run(run, "run"), limit=100)
+    assert loss.traces[-1]["name"] == "a &lt;b&gt; &amp; c"
+    runs = [{"name": name, "x": [1], "y": [value]} for name, value in (("a", 1.0), ("b", 1.1), ("c&amp;d", 90.0))]
+    assert range_of_runs(runs)[1] == "Out of range, up to 90: c&d."  # the page escapes a note
+
+
 def test_memories_share_a_chart_for_each_quantity(charts: dict[str, Chart]) -> None:
     lines = charts["Memory: weight norm"].traces
     assert [(line["name"], line["y"]) for line in lines] == [("layer0 local0", [1.5]), ("layer1 local0", [2.5])]

@@ -27,7 +27,7 @@ def test_the_report_of_recorded_runs_is_the_golden_one(sweep: Path) -> None:
     assert (sweep / "report" / "report.md").read_text() == GOLDEN.read_text()
 
 
-@pytest.mark.parametrize("where", ["step", "segment", "loss", "time", "event", "from_step", "summary"])
+@pytest.mark.parametrize("where", ["step", "segment", "loss", "time", "event", "from_step", "summary", "config"])
 @pytest.mark.parametrize("large", [10**30, 10**400], ids=["more than 64 bits", "more than a float"])
 def test_numbers_that_are_too_large_are_left_out(make_run: MakeRun, where: str, large: int) -> None:
     rows = [row(1, loss=3.0), row(2, loss=2.0), row(3, loss=1.5)]
@@ -37,10 +37,13 @@ def test_numbers_that_are_too_large_are_left_out(make_run: MakeRun, where: str, 
         rows[1][where] = large
     elif where == "summary":
         summary |= dict.fromkeys(("validation_loss", "step", "tokens_per_second"), large)
-    else:
+    elif where != "config":
         events[1]["step" if where == "event" else where] = large
-    text = (write_report([make_run("run", rows, events, summary)]) / "report.md").read_text()
-    assert "# run run" in text
+    runs = [make_run(name, rows, events, summary) for name in ("run", "other")]
+    if where == "config":
+        (runs[0] / "config.yaml").write_text(f"seed: {large}\n")
+    text = (write_report(runs, runs[0] / "report") / "report.md").read_text()
+    assert "# 2 runs" in text
 
 
 def test_a_run_may_have_a_name_of_digits_that_are_no_number(sweep: Path) -> None:
@@ -159,7 +162,7 @@ def test_the_command_line(
     assert main([str(sweep / "0"), str(sweep / "1"), f"target={tmp_path / 'out'}"]) == 0
     head, first, second, *rest = capsys.readouterr().out.splitlines()
     assert " ".join(head.split()) == (
-        "run status health lr validation loss training loss NIAH recall tokens/s peak memory rollbacks steps"
+        "run status health lr validation loss training loss NIAH recall tokens/s peak memory rollbacks steps made"
     )
     assert " ".join(first.split()) == "0 (best) completed 1 spike 0.002 2.1000 2.0000 25.0% 1,234 1.00 GiB 1 10"
     assert " ".join(second.split()) == "1 aborted - 0.01 - 2.5000 - - - 0 2"
