@@ -9,7 +9,8 @@ from atlas.config import LEVELS, RECALL, Unit
 from atlas.config.untrusted import printable
 from atlas.report.document import MISSING, Block, Cell, Chart, Picture, Table, Text
 from atlas.report.heatmap import DARK, CellRecord, depths_of, task_name
-from atlas.report.run_record import RunRecord
+from atlas.report.lines import UNDONE as BY_ROLLBACK
+from atlas.report.run_record import UNDONE, RunRecord
 from atlas.report.wording import finite, number_cell, share_cell
 from atlas.telemetry.run_files import EARLIER, mappings
 
@@ -156,16 +157,19 @@ def probe_history(record: RunRecord) -> Table | Text:
         return Text(
             "NIAH was not measured yet." if record.status == "running" else "NIAH was not measured during this run."
         )
-    head = ("step", "level", "outcome", "found", "memory off", "key-blind", "wanted")
+    head: tuple[str, ...] = ("step", "level", "outcome", "found", "memory off", "key-blind", "wanted", "")
     rows = [
         [
             number_cell(event["step"], ",.0f"),
             Cell(str(event.get("level"))),
             Cell(str(event.get("outcome", MISSING)).replace("_", " "), tone=_tone(event)),
             *(number_cell(event.get(key), ".3f") for key in ("accuracy", "control", "key_blind", "threshold")),
+            Cell(BY_ROLLBACK if event.get(UNDONE) else ""),
         ]
         for event in probes
     ]
+    if not any(event.get(UNDONE) for event in probes):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     of_unit = {unit: " and ".join(level.name for level in LEVELS.values() if level.unit is unit) for unit in Unit}
     note = f"Found: {', '.join(f'{unit.meaning} for {names}' for unit, names in of_unit.items())}."
     note += " Key-blind: the best reader that ignores the key."

@@ -14,7 +14,11 @@ from atlas.checkpoint.manifest import UnsoundError, read_manifest
 from atlas.config.lock import is_held
 from atlas.report.metric_columns import MetricColumns, is_place, to_columns
 from atlas.report.wording import count, finite, utc_time
+from atlas.telemetry.rows import last_place
 from atlas.telemetry.run_files import CHECKPOINTS, METRICS_FILE, Row, RunFiles
+
+RESULTS = ("probe", "sample")  # events that say what the model was at their step
+UNDONE = "undone"  # of such an event: a rollback went back to before it
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,18 @@ class RunRecord:
         return str(self.summary.get("status") or "unknown")
 
     @property
+    def place(self) -> tuple[int, int] | None:
+        """Segment and step of the newest known state."""
+        places = zip(self.rows.segment.tolist(), self.rows.step.tolist(), strict=True)
+        return last_place(places, self.events, count(self.summary.get("segment")) or 0)
+
+    @property
     def step(self) -> int | None:
         """The newest known step."""
-        steps = [int(self.rows.step[-1])] if len(self.rows) else []
         found = finite(self.summary.get("step"))
         if self.status not in ("running", "killed") and found is not None:
             return int(found)
-        return steps[0] if steps else None
+        return self.place[1] if self.place else None
 
     @property
     def status_in_words(self) -> str:
@@ -83,11 +92,11 @@ class RunRecord:
         return list(dict.fromkeys(level for level in found if isinstance(level, str)))
 
     def probe(self, level: str) -> Mapping[str, Any]:
-        """The last result of a NIAH level, from the summary or the events; {} if there is none."""
+        """The last result of a NIAH level that no rollback undid, of the summary or the events; {}: there is none."""
         found = _mapping(_mapping(self.summary.get("niah")).get(level))
         if found:
             return found
-        events = [event for event in self.kind("probe") if event.get("level") == level]
+        events = [event for event in self.kind("probe") if event.get("level") == level and not event.get(UNDONE)]
         return events[-1] if events else {}
 
     def kind(self, *kinds: str) -> list[Row]:
@@ -108,7 +117,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         config=files.settings,
         summary={**summary, "status": files.status} if summary else {},
         rows=columns,
-        events=sound,
+        events=_replayed(sound),
         niah=files.niah,
         last_time=max(times, default=None),
         problems=[*files.problems, *_edited(files), *_lost_losses(columns)],
@@ -139,6 +148,24 @@ def _sound(event: Row) -> Row:
     """The event without `segment` and `from_step` where they are not integers."""
     numbers = ("segment", "from_step")
     return {key: value for key, value in event.items() if key not in numbers or is_place(value)}
+
+
+def _replayed(events: Sequence[Row]) -> list[Row]:
+    """The events without the probes and samples that a resumed run has made again, as its rows are without those steps.
+    What a rollback undid has the key `undone`."""
+    found: list[Row] = []
+    for event in events:
+        kind, step = event.get("kind"), event["step"]
+        if kind == "start":  # of a resumed run at the step of its checkpoint
+            found = [one for one in found if one.get(UNDONE) or not _is_result(one, step)]
+        elif kind == "rollback":
+            found = [one | {UNDONE: True} if _is_result(one, step) else one for one in found]
+        found.append(event)
+    return found
+
+
+def _is_result(event: Row, after: int) -> bool:
+    return event.get("kind") in RESULTS and event["step"] > after
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ def _facts(record: RunRecord) -> Facts:
     steps = f"{number(record.step, ',.0f')} of {number(summary.get('steps') or None, ',.0f')}"
     validation = record.result("validation_loss", "validation/loss")
     perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
-    segment = int(record.rows.segment.max()) if len(record.rows) else 0
+    segment = record.place[0] if record.place else 0
     options = ", ".join(
         f"{group}={option}" for group, option in options_of(record.config).items() if group in MADE_WITH
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from atlas.report.document import Block, Cell, Table
-from atlas.report.run_record import RunRecord
+from atlas.report.lines import UNDONE as BY_ROLLBACK
+from atlas.report.run_record import UNDONE, RunRecord
 from atlas.report.wording import number_cell
 
 MOST = 50  # of a prompt; the first and the last are kept
@@ -13,13 +14,9 @@ PROMPT = 60  # characters of a prompt in a heading: its end, which is what is co
 def sample_blocks(record: RunRecord) -> list[Block]:
     """A table for each prompt, the newest step first; [] for a run without samples. What a rollback undid is marked."""
     found: dict[str, list[tuple[int, str, bool]]] = {}
-    for event in record.events:
-        if event.get("kind") == "sample":
-            prompt, text = str(event.get("prompt", "")), str(event.get("text", ""))
-            found.setdefault(prompt, []).append((event["step"], text, False))
-        elif event.get("kind") == "rollback":
-            for prompt, samples in found.items():
-                found[prompt] = [(step, text, undone or step > event["step"]) for step, text, undone in samples]
+    for event in record.kind("sample"):
+        prompt, text = str(event.get("prompt", "")), str(event.get("text", ""))
+        found.setdefault(prompt, []).append((event["step"], text, bool(event.get(UNDONE))))
     return [_table(prompt, samples) for prompt, samples in found.items()]
 
 
@@ -27,7 +24,7 @@ def _table(prompt: str, samples: list[tuple[int, str, bool]]) -> Table:
     stride = -(-len(samples) // MOST)
     shown = [*samples[::-1][::stride], *(samples[:1] if (len(samples) - 1) % stride else [])]
     rows = [
-        [number_cell(step, ",.0f"), Cell(text, code=True), *([Cell("undone by a rollback")] if undone else [Cell("")])]
+        [number_cell(step, ",.0f"), Cell(text, code=True), Cell(BY_ROLLBACK if undone else "")]
         for step, text, undone in shown
     ]
     if not any(undone for _, _, undone in shown):

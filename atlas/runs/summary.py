@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from atlas.config.atomic import write_atomically
 from atlas.telemetry.jsonl import plain
+from atlas.telemetry.rows import last_place
 from atlas.telemetry.run_files import SUMMARY_FILE, RunFiles
 
 if TYPE_CHECKING:
@@ -90,18 +91,14 @@ class RunSummary:
 
     def take_last_step(self) -> None:
         """Take the newest step of which the run's files tell: a process that was killed could not write it here."""
-        files, segment = RunFiles(Path(self.folder), strict=False), 0
-        told: list[tuple[Any, Any, Any]] = []
-        for event in files.of_kind("start", "rollback", "checkpoint"):
-            if event["kind"] == "start":  # it may go back; the summary has its segment
-                told, segment = [], self.segment
-            segment = event.get("segment", segment)
-            told.append((segment, event.get("step"), 0))
-        found = [(self.segment, self.step, self.tokens), *told]
-        found += [(row.get("segment") or 0, row.get("step"), row.get("tokens")) for row in files.rows]
-        sound = [position for position in found if all(type(number) is int for number in position)]
-        self.segment, self.step, _ = max(sound)
-        self.tokens = max(tokens for _, step, tokens in sound if step == self.step)
+        files = RunFiles(Path(self.folder), strict=False)
+        places = [(row.get("segment") or 0, row.get("step")) for row in files.rows]
+        tokens = {self.step: self.tokens}
+        sound = [row for row in files.rows if type(row.get("step")) is type(row.get("tokens")) is int]
+        tokens |= {row["step"]: row["tokens"] for row in sound}
+        own = self.segment, self.step
+        self.segment, self.step = last_place([own, *places], files.events, self.segment) or own
+        self.tokens = tokens.get(self.step, 0)
 
     def metrics(self) -> Any:
         """metrics.jsonl by columns: a pandas DataFrame where pandas is installed, else a dict of numpy arrays.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,26 @@ def make_row(values: Mapping[str, Any]) -> dict[str, Any]:
 def without_clock(row: Mapping[str, Any]) -> dict[str, Any]:
     """`row` without its clock fields, for comparing two runs."""
     return {key: value for key, value in row.items() if key not in CLOCK_FIELDS}
+
+
+def last_place(
+    places: Iterable[tuple[Any, Any]], events: Iterable[Mapping[str, Any]], segment: int = 0
+) -> tuple[int, int] | None:
+    """Segment and step of the newest state that a run's files tell of; None where they tell of none.
+
+    `places`: those of its rows; `segment`: that of its newest start, which may have gone back. A rollback begins a
+    segment that has no row yet; the checkpoints after it are in it.
+    """
+    told: list[tuple[Any, Any]] = []
+    of_event = 0
+    for event in events:
+        if event.get("kind") == "start":
+            told, of_event = [], segment
+        if event.get("kind") in ("start", "rollback", "checkpoint"):
+            of_event = event.get("segment", of_event)
+            told.append((of_event, event.get("step")))
+    found = [*places, *told]
+    return max((place for place in found if all(type(number) is int for number in place)), default=None)
 
 
 def keep_rows_until(path: Path, segment: int, step: int) -> int:
