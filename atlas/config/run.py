@@ -112,6 +112,10 @@ class DebugConfig:
     inject: str | None = None  # KIND@STEP[:SIZE][:always]: a rehearsed fault
     profile: str | None = None  # FIRST:LAST: where the time of these steps goes, in trace.json.gz and profile.txt
 
+    def __post_init__(self) -> None:
+        require(self.inject != "", "debug.inject", self.inject, "KIND@STEP[:SIZE][:always], or left out")
+        require(self.profile != "", "debug.profile", self.profile, "FIRST:LAST, or left out")
+
 
 @dataclass
 class RunConfig(Choices):
@@ -142,6 +146,8 @@ class RunConfig(Choices):
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        for key, folder in (("resume", self.resume), ("init_from", self.init_from)):  # "" would be the current folder
+            require(folder is None or bool(folder.strip()), key, folder, "a run or a checkpoint, or left out")
         if self.device.processes > 1:  # else a launcher may have started several
             self.train.require_parts(self.parallel.groups(self.device.processes), self.parallel.context)
         if self.parallel.context > 1:

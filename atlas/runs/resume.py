@@ -14,7 +14,7 @@ from typing import Any, cast
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from atlas.config import ConfigError, RunConfig
+from atlas.config import ConfigError, RunConfig, require
 from atlas.config.composition import GROUPS, check_keys, load_config
 from atlas.config.continuing import Effect, change_rule, changeable
 from atlas.config.files import CONF_DIR
@@ -32,6 +32,7 @@ def run_folder(resume: str) -> Path:
 
     Raises `ConfigError` where there is no run.
     """
+    require(bool(resume.strip()), "resume", resume, "a run or a checkpoint, or left out")
     path = expanded(resume).resolve()
     for folder in (path, path.parent.parent):
         if (folder / CONFIG_FILE).is_file():

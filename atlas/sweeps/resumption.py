@@ -42,6 +42,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     value = chosen[-1].partition("=")[2].strip("'\"") if chosen else "null"
     if value == "null" or not {"-c", "--cfg"}.isdisjoint(arguments):
         return list(arguments)
+    require(bool(value.strip()), KEY, value, "the folder of a sweep, or left out")
     folder = expanded(value)
     record = read_record(folder, KEY)
     parsed = get_args_parser().parse_intermixed_args(list(arguments))

@@ -111,6 +111,8 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
         (["optim.lr=abc"], "optim.lr=abc: must be a number in (0, inf)"),
         (["logger.tags=foo"], "logger.tags=foo: must be a list, such as [a,b], each a text of 1 to 64 characters"),
         (["--steps=100"], "--steps=100: must be written train.steps=100"),
+        (["resume="], "resume=: must be a run or a checkpoint, or left out"),
+        (["-m", "sweep.resume="], "sweep.resume=: must be the folder of a sweep, or left out"),
         (["resume=nowhere"], "resume=nowhere: must be auto, a run folder (with config.yaml) or one of its checkpoints"),
         (["data._target_=stranger.Data"], "data._target_=stranger.Data: must be a component of atlas, unless "),
         (["device.threads=100000"], "device.threads=100000: must be in [0, 1024] (0 = torch's own choice)"),
