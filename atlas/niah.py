@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from atlas.config import LEVELS, RECALL, NIAHConfig, RunConfig, Unit, level_of, require
@@ -158,10 +160,14 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             settings = OmegaConf.merge(OmegaConf.structured(NIAHConfig), option)
         elif key.removeprefix("niah.") not in {field.name for field in fields(NIAHConfig)}:
             raise unknown_key(override, CONF_DIR)
-    single = OmegaConf.from_dotlist([override for override in overrides if override.startswith("niah.")])
+    composed = OmegaConf.create({"niah": settings}, flags={"struct": True})
     with refuse(CONF_DIR):
-        composed: Any = OmegaConf.to_object(OmegaConf.merge({"niah": settings}, single))
-        changed = replace(config, niah=composed["niah"])
+        single = OverridesParser.create().parse_overrides([text for text in overrides if text.startswith("niah.")])
+        for parsed in single:
+            require(not parsed.is_sweep_override(), parsed.key_or_group, parsed.get_value_string(), "one value")
+        ConfigLoaderImpl._apply_overrides_to_config(single, composed)  # with the words of `atlas.train`
+        made: Any = OmegaConf.to_object(composed)
+        changed = replace(config, niah=made["niah"])
         check_own_code(changed)
         return changed
 

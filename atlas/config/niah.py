@@ -8,6 +8,8 @@ from atlas.config.errors import require
 from atlas.config.levels import LEVELS
 
 NIAH_TASKS = ("single", "multi_key", "multi_query", "text", "multi_key_text", "mqar", "ruler")
+MOST = 10_000  # needles of a cell, keys in a haystack, trained lengths: more would end a run at its last step
+LONGEST = 2**24  # tokens of a haystack
 JUDGED_TASK = "multi_key"  # several needles, the right one asked for: a single one is found without its key
 
 
@@ -37,16 +39,18 @@ class NIAHConfig:
         for level in self.levels:
             allowed = f"some of {list(LEVELS)}, or dotted names of functions of your own"
             require(level in LEVELS or "." in level, "niah.levels", self.levels, allowed)
-        require(self.haystack >= 1, "niah.haystack", self.haystack, ">= 1")
+        require(1 <= self.haystack <= MOST, "niah.haystack", self.haystack, f"in [1, {MOST}]")
         require(self.accumulator_degree in (1, 2), "niah.accumulator_degree", self.accumulator_degree, "1 or 2")
         require(0 < self.threshold <= 1, "niah.threshold", self.threshold, "in (0, 1]")
-        require(all(length >= 1 for length in self.lengths), "niah.lengths", self.lengths, ">= 1")
+        fits = all(1 <= length <= LONGEST for length in self.lengths)
+        require(fits, "niah.lengths", self.lengths, f"in [1, {LONGEST}]")
         factors = self.length_factors
-        require(len(factors) > 0 and min(factors) >= 1, "niah.length_factors", factors, "at least one, each >= 1")
+        fits = len(factors) > 0 and min(factors) >= 1 and max(factors) <= MOST
+        require(fits, "niah.length_factors", factors, f"at least one, each in [1, {MOST}]")
         require(len(self.depths) > 0, "niah.depths", self.depths, "at least one")
         require(all(0 <= d <= 1 for d in self.depths), "niah.depths", self.depths, "in [0, 1]")
         known = all(task in NIAH_TASKS for task in self.tasks)
         require(known, "niah.tasks", self.tasks, f"some of {list(NIAH_TASKS)}")
         require(1 <= self.distractors <= 100, "niah.distractors", self.distractors, "in [1, 100]")
-        require(self.samples >= 1, "niah.samples", self.samples, ">= 1")
+        require(1 <= self.samples <= MOST, "niah.samples", self.samples, f"in [1, {MOST}]")
         require(0 <= self.seed < 2**63, "niah.seed", self.seed, "in [0, 2**63)")
