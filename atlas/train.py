@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.conf import HydraConf
@@ -155,6 +155,8 @@ def _hydra_sees(arguments: Sequence[str]) -> Iterator[None]:
 class Check(Callback):
     """Refuses a configuration or a folder before Hydra makes the folder."""
 
+    made: ClassVar[list[Path]] = []  # the folder of this run and those above it, where they were not there
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
             task = config.copy()
@@ -163,7 +165,7 @@ class Check(Callback):
             require_folder("hydra.run.dir", config.hydra.run.dir)
             made = Path(config.hydra.run.dir)
             _settings(task, config.hydra, made)
-            make_folder(made, "hydra.run.dir")
+            Check.made = make_folder(made, "hydra.run.dir")
         except ConfigError as error:  # Hydra would turn it into a warning, but lets SystemExit through
             _tell(error)
             sys.exit(2)
@@ -181,7 +183,7 @@ def run_composed(composed: DictConfig) -> None:
         with ranks.starting():
             config, folder = _settings(composed, hydra_config, made)
             if folder.resolve() != made.resolve():
-                remove_if_empty(made)
+                remove_if_empty(made, *Check.made)
             seeds = composed.sweep.seeds
             require(seeds == 1, "sweep.seeds", seeds, "given with -m: only a sweep has several jobs")
             from atlas.runs.run import run  # imports torch
@@ -195,7 +197,7 @@ def run_composed(composed: DictConfig) -> None:
         sys.exit(130)
     except ConfigError as error:
         if ranks.first:
-            remove_if_empty(made)
+            remove_if_empty(made, *Check.made)
         _tell(error)
         sys.exit(2)
     except Exception as error:
@@ -214,9 +216,9 @@ def plan_composed(composed: DictConfig) -> None:
     """Print what the run would need. Hydra calls this."""
     hydra_config, ranks = HydraConfig.get(), current()
     made = Path(hydra_config.runtime.output_dir)
+    remove_if_empty(*Check.made)
     try:
         config, _ = _settings(composed, hydra_config, made)
-        remove_if_empty(made)
         from atlas.runs.plan import plan  # imports torch
 
         with no_exit():

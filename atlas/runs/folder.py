@@ -35,20 +35,28 @@ def require_folder(key: str, value: str | None) -> None:
     require(bool(value and value.strip()), key, value, "a folder, such as outputs/mine (. is the current one)")
 
 
-def make_folder(path: Path, key: str) -> None:
-    """Make the folder. Raises `ConfigError` where that, or writing to it, does not work."""
+def make_folder(path: Path, key: str) -> list[Path]:
+    """Make the folder; returns those that were made for it, the deepest first.
+
+    Raises `ConfigError` where that, or writing to it, does not work.
+    """
+    made: list[Path] = []
     try:
+        made += [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+        return made
     except OSError as error:
+        remove_if_empty(*made)
         raise ConfigError(f"{key}={path}: must be a folder that can be written ({error.strerror})") from error
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run in which no work was done."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def remove_if_empty(*folders: Path) -> None:
+    """Remove the folders of a run in which no work was done, the deepest first."""
+    for folder in folders:
+        with suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()
 
 
 @contextmanager

@@ -84,9 +84,9 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
         return run_in_processes(config, folder, job)
     with ExitStack() as closing:
         with ranks.starting():
-            make_folder(folder, "folder")
+            made = make_folder(folder, "folder")
             if ranks.first:
-                closing.callback(remove_if_empty, folder)
+                closing.callback(remove_if_empty, folder, *made)
             closing.enter_context(log_file(folder, log_name(ranks.rank)))
             keep_freed_memory()
             config = rooted(config)
