@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -28,6 +29,7 @@ from atlas.config.choices import Choices
 from atlas.config.console import print_result
 from atlas.config.exits import no_exit
 from atlas.config.path_overrides import expanded
+from atlas.runs.folder import make_folder, remove_if_empty
 from atlas.telemetry.run_files import RunFiles
 
 USAGE = "python -m atlas.export RUN out=DIR [weights=averaged] [trust=MODULE]"
@@ -60,12 +62,20 @@ def _export(arguments: Sequence[str]) -> int:
 
 def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights: Weights = Weights.trained) -> Path:
     """Write the model of a run or checkpoint into `folder`, which is returned. Raises `ConfigError`."""
+    from atlas.pretrained.folder import require_new
+
+    require_new("out", folder)
+    with ExitStack() as closing:
+        closing.callback(remove_if_empty, *make_folder(folder, "out"))
+        return _write(path, folder, trust, weights)
+
+
+def _write(path: str | Path, folder: Path, trust: Sequence[str], weights: Weights) -> Path:
     from atlas.pretrained.card import model_card, verdicts
-    from atlas.pretrained.folder import require_new, write_pretrained
+    from atlas.pretrained.folder import write_pretrained
     from atlas.runs.build import load_checkpointed
     from atlas.runs.data_record import end_of_document, tokenizer_file
 
-    require_new("out", folder)
     model, config, manifest = load_checkpointed(path, trust, weights=weights)
     chunks = replace(config.chunk_size, local=list(model.plan.local))  # of Stage 2 those of the checkpoint
     config = replace(config, chunk_size=chunks)
@@ -82,7 +92,8 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights
         "probes": json.dumps(probes),
     }
     tokenizer = tokenizer_file(run)
-    card = model_card(folder, config, files, manifest.step, loss, probes, of_bytes=tokenizer is None)
+    name, parameters = folder.resolve().name, sum(parameter.numel() for parameter in model.parameters())
+    card = model_card(name, config, files, manifest.step, loss, probes, parameters, of_bytes=tokenizer is None)
     write_pretrained(folder, model, config, card, metadata, tokenizer, end_of_document(run))
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import log
-from pathlib import Path
 from typing import Any
 
 from atlas import __version__
@@ -27,12 +26,13 @@ def verdicts(files: RunFiles, checkpoint: str, step: int) -> list[Verdict]:
 
 
 def model_card(
-    folder: Path,
+    name: str,
     config: RunConfig,
     files: RunFiles,
     step: int,
     loss: float | None,
     probes: Sequence[Verdict],
+    parameters: int,
     *,
     of_bytes: bool = True,
 ) -> str:
@@ -46,12 +46,12 @@ def model_card(
     levels = [f"| {level} | {verdict} |" for level, verdict in verdict_of.items()]
     chunks = config.chunk_size
     return _CARD.format(
-        name=folder.name,
+        name=name,
         version=__version__,
         reads="It reads bytes: the id of a token is the value of its byte."
         if of_bytes
         else f"Its vocabulary has {config.model.vocabulary:,} tokens.",
-        parameters=f"{summary.get('parameters', 0):,}",
+        parameters=f"{parameters:,}",
         size=f"{settings.layers} layer{'' if settings.layers == 1 else 's'} of width {settings.width},"
         f" {settings.heads} heads, window {settings.window}",
         memory=f"rule {settings.memory.rule.value}, local chunks {chunks.local}, global chunk {chunks.global_size},"

@@ -21,12 +21,16 @@ from atlas.pretrained.tokenizer import end_token, tokenizer_content, tokenizer_s
 SETTINGS_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CODE_FILE = "modeling_atlas.py"
+UNFINISHED = ".unfinished"  # a folder in it, with what a killed call has written
 PREFIX = "model."  # of the names of tensors: the attribute of `AtlasForCausalLM` that holds the model
 
 
 def require_new(key: str, folder: Path) -> None:
     """Raise `ConfigError` for a folder that holds something."""
-    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        taken = folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {UNFINISHED})
+    except OSError as error:  # a name that is too long, a folder that is not this user's
+        raise ConfigError(f"{key}={folder}: must be a folder that can be written ({error.strerror})") from error
     require(not taken, key, folder, "a folder that does not exist or is empty")
 
 
@@ -52,19 +56,30 @@ def write_pretrained(
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{tokenizer}: must be the tokenizer.json of the run ({error})") from error
     generation = {"do_sample": True, "max_new_tokens": 256, "temperature": 0.7}
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save(weights, folder / WEIGHTS_FILE, {"format": "pt", **metadata})
+    texts = {"README.md": card}
     for name, content in (
         (SETTINGS_FILE, _settings(config, vocabulary)),
         ("generation_config.json", generation | ({"eos_token_id": end[1]} if end else {})),
         ("tokenizer.json", symbols),
         ("tokenizer_config.json", tokenizer_settings(end)),
     ):
-        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name(CODE_FILE), folder / CODE_FILE)
-    shutil.copymode(folder / CODE_FILE, folder / WEIGHTS_FILE)  # safetensors lets nobody else read it
+        texts[name] = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    part = folder / UNFINISHED
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for name, text in texts.items():
+            (part / name).write_text(text, encoding="utf-8")
+        shutil.copyfile(Path(__file__).with_name(CODE_FILE), part / CODE_FILE)
+        save(weights, part / WEIGHTS_FILE, {"format": "pt", **metadata})
+        shutil.copymode(part / CODE_FILE, part / WEIGHTS_FILE)  # safetensors lets nobody else read it
+        for name in (*texts, CODE_FILE, WEIGHTS_FILE):
+            (part / name).rename(folder / name)
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        raise ConfigError(f"out={folder}: must be a folder that takes all of the files ({error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _settings(config: RunConfig, vocabulary: int) -> dict[str, Any]:

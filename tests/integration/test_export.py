@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,6 +110,9 @@ def test_a_run_starts_from_it(untrained: Path, exported: Path, tiny: Callable[..
     [
         ([], "out=: must be a folder to write"),
         (["out=taken"], "out=taken: must be a folder that does not exist or is empty"),
+        (["out=taken/new"], "out=taken/new: must be a folder that can be written (Not a directory)"),
+        ([f"out=a/{'b' * 300}"], f"out=a/{'b' * 300}: must be a folder that can be written (File name too long)"),
+        (["out=/proc/new"], "out=/proc/new: must be a folder that can be written (No such file or directory)"),
         (["out=new", "step=7"], "step=7: must be one of the keys out, weights, trust"),
     ],
 )
@@ -121,8 +125,45 @@ def test_a_bad_argument_is_refused(
 ) -> None:
     monkeypatch.chdir(untrained)
     (untrained / "taken").write_text("")
+    shutil.rmtree(untrained / "checkpoints")  # refused before the model is loaded
     assert main([str(untrained), *settings]) == 2
     assert capsys.readouterr() == ("", f"atlas: {message}\n")
+    assert {path.name for path in untrained.iterdir()} == {"config.yaml", "taken"}
+
+
+def test_a_model_that_cannot_be_read_or_written_leaves_no_folder(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(weights: object, file: Path, metadata: object) -> None:
+        assert file.parent.name == ".unfinished"
+        raise safetensors.SafetensorError("no space left")
+
+    out = tmp_path / "a" / "b"
+    assert main([str(tmp_path / "nowhere"), f"out={out}"]) == 2
+    capsys.readouterr()
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert main([str(untrained), f"out={out}"]) == 2
+    assert capsys.readouterr().err == (
+        f"atlas: out={out}: must be a folder that takes all of the files (no space left)\n"
+    )
+    assert not out.parent.exists()
+
+
+def test_a_folder_that_a_killed_call_has_begun_is_filled(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "mine"
+    (begun / ".unfinished").mkdir(parents=True)
+    (begun / ".unfinished" / "model.safetensors").write_bytes(b"torn")
+    monkeypatch.chdir(begun)
+    assert main([str(untrained), "out=."]) == 0
+    model, _ = atlas.load(untrained)
+    weights = read_weights("path", begun)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    card = (begun / "README.md").read_text()
+    assert "\n# mine\n" in card
+    assert f"| parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |" in card  # no summary.json
+    assert ".unfinished" not in {path.name for path in begun.iterdir()}
 
 
 COMPARE = """
