@@ -1,4 +1,4 @@
-"""The recall grid of `python -m atlas.niah`: depth x length, memory on beside memory off."""
+"""The recall grid of `python -m atlas.niah`: depth x length, memory on beside its controls."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ from atlas.telemetry.run_files import EARLIER, mappings
 
 GRIDS = [level.name for level in LEVELS.values() if level.grid]
 PLACE = ("task", "haystack", "length", "depth")
-MEASURES = (("accuracy", "memory on"), ("control", "memory off"))
+MEASURES = (("accuracy", "memory on"), ("control", "memory off"), ("without", "trained without a memory"))
+GAP = 0.06  # between heat maps, of the width
 
 
 def needle_blocks(record: RunRecord) -> list[Block]:
     """Verdicts, heat maps and the grid as tables; [] for a run that `python -m atlas.niah` did not probe.
 
-    Of the newest probing, and of the newest one before it with a grid where it has none.
+    Of the newest probing, and of the newest one before it with a grid where it has none; of the others the verdicts.
     """
     blocks: list[Block] = []
+    others: list[list[Cell]] = []
+    drawn = False
     for probing in [record.niah, *mappings(record.niah.get(EARLIER))]:
         results = mappings(probing.get("results"))
         cells = [cell for result in results if result.get("level") in GRIDS for cell in _sound_cells(result)]
-        if results and (cells or not blocks):
-            blocks.append(_verdicts(results, _source(probing)))
-        if not cells:
+        if not results:
             continue
+        if blocks and (drawn or not cells):
+            others += [[*row, Cell(_source(probing))] for row in _verdicts(results)]
+            continue
+        blocks.append(Table("Probe of the checkpoint", ("level", "verdict"), _verdicts(results), note=_source(probing)))
         picture = record.folder / "niah.png"  # of the newest grid
-        if picture.is_file():
+        if cells and picture.is_file():
             name = printable(record.name)
             blocks.append(Picture(picture, f"niah-{name.replace('/', '-')}.png", f"needles found, {name}"))
-        return blocks + [_heatmap(cells, task) for task in dict.fromkeys((c["task"], c["haystack"]) for c in cells)]
-    return blocks
+        blocks += [_heatmap(cells, task) for task in dict.fromkeys((c["task"], c["haystack"]) for c in cells)]
+        drawn |= bool(cells)
+    return [*blocks, *([Table("Earlier probes", ("level", "verdict", "command"), others)] if others else [])]
 
 
 def _source(probing: Mapping[str, Any]) -> str:
@@ -62,15 +68,19 @@ def _sound_cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _verdicts(results: Sequence[Mapping[str, Any]], source: str) -> Table:
-    rows = [
+def _verdicts(results: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
+    return [
         [Cell(str(result.get("level"))), Cell(str(result.get("verdict")), tone=_tone(result))] for result in results
     ]
-    return Table("Probe of the checkpoint", ("level", "verdict"), rows, note=source)
 
 
 def _tone(result: Mapping[str, Any]) -> str:
     return {"passed": "good", "failed": "bad"}.get(str(result.get("outcome")), "")
+
+
+def _measures(cells: Sequence[CellRecord]) -> list[tuple[str, str]]:
+    """Those of every probe, and that of a control that was given."""
+    return [one for one in MEASURES if one[0] != "without" or any(cell["without"] is not None for cell in cells)]
 
 
 def _axes(cells: Sequence[CellRecord], task: tuple[str, str]) -> tuple[list[int], list[float | None]]:
@@ -92,16 +102,17 @@ def _depth(depth: float | None) -> str:
 def _heatmap(cells: Sequence[CellRecord], task: tuple[str, str]) -> Chart:
     lengths, depths = _axes(cells, task)
     layout: dict[str, Any] = {"annotations": [], "showlegend": False, "hovermode": "closest", "plot_bgcolor": "@grid"}
-    traces = []
-    for index, (measure, name) in enumerate(MEASURES):
-        suffix = "" if index == 0 else "2"
+    traces, measures = [], _measures(cells)
+    width = (1 + GAP) / len(measures) - GAP
+    for index, (measure, name) in enumerate(measures):
+        suffix = "" if index == 0 else str(index + 1)
         values = _values(cells, task, measure)
         traces.append(_map(values, lengths, depths, suffix))
-        start = 0.53 * index
-        layout |= {f"xaxis{suffix}": _axis("length, tokens", domain=[start, start + 0.47])}
+        start = (width + GAP) * index
+        layout |= {f"xaxis{suffix}": _axis("length, tokens", domain=[start, min(start + width, 1.0)])}
         layout |= {f"yaxis{suffix}": _axis("depth" if index == 0 else "", autorange="reversed")}
         layout[f"yaxis{suffix}"] |= {"anchor": f"x{suffix}", "showticklabels": index == 0}
-        layout["annotations"] += [_heading(name, start + 0.235), *_numbers(values, suffix)]
+        layout["annotations"] += [_heading(name, start + width / 2), *_numbers(values, suffix)]
     title, note = f"Needles found: {task_name(*task)}", "Share of needles found, in percent."
     return Chart(title, traces, layout, note, table=_grid(title, cells, task))
 
@@ -141,10 +152,11 @@ def _numbers(values: list[list[float | None]], suffix: str) -> list[dict[str, An
 
 def _grid(title: str, cells: Sequence[CellRecord], task: tuple[str, str]) -> Table:
     lengths, depths = _axes(cells, task)
-    both = [_values(cells, task, measure) for measure, _ in MEASURES]
-    head = ["depth", *(f"{length} tokens, {name}" for _, name in MEASURES for length in lengths)]
+    measures = _measures(cells)
+    found = [_values(cells, task, measure) for measure, _ in measures]
+    head = ["depth", *(f"{length} tokens, {name}" for _, name in measures for length in lengths)]
     rows = [
-        [Cell(_depth(depth)), *(share_cell(value) for values in both for value in values[index])]
+        [Cell(_depth(depth)), *(share_cell(value) for values in found for value in values[index])]
         for index, depth in enumerate(depths)
     ]
     return Table(title, head, rows)

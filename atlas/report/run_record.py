@@ -44,7 +44,7 @@ class RunRecord:
     def place(self) -> tuple[int, int] | None:
         """Segment and step of the newest known state."""
         places = zip(self.rows.segment.tolist(), self.rows.step.tolist(), strict=True)
-        return last_place(places, self.events, count(self.summary.get("segment")) or 0)
+        return last_place(places, self.events, int(finite(self.summary.get("segment")) or 0))
 
     @property
     def step(self) -> int | None:

@@ -82,6 +82,15 @@ def test_a_probed_checkpoint_is_shown_as_grid_and_picture(rolled_back: Path) -> 
     assert f"| recall | PASSED |\n\n{source}\n\n![needles found, 0](niah-0.png)" in text
     assert "| 50% | 75.0% | 75.0% | - | - |" in text
     assert (folder / "niah-0.png").read_bytes() == b"picture"
+    assert "trained without a memory" not in text
+    beside = RECALL | {"cells": [CELL | {"without": 0.125}]}
+    probed |= {"results": [beside], "earlier": [{"checkpoint": "step-00000005", "results": [RECALL]}]}
+    (rolled_back / "niah.json").write_text(json.dumps(probed))
+    text = (write_report([rolled_back]) / "report.md").read_text()
+    assert "| depth | 64 tokens, memory on | 64 tokens, memory off | 64 tokens, trained without a memory |" in text
+    assert "| 50% | 75.0% | - | 12.5% |" in text
+    assert "### Earlier probes\n\n| level | verdict | command |\n| --- | --- | --- |\n" in text
+    assert "| recall | PASSED | python -m atlas.niah on step-00000005 |" in text
 
 
 def test_a_newer_probing_without_a_grid_stands_before_the_grid_of_an_earlier_one(rolled_back: Path) -> None:
