@@ -78,7 +78,9 @@ class WatchConfig(Choices, prefix="watch."):
     validation_loss: WatchAction = _watcher("a validation loss that is no number", undone=True)
     past_best: WatchAction = _watcher("a validation loss that ends far above its lowest one")
     last_steps: WatchAction = _watcher("damage in the last steps, too late for a rollback to be decided")
-    memory_unused: WatchAction = _watcher("the loss is the same with the memory switched off")
+    memory_unused: WatchAction = _watcher(
+        "the loss is the same with the memory switched off or, from step 500 on, writing nothing"
+    )
     writes: WatchAction = _watcher("a memory whose writes lead away from what it is given, or make the loss worse")
     rates_low: WatchAction = _watcher("a memory whose inner rates are near 0 writes nothing", undone=True)
     rates_high: WatchAction = _watcher("inner rates near the range where float32 gradients are wrong", undone=True)
