@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atlas.config import require
 from atlas.data.batch import Batch
 from atlas.data.corpus import Corpus
-from atlas.data.leakage import BLOCK, shared_blocks
+from atlas.data.leakage import block_tokens, shared_blocks
 from atlas.data.needles import Tokens
 from atlas.data.sampler import VALIDATION_SEED, Random, RowGenerators, Stream, generator, of_rows
 from atlas.data.store_corpus import StoreCorpus, load_store
@@ -48,7 +48,7 @@ class BlendCorpus(Corpus):
 
     def _leakage(self, store: StoreCorpus) -> float:
         others = [] if self.too_large else [one.train for one in self.stores if one is not store]
-        block = max(round(BLOCK / store.bytes_per_token), 1)
+        block = block_tokens(store.bytes_per_token)
         size = int(store.symbols.vocabulary)
         found = [shared_blocks(train, store.validation, block=block, symbols=size)[0] for train in others]
         return max([store.leakage, *found])

@@ -40,6 +40,11 @@ def shared_blocks(
     return float(shared.mean()), starts[shared]
 
 
+def block_tokens(bytes_per_token: float) -> int:
+    """Tokens of a block with about `BLOCK` bytes of text."""
+    return max(round(BLOCK / bytes_per_token), 1)
+
+
 def share_within(train: Tokens, texts: Mapping[str, Tokens]) -> dict[str, float | None]:
     """Of pieces of each text, evenly far apart, the share that stands in training; None for a text that is too short.
 

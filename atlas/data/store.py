@@ -27,6 +27,11 @@ class StoreSplit:
         """The tokens of a document, its end included."""
         return self.tokens[self.ends[number - 1] if number else 0 : self.ends[number]]
 
+    def short_share(self, length: int) -> float:
+        """The share of its tokens that stand in documents of less than `length` tokens."""
+        lengths = np.diff(self.ends, prepend=0)
+        return float(lengths[lengths < length].sum() / max(len(self.tokens), 1))
+
     def release(self) -> None:
         """Take the pages that were read out of this process's memory; the system keeps them as long as it has room."""
         for array in (self.tokens, self.ends):

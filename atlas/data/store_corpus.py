@@ -10,10 +10,13 @@ from pathlib import Path
 from atlas.config import require
 from atlas.config.path_overrides import expanded
 from atlas.data.corpus import Corpus
+from atlas.data.leakage import BLOCK, block_tokens
 from atlas.data.store import TokenStore
 from atlas.data.store_format import SPLITS, TOKENIZER_FILE, files_of
 from atlas.data.symbols import Symbols
 from atlas.data.tokenizer import BYTES_NAME
+
+MOST_SHORT = 0.5  # share of the validation text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class StoreCorpus(Corpus):
     def leakage(self) -> float:
         return self.store.record.validation_in_training
 
+    @property
+    def warnings(self) -> list[str]:
+        return [*super().warnings, *short_documents(self.store)]
+
     def require_length(self, sequence: int) -> None:
         shorter = min(len(self.train), len(self.validation))
         part = "validation" if shorter == len(self.validation) else "training"
@@ -51,6 +58,14 @@ class StoreCorpus(Corpus):
             "validation_tokens": len(self.validation),
             "validation_in_training": self.leakage,
         }
+
+
+def short_documents(store: TokenStore) -> list[str]:
+    """A line where most of the validation text is in documents too short for a block of `shared_blocks`."""
+    short = store.validation.short_share(block_tokens(store.record.bytes_per_token))
+    what = f"{short:.0%} of the validation text stands in documents of less than {BLOCK} bytes"
+    told = f"{what}: whether they stand in training as well, but for a change, is not known"
+    return [told] if short > MOST_SHORT else []
 
 
 def load_store(path: str, key: str) -> StoreCorpus:

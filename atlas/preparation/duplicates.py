@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas.data.leakage import BLOCK, shared_blocks
+from atlas.data.leakage import block_tokens, shared_blocks
 from atlas.data.store_format import DTYPES, SplitRecord, files_of
 
 
@@ -18,9 +18,9 @@ def count_duplicates(units: Path, indices: Sequence[int]) -> int:
 
 
 def validation_in_training(store: Path, splits: Mapping[str, SplitRecord], dtype: str, vocabulary: int) -> float:
-    """The share of the blocks of validation tokens that stand in training; a block has about `BLOCK` bytes of text."""
+    """The share of the blocks of validation tokens that stand in training; see `block_tokens`."""
     tokens, text = (sum(getattr(one, what) for one in splits.values()) for what in ("tokens", "bytes"))
-    block = max(round(BLOCK * tokens / text), 1)
+    block = block_tokens(text / tokens)
     train, validation = (
         np.memmap(store / files_of(split)[0], dtype=DTYPES[dtype], mode="r") for split in ("train", "validation")
     )

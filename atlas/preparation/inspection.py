@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atlas.config.untrusted import printable
 from atlas.data.store import TokenStore
+from atlas.data.store_corpus import short_documents
 from atlas.data.store_format import SPLITS, StoreRecord
 
 SHOWN_TOKENS = 60
@@ -24,6 +25,7 @@ def store_lines(folder: Path, record: StoreRecord) -> list[str]:
         )
     lines.append(f"duplicates {record.duplicates:,} documents that equal an earlier one (all copies in one part)")
     lines.append(f"shared     {record.validation_in_training:.1%} of the validation text stands in training as well")
+    lines += [f"           {line}" for line in short_documents(TokenStore(folder, "out"))]
     left_out = f"left out   {record.skipped_count:,} documents that could not be read, {record.empty:,} empty ones"
     return [*lines, left_out, *(f"           {place}" for place in record.skipped)]
 

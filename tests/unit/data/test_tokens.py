@@ -17,6 +17,7 @@ from atlas.data.bigram import SparseBigram
 from atlas.data.blend import BlendData
 from atlas.data.corpus import spread
 from atlas.data.recall import RecallTask
+from atlas.data.store_corpus import load_store
 from atlas.data.symbols import BYTE_SYMBOLS, Symbols, choose_symbols
 from atlas.data.text import TextData
 from atlas.data.tokens import MixedTokenData, TokenData, cut_share
@@ -299,6 +300,23 @@ def test_validation_text_in_the_training_part_of_another_store_is_told(
     assert large.warnings == [
         "validation text of one store in the training text of another was not looked for: they are too large"
     ]
+
+
+def test_short_documents_that_training_may_have_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A block of 128 bytes is longer than most documents: those that differ by a full stop are not found."""
+    lines = [f"sentence number {n // 2:05d} of the same kind" + "." * (n % 2) for n in range(200)]
+    (tmp_path / "short.txt").write_text("\n\n".join([*lines, "long " * 60]))
+    command = [f"{tmp_path}/short.txt", f"out={tmp_path}/short", "workers=1", "validation_share=0.3", "separator=\n\n"]
+    assert main(command) == 0
+    corpus = load_store(str(tmp_path / "short"), "data.path")
+    lengths = np.diff(corpus.store.validation.ends, prepend=0)
+    told = f"{lengths[lengths < 129].sum() / lengths.sum():.0%} of the validation text stands in documents of less than"
+    assert (corpus.leakage, len(corpus.warnings)) == (0, 1)
+    assert corpus.warnings[0].startswith(f"{told} 128 bytes: whether they stand in training as well")
+    assert corpus.warnings[0] in capsys.readouterr().out
+    assert load_store(str(folder / "bytes"), "data.path").warnings == []
 
 
 def test_stores_whose_documents_end_in_another_way_are_not_blended(folder: Path, tmp_path: Path) -> None:
