@@ -30,7 +30,7 @@ from omegaconf import DictConfig, open_dict
 
 from atlas.config import ConfigError, RunConfig, require
 from atlas.config.arguments import run_command
-from atlas.config.composition import register
+from atlas.config.composition import checked, register
 from atlas.config.console import drop_unwritten, print_result
 from atlas.config.exits import no_exit
 from atlas.config.files import CONF_DIR
@@ -74,6 +74,7 @@ def train(config: RunConfig, folder: str | Path | None = None) -> RunSummary:
     KeyboardInterrupt; outside of the main thread they are not handled here. In processes that torchrun has started,
     each calls it with the same configuration.
     """
+    config = checked(config)
     with ending_with_torchrun(), launched(config.parallel.start_timeout_s) as ranks, ranks.starting():
         chosen = _chosen_folder(config, folder)
         from atlas.runs.run import run  # imports torch

@@ -106,22 +106,55 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     """Resolve and check what Hydra composed. Raises `ConfigError` for an unusable value, key or component."""
     with refuse(CONF_DIR):
         check_keys(composed)
-        config = OmegaConf.to_object(composed)
-        assert isinstance(config, RunConfig)
-        _check_numbers(config, "")
+        config = _to_object(composed)
         refuse_untrusted(foreign_code(config, config.trust))
-        for group, handed_over in HANDED_OVER.items():
-            if group != "logger":
-                check_component(group, getattr(config, group), handed_over)
-        for key, settings in loggers(config.logger).items():
-            check_component(key, settings)
-        check_own_code(config)
+        _check_components(config)
     return config
+
+
+def checked(config: RunConfig) -> RunConfig:
+    """The configuration with the checks of `compose`, which a program may have changed since. Its code is trusted: the
+    program has named it. Raises `ConfigError`."""
+    with refuse(CONF_DIR):
+        _check_attributes(config, "")
+        found = _to_object(OmegaConf.merge(_schema(), plain(config)))
+        _check_components(found)
+    return found
+
+
+def _to_object(settings: Any) -> RunConfig:
+    config = OmegaConf.to_object(settings)
+    assert isinstance(config, RunConfig)
+    _check_numbers(config, "")
+    return config
+
+
+def _check_attributes(settings: Any, prefix: str) -> None:
+    """Refuse attributes that no field of the dataclass has: `config.train.stpes = 5` sets nothing."""
+    known = {field.name for field in dataclasses.fields(settings)}
+    for name, value in vars(settings).items():
+        if name not in known:
+            raise unknown_key(f"{prefix}{name}={value}", CONF_DIR)
+        if dataclasses.is_dataclass(value):
+            _check_attributes(value, f"{prefix}{name}.")
+
+
+def _check_components(config: RunConfig) -> None:
+    for group, handed_over in HANDED_OVER.items():
+        if group != "logger":
+            check_component(group, getattr(config, group), handed_over)
+    for key, settings in loggers(config.logger).items():
+        check_component(key, settings)
+    _require_own_code(config)
 
 
 def check_own_code(config: RunConfig) -> None:
     """Raise `ConfigError` for code outside of the groups of components that is not trusted, or not there."""
     refuse_untrusted(_own_code(config, config.trust))
+    _require_own_code(config)
+
+
+def _require_own_code(config: RunConfig) -> None:
     for key, names in _own_names(config).items():
         for name in names:
             named_callable(key, name)

@@ -18,8 +18,8 @@ Metric = Callable[[AtlasModel, int], Mapping[str, Any]]
 def own_metrics(
     names: Sequence[str], model: AtlasModel, step: int, warn: Callable[[str], None]
 ) -> dict[str, float | None]:
-    """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite, and with a warning for
-    what is no number.
+    """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite. A metric that fails,
+    and what is no number, leave a gap and a warning: training does not depend on them.
 
     A metric sees the model after the step, without gradients. It may draw random numbers, of torch, numpy and Python:
     those of training stay as they are.
@@ -30,7 +30,13 @@ def own_metrics(
     with torch.no_grad(), rng_kept():
         for name in names:
             metric: Metric = named_callable("telemetry.metrics", name)
-            for key, value in metric(model, step).items():
+            try:
+                values = dict(metric(model, step))
+            except Exception as error:  # code of the user's
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                warn(f"telemetry.metrics={name}: must return numbers by name; its columns have gaps ({why})")
+                continue
+            for key, value in values.items():
                 try:
                     number = float(value)
                 except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -48,3 +48,22 @@ def test_what_is_no_number_leaves_a_gap_and_is_named(model: AtlasModel) -> None:
     assert {type(value) for value in found.values()} == {float, type(None)}  # what a file can hold
     line = f"telemetry.metrics={__name__}.mistaken: {{}} must be a number, not a {{}}; its column has a gap"
     assert said == [line.format("none", "NoneType"), line.format("row", "Tensor")]
+
+
+def nothing(model: AtlasModel, step: int) -> None:
+    return None
+
+
+def failing(model: AtlasModel, step: int) -> dict[str, float]:
+    raise KeyError("no such\nlayer")
+
+
+def test_a_metric_that_fails_is_named_and_the_others_count(model: AtlasModel) -> None:
+    said: list[str] = []
+    names = [f"{__name__}.{one.__name__}" for one in (nothing, failing, drawing)]
+    assert own_metrics(names, model, 7, said.append)["own/step"] == 7
+    line = f"telemetry.metrics={__name__}.{{}}: must return numbers by name; its columns have gaps ({{}})"
+    assert said == [
+        line.format("nothing", "TypeError: 'NoneType' object is not iterable"),
+        line.format("failing", "KeyError: 'no such\\nlayer'"),
+    ]
