@@ -28,7 +28,8 @@ SCANNED = {Rule.gd, Rule.momentum, Rule.muon}  # whose chunks have compiled kern
 def start_notices(config: RunConfig, device: torch.device) -> list[str]:
     """Of the machine and the settings. Raises `ConfigError` for kernels that are insisted on and do not fit."""
     machine = [*missing_kernels(device), *_odd_widths(config, device)]
-    return [*machine, *_long_warmup(config), *_nothing_restored(config), *_fewer_watched(config)]
+    rollback = [*_nothing_restored(config), *_fewer_watched(config), *_never_probed(config)]
+    return [*machine, *_long_warmup(config), *rollback]
 
 
 def damaged_lines(folder: Path) -> list[str]:
@@ -95,6 +96,12 @@ def _nothing_restored(config: RunConfig) -> list[str]:
         return []
     setting = "rollback.observe=true" if rollback.observe else "rollback.enabled=false"
     return [f"{', '.join(f'watch.{name}=rollback' for name in wanted)}: restores nothing with {setting}"]
+
+
+def _never_probed(config: RunConfig) -> list[str]:
+    """A line where probes are to roll back, and there are none."""
+    never = "niah" in config.rollback.triggers and not config.niah.enabled
+    return ["rollback.triggers has niah, and niah.enabled=false: no probe can be its trigger"] if never else []
 
 
 def _fewer_watched(config: RunConfig) -> list[str]:

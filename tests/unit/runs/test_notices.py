@@ -12,6 +12,15 @@ from atlas.runs.notices import start_notices
 BOTH = ["watch.gradient_jump=rollback", "watch.validation_loss=rollback"]
 
 
+def test_probes_that_are_a_trigger_and_never_run_are_told() -> None:
+    def lines(*overrides: str) -> list[str]:
+        return start_notices(atlas.compose(["rollback.triggers=[niah]", *overrides]), torch.device("cpu"))
+
+    told = "rollback.triggers has niah, and niah.enabled=false: no probe can be its trigger"
+    assert told in lines("niah=off")
+    assert told not in lines()
+
+
 def test_fewer_watched_rows_than_asked_for_are_told() -> None:
     def told(*overrides: str) -> list[str]:
         lines = start_notices(atlas.compose(list(overrides)), torch.device("cpu"))
