@@ -24,7 +24,8 @@ NAMED = [group for group in GROUPS if group not in ("experiment", "logger")]
 def options_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Group -> the one option that has all its settings in `config`, which is flat; groups without one are left out.
 
-    config.yaml holds the values of an option and not its name.
+    config.yaml holds the values of an option and not its name. A component, most of whose keys are the user's to set,
+    is known by its class.
     """
     found = {group: _option(group, config) for group in NAMED} if config else {}
     return {group: option for group, option in found.items() if option is not None}
@@ -35,10 +36,16 @@ def _option(group: str, config: Mapping[str, Any]) -> str | None:
     usual = {key: value for key, value in defaults().items() if key in keys_of(group)}
     fitting = [option for option, settings in known.items() if _fits({**usual, **settings}, config)]
     if not fitting:  # single settings were changed too
+        known = {option: _class_alone(group, settings) or settings for option, settings in known.items()}
         fitting = [option for option, settings in known.items() if settings and _fits(settings, config)]
         most = max((len(known[option]) for option in fitting), default=0)
         fitting = [option for option in fitting if len(known[option]) == most]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _class_alone(group: str, settings: Mapping[str, str]) -> Mapping[str, str]:
+    """The entry that names a component's class; {} of an option of settings."""
+    return {key: value for key, value in settings.items() if key == f"{group}._target_"}
 
 
 def keys_of(group: str) -> frozenset[str]:

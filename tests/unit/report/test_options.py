@@ -20,6 +20,19 @@ def test_an_option_is_known_by_its_settings_also_beside_a_changed_one() -> None:
     assert options_of({}) == {}
 
 
+def test_a_component_is_known_by_its_class_whatever_else_is_set() -> None:
+    store = {"data._target_": "atlas.data.tokens.TokenData", "data.path": "/texts/store", "data.documents": "packed"}
+    library = {"data._target_": "atlas.data.text.StdlibData", "data.validation_share": 0.1}
+    assert options_of(TINY | store)["data"] == "tokens"
+    assert "data" not in options_of(TINY | store | {"data._target_": "mine.Data"})
+    configs = [TINY | store, TINY | library, TINY | store | {"data.documents": "separate"}]
+    found = differences(configs, (), chosen_options(configs, [{}] * 3))
+    assert [(one.name, one.values) for one in found] == [
+        ("data", ["tokens", "stdlib", "tokens"]),
+        ("documents", ["packed", "(absent)", "separate"]),
+    ]
+
+
 def test_two_runs_are_named_by_their_options_and_other_differences_stay() -> None:
     configs = [TINY | {"optim.lr": 0.1}, WIDER | {"optim.lr": 0.2}]
     assert differences(configs, (), chosen_options(configs, [{}, {}])) == [
