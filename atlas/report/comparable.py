@@ -43,8 +43,11 @@ def apart(records: Sequence[RunRecord], groups: Sequence[Sequence[int]]) -> str:
     told = []
     for place, group in enumerate(groups):
         names = ", ".join([*(records[index].name for index in group[:NAMED]), *(["..."] if len(group) > NAMED else [])])
-        start = next(iter(records[group[0]].kind("start")), {})
-        told.append(f"{group_name(place)}: {names}" + (f" ({_end(str(start['source']))})" if "source" in start else ""))
+        first = records[group[0]]
+        start = next(iter(first.kind("start")), {})
+        apart_rows = ", documents=separate" if first.config.get("data.documents") == "separate" else ""
+        what = f" ({_end(str(start['source']))}{apart_rows})" if "source" in start else ""
+        told.append(f"{group_name(place)}: {names}{what}")
     why = "their validation losses are of different texts or targets"
     return f"Not all runs can be compared, since {why}. {'; '.join(told)}."
 

@@ -81,6 +81,14 @@ def test_a_run_joins_two_groups_and_one_without_a_loss_none() -> None:
     assert [group_name(place) for place in (0, 25, 26)] == ["A", "Z", "27"]
 
 
+def test_groups_of_one_text_say_how_its_documents_are_read() -> None:
+    start = STORE | {"validation_tokens": 600, "source": "token store"}
+    runs = [record("atlas.data.tokens.TokenData", "a", start=start, documents=how) for how in ("separate", "packed")]
+    assert apart(runs, comparable_groups(runs)).endswith(
+        "A: run (token store, documents=separate); B: run (token store)."
+    )
+
+
 def run_on(make_run: MakeRun, name: str, text: str, loss: float) -> Path:
     summary = {"status": "completed", "validation_loss": loss, "data_digest": text}
     return make_run(
