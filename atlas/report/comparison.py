@@ -67,7 +67,7 @@ def _best_run_text(
     loss = records[best].per_byte(finite(records[best].summary.get("validation_loss")))
     recall = finite(records[best].probe(RECALL.name).get("accuracy"))
     of = f" of {group_of(best, groups)}" if len(groups) > 1 else ""
-    found = f"validation loss {loss:.4f}, {RECALL.title} {RECALL.unit.text(recall)}"
+    found = f"validation loss {loss:.4f} nats/byte, {RECALL.title} {RECALL.unit.text(recall)}"
     return Text(f"Best run{of}: {labels[best]}, {found}.", tone="good")
 
 

@@ -13,17 +13,17 @@ from typing import Any
 from atlas.config import LEVELS, RECALL, Unit
 from atlas.report.against import LOSS, against_charts, is_wide
 from atlas.report.document import MISSING, Block, Chart, Chooser
-from atlas.report.lines import COLOURS, Lines, Trace
+from atlas.report.lines import COLOURS, Lines, Trace, rounded
 from atlas.report.marks import STEPS, common_range, outliers, range_of_runs
 from atlas.report.run_record import RunRecord
 from atlas.report.settings import Difference
-from atlas.report.wording import finite, number, value_text
+from atlas.report.wording import VALIDATION_LOSS, finite, number, value_text
 
 HOVER = "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>"
 SMOOTH = "Moving means over 2 % of the rows."
 LEGEND = "The orange line is the best run; the lower the validation loss of another run, the stronger its colour."
 BEST = "The thick line is the best run."
-NATS = "nats per"
+NATS = "nats per byte"  # also of a run whose tokens are no bytes
 OVERLAYS = (
     ("validation/loss", "Validation loss of all runs", NATS),
     ("loss", "Training loss of all runs", NATS),
@@ -54,11 +54,6 @@ class Field:
         return [record.per_byte(record.result("validation_loss", "validation/loss")) for record in self.records]
 
     @property
-    def token(self) -> str:
-        """What a logged loss is per."""
-        return "byte" if all(record.bytes_per_token == 1.0 for record in self.records) else "token"
-
-    @property
     def many(self) -> bool:
         """Whether there are more runs than colours that tell them apart."""
         return len(self.records) > len(COLOURS)
@@ -75,12 +70,12 @@ class Field:
 
 def comparison_charts(field: Field, differing: Sequence[Difference], limit: int) -> list[Block]:
     found = [finite(record.probe(RECALL.name).get("accuracy")) for record in field.records]
-    losses = {LOSS: ("nats per byte", field.losses)} if field.comparable else {}
+    losses = {LOSS: (NATS, field.losses)} if field.comparable else {}
     results = losses | {RECALL.title: (str(RECALL.unit), found)}
     runs = [(label, field.colour(index)) for index, label in enumerate(field.labels)]
     charts = [_parallel(field, differing), *against_charts(differing, results, runs)]
     for key, title, axis in OVERLAYS:
-        charts.append(_overlay(field, key, title, f"{axis} {field.token}" if axis == NATS else axis, limit))
+        charts.append(_overlay(field, key, title, axis, limit))
     drawn = [chart for chart in charts if chart is not None]
     return [Chooser(runs), *drawn] if drawn else []
 
@@ -95,14 +90,15 @@ def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart
         mean = lines.mean(key, "", colour, width=width)
         smoothed |= bool(mean)
         drawn = mean or lines.of(key, "", colour, width=width)
+        if axis == NATS:
+            size = field.records[index].bytes_per_token
+            drawn = [trace | {"y": rounded([loss / size for loss in trace["y"]])} for trace in drawn]
         named = {"name": escape(field.labels[index]), "hovertemplate": HOVER, "legendgroup": str(index)}
         traces += [trace | named for trace in drawn if trace.get("meta") != "undone"]
     if all(len(trace["y"]) < 2 for trace in traces):
         return None
     limits, note = (
-        ([-0.05, 1.05], "")
-        if axis == Unit.share
-        else (range_of_runs if axis.startswith(NATS) else common_range)(traces)
+        ([-0.05, 1.05], "") if axis == Unit.share else (range_of_runs if axis == NATS else common_range)(traces)
     )
     layout: dict[str, Any] = {"xaxis": STEPS, "yaxis": {"title": {"text": axis}}}
     layout |= {"hovermode": "closest", "showlegend": False}
@@ -162,7 +158,7 @@ def _parallel(field: Field, differing: Sequence[Difference]) -> Chart | None:
     axes += [
         _Axis("tokens/s", [record.result("tokens_per_second", "tokens_per_second") for record in records], ",.0f"),
         *(_Axis(level.title, accuracies[level.name], level.unit.form) for level in compared),
-        *([_Axis(LOSS.lower(), field.losses, ".4f", loss=True)] if field.comparable else []),
+        *([_Axis(VALIDATION_LOSS, field.losses, ".4f", loss=True)] if field.comparable else []),
     ]
     axes = [axis for axis in axes if axis.distinct > 1]
     if len(axes) < 2:

@@ -80,8 +80,7 @@ def _loss(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     baseline = finite(lines.record.summary.get("baseline_loss"))
     if traces and baseline is not None:
         traces.append(level_line(_ends(lines.record), baseline, lines.record.baseline_name))
-    token = "byte" if lines.record.bytes_per_token == 1.0 else "token"
-    return step_chart("Loss", traces, layout, f"nats per {token}")
+    return step_chart("Loss", traces, layout, f"nats per {lines.record.token}")
 
 
 def _perplexity(lines: Lines, layout: dict[str, Any]) -> Chart | None:
@@ -141,7 +140,7 @@ def _memory_use(lines: Lines, layout: dict[str, Any]) -> Chart | None:
     found = [lines.of(key, name, colour) for key, name, colour in zip(MEMORY_USE, names, COLOURS, strict=False)]
     traces = [trace for own in found for trace in own]
     several = any(len(trace["y"]) > 1 for trace in traces)
-    return step_chart("What the memory is worth", traces if several else [], layout, "nats per token")
+    return step_chart("What the memory is worth", traces if several else [], layout, f"nats per {lines.record.token}")
 
 
 def _niah(lines: Lines, layout: dict[str, Any]) -> Chart | None:

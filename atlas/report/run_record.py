@@ -76,6 +76,11 @@ class RunRecord:
         """Of the validation text; 1 where a token is a byte."""
         return finite(self.summary.get("bytes_per_token")) or 1.0
 
+    @property
+    def token(self) -> str:
+        """What a logged loss is per."""
+        return "byte" if self.bytes_per_token == 1.0 else "token"
+
     def per_byte(self, loss: float | None) -> float | None:
         """Nats per token as nats per byte, so that runs with different tokenizers compare."""
         return None if loss is None else loss / self.bytes_per_token

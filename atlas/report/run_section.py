@@ -18,6 +18,7 @@ from atlas.report.run_record import RunRecord
 from atlas.report.samples import sample_blocks
 from atlas.report.wording import (
     TONES,
+    VALIDATION_LOSS,
     count,
     finite,
     number,
@@ -76,7 +77,8 @@ def _facts(record: RunRecord) -> Facts:
     summary = record.summary
     steps = f"{number(record.step, ',.0f')} of {number(summary.get('steps') or None, ',.0f')}"
     validation = record.result("validation_loss", "validation/loss")
-    perplexity = MISSING if validation is None else f"{validation:.4f} nats, perplexity {exp(min(validation, 80)):.2f}"
+    nats = f" nats per {record.token}"
+    perplexity = MISSING if validation is None else f"{validation:.4f}{nats}, perplexity {exp(min(validation, 80)):.2f}"
     segment = record.place[0] if record.place else 0
     options = ", ".join(
         f"{group}={option}" for group, option in options_of(record.config).items() if group in MADE_WITH
@@ -87,10 +89,10 @@ def _facts(record: RunRecord) -> Facts:
         ("steps", Cell(steps)),
         ("tokens", Cell(number(record.result("tokens", "tokens"), ",.0f"))),
         ("segments", Cell(f"{count(len(record.kind('rollback')), 'rollback')}, now in segment {segment}")),
-        ("training loss", Cell(number(record.result("loss", "loss"), ".4f", " nats"))),
+        ("training loss", Cell(number(record.result("loss", "loss"), ".4f", nats))),
         ("validation loss", Cell(perplexity)),
         *_bits_per_byte(record),
-        (record.baseline_name, Cell(number(summary.get("baseline_loss"), ".4f", " nats"))),
+        (record.baseline_name, Cell(number(summary.get("baseline_loss"), ".4f", nats))),
         *((title, Cell(str(found.get("verdict", MISSING)))) for title, found in _probes(record)),
         *_memory_use(record),
         ("throughput", Cell(number(record.result("tokens_per_second", "tokens_per_second"), ",.0f", " tokens/s"))),
@@ -195,6 +197,6 @@ def overview_cells(record: RunRecord) -> list[Cell]:
 
 
 OVERVIEW = (
-    "validation loss", "training loss", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
+    VALIDATION_LOSS, "training nats/byte", *(level.title for level in BY_WEIGHT), "tokens/s", "peak memory",
     "rollbacks", "steps made",
 )  # fmt: skip

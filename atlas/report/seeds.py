@@ -11,7 +11,7 @@ from atlas.report.comparable import group_of
 from atlas.report.document import MISSING, Block, Cell, Table, Text
 from atlas.report.run_record import RunRecord
 from atlas.report.settings import REPEATS, SEED, Difference
-from atlas.report.wording import finite, number, setting_cell
+from atlas.report.wording import VALIDATION_LOSS, finite, number, setting_cell
 
 NOTE = "Means of completed runs, one of each seed, +- the standard deviation over the seeds."
 
@@ -61,7 +61,7 @@ def seed_table(records: Sequence[RunRecord], differing: Sequence[Difference], co
         count = Cell(f"{len(done)} of {len(group)}", order=float(len(done)), numeric=True)
         rows.append([*names, *chosen, count, *(_spread(values, form) for values, form in measured)])
     names_of_others = (difference.name for difference in others)
-    head = (*grouped, *names_of_others, "seeds", "validation loss", RECALL.title, "tokens/s")
+    head = (*grouped, *names_of_others, "seeds", VALIDATION_LOSS, RECALL.title, "tokens/s")
     table = Table("Means over seeds", head, rows, NOTE, sortable=True)
     return [*_alike(records, differing, comparable), table] if rows else []
 

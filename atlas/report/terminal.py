@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.report.document import Block, Document, Table, Text
+from atlas.report.wording import VALIDATION_LOSS
 
 COMPARISON = "comparison"  # anchor of its section
 RUNS = "Runs"  # title of the table that is shown
-HEALTH, LOSS = "health", "validation loss"  # columns
-KEPT = ("run", "status", "group", LOSS)
+HEALTH = "health"  # a column
+KEPT = ("run", "status", "group", VALIDATION_LOSS)
 GAP = "  "
 
 
@@ -23,7 +24,7 @@ def comparison_lines(document: Document, width: int | None = None) -> list[str]:
     numeric = [any(row[at].numeric for row in table.rows) for at in range(len(columns))]
     shown = [_aligned(column, right=right) for column, right in zip(columns, numeric, strict=True)]
     places = list(range(len(columns)))
-    results = table.head.index(LOSS) if LOSS in table.head else 0
+    results = table.head.index(VALIDATION_LOSS) if VALIDATION_LOSS in table.head else 0
     order = sorted(places, key=lambda at: (at < results, table.head[at] != HEALTH, -at))
     for at in [at for at in order if table.head[at] not in KEPT]:
         if width is not None and len(GAP.join(shown[place][0] for place in places)) > width:

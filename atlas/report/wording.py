@@ -9,6 +9,7 @@ from typing import Any
 from atlas.report.document import MISSING, Cell
 
 LAST_SECOND = 253_402_300_800  # the year 10000, past which there is no date
+VALIDATION_LOSS = "validation nats/byte"  # of runs that are compared, with any tokenizers; short for a terminal
 TONES = {"completed": "good", "passed": "good", "failed": "bad", "aborted": "bad", "killed": "bad", "running": "busy"}
 
 

@@ -26,7 +26,7 @@ def test_a_run_that_rolled_back_is_told_in_full(tiny: Any, tmp_path: Path) -> No
     text = (write_report([run]) / "report.md").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert "- segments: 1 rollback, now in segment 1\n" in text
-    assert f"- validation loss: {summary['validation_loss']:.4f} nats" in text
+    assert f"- validation loss: {summary['validation_loss']:.4f} nats per byte, perplexity" in text
     assert "| rollback | back from step 17 to 10: loss nan, gradient norm nan at step 18; 8 batches left out" in text
     assert "Without 3 rows that a rollback undid." in text  # of steps 15, 17 and 18
     assert "| gate/mean |" in text
@@ -99,7 +99,7 @@ def test_a_click_on_a_heading_sorts_by_number_with_missing_ones_last(page: Path,
     tab = browser.new_page()
     open_file(tab, page)
     heads = tab.locator("#comparison .sortable th")
-    at = heads.all_text_contents().index("validation loss")
+    at = heads.all_text_contents().index("validation nats/byte")
     losses = tab.locator(f"#comparison .sortable tbody tr > :nth-child({at + 1})")
     button = heads.nth(at).locator(":scope > :first-child")
     assert losses.all_text_contents() == ["2.5000", "10.0000", "-"]
@@ -189,17 +189,17 @@ def test_any_series_of_the_runs_is_a_chart_of_all_of_them(page: Path, browser: B
     open_file(tab, page)
     series = tab.locator(".runs select")
     series.focus()
-    assert series.locator("option").all_text_contents() == ["none", "Loss", HOSTILE.capitalize()]
-    series.select_option("Loss")
+    assert series.locator("option").all_text_contents() == ["none", "Loss, nats per byte", HOSTILE.capitalize()]
+    series.select_option("Loss, nats per byte")
     names = "plot => plot.data.map(trace => trace.name)"
-    found = chart(tab, "Loss, all runs").locator(".plot").evaluate(names)
+    found = chart(tab, "Loss, nats per byte, all runs").locator(".plot").evaluate(names)
     assert found[:2] == ["0 lr=0 data=text", "1 lr=0.1 data=text"]
     assert found[2].startswith("2 lr=0.2 data=&lt;script&gt;")
     assert tab.title() == "sweep sweep - atlas"
     tab.reload()
-    assert len(chart(tab, "Loss, all runs").locator(".plot").evaluate(names)) == 3
+    assert len(chart(tab, "Loss, nats per byte, all runs").locator(".plot").evaluate(names)) == 3
     tab.locator(".runs select").select_option("none")
-    assert tab.locator("figure:has(h3:text-is('Loss, all runs'))").count() == 0
+    assert tab.locator("figure:has(h3:text-is('Loss, nats per byte, all runs'))").count() == 0
 
 
 @pytest.mark.slow

@@ -222,7 +222,9 @@
         const title = plot.parentElement.querySelector("h3").textContent;
         for (const trace of layout.xaxis?.title?.text === "step" ? data : []) {
           if (trace.type !== "scatter" || ["undone", "level", "mean"].includes(trace.meta)) continue;
-          const name = trace.name && data.length > 1 ? `${title}: ${plain(trace.name)}` : title;
+          const unit = layout.yaxis.title.text; // that of losses is not the same in all runs
+          const line = trace.name && data.length > 1 ? `${title}: ${plain(trace.name)}` : title;
+          const name = unit.startsWith("nats per") ? `${line}, ${unit}` : line;
           if (!found.has(name)) found.set(name, { axis: layout.yaxis, traces: [] });
           found.get(name).traces.push({ ...trace, name: label, legendgroup: run });
         }

@@ -109,7 +109,7 @@ def test_no_run_is_the_best_of_different_texts(make_run: MakeRun) -> None:
     blocks = told[0].sections[0].blocks
     assert [(block.text, block.tone) for block in blocks if isinstance(block, Text)] == [
         (warning, "bad"),
-        ("Best run of A: 2 source=a, validation loss 1.9000, NIAH recall not measured.", "good"),
+        ("Best run of A: 2 source=a, validation loss 1.9000 nats/byte, NIAH recall not measured.", "good"),
     ]
     (table,) = (block for block in blocks if isinstance(block, Table) and block.title == "Runs")
     assert [[cell.text for cell in cells[:6]] for cells in table.rows] == [

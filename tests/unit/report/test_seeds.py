@@ -36,7 +36,7 @@ ALL = [list(range(6))]  # runs that can be compared
 def test_runs_of_one_setting_are_a_mean_with_its_spread() -> None:
     (table,) = seed_table(RECORDS, [RATES, SEEDS], ALL)
     assert isinstance(table, Table)
-    assert list(table.head) == ["lr", "seeds", "validation loss", "NIAH recall", "tokens/s"]
+    assert list(table.head) == ["lr", "seeds", "validation nats/byte", "NIAH recall", "tokens/s"]
     texts = [[cell.text for cell in row] for row in table.rows]
     assert [row[0] for row in texts] == ["0.0001", "0.001", "0.01"]
     assert [row[1] for row in texts] == ["2 of 2", "2 of 2", "1 of 2"]

@@ -11,7 +11,7 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.report.__main__ import USAGE, main
-from atlas.report.document import Document
+from atlas.report.document import Chart, Document
 from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
 from tests.unit.report.conftest import MakeRun, event, row
@@ -55,7 +55,7 @@ def test_the_page_stands_alone(sweep: Path) -> None:
     folder = write_report([sweep])
     assert sorted(path.name for path in folder.iterdir()) == ["index.html", "plotly.min.js", "report.md"]
     page = (folder / "index.html").read_text()
-    assert "Best run: 0 lr=0.002 source=stdlib, validation loss 2.1000, NIAH recall 25.0%." in page
+    assert "Best run: 0 lr=0.002 source=stdlib, validation loss 2.1000 nats/byte, NIAH recall 25.0%." in page
     assert "ValueError: no &lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<script>alert(1)" not in page
     assert "running or killed (last row at 2027-01-15 08:00:01 UTC)" in page
@@ -171,7 +171,8 @@ def test_the_command_line(
     assert main([str(sweep / "0"), str(sweep / "1"), f"target={tmp_path / 'out'}"]) == 0
     head, first, second, *rest = capsys.readouterr().out.splitlines()
     assert " ".join(head.split()) == (
-        "run status health lr validation loss training loss NIAH recall tokens/s peak memory rollbacks steps made"
+        "run status health lr validation nats/byte training nats/byte NIAH recall tokens/s peak memory rollbacks "
+        "steps made"
     )
     assert " ".join(first.split()) == "0 (best) completed 1 spike 0.002 2.1000 2.0000 25.0% 1,234 1.00 GiB 1 10"
     assert " ".join(second.split()) == "1 aborted - 0.01 - 2.5000 - - - 0 2"
@@ -184,16 +185,30 @@ def test_the_command_line(
     assert "python -m atlas.report DIR... [target=PATH]" in capsys.readouterr().out
 
 
+def test_runs_of_two_tokenizers_are_compared_per_byte(make_run: MakeRun) -> None:
+    rows = [row(step, loss=6.0 / step) for step in (1, 2)]
+    done = {"status": "completed", "validation_loss": 4.0, "data_digest": "a"}
+    runs = [make_run("bytes", rows, (), done), make_run("words", rows, (), done | {"bytes_per_token": 2.0})]
+    told: list[Document] = []
+    text = (write_report(runs, runs[0] / "report", tell=told.append) / "report.md").read_text()
+    assert "Best run: words, validation loss 2.0000 nats/byte, NIAH recall not measured." in text
+    assert "- validation loss: 4.0000 nats per token, perplexity 54.60" in text
+    charts = {block.title: block for block in told[0].sections[0].blocks if isinstance(block, Chart)}
+    chart = charts["Training loss of all runs"]
+    assert {trace["name"]: trace["y"] for trace in chart.traces} == {"bytes": [6.0, 3.0], "words": [3.0, 1.5]}
+    assert chart.layout["yaxis"]["title"]["text"] == "nats per byte"
+
+
 def test_a_narrow_terminal_gets_the_settings_and_the_losses(sweep: Path) -> None:
     told: list[Document] = []
     write_report([sweep / "0", sweep / "1"], tell=told.append)
-    assert comparison_lines(told[0], width=45) == [
-        "run       status        lr  validation loss",
-        "0 (best)  completed  0.002           2.1000",
-        "1         aborted     0.01                -",
+    assert comparison_lines(told[0], width=50) == [
+        "run       status        lr  validation nats/byte",
+        "0 (best)  completed  0.002                2.1000",
+        "1         aborted     0.01                     -",
     ]
-    assert comparison_lines(told[0], width=56)[0] == "run       status     health      lr  validation loss"
-    assert comparison_lines(told[0], width=10)[0] == "run       status     validation loss"
+    assert comparison_lines(told[0], width=61)[0] == "run       status     health      lr  validation nats/byte"
+    assert comparison_lines(told[0], width=10)[0] == "run       status     validation nats/byte"
 
 
 def test_one_file_needs_no_other(rolled_back: Path, tmp_path: Path) -> None:
