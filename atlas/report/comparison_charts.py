@@ -19,6 +19,8 @@ from atlas.report.run_record import RunRecord
 from atlas.report.settings import Difference
 from atlas.report.wording import VALIDATION_LOSS, finite, number, value_text
 
+# Twelve hues that a reader finds again in the legend; sky is too near to blue.
+RUN_COLOURS = (*COLOURS[:5], "@text", "@lime", "@violet", "@brown", "@magenta", "@red", "@cyan")
 HOVER = "%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>"
 SMOOTH = "Moving means over 2 % of the rows."
 LEGEND = "The orange line is the best run; the lower the validation loss of another run, the stronger its colour."
@@ -56,12 +58,12 @@ class Field:
     @property
     def many(self) -> bool:
         """Whether there are more runs than colours that tell them apart."""
-        return len(self.records) > len(COLOURS)
+        return len(self.records) > len(RUN_COLOURS)
 
     def colour(self, index: int) -> str:
         """Its own; of many runs by the rank of the validation loss, and the best one stands out."""
         if not self.many:
-            return COLOURS[index]
+            return RUN_COLOURS[index]
         known, loss = sorted(loss for loss in self.losses if loss is not None), self.losses[index]
         if index == self.best:
             return "@vermillion"

@@ -1,14 +1,16 @@
 "use strict";
 (() => {
-  // Okabe and Ito's colours, darker on white and lighter on black so that each stands out.
+  // Okabe and Ito's colours and, for many runs, six more: darker on white and lighter on black so that each stands out.
   const PALETTES = {
     light: {
       blue: "#0072b2", vermillion: "#d55e00", green: "#009e73", purple: "#b5528c", orange: "#c98500", sky: "#3a9bd9",
+      lime: "#659a00", violet: "#6a3fd4", brown: "#7a4a21", magenta: "#e63cc8", red: "#b3001b", cyan: "#1fa0b0",
       text: "#1c2024", muted: "#8b949e", axis: "#9aa2ab", grid: "#e8eaed", shade: "rgba(213,94,0,0.10)",
       veil: "rgba(255,255,255,0.8)", card: "#ffffff", scale: ["#00224e", "#b9c4d0"],
     },
     dark: {
       blue: "#56b4e9", vermillion: "#ff8c42", green: "#2fcf9f", purple: "#e08fbf", orange: "#f0b429", sky: "#9ad3f5",
+      lime: "#b4e04a", violet: "#a78bff", brown: "#b98a5e", magenta: "#ff5fe0", red: "#ff5a66", cyan: "#5ff0ff",
       text: "#e7e9eb", muted: "#7d8791", axis: "#6c757e", grid: "#30363c", shade: "rgba(255,140,66,0.16)",
       veil: "rgba(28,32,36,0.8)", card: "#1c2024", scale: ["#d9ecff", "#3b5268"],
     },

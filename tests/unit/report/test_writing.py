@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,9 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.report.__main__ import USAGE, main
+from atlas.report.comparison_charts import Field
 from atlas.report.document import Chart, Document
+from atlas.report.run_record import read_run
 from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
 from tests.unit.report.conftest import MakeRun, event, row
@@ -197,6 +201,16 @@ def test_runs_of_two_tokenizers_are_compared_per_byte(make_run: MakeRun) -> None
     chart = charts["Training loss of all runs"]
     assert {trace["name"]: trace["y"] for trace in chart.traces} == {"bytes": [6.0, 3.0], "words": [3.0, 1.5]}
     assert chart.layout["yaxis"]["title"]["text"] == "nats per byte"
+
+
+def test_twelve_runs_have_twelve_colours_on_light_and_on_dark(make_run: MakeRun) -> None:
+    records = [read_run(make_run(str(number)), str(number)) for number in range(13)]
+    colours = [Field(records[:12], [], None).colour(index) for index in range(12)]
+    script = (files("atlas.report") / "assets" / "page.js").read_text()
+    found = re.findall(r"(?:light|dark): \{.*?\}", script, re.DOTALL)
+    themes = [dict(re.findall(r"(\w+): \"(#\w{6})\"", theme)) for theme in found]
+    assert [len({theme[colour.removeprefix("@")] for colour in colours}) for theme in themes] == [12, 12]
+    assert Field(records, [], None).colour(0) == "@muted"  # more than twelve: by their losses
 
 
 def test_a_narrow_terminal_gets_the_settings_and_the_losses(sweep: Path) -> None:
