@@ -9,6 +9,7 @@ from shlex import quote
 from atlas.config import RECALL
 from atlas.config.untrusted import printable
 from atlas.report.health import HEALTHY, brief
+from atlas.report.wording import VALIDATION_LOSS
 from atlas.runs.folder import reason, say
 from atlas.runs.summary import RunSummary
 from atlas.sweeps.outcome import JobOutcome, outcomes
@@ -16,7 +17,7 @@ from atlas.sweeps.resumption import KEY
 from atlas.sweeps.stop import StopSign
 from atlas.sweeps.sweep_record import read_record
 
-HEAD = ("job", "settings", "status", "validation loss", RECALL.name, "health")
+HEAD = ("job", "settings", "status", VALIDATION_LOSS, RECALL.name, "health")
 
 
 def close_sweep(folder: Path, shown: Path, interrupted: bool) -> int:
@@ -59,13 +60,15 @@ def _report(folder: Path) -> None:
 def _row(outcome: JobOutcome, swept: dict[str, str]) -> tuple[str, ...]:
     settings = " ".join(f"{name}={value}" for name, value in swept.items())
     summary = outcome.summary
-    loss = summary.validation_loss if summary else None
+    loss = "-"
+    if summary and summary.validation_loss is not None:
+        loss = f"{summary.validation_loss / summary.bytes_per_token:.4f}"
     recall = summary.niah.get(RECALL.name, {}).get("accuracy") if summary else None
     return (
         str(outcome.job.number),
         settings,
         outcome.status,
-        "-" if loss is None else f"{loss:.4f}",
+        loss,
         "-" if recall is None else f"{recall:{RECALL.unit.form}}",
         _health(summary),
     )

@@ -5,6 +5,7 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.config.keys import override_name
+from atlas.sweeps.closing import close_sweep
 from atlas.sweeps.sweep_record import Job, SweepRecord, read_record
 
 
@@ -17,6 +18,21 @@ def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     written = record(["seed=0"], ["seed=1"])
     written.write(tmp_path)
     assert read_record(tmp_path, "sweep.resume") == written
+
+
+def test_the_closing_table_compares_tokenizers_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(["data.path=a"], ["data.path=b"]).write(tmp_path)
+    for number, size in enumerate((1.0, 2.0)):
+        run = tmp_path / str(number)
+        run.mkdir()
+        found = {"folder": str(run), "status": "completed", "validation_loss": 4.0, "bytes_per_token": size}
+        (run / "summary.json").write_text(json.dumps(found))
+    close_sweep(tmp_path, tmp_path, interrupted=False)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[:3]] == [
+        ["job", "settings", "status", "validation", "nats/byte", "recall", "health"],
+        ["0", "data.path=a", "completed", "4.0000", "-", "healthy"],
+        ["1", "data.path=b", "completed", "2.0000", "-", "healthy"],
+    ]
 
 
 @pytest.mark.parametrize("content", [None, "torn {", "[]", json.dumps({"task": [], "hydra": [], "jobs": [{"a": 1}]})])
