@@ -139,7 +139,7 @@ def signalling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[s
         number: signal.Signals, *, at: int = -1, key: str = "loss", on: str = "", second: int | None = None
     ) -> dict[str, Any]:
         target = {"_target_": "signalling.Signal", "number": int(number)}
-        return {**target, "at": at, "key": key, "on": on, "second": second}
+        return {**target, "at": at, "key": key, "on": on, "second": None if second is None else int(second)}
 
     yield settings
     signal.signal(signal.SIGINT, before)
