@@ -265,9 +265,8 @@ def _complete(
     if not (settings.folder / STORE_FILE).is_file():
         raise ConfigError(f"out={settings.out}: must be {free}")
     record = read_record(settings.folder, "out")
-    listed = _listed(sources)
-    same = {"modified": listed["modified"], **record.settings} == {**asked, **listed}  # older stores have no times
-    require(same, "out", settings.out, f"{free}; it holds a store of other sources or settings")
+    difference = _difference(settings.folder, record, asked, sources)
+    require(not difference, "out", settings.out, f"{free}; it holds a store {difference}")
     whole = settings.on_error is OnError.skip or not record.skipped_count
     left_out = f"{free}; it holds a store without {record.skipped_count} documents that on_error=skip left out"
     require(whole, "out", settings.out, left_out)
@@ -276,6 +275,20 @@ def _complete(
         require(same, "out", settings.out, f"{free}; it holds a store of another tokenizer")
     remove_work(settings.partial)  # killed after the store had got its name
     return record, [f"the store in {settings.folder} is complete: nothing is left to do"]
+
+
+def _difference(store: Path, record: StoreRecord, asked: Mapping[str, Any], sources: Sequence[Source]) -> str:
+    """In which setting, else by which source, the store is another one than is asked for; "" where it is not."""
+    listed = _listed(sources)
+    before = {"modified": listed["modified"], **record.settings}  # older stores have no times
+    for key, value in asked.items():
+        if before.get(key) != value:
+            return f"with {key}={before.get(key)}, not {value}"
+    if before == {**asked, **listed}:
+        return ""
+    made = (store / STORE_FILE).stat().st_mtime_ns
+    newer = next((f": {one.name!r} is newer than it" for one in sources if one.modified > made), "")
+    return f"of sources with other names, sizes or times{newer}"
 
 
 class _Progress:

@@ -365,17 +365,22 @@ def test_a_complete_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     before = content(tmp_path / "out")
     assert main(command) == 0
     assert f"the store in {tmp_path}/out is complete: nothing is left to do" in capsys.readouterr().err
-    assert main([*command, "field=body"]) == 2
-    other = "must be a folder that does not exist yet; it holds a store of other sources or settings"
-    assert capsys.readouterr().err == f"atlas: out={tmp_path}/out: {other}\n"
-    other = f"atlas: out={tmp_path}/out: {other}\n"
+    other = f"atlas: out={tmp_path}/out: must be a folder that does not exist yet; it holds a store "
+
+    def refused(*changed: str) -> str:
+        capsys.readouterr()
+        assert main([*command, *changed]) == 2
+        return capsys.readouterr().err
+
+    assert refused("validation_share=0.3") == f"{other}with validation_share=0.2, not 0.3\n"
+    assert refused("tokenizer=train:300") == f"{other}with tokenizer=bytes, not train:300\n"
     os.utime(source, ns=(0, 0))  # as large as before
-    assert (main(command), capsys.readouterr().err) == (2, other)
+    assert refused() == f"{other}of sources with other names, sizes or times\n"
     record = json.loads(before["store.json"])
     del record["settings"]["modified"]  # a store of an earlier version
     (tmp_path / "out/store.json").write_text(json.dumps(record))
     assert main(command) == 0
     source.write_bytes(source.read_bytes() + b"\n")
-    capsys.readouterr()
-    assert (main(command), capsys.readouterr().err) == (2, other)
+    os.utime(source, (2**32, 2**32))
+    assert refused() == f"{other}of sources with other names, sizes or times: '{source}' is newer than it\n"
     assert content(tmp_path / "out") == {**before, "store.json": json.dumps(record).encode()}
