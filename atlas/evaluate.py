@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ STDLIB_SHARE = 0.1  # held out, for a run on data without text
 class EvaluationSettings(Choices):
     """What the command line may set; see the module's docstring."""
 
-    paths: str = ""
+    paths: str = field(default="", metadata={"key": "data.paths"})
     factors: str = "1,2,4,8"
     rows: int = 8
     seed: int = 0
@@ -102,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @no_exit()
 def _evaluate(arguments: Sequence[str]) -> int:
     path, given = split_arguments(arguments, USAGE)
-    own = [text for text in given if text.startswith("device")]
-    settings = read_settings(EvaluationSettings, [text.removeprefix("data.") for text in given if text not in own])
+    own = [text for text in given if text.startswith(("device=", "device."))]
+    others = [f"data.{text}" if text.startswith("paths=") else text for text in given if text not in own]
+    settings = read_settings(EvaluationSettings, others, also=("device", "device.threads", "device.kernels"))
     device = read_device(own)
     from atlas.runs.build import load_checkpointed, prepare_device
     from atlas.runs.evaluations import EVALUATION_FILE, read_evaluations, record_evaluation
@@ -174,7 +175,8 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: 
     files: Mapping[Path, bytes] = {}
     lost: dict[str, float] = {}
     if settings.paths:
-        files, _ = read_files(names(settings.paths), "bytes" if tokenizer is None else "utf8")
+        encoding = "bytes" if tokenizer is None else "utf8"
+        files, _ = read_files(names(settings.paths), encoding, "the tokenizer of the run takes UTF-8 alone")
         hashes = {str(path): hash_of_file(content) for path, content in files.items()}
         texts = {str(path): np.frombuffer(content, dtype=np.uint8) for path, content in files.items()}
         if tokenizer is not None:

@@ -149,24 +149,28 @@ def read_device(arguments: Sequence[str]) -> DeviceConfig:
     return read_settings(DeviceConfig, given, "device.")
 
 
-def read_settings(kind: type[Settings], arguments: Sequence[str], prefix: str = "", **fixed: Any) -> Settings:
+def read_settings(
+    kind: type[Settings], arguments: Sequence[str], prefix: str = "", *, also: Sequence[str] = (), **fixed: Any
+) -> Settings:
     """The settings that `KEY=VALUE` arguments give, defaults for the rest; the last of several values of a key counts.
 
-    Fields are str, int, float, bool or an Enum; `prefix` stands before their names in messages; `fixed` are fields
-    that no argument sets. Raises `ConfigError` naming the argument and what is allowed.
+    Fields are str, int, float, bool or an Enum; the key of one is its name, or what its metadata has for "key".
+    `prefix` stands before keys in messages, which list `also`, the keys of others, too; `fixed` are fields that no
+    argument sets. Raises `ConfigError` naming the argument and what is allowed.
     """
     hints = typing.get_type_hints(kind)
-    defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
-    known = [name for name in defaults if name not in fixed]
+    settable = [field for field in fields(kind) if field.name not in fixed]  # type: ignore[arg-type]
+    known = {field.metadata.get("key", field.name): field for field in settable}
     given: dict[str, Any] = {}
     for argument in arguments:
         key, _, text = argument.partition("=")
         if key not in known:
-            near = get_close_matches(key, known, n=1)
+            near = get_close_matches(key, [*known, *also], n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            keys = ", ".join(f"{prefix}{name}" for name in known)
+            keys = ", ".join(f"{prefix}{name}" for name in (*known, *also))
             raise ConfigError(f"{prefix}{argument}: must be one of the keys {keys}{hint}")
-        given[key] = _value(hints[key], f"{prefix}{key}", text, defaults[key])
+        field = known[key]
+        given[field.name] = _value(hints[field.name], f"{prefix}{key}", text, field.default)
     return kind(**given, **fixed)
 
 

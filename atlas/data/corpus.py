@@ -208,7 +208,7 @@ def _concatenate(parts: Sequence[bytes]) -> NDArray[np.uint8]:
 
 
 def _user_corpus(paths: Sequence[str], encoding: str, validation_share: float) -> Corpus:
-    texts, notes = read_files(paths, encoding)
+    texts, notes = read_files(paths, encoding, "data.encoding=bytes takes text of any encoding")
     common = os.path.commonpath([name.parent for name in texts])
     files = {name.relative_to(common).as_posix(): content for name, content in texts.items()}
     train, validation = split_files(files, validation_share)

@@ -28,11 +28,11 @@ RUN_FILES, SWEEP_FILE = frozenset(("config.yaml", "metrics.jsonl")), "sweep.json
 HEAD_BYTES = 8192  # a NUL byte among these means binary, as in git
 
 
-def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], list[str]]:
+def read_files(paths: Sequence[str], encoding: str, why_utf8: str = "") -> tuple[dict[Path, bytes], list[str]]:
     """The texts that `paths` name, in path order, equal ones once; and a line on the files that were skipped.
 
     A file that is no text is skipped if a pattern found it. Raises `ConfigError` if it was named in full, or if no
-    text is left.
+    text is left, or with the encoding "utf8" for another one: `why_utf8` follows.
     """
     found, named = find_files(paths, "data.paths")
     texts: dict[Path, bytes] = {}
@@ -50,7 +50,7 @@ def read_files(paths: Sequence[str], encoding: str) -> tuple[dict[Path, bytes], 
             copies.append(f"{str(name)!r} equals {str(first)!r}")
             continue
         if encoding == "utf8":
-            _require_utf8(content, name, paths)
+            _require_utf8(content, name, paths, why_utf8)
         texts[name] = content
     if not texts:
         reason = f"all {len(no_texts)} files found are none; the first: {no_texts[0]}"
@@ -178,9 +178,9 @@ def fault_of_text(content: bytes) -> str:
     return "holds NUL bytes" if b"\0" in content[:HEAD_BYTES] else ""
 
 
-def _require_utf8(content: bytes, name: Path, paths: Sequence[str]) -> None:
+def _require_utf8(content: bytes, name: Path, paths: Sequence[str], why: str) -> None:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        reason = f"{str(name)!r} is not UTF-8 at byte {error.start} (data.encoding=bytes takes text of any encoding)"
+        reason = f"{str(name)!r} is not UTF-8 at byte {error.start} ({why})"
         raise ConfigError(f"data.paths={list(paths)}: must be UTF-8 files; {reason}") from error

@@ -157,6 +157,12 @@ def test_a_file_of_a_run_whose_text_is_gone_is_known_by_its_hash(
     assert f"\n{note}\n" in capsys.readouterr().out
 
 
+KEYS = (
+    "must be one of the keys data.paths, factors, rows, seed, bytes, lasting, memory, weights, trust, device,"
+    " device.threads, device.kernels"
+)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -169,6 +175,10 @@ def test_a_file_of_a_run_whose_text_is_gone_is_known_by_its_hash(
         ("device.precision=bf16", "device.precision=bf16: must be left out: a trained model is read in fp32"),
         ("data.paths=nowhere.txt", "data.paths=['nowhere.txt']: must "),
         ("data.paths=short.txt", "data.paths="),
+        ("paths=nowhere.txt", "data.paths=['nowhere.txt']: must "),
+        ("data.rows=3", f"data.rows=3: {KEYS}; did you mean data.paths?\n"),
+        ("data.path=a", f"data.path=a: {KEYS}; did you mean data.paths?\n"),
+        ("devices=cpu", f"devices=cpu: {KEYS}; did you mean device?\n"),
     ],
 )
 def test_a_bad_argument_is_refused(

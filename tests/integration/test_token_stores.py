@@ -164,6 +164,11 @@ def test_evaluate_says_where_the_tokenizer_loses_characters(tmp_path: Path) -> N
     (tmp_path / "foreign.txt").write_text("abcd" * 20)
     asked = read_texts(atlas.compose(["data=stdlib"]), EvaluationSettings(paths=f"{tmp_path}/*.txt"), file)
     assert asked.lost == {f"{tmp_path}/known.txt": 0.0, f"{tmp_path}/foreign.txt": 0.25}
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(
+        ConfigError, match=r"latin.txt' is not UTF-8 at byte 3 \(the tokenizer of the run takes UTF-8 a"
+    ):
+        read_texts(atlas.compose(["data=stdlib"]), EvaluationSettings(paths=f"{tmp_path}/latin.txt"), file)
     (note,) = _lost(asked)
     told = "25.0% of the characters are lost to the tokenizer: bits per byte and perplexity are too low"
     assert note == f"{tmp_path}/foreign.txt: {told}"

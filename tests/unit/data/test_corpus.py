@@ -134,7 +134,8 @@ def test_refuses_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_refuses_bytes_that_are_not_utf8_where_asked_to(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": b"abc\xff\xfe"})
-    assert "a.txt' is not UTF-8 at byte 3" in refusal([f"{tmp_path}/a.txt"], "utf8")
+    told = "a.txt' is not UTF-8 at byte 3 (data.encoding=bytes takes text of any encoding)"
+    assert told in refusal([f"{tmp_path}/a.txt"], "utf8")
     assert load_corpus([f"{tmp_path}/a.txt"], "bytes", 0.5).files == 1
 
 

@@ -23,9 +23,9 @@ def found(*patterns: str, encoding: str = "bytes") -> list[bytes]:
     return list(texts.values())
 
 
-def refusal(*patterns: str, encoding: str = "bytes") -> str:
+def refusal(*patterns: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_files(patterns, encoding)
+        read_files(patterns, "bytes")
     return str(caught.value)
 
 
@@ -170,8 +170,10 @@ def test_equal_contents_count_once(here: Path) -> None:
 
 def test_bytes_that_are_not_utf8_are_refused_where_asked(here: Path) -> None:
     (here / "a.txt").write_bytes(b"abc\xe4 ")
-    assert refusal("*.txt", encoding="utf8") == (
+    with pytest.raises(ConfigError) as caught:
+        read_files(["*.txt"], "utf8", "the tokenizer takes nothing else")
+    assert str(caught.value) == (
         f"data.paths=['*.txt']: must be UTF-8 files; '{here / 'a.txt'}' is not UTF-8 at byte 3"
-        " (data.encoding=bytes takes text of any encoding)"
+        " (the tokenizer takes nothing else)"
     )
     assert found("*.txt") == [b"abc\xe4 "]
