@@ -243,7 +243,7 @@ def _settings(composed: DictConfig, hydra: HydraConf, made: Path) -> tuple[RunCo
     with refuse(CONF_DIR):
         resume = composed.resume
     if resume not in (None, "auto"):
-        folder = run_folder(resume)
+        folder = run_folder(resume, "auto, latest")
         if made.resolve() != folder:
             chosen = next((text for text in hydra.overrides.hydra if text.startswith("hydra.run.dir=")), None)
             require(chosen is None, "resume", resume, f"given without {chosen}: the run goes on in {folder}")

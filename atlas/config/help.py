@@ -29,7 +29,8 @@ Groups (* is the default)
 {groups}
 
 resume=PATH continues the run in that folder, resume=auto the one in hydra.run.dir, if there is one;
-init_from=PATH takes weights only. debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
+init_from=PATH takes weights only. As PATH, latest is the newest run in outputs/runs.
+debug.inject=KIND@STEP[:SIZE][:always] rehearses a fault; KIND is one of
 {faults}.
 debug.profile=FIRST:LAST shows where the time of these steps goes.
 

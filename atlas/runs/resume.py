@@ -27,17 +27,17 @@ from atlas.parallel.launch import launched_number, to_launched_config
 from atlas.telemetry.run_files import CONFIG_FILE
 
 
-def run_folder(resume: str) -> Path:
+def run_folder(resume: str, names: str = "auto") -> Path:
     """The run folder that `resume=PATH` names: PATH itself or, of a checkpoint, the folder above `checkpoints`.
 
-    Raises `ConfigError` where there is no run.
+    `names`: what the caller takes instead of a path. Raises `ConfigError` where there is no run.
     """
     require(bool(resume.strip()), "resume", resume, "a run or a checkpoint, or left out")
     path = expanded(resume).resolve()
     for folder in (path, path.parent.parent):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    raise ConfigError(f"resume={resume}: must be auto, a run folder (with {CONFIG_FILE}) or one of its checkpoints")
+    raise ConfigError(f"resume={resume}: must be {names}, a run folder (with {CONFIG_FILE}) or one of its checkpoints")
 
 
 def option_folders(hydra: HydraConf) -> list[Path]:

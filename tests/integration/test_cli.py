@@ -65,6 +65,7 @@ def test_help_explains_every_option_with_five_examples(tmp_path: Path) -> None:
         for option in options(group):
             assert re.search(rf"^  [ *] {option} +\S", text, re.MULTILINE), f"{group}={option}"
     assert len(re.findall(r"^  python -m atlas.train", text, re.MULTILINE)) == 5
+    assert "As PATH, latest is the newest run in outputs/runs." in text
     marked = re.findall(r"^  \* (\w+)", text, re.MULTILINE)
     assert marked == ["tiny", "c16", "none", "mixed", "muon", *["default"] * 5, "measure", "auto", "auto", "wandb"]
     assert written(tmp_path) == []
@@ -91,6 +92,9 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
     assert "niah:\n  enabled: true\n  every: 77\n" in result.stdout
 
 
+A_RUN = "a run folder (with config.yaml) or one of its checkpoints"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,7 +117,7 @@ def test_cfg_job_shows_the_configuration_without_torch(tmp_path: Path) -> None:
         (["--steps=100"], "--steps=100: must be written train.steps=100"),
         (["resume="], "resume=: must be a run or a checkpoint, or left out"),
         (["-m", "sweep.resume="], "sweep.resume=: must be the folder of a sweep, or left out"),
-        (["resume=nowhere"], "resume=nowhere: must be auto, a run folder (with config.yaml) or one of its checkpoints"),
+        (["resume=nowhere"], f"resume=nowhere: must be auto, latest, {A_RUN}"),
         (["data._target_=stranger.Data"], "data._target_=stranger.Data: must be a component of atlas, unless "),
         (["device.threads=100000"], "device.threads=100000: must be in [0, 1024] (0 = torch's own choice)"),
         (["--plan", "-m", "seed=0,1"], "--plan=-m: must be given for one run, without -m"),

@@ -82,3 +82,8 @@ def test_options_of_the_users_own_folder_count(tmp_path: Path) -> None:
     (tmp_path / "ablation" / "none.yaml").write_text("# @package model.memory\n# nothing\n")
     found = [*named_settings("experiment", "mine", [tmp_path / "missing", tmp_path])]
     assert found == ["experiment", "model.width", "experiment", "train.steps", "ablation"]
+
+
+def test_latest_is_offered_where_it_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be auto, a run folder \(with config\.yaml\) or one of its checkp"):
+        atlas.train(atlas.compose([f"resume={tmp_path}/none"]))
