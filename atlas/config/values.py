@@ -21,7 +21,11 @@ _WORDS: dict[Any, str] = {
     str: "a text",
     type(None): "null",
 }
-_EXAMPLES: dict[Any, str] = {int: "[8,16]", float: "[0.25,0.5]", str: "[a,b]"}
+_LISTS: dict[Any, str] = {
+    int: "a list of integers, such as [8,16]",
+    float: "a list of numbers, such as [0.25,0.5]",
+    str: "a list of texts, such as [a,b]",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ def describe(kind: Any) -> str:
         (member,) = arguments
         plain = member if typing.get_origin(member) is not Annotated else typing.get_args(member)[0]
         each = "" if member is plain else f", each {describe(member)}"
-        return f"a list, such as {_EXAMPLES.get(plain, '[...]')}{each}"
+        return f"{_LISTS.get(plain, 'a list, such as [...]')}{each}"
     if dataclasses.is_dataclass(kind):
         return "an option of the group, or keys as {key: value}"
     return _WORDS.get(kind, "an option of the group, or keys as {key: value}")

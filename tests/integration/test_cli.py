@@ -113,7 +113,10 @@ A_RUN = "a run folder (with config.yaml) or one of its checkpoints"
         (["data=text", "data.paths=[file]"], "data.paths="),
         (["data=text"], "data.paths=[]: must be at least one file or pattern"),
         (["optim.lr=abc"], "optim.lr=abc: must be a number in (0, inf)"),
-        (["logger.tags=foo"], "logger.tags=foo: must be a list, such as [a,b], each a text of 1 to 64 characters"),
+        (
+            ["logger.tags=foo"],
+            "logger.tags=foo: must be a list of texts, such as [a,b], each a text of 1 to 64 characters",
+        ),
         (["--steps=100"], "--steps=100: must be written train.steps=100"),
         (["resume="], "resume=: must be a run or a checkpoint, or left out"),
         (["-m", "sweep.resume="], "sweep.resume=: must be the folder of a sweep, or left out"),

@@ -47,7 +47,7 @@ def refusal(option: str, key: str, value: object) -> str:
 
 
 POSITIVE, SHARE, NAME = "a number in (0, inf)", "a number in [0, 1]", "a text of 1 to 128 characters"
-BETAS = "a list, such as [0.25,0.5] of two numbers in [0, 1)"
+BETAS = "a list of numbers, such as [0.25,0.5] of two numbers in [0, 1)"
 CASES = [
     ("muon", "optim.lr", ["abc", True, float("inf"), float("nan"), 0, -1, None, [1], "1e-3"], POSITIVE),
     ("adamw", "optim.lr", ["abc", True, float("inf")], POSITIVE),
@@ -68,13 +68,13 @@ CASES = [
         "wandb",
         "logger.tags",
         ["foo", [LONG], [""], [1], {"a": 1}],
-        "a list, such as [a,b], each a text of 1 to 64 characters",
+        "a list of texts, such as [a,b], each a text of 1 to 64 characters",
     ),
-    ("mixed", "data.paths", ["a.txt", [1], {"a": 1}, None], "a list, such as [a,b]"),
+    ("mixed", "data.paths", ["a.txt", [1], {"a": 1}, None], "a list of texts, such as [a,b]"),
     ("text", "data.encoding", ["latin1", 8], "one of bytes, utf8"),
     ("stdlib", "data.validation_share", [0, 1, 1.5, "x", True], "a number in (0, 1)"),
     ("tokens", "data.documents", ["joined", 1], "one of packed, separate"),
-    ("blend", "data.weights", ["x", ["x"], None], "a list, such as [0.25,0.5]"),
+    ("blend", "data.weights", ["x", ["x"], None], "a list of numbers, such as [0.25,0.5]"),
     ("tokens", "data.path", [None, ["a"]], "a text"),
     ("mixed", "data.recall_hold", [-0.1, 1.1, "x", True], SHARE),
     ("mixed", "data.recall_share_start", [-0.1, "x"], SHARE),

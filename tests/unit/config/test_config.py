@@ -150,7 +150,7 @@ def test_experiment_files_begin_with_their_command() -> None:
         ("seed=null", "seed=null: must be an integer, such as 0"),
         ("model.memory.enabled=perhaps", "model.memory.enabled=perhaps: must be true or false"),
         ("model.heads=3", "model.heads=3: must be a divisor of model.width=128"),
-        ("chunk_size.local=8", "chunk_size.local=8: must be a list, such as [8,16]"),
+        ("chunk_size.local=8", "chunk_size.local=8: must be a list of integers, such as [8,16]"),
         ("chunk_size.local=[]", "chunk_size.local=[]: must be a list of at least one chunk size"),
         (
             "chunk_size.local=[7]",
