@@ -209,12 +209,12 @@ def load(
 
     Raises `ConfigError` for a folder that is neither, or has no sound checkpoint.
     """
-    model, config, _ = load_checkpointed(path, trust, weights=weights)
+    model, config, _ = load_checkpointed(path, trust, weights=weights, key="path")
     return model, config
 
 
 def load_checkpointed(
-    path: str | Path, trust: Sequence[str] = (), *, weights: Weights | str = Weights.trained, key: str = "path"
+    path: str | Path, trust: Sequence[str] = (), *, weights: Weights | str = Weights.trained, key: str = "RUN"
 ) -> tuple[AtlasModel, RunConfig, Manifest]:
     """As `load`, with the manifest of the checkpoint. `key` names the path in a refusal."""
     averaged = member(Weights, "weights", weights) is Weights.averaged

@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_told_in_a_line_with_the_one_that_is_taken(
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "prompt=a"]) == 2
-    assert capsys.readouterr().err.startswith(f"atlas: path={tmp_path}: must be a run folder")
+    assert capsys.readouterr().err.startswith(f"atlas: RUN={tmp_path}: must be a run folder")
 
 
 class Terminal(io.StringIO):

@@ -168,7 +168,8 @@ def test_a_checkpoint_folder_works_as_well_as_its_run_wherever_one_likes(
         (["niah.samples=few"], "niah.samples=few: must be an integer, such as 24\n"),
         (["niah.samples="], "niah.samples=: must be an integer, such as 24\n"),
         (["niah.samples=1,2"], "niah.samples=1,2: must be one value\n"),
-        (["niah.lengths=64"], "niah.lengths=64: must be a list, such as [8,16]\n"),
+        (["niah.length_factors=[0.1]"], "niah.length_factors=[0.1]: must be a list of integers, such as [8,16]\n"),
+        (["niah.lengths=64"], "niah.lengths=64: must be a list of integers, such as [8,16]\n"),
         (["niah.depths=[0.5"], "niah.depths=[0.5: must be written KEY=VALUE or GROUP=OPTION (quote special characters"),
         (["niah.depths=[2]"], "niah.depths=[2.0]: must be in [0, 1]"),
         (["niah.lengths=[5]"], "niah.lengths=[5]: must be > 7 tokens, the reach of attention"),
@@ -194,7 +195,7 @@ def test_a_bad_argument_is_refused(
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == (
-        f"atlas: path={tmp_path / 'nowhere'}: must be a run folder (with checkpoints/) or one of its checkpoints\n"
+        f"atlas: RUN={tmp_path / 'nowhere'}: must be a run folder (with checkpoints/) or one of its checkpoints\n"
     )
 
 

@@ -76,7 +76,7 @@ def refusal(
     return refuse
 
 
-COMMANDS = {"load": "path", "generate": "path", "niah": "path", "resume": "resume", "init_from": "init_from"}
+COMMANDS = {"load": "path", "generate": "RUN", "niah": "RUN", "resume": "resume", "init_from": "init_from"}
 
 
 @pytest.mark.parametrize(("name", "key"), COMMANDS.items())
