@@ -150,6 +150,8 @@ class TrainState:
             self.early_stop.load_state_dict(payload["early_stop"])
         if "watch" in payload:  # older checkpoints have none
             self.record.load_state_dict(payload["watch"])
+            if payload.get("data", self.data) != self.data:  # the user has accepted another text
+                self.record.forget_held_out()
         self.unfinished = payload.get("unfinished")
         restore_rng(payload["rng"])
 

@@ -69,7 +69,7 @@ def test_a_run_whose_text_moved_goes_on_bitwise(
 
 Change = Callable[[Path], object]
 CHANGES: dict[str, tuple[Change, str, str]] = {
-    "a byte": (lambda texts: (texts / "b.txt").write_text("X" * 3000), "1 changed", "b.txt' changed"),
+    "a byte": (lambda texts: (texts / "a.txt").write_text("X" * 3000), "1 changed", "a.txt' changed"),
     "one more": (lambda texts: (texts / "d.txt").write_text("more text"), "1 added", "d.txt' added"),
     "one less": (lambda texts: (texts / "a.txt").unlink(), "1 missing", "a.txt' missing"),
     "another name": (lambda texts: (texts / "a.txt").rename(texts / "z.txt"), "1 added, 1 missing", "a.txt' missing"),
@@ -96,6 +96,7 @@ def test_another_text_is_refused_by_name_or_accepted(change: str, home: Path, in
     assert go_on(run.folder, "accept_changed_data=true").status == "completed"
     told = [event["message"] for event in run.events("notice")]
     assert f"goes on with another text (accept_changed_data=true): files {counts}; the first: '{first}" in told
+    assert "restored" not in [event["watch"] for event in run.events("watch")]
     assert go_on(run.folder).status == "completed"  # what was accepted is the run's text now
 
 

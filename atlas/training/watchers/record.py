@@ -176,6 +176,11 @@ class Record:
         """Steps since the learning rate has reached its height."""
         return self.step - self.facts.warmup
 
+    def forget_held_out(self) -> None:
+        """What was read of the validation rows of another text cannot be compared with those of this one."""
+        self.validation_rows = None
+        self.watched, self.validations = [], []
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with, as plain containers."""
         return {
