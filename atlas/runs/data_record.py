@@ -115,7 +115,8 @@ def _difference(before: Any, corpus: Corpus) -> str:
         return "its files are the same, their split is not"
     first, kind = min((name, kind) for kind, names in kinds.items() for name in names)
     other = f"{corpus.source} instead of {before.get('source')}: " if not corpus.paths else ""
-    return f"{other}files {reported}; the first: {first!r} {kind}"
+    several = f"files {reported}; the first: " if sum(map(len, kinds.values())) > 1 else ""
+    return f"{other}{several}{first!r} {kind}"
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -68,11 +68,14 @@ def test_a_run_whose_text_moved_goes_on_bitwise(
 
 
 Change = Callable[[Path], object]
-CHANGES: dict[str, tuple[Change, str, str]] = {
-    "a byte": (lambda texts: (texts / "a.txt").write_text("X" * 3000), "1 changed", "a.txt' changed"),
-    "one more": (lambda texts: (texts / "d.txt").write_text("more text"), "1 added", "d.txt' added"),
-    "one less": (lambda texts: (texts / "a.txt").unlink(), "1 missing", "a.txt' missing"),
-    "another name": (lambda texts: (texts / "a.txt").rename(texts / "z.txt"), "1 added, 1 missing", "a.txt' missing"),
+CHANGES: dict[str, tuple[Change, str]] = {
+    "a byte": (lambda texts: (texts / "a.txt").write_text("X" * 3000), "'a.txt' changed"),
+    "one more": (lambda texts: (texts / "d.txt").write_text("more text"), "'d.txt' added"),
+    "one less": (lambda texts: (texts / "a.txt").unlink(), "'a.txt' missing"),
+    "another name": (
+        lambda texts: (texts / "a.txt").rename(texts / "z.txt"),
+        "files 1 added, 1 missing; the first: 'a.txt' missing",
+    ),
 }
 
 
@@ -83,19 +86,19 @@ def test_another_text_is_refused_by_name_or_accepted(change: str, home: Path, in
     run = left(home / "run")
     cut_off(run.folder, interrupting)
     before = sorted(run.folder.rglob("*"))
-    make, counts, first = CHANGES[change]
+    make, difference = CHANGES[change]
     make(home / "texts")
     with pytest.raises(ConfigError) as caught:
         go_on(run.folder)
     assert str(caught.value) == (
-        f"resume={run.folder}: must find the text that the run was trained on; files {counts}; the first: '{first}"
+        f"resume={run.folder}: must find the text that the run was trained on; {difference}"
         " (accept_changed_data=true goes on with the text as it is now;"
         " data.paths=[...] names the place that it was moved to)"
     )
     assert sorted(run.folder.rglob("*")) == before
     assert go_on(run.folder, "accept_changed_data=true").status == "completed"
     told = [event["message"] for event in run.events("notice")]
-    assert f"goes on with another text (accept_changed_data=true): files {counts}; the first: '{first}" in told
+    assert f"goes on with another text (accept_changed_data=true): {difference}" in told
     assert "restored" not in [event["watch"] for event in run.events("watch")]
     assert go_on(run.folder).status == "completed"  # what was accepted is the run's text now
 
@@ -114,8 +117,8 @@ def test_another_standard_library_is_refused(
     (home / "texts" / "b.py").unlink()
     monkeypatch.setattr("platform.python_version", lambda: "9.9.9")
     said = (
-        r"Python 9\.9\.9 standard library instead of Python 3\.\S+ standard library: files 1 missing;"
-        r" the first: 'b\.py' missing \(accept_changed_data=true goes on with the text as it is now\)$"
+        r"Python 9\.9\.9 standard library instead of Python 3\.\S+ standard library:"
+        r" 'b\.py' missing \(accept_changed_data=true goes on with the text as it is now\)$"
     )
     with pytest.raises(ConfigError, match=said):
         go_on(run.folder)
