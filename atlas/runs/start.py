@@ -98,12 +98,14 @@ def _resume(
         raise other_model("resume", manifest.path, error) from error
     steps = config.train.steps
     unchanged = before is None or steps == before.train.steps
-    require(unchanged or steps > state.step, "train.steps", steps, f"> {state.step}, the steps that the run has taken")
+    allowed = f"> {state.step}, the step of the checkpoint that the run goes on from"
+    require(unchanged or steps > state.step, "train.steps", steps, allowed)
     if journal is not None and behind:
         journal.apply(state)
     if chosen is None and not notices:
         notices = gone(checkpoints.root.parent, manifest.step)
-    checkpoints.retire(manifest.step)
+    if checkpoints.retire(manifest.step) and chosen is not None:
+        notices.append(f"the steps after {manifest.step} are trained anew: their checkpoints are set aside")
     return [*notices, f"resumed from {manifest.path.name}"]
 
 

@@ -139,7 +139,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(tiny: Any, tmp_path: Pat
     atlas.train(tiny("train.steps=10", "train.carry_memory=true"), folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
     for given, message in (
-        (["train.steps=8"], r"^train\.steps=8: must be > 10, the steps that the run has taken$"),
+        (["train.steps=8"], r"^train\.steps=8: must be > 10, the step of the checkpoint that the run goes on from$"),
         (["niah.every=3"], r"^niah\.every=3: must be given with train\.steps > 10: the run in .* is complete$"),
         (
             ["train.steps=20", "train.accumulate=2"],

@@ -136,7 +136,10 @@ def test_resume_needs_nothing_repeated_on_the_command_line(overrides: list[str],
     assert result.stdout == f"the run in {run.folder} is complete: nothing is left to do\n"
     assert run.rows == before
     assert not (tmp_path / "outputs").exists()  # only the run's own folder was written
-    assert [event["message"] for event in run.events("notice")] == ["resumed from step-00000010"]
+    assert [event["message"] for event in run.events("notice")] == [
+        "the steps after 10 are trained anew: their checkpoints are set aside",
+        "resumed from step-00000010",
+    ]
 
 
 @pytest.mark.parametrize(
