@@ -33,8 +33,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice, takewhile
 from math import isfinite
+from numbers import Integral, Real
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, get_type_hints
 
 from atlas.config import MOST_THREADS, ConfigError, DeviceConfig, DeviceKind, StepGraphs, require
 from atlas.config.arguments import (
@@ -52,6 +53,7 @@ from atlas.config.console import PROGRESS_SECONDS, progress, writing
 from atlas.config.exits import no_exit
 from atlas.config.path_overrides import expanded
 from atlas.config.untrusted import open_regular
+from atlas.config.values import describe
 
 if TYPE_CHECKING:
     from atlas.data.tokenizer import LibraryTokenizer
@@ -174,6 +176,10 @@ def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **s
     """
     for key in settings.keys() & {"weights", "device", "threads", "trust"}:
         raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
+    plain: dict[Any, type] = {int: Integral, float: Real, str: str}  # an enum refuses what is none of it
+    for key, kind in get_type_hints(GenerationSettings).items():
+        if key in settings:
+            require(isinstance(settings[key], plain.get(kind, object)), key, settings[key], describe(kind))
     chosen = GenerationSettings(prompt=os.fsdecode(prompt), **settings)
     given = chosen.period > 0 or not chosen.lasting
     require(given, "period", chosen.period, "given with lasting: the trained length, in tokens")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,22 @@ def test_every_setting_reaches_the_model(run: Path, capsys: pytest.CaptureFixtur
     assert text("lasting=0.99", "period=4") != usual
     with pytest.raises(ConfigError, match="period=0: must be given with lasting"):
         atlas.generate(atlas.load(run)[0], PROMPT, lasting=0.5)
+
+
+def test_settings_from_python_have_their_type(run: Path) -> None:
+    model, _ = atlas.load(run)
+    for key, value, allowed in (
+        ("seed", None, "an integer"),
+        ("tokens", 1.5, "an integer"),
+        ("temperature", "1", "a number"),
+        ("memory", None, "one of on, off, frozen"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            atlas.generate(model, PROMPT, **{key: value})
+        assert str(refused.value) == f"{key}={value}: must be {allowed}"
+    assert atlas.generate(model, PROMPT, tokens=2, temperature=0) == atlas.generate(
+        model, PROMPT, tokens=np.int64(2), temperature=np.float32(0)
+    )
 
 
 def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
