@@ -49,6 +49,8 @@ def write_pretrained(
     Raises `ConfigError`, also where the package safetensors is missing.
     """
     save = _safetensors("out", folder).save_file
+    from safetensors import SafetensorError
+
     vocabulary = model.embedding.num_embeddings
     try:
         symbols = tokenizer_content(tokenizer, vocabulary)
@@ -76,7 +78,7 @@ def write_pretrained(
         shutil.copymode(part / CODE_FILE, part / WEIGHTS_FILE)  # safetensors lets nobody else read it
         for name in (*texts, CODE_FILE, WEIGHTS_FILE):
             (part / name).rename(folder / name)
-    except Exception as error:  # safetensors has an error of its own for a full disk
+    except (OSError, SafetensorError) as error:  # each for a full disk
         raise ConfigError(f"out={folder}: must be a folder that takes all of the files ({error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
