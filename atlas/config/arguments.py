@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from enum import Enum, StrEnum
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,8 +130,12 @@ def _is_folder(argument: str) -> bool:
 
 
 def names(text: str) -> list[str]:
-    """`a,b` or `[a,b]` as a list."""
-    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+    """`a,b` or `[a,b]` as a list. `[ab]*.md` is one name: its first bracket is closed before the end."""
+    text = text.strip()
+    depths = list(accumulate((char == "[") - (char == "]") for char in text))
+    if text.startswith("[") and depths[-1] == 0 and 0 not in depths[:-1]:
+        text = text[1:-1]
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def read_device(arguments: Sequence[str]) -> DeviceConfig:

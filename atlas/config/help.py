@@ -38,8 +38,9 @@ telemetry.samples=N continues N validation texts after each validation; telemetr
 watch.NAME=warn|abort|rollback|off says what follows where a watcher finds something; NAME is one of
 {watchers}.
 
-A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it;
-sweep.seeds=N repeats every combination with N seeds; sweep.fail_fast=true starts no job after one that failed.
+A sweep ends with a table of its jobs and a report in its folder. sweep.resume=DIR runs what did not complete in it,
+latest is the newest; sweep.seeds=N repeats every combination with N seeds; sweep.fail_fast=true starts no job after
+one that failed.
 hydra/sweeper=optuna 'optim.lr=tag(log,interval(1e-4,1e-2))' lets Optuna choose hydra.sweeper.trials jobs in turn.
 hydra/launcher=joblib runs jobs at the same time (hydra.launcher.n_jobs), hydra/launcher=slurm on a cluster; timings of
 jobs that ran beside others are no evidence.

@@ -33,6 +33,7 @@ from atlas.config.choices import member
 from atlas.config.components import loggers
 from atlas.config.composition import load_config
 from atlas.config.errors import CheckpointWarning
+from atlas.config.latest import is_latest, latest_run
 from atlas.data.corpus import stdlib_corpus
 from atlas.data.needles import NeedleFormat
 from atlas.data.source import DataSource
@@ -207,9 +208,11 @@ def load(
     `weights="averaged"` takes the average that a run with `train.ema` keeps. The model knows the tokenizer of its run,
     see `atlas.generate`.
 
-    Raises `ConfigError` for a folder that is neither, or has no sound checkpoint.
+    `latest` is the newest run in outputs/runs. Raises `ConfigError` for a folder that is neither, or has no sound
+    checkpoint.
     """
-    model, config, _ = load_checkpointed(path, trust, weights=weights, key="path")
+    folder = latest_run("path") if is_latest(str(path)) else path
+    model, config, _ = load_checkpointed(folder, trust, weights=weights, key="path")
     return model, config
 
 

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from atlas.config import CHANGEABLE, ConfigError, require
 from atlas.config.continuing import changeable
 from atlas.config.keys import lies_in, override_name
+from atlas.config.latest import is_latest, latest_sweep
 from atlas.config.path_overrides import expanded, quoted
 from atlas.sweeps.sweep_record import SweepRecord, read_record
 from atlas.telemetry.run_files import JOBS_FILE
@@ -43,7 +44,7 @@ def full_command(arguments: Sequence[str]) -> list[str]:
     if value == "null" or not {"-c", "--cfg"}.isdisjoint(arguments):
         return list(arguments)
     require(bool(value.strip()), KEY, value, "the folder of a sweep, or left out")
-    folder = expanded(value)
+    folder = latest_sweep(KEY) if is_latest(value) else expanded(value)
     record = read_record(folder, KEY)
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
     fields = {flag: flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in record.flags}

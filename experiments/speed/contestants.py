@@ -121,7 +121,7 @@ def _compiled_blocks(loss: nn.Module) -> Callable[[], AbstractContextManager[Non
     if isinstance(loss, NextToken) and isinstance(loss.model, AtlasModel):
         return CompiledBlocks(loss.model)
     for block in loss.model.blocks:  # type: ignore[union-attr]
-        block.compile(fullgraph=True, dynamic=False)  # type: ignore[operator]
+        block.compile(fullgraph=True, dynamic=False)
     return nullcontext
 
 
@@ -163,7 +163,7 @@ def _titans(chunk: int, config: RunConfig) -> nn.Module:
     """titans-pytorch's model of the same width, layers and heads; its own defaults for the rest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.script, in what it imports
-        from titans_pytorch import MemoryAsContextTransformer  # type: ignore[import-untyped]
+        from titans_pytorch import MemoryAsContextTransformer
     model = config.model
     titans: nn.Module = MemoryAsContextTransformer(
         num_tokens=VOCABULARY,

@@ -183,12 +183,14 @@ def test_a_failing_job_does_not_take_the_sweep_with_it(tmp_path: Path) -> None:
     assert status(tmp_path / "sweep" / "1" / "summary.json") == "completed"
 
 
-def test_the_module_is_the_function(tmp_path: Path) -> None:
-    config = atlas.compose(SHORT)
-    run = atlas.train(config, tmp_path / "run")
-    assert (run.status, run.step, run.folder) == ("completed", 2, str(tmp_path / "run"))
-    _, loaded = atlas.load(tmp_path / "run")
-    assert loaded == config
+def test_the_module_is_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, folder = atlas.compose(SHORT), tmp_path / "outputs" / "runs" / "first"
+    run = atlas.train(config, folder)
+    assert (run.status, run.step, run.folder) == ("completed", 2, str(folder))
+    for named in (folder, "latest"):
+        _, loaded = atlas.load(named)
+        assert loaded == config
 
 
 def test_a_folder_that_cannot_be_written_is_refused_by_the_function(tmp_path: Path) -> None:

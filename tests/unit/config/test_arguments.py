@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.config import ConfigError, MemoryConfig, ModelConfig, Rule
-from atlas.config.arguments import read_device, read_settings, require_lasting_of, run_command, split_arguments
+from atlas.config.arguments import names, read_device, read_settings, require_lasting_of, run_command, split_arguments
 
 
 class Colour(StrEnum):
@@ -49,6 +49,22 @@ def test_a_bad_argument_is_refused(argument: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_settings(Settings, [argument])
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a, b", ["a", "b"]),
+        ("[a,b]", ["a", "b"]),
+        ("[ab]*.md", ["[ab]*.md"]),
+        ("[ab]*.md,n[12]", ["[ab]*.md", "n[12]"]),
+        ("[n[12].md,b]", ["n[12].md", "b"]),
+        ("[]", []),
+        ("", []),
+    ],
+)
+def test_brackets_of_a_pattern_are_not_those_of_a_list(text: str, found: list[str]) -> None:
+    assert names(text) == found
 
 
 def test_the_one_folder_is_told_from_the_settings() -> None:

@@ -23,6 +23,16 @@ def places(sweep: Path) -> list[str]:
     return [f"hydra.sweep.dir='{sweep}'", f"sweep.resume='{sweep}'"]
 
 
+def test_latest_is_the_newest_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^sweep.resume=latest: must be a folder, while there is no sweep in"):
+        full_command(["sweep.resume=latest"])
+    newest = Path("outputs/sweeps/b")
+    newest.mkdir(parents=True)
+    SweepRecord(TASK, HYDRA, ()).write(newest)
+    assert full_command(["sweep.resume=latest"])[-2:] == places(newest)
+
+
 def test_a_command_without_resume_stays_as_it_is() -> None:
     assert full_command(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
     assert full_command(["sweep.resume=null"]) == ["sweep.resume=null"]
