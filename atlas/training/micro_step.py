@@ -33,13 +33,6 @@ class Part(NamedTuple):
     carried: Sequence[ModelState] = ()  # of a step without a graph
 
 
-class Micro(NamedTuple):
-    """A micro-batch after its forward pass."""
-
-    total: Tensor  # to be propagated backwards: its share of the batch's loss, and the polarisation of its gates
-    part: Part
-
-
 class MicroStep(nn.Module):
     """The forward pass of a micro-batch up to its share of the batch's loss, as a module: DDP wraps one."""
 
@@ -55,19 +48,23 @@ class MicroStep(nn.Module):
         whole: Totals,
         weight: float,
         micro_batches: int,
-    ) -> Micro:
-        """`on_cpu`: the same as `micro`. `weight`: of the polarisation of the gates, a mean over `micro_batches`."""
+    ) -> tuple[Tensor, Part]:
+        """The loss to propagate backwards, and what the step keeps. The loss is this micro-batch's share of the batch's
+        loss plus the polarisation of its gates.
+
+        `on_cpu`: the same as `micro`. `weight`: of the polarisation, a mean over `micro_batches`.
+        """
         losses, gates, carried = self._forward(self.model, micro.inputs, micro.targets, before, on_cpu.weights)
-        part = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
-        total, penalty = part.total, torch.zeros_like(part.total)
+        shares = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
+        loss, penalty = shares.total, torch.zeros_like(shares.total)
         if gates and weight:
             penalty = weight * gate_polarisation(gates) / micro_batches
-            total = total + penalty
-        if not total.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
-            total = total + 0 * losses.sum()
-        numbers = torch.stack([number.detach().double() for number in (*part, penalty)])
+            loss = loss + penalty
+        if not loss.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
+            loss = loss + 0 * losses.sum()
+        numbers = torch.stack([number.detach().double() for number in (*shares, penalty)])
         rows = row_losses(losses.detach(), micro.weights)
-        return Micro(total, Part(numbers, rows, [gate.detach() for gate in gates], carried))
+        return loss, Part(numbers, rows, [gate.detach() for gate in gates], carried)
 
 
 def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:

@@ -25,7 +25,7 @@ from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.carried_rows import join, restart_rows, run_rows
 from atlas.training.compiled import CompiledBlocks
 from atlas.training.losses import polarisation_weight
-from atlas.training.micro_step import Micro, MicroStep, Outputs, Part
+from atlas.training.micro_step import MicroStep, Outputs, Part
 from atlas.training.regions import region
 from atlas.training.state import TrainState
 from atlas.training.step_graph import Done, StepGraph, fixed_inputs
@@ -103,10 +103,10 @@ class TrainStep:
         for arguments in micros:
             with self.ranks.losing(), nullcontext() if arguments is micros[-1] else self.ranks.apart(forward):
                 with region("forward"):
-                    micro: Micro = forward(*arguments)
+                    loss, part = forward(*arguments)
                 with region("backward"):
-                    micro.total.backward()
-            parts.append(micro.part)
+                    loss.backward()
+            parts.append(part)
         with region("optimizer"):
             return Done(parts, self._gradient_norm(state.model))
 
@@ -198,7 +198,8 @@ class TrainStep:
                 # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:
                 # without this pass, a run that goes on would not be bitwise the run that never stopped.
                 with self.ranks.losing():
-                    forward(*micro).total.backward()
+                    loss, _ = forward(*micro)
+                    loss.backward()
                 model.zero_grad()
         return self._replica[1]
 
