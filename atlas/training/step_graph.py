@@ -74,10 +74,9 @@ class StepGraph:
         clip: Callable[[nn.Module], Tensor],
         micro_batches: int,
         device: torch.device,
-        capture: Capture | None = None,
+        capture: Capture,
     ) -> None:
-        """`forward`: of model, inputs, targets and no states of a micro-batch. `clip`: returns the norm before.
-        `capture`: None records nothing."""
+        """`forward`: of model, inputs, targets and no states of a micro-batch. `clip`: returns the norm before."""
         self.model, self.micro_batches, self.device = model, micro_batches, device
         self._forward, self._clip, self._capture = forward, clip, capture
         self._parameters = list(model.parameters())
@@ -89,10 +88,10 @@ class StepGraph:
         """`given` lies on the CPU. `watched`: hooks look on."""
         self._take(given)
         self._steps += 1
-        if watched or self._capture is None or gpu.graphless() or self._steps <= WARM_UPS:
+        if watched or gpu.graphless() or self._steps <= WARM_UPS:
             return self._one_by_one()
         if self._recorded is None or self._recorded[3] != self._addresses():
-            self._record(self._capture)
+            self._record()
             if self._recorded is None:
                 return self._work()
         wanted = None
@@ -133,9 +132,9 @@ class StepGraph:
             on_host = values.pin_memory() if part.is_cuda and not values.is_pinned() else values
             part.copy_(on_host, non_blocking=True)
 
-    def _record(self, capture: Capture) -> None:
+    def _record(self) -> None:
         try:
-            done, replay = capture(self._work)
+            done, replay = self._capture(self._work)
         except Exception as error:  # of the device, of many types
             self._recorded = None
             gpu.give_up_graph("a step", error)
