@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class EarlyStop:
-    """`patience` validations in a row without a new lowest loss end the run; 0 = never."""
+    """`patience` validations in a row without a new lowest loss end the run."""
 
     patience: int
     last_step: int | None = None  # of the run: there it ends anyway
@@ -31,7 +31,7 @@ class EarlyStop:
     @property
     def reason(self) -> str:
         """Why the run ends here; "" where it goes on."""
-        if not self.patience or self.waited < self.patience or self.seen == self.last_step:
+        if self.waited < self.patience or self.seen == self.last_step:
             return ""
         lowest = "none is a number" if self.lowest is None else f"lowest {self.lowest:.4f} at step {self.step}"
         return f"early stop: {self.waited} validations without a lower loss ({lowest}; train.patience={self.patience})"
