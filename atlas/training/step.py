@@ -108,7 +108,7 @@ class TrainStep:
                     loss.backward()
             parts.append(part)
         with region("optimizer"):
-            return Done(parts, self._gradient_norm(state.model))
+            return Done(parts, self._clip_gradients(state.model))
 
     def _micros(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> list[tuple[Any, ...]]:
         """What `MicroStep.forward` takes, for each micro-batch of this rank."""
@@ -155,7 +155,7 @@ class TrainStep:
 
     def _graph_of(self, model: AtlasModel, capture: Capture) -> StepGraph:
         if self._graph is None or self._graph[0] is not model:
-            made = StepGraph(model, self._outputs, self._gradient_norm, self._micro_batches, self.device, capture)
+            made = StepGraph(model, self._outputs, self._clip_gradients, self._micro_batches, self.device, capture)
             self._graph = model, made
         return self._graph[1]
 
@@ -206,8 +206,8 @@ class TrainStep:
     def autocast(self) -> torch.autocast:
         return products_in(self.precision, self.device)
 
-    def _gradient_norm(self, model: nn.Module) -> Tensor:
-        """Global norm before clipping; clips in place."""
+    def _clip_gradients(self, model: nn.Module) -> Tensor:
+        """Clip them in place; returns their global norm before."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         norm = self.ranks.whole(torch.nn.utils.get_total_norm(gradients))
         limit = self.clip or float("inf")
