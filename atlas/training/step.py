@@ -78,7 +78,7 @@ class TrainStep:
         totals = Totals.sum(self.ranks.gather(batch.totals()))
         weight = polarisation_weight(number, self.config.steps, self.config.gate)
         parts, norm = self._propagate(state, batch, totals, weight)
-        result = self._read(state.model, parts, norm, totals, state.optimizer.lr_at(number))
+        result = self._result(state.model, parts, norm, totals, state.optimizer.lr_at(number))
         self.gradients = copied_gradients(state.model, self.ranks) if self.watches_gradients else {}
         if result.finite:
             with region("optimizer"), self.ranks.losing():  # Muon gathers its matrices from their slices
@@ -119,14 +119,14 @@ class TrainStep:
             for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
         ]
 
-    def _read(self, model: AtlasModel, parts: Sequence[Part], norm: Tensor, totals: Totals, lr: float) -> StepResult:
+    def _result(self, model: AtlasModel, parts: Sequence[Part], norm: Tensor, totals: Totals, lr: float) -> StepResult:
         """The numbers of the step, which all ranks have: the device is waited for once."""
         every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
         gates = [gate for part in parts for gate in part.gates]
         began = time.perf_counter()
         of_gates = gate_numbers(gates) if gates else every.new_empty(0)
         gate_seconds = time.perf_counter() - began
-        found = read(
+        found = to_host(
             sums=torch.stack([sum(column) for column in every[:, :3].float().T]),
             norms=torch.stack((norm, self._weight_norm(model))),
             rows=torch.cat([part.rows for part in parts]),
@@ -226,7 +226,7 @@ def copied_gradients(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     return {name: ranks.own(gradient).clone() for name, gradient in named if gradient is not None}
 
 
-def read(**numbers: Tensor) -> dict[str, list[float]]:
+def to_host(**numbers: Tensor) -> dict[str, list[float]]:
     """Numbers [n] from the device, by their names: all at once, since each read waits for it."""
     found = iter(torch.cat([part.float() for part in numbers.values()]).tolist())
     return {name: list(islice(found, len(part))) for name, part in numbers.items()}
