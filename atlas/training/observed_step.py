@@ -72,13 +72,13 @@ class ObservedStep:
         caught = logged or (measured and self.ranks.first)
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
-        self.step.watches_gradients = measured or self.watchers.around_step.rehearses(number)
+        copies = measured or self.watchers.around_step.rehearses(number)
         with self.clocks.measure("watchers"):
             self.watchers.around_step.before(number)
         with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
             began = time.perf_counter()
             batch = self._batch()
-            result = self.step(state, batch, watched=caught)
+            result = self.step(state, batch, hooked=caught, copy_gradients=copies)
             seconds = time.perf_counter() - began - result.gate_seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("watchers"):

@@ -54,12 +54,11 @@ class TrainStep:
         `context`: ranks that share a sequence.
         """
         self.config, self.device, self.precision, self.ranks = config, device, precision, ranks
-        self.watches_gradients = False  # whether the next call fills the two below
-        self.kept_gradients = False  # whether `zero_grad` has left some
         self.gradients: dict[str, Tensor] = {}  # copies of those that the optimiser was given, clipped
+        self.kept_gradients = False  # whether `zero_grad` has left some
         self.clip = config.gradient_clip  # Stage 2 changes it
         self._replica: tuple[AtlasModel, nn.Module] | None = None
-        self._compiles, self._capture, self._watched = compiled, capture, False
+        self._compiles, self._capture, self._hooked = compiled, capture, False
         self._compiled: tuple[AtlasModel, CompiledBlocks] | None = None
         self._graph: tuple[AtlasModel, StepGraph] | None = None
         self.relay, self.groups = ranks.relay(context), ranks.world // context  # of ranks with the same rows
@@ -68,18 +67,22 @@ class TrainStep:
         of_rank = lcm(config.accumulate, self.groups) // self.groups
         self._micro_batches = of_rank * ranks.world  # of the whole batch; each part of a sequence is in another one
 
-    def __call__(self, state: TrainState, batch: Batch, *, watched: bool = False) -> StepResult:
-        """`watched`: hooks of the model look on."""
+    def __call__(
+        self, state: TrainState, batch: Batch, *, hooked: bool = False, copy_gradients: bool = False
+    ) -> StepResult:
+        """`hooked`: hooks of the model must run, so nothing compiled or recorded does. `copy_gradients`: fill the
+        attributes `gradients` and `kept_gradients`."""
         number, tokens = state.step + 1, batch.inputs.numel() * self.groups
-        self._watched = watched
-        self._clear_gradients(state)
+        self._hooked = hooked
+        state.optimizer.zero_grad()
+        self.kept_gradients = copy_gradients and any_gradient(state.model)
         if self.relay is not None:
             batch = batch.sequence_part(self.relay.part, self.relay.parts)
         totals = Totals.sum(self.ranks.gather(batch.totals()))
         weight = polarisation_weight(number, self.config.steps, self.config.gate)
         parts, norm = self._propagate(state, batch, totals, weight)
         result = self._result(state.model, parts, norm, totals, state.optimizer.lr_at(number))
-        self.gradients = copied_gradients(state.model, self.ranks) if self.watches_gradients else {}
+        self.gradients = copied_gradients(state.model, self.ranks) if copy_gradients else {}
         if result.finite:
             with region("optimizer"), self.ranks.losing():  # Muon gathers its matrices from their slices
                 state.optimizer.step(number)
@@ -88,16 +91,11 @@ class TrainStep:
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         return result
 
-    def _clear_gradients(self, state: TrainState) -> None:
-        state.optimizer.zero_grad()
-        left = [p.grad for p in state.model.parameters() if self.watches_gradients and p.grad is not None]
-        self.kept_gradients = any(bool(gradient.any()) for gradient in left)
-
     def _propagate(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> Done:
         """Forward and backward pass of every micro-batch; the gradients are clipped."""
         if self._capture is not None:
             given = fixed_inputs(batch, totals, weight / self._micro_batches)
-            return self._graph_of(state.model, self._capture).run(given, watched=self._watched)
+            return self._graph_of(state.model, self._capture).run(given, hooked=self._hooked)
         micros = self._micros(state, batch, totals, weight)
         forward, parts = self._replicated(state.model, micros[0]), list[Part]()
         for arguments in micros:
@@ -180,7 +178,7 @@ class TrainStep:
 
     def _compiled_blocks(self, model: AtlasModel) -> AbstractContextManager[None]:
         """Inside, the blocks of the model are the compiled ones, where they are wanted. No hook runs in these."""
-        if not self._compiles or self._watched:
+        if not self._compiles or self._hooked:
             return nullcontext()
         if self._compiled is None or self._compiled[0] is not model:
             self._compiled = model, CompiledBlocks(model)
@@ -218,6 +216,11 @@ class TrainStep:
     def _weight_norm(self, model: nn.Module) -> Tensor:
         with self.ranks.losing():
             return self.ranks.whole(torch.nn.utils.get_total_norm(list(model.parameters())))
+
+
+def any_gradient(model: nn.Module) -> bool:
+    """Whether an element of a gradient is not 0."""
+    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
 def copied_gradients(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ to step is written into tensors before: tokens, targets, weights, the share of e
 the polarisation. Positions do not change: every row starts a sequence.
 
 A graph that is wrong would be silent. So its first steps are also run without it, and the two must agree; else it is
-given up with a warning. Hooks do not run in a graph: a step that is watched runs the same work without it.
+given up with a warning. Hooks do not run in a graph: a step that needs them runs the same work without it.
 
 Legend: B sequences, T tokens.
 """
@@ -84,11 +84,11 @@ class StepGraph:
         self._steps = 0  # run on this memory
         self._recorded: tuple[Done, Callable[[], None], list[Tensor | None], list[int]] | None = None
 
-    def run(self, given: FixedInputs, *, watched: bool) -> Done:
-        """`given` lies on the CPU. `watched`: hooks look on."""
+    def run(self, given: FixedInputs, *, hooked: bool) -> Done:
+        """`given` lies on the CPU. `hooked`: hooks of the model must run, so the graph does not."""
         self._take(given)
         self._steps += 1
-        if watched or gpu.graphless() or self._steps <= WARM_UPS:
+        if hooked or gpu.graphless() or self._steps <= WARM_UPS:
             return self._one_by_one()
         if self._recorded is None or self._recorded[3] != self._addresses():
             self._record()

@@ -77,7 +77,7 @@ def two_processes() -> Ranks:
 
 
 def train(config: RunConfig, capture: Repeating | None = None, rows: int | None = None) -> list[StepResult]:
-    """Step 5 is watched. `rows`: of each batch, None = all."""
+    """Step 5 has hooks. `rows`: of each batch, None = all."""
     model, data = build_model(config), build_data(config)
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     if capture is not None:
@@ -85,7 +85,7 @@ def train(config: RunConfig, capture: Repeating | None = None, rows: int | None 
     step = TrainStep(config.train, torch.device("cpu"), torch.float32, capture=capture)
     batches = [data.batch(number) for number in range(1, STEPS + 1)]
     cut = [Batch(*(column[:rows] for column in vars(batch).values())) for batch in batches]
-    return [step(state, batch, watched=number == 5) for number, batch in enumerate(cut, start=1)]
+    return [step(state, batch, hooked=number == 5) for number, batch in enumerate(cut, start=1)]
 
 
 def compare(found: list[StepResult], wanted: list[StepResult]) -> None:
