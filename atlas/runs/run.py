@@ -59,7 +59,8 @@ from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.state import TrainState, seed_rng
+from atlas.training.rng import seed_rng
+from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.trainer import Trainer
 from atlas.training.watch.faults import FaultInjector, parse_fault

@@ -10,7 +10,7 @@ import torch
 
 from atlas.config.components import named_callable
 from atlas.models.language_model import AtlasModel
-from atlas.training.state import rng_kept
+from atlas.training.rng import rng_kept
 
 Metric = Callable[[AtlasModel, int], Mapping[str, Any]]
 

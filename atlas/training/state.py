@@ -1,19 +1,13 @@
-"""The state of a run: what a checkpoint saves, and what resume and rollback restore.
-
-Legend: B sequences of a micro-batch.
-"""
+"""The state of a run: what a checkpoint saves, and what resume and rollback restore."""
 
 from __future__ import annotations
 
 import operator
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -24,6 +18,7 @@ from atlas.parallel.agreement import require_same_weights
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.early_stop import EarlyStop
 from atlas.training.optimizer import ScheduledOptimizer
+from atlas.training.rng import restore_rng, rng_state
 from atlas.training.watch.gate_monitor import GateMonitor
 from atlas.training.watch.history import History
 from atlas.training.watchers.facts import Facts
@@ -32,6 +27,8 @@ from atlas.training.weight_average import AVERAGE, WeightAverage
 
 if TYPE_CHECKING:
     from atlas.parallel.slices import Slices
+
+POSITION = ("step", "tokens", "segment", "rollbacks", "skipped")  # attributes, one part of a checkpoint
 
 
 @dataclass
@@ -204,40 +201,3 @@ def _unlike(place: str, saved: Any, now: Any) -> str:
         if found_at := _unlike(f"{place}.{key}", value, there):
             return found_at
     return ""
-
-
-POSITION = ("step", "tokens", "segment", "rollbacks", "skipped")
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of every random generator that training could draw from."""
-    kind, keys, *rest = np.random.get_state()
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of this process's device
-    numpy_state = [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy_state}
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state(state["cuda"][0])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-
-
-def seed_rng(seed: int) -> None:
-    """Start every random generator that code of the user's could draw from; the library's own have seeds of theirs."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-@contextmanager
-def rng_kept() -> Iterator[None]:
-    """What is drawn inside changes no number that is drawn afterwards."""
-    before = rng_state()
-    try:
-        yield
-    finally:
-        restore_rng(before)

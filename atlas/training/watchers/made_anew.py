@@ -23,7 +23,8 @@ from atlas.data.batch import Batch
 from atlas.models.language_model import AtlasModel
 from atlas.training.evaluating import evaluating
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.state import TrainState, rng_kept, seed_rng
+from atlas.training.rng import rng_kept, seed_rng
+from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import part_of
