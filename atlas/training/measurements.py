@@ -13,13 +13,13 @@ from atlas.config import RunConfig
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
+from atlas.training.calibration import Calibrator
 from atlas.training.clocks import Clocks
 from atlas.training.evaluation import Evaluator
 from atlas.training.samples import Sampler
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.stop import StopRequest
-from atlas.training.w_init import Calibrator
 from atlas.training.watchers.observations import MemoryUse
 from atlas.training.watchers.watchers import Watchers
 

@@ -14,8 +14,8 @@ import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import RunConfig
 from atlas.runs.build import build_data, build_model
+from atlas.training.calibration import Calibrator
 from atlas.training.step import TrainStep
-from atlas.training.w_init import Calibrator
 
 Tiny = Callable[..., RunConfig]
 SHORT = ["train.steps=4", "checkpoint.every=2", "calibration.rows=4"]

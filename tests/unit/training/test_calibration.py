@@ -28,9 +28,9 @@ from atlas.models.block import AtlasMAGBlock
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import InitialWeights
 from atlas.runs.build import build_data
+from atlas.training.calibration import Calibrator, mean_carried_weights
 from atlas.training.reset_shock import ResetShock, reset_shock
 from atlas.training.step import TrainStep
-from atlas.training.w_init import Calibrator, mean_carried_weights
 
 SHARD, SEQUENCE = 8, 24
 
