@@ -35,7 +35,7 @@ class Evaluator:
 
     def validation_loss(self, model: AtlasModel, plan: ChunkPlan | None = None) -> float:
         """Mean loss in nats per weighted target, read with `plan` or the model's own. The ranks share the batches."""
-        own = [(self._loss(model, batch, plan=plan), batch.weights.sum().item()) for batch in self.batches]
+        own = [(self._loss(model, batch, plan), batch.weights.sum().item()) for batch in self.batches]
         by_round = zip_longest(*self.step.ranks.gather(own))
         known = [one for of_ranks in by_round for one in of_ranks if one is not None]
         return sum(loss * weight for loss, weight in known) / sum(weight for _, weight in known)
@@ -86,12 +86,12 @@ class Evaluator:
             except Exception as error:  # of a part of the user's that cannot be copied, or read so
                 return f"{type(error).__name__}: {error}"
 
-    def _loss(
-        self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None
-    ) -> float:
-        return mean_losses(self._losses(model, batch, mode, plan), batch).total.item()
+    def _loss(self, model: AtlasModel, batch: Batch, plan: ChunkPlan | None = None) -> float:
+        return mean_losses(self._losses(model, batch, plan=plan), batch).total.item()
 
-    def _losses(self, model: AtlasModel, batch: Batch, mode: MemoryMode, plan: ChunkPlan | None = None) -> Tensor:
+    def _losses(
+        self, model: AtlasModel, batch: Batch, mode: MemoryMode = MemoryMode.learn, plan: ChunkPlan | None = None
+    ) -> Tensor:
         """[B, T] nats."""
         with evaluating(model), self.step.autocast():
             return model.losses(model.read(batch.inputs, plan=plan, mode=mode).hidden, batch.targets)
