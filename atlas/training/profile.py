@@ -32,7 +32,8 @@ def parse_profile(text: str, last_step: int) -> range:
 
 
 class StepProfile:
-    """Records the steps `steps` of a run in `folder`; those before the start of a resumed run are not repeated."""
+    """Records `steps` of a run in `folder`, which may be none; those before the start of a resumed run are not
+    repeated."""
 
     def __init__(self, steps: range, folder: Path, device: torch.device, telemetry: TelemetryLogger) -> None:
         self.steps, self.folder, self.device, self.telemetry = steps, folder, device, telemetry

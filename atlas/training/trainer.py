@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from math import log
 from typing import Any
 
@@ -52,9 +52,9 @@ class Trainer:
         self.watchers = Watchers(config, state, telemetry)
         sharded = config.checkpoint.layout is CheckpointLayout.sharded
         self.saver = Saver(state, checkpoints, telemetry, config.train.steps, sharded=sharded)
-        profiled = parse_profile(config.debug.profile, config.train.steps) if config.debug.profile else None
-        here = checkpoints.root.parent, step.device, telemetry
-        self.profile = StepProfile(profiled, *here) if profiled and self.ranks.first else None
+        profiled = parse_profile(config.debug.profile, config.train.steps) if config.debug.profile else range(0)
+        folder = checkpoints.root.parent
+        self.profile = StepProfile(profiled if self.ranks.first else range(0), folder, step.device, telemetry)
         self.stop = StopRequest(self.ranks)
         self.observed_step = ObservedStep(config, state, data, step, telemetry, faults, self.watchers, clocks)
         around = self.watchers, clocks, self.stop
@@ -86,7 +86,7 @@ class Trainer:
                 self.ranks.step = state.step + 1
                 self.stop.check()
                 self.saver.collect()
-                with self.profile.around(state.step + 1) if self.profile else nullcontext():
+                with self.profile.around(state.step + 1):
                     self.watchers.see_files(self.checkpoints.take_removed())
                     self.last = seen = self.observed_step()
                     self.trained_tokens += seen.tokens
@@ -113,8 +113,7 @@ class Trainer:
             with ExitStack() as ending:  # all of it, whatever fails
                 ending.callback(self.saver.collect, wait=True)
                 ending.callback(self.observed_step.batches.close)
-                if self.profile:
-                    ending.callback(self.profile.close)
+                ending.callback(self.profile.close)
 
     def _watch(self, result: StepResult) -> None:
         """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""
