@@ -1,4 +1,4 @@
-"""`NIAHProbe`: runs the levels of the needle-in-a-haystack probes on a model when they are due."""
+"""`NIAHProbe`: runs the levels of the needle-in-a-haystack probes on a model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,13 @@ from atlas.probes.subject import Subject
 
 
 class NIAHProbe:
-    """Probes every `config.every` steps and at the last one. The needles are the same every time.
+    """The needles are the same every time.
 
     `text` are bytes to take real-text haystacks from; without it, the key levels see RULER's noise sentences instead.
     """
 
-    def __init__(
-        self,
-        config: NIAHConfig,
-        needles: NeedleFormat,
-        *,
-        sequence: int,
-        last_step: int,
-        text: Tokens | None = None,
-    ) -> None:
-        self.config, self.needles, self.sequence, self.last_step, self.text = config, needles, sequence, last_step, text
-
-    def due(self, step: int) -> bool:
-        return self.config.enabled and (step % self.config.every == 0 or step == self.last_step)
+    def __init__(self, config: NIAHConfig, needles: NeedleFormat, *, sequence: int, text: Tokens | None = None) -> None:
+        self.config, self.needles, self.sequence, self.text = config, needles, sequence, text
 
     def run(self, model: AtlasModel, step: int, *, every_task: bool = False) -> list[NIAHResult]:
         """A result per level. Nothing of the model, of its mode or of any random state is changed.

@@ -25,7 +25,6 @@ def with_trained_control(
         replace(probe.config, levels=[RECALL.name], frozen=False),
         probe.needles,
         sequence=probe.sequence,
-        last_step=probe.last_step,
         text=probe.text,
     )
     (answers,) = recall.run(control, step, every_task=True)

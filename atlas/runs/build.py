@@ -176,13 +176,7 @@ def build_probe(config: RunConfig, data: DataSource) -> NIAHProbe:
     if needles is None:
         own = data.corpus if data.vocabulary != VOCABULARY else None
         needles = replace(UNTRAINED_NEEDLES, symbols=own.symbols) if own else UNTRAINED_NEEDLES
-    return NIAHProbe(
-        config.niah,
-        needles,
-        sequence=config.train.sequence,
-        last_step=config.train.steps,
-        text=text,
-    )
+    return NIAHProbe(config.niah, needles, sequence=config.train.sequence, text=text)
 
 
 def reads_text(niah: NIAHConfig) -> bool:

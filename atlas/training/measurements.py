@@ -27,8 +27,6 @@ from atlas.training.watchers.watchers import Watchers
 class Probe(Protocol):
     """A measurement of the model that does not change training."""
 
-    def due(self, step: int) -> bool: ...
-
     def run(self, model: AtlasModel, step: int) -> Sequence[ProbeResult]: ...
 
 

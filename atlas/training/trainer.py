@@ -46,7 +46,7 @@ class Trainer:
         clocks: Clocks,
     ) -> None:
         self.config, self.state, self.data, self.step, self.evaluator = config, state, data, step, evaluator
-        self.telemetry, self.checkpoints, self.probe = telemetry, checkpoints, probe
+        self.telemetry, self.checkpoints = telemetry, checkpoints
         self.ranks, self.clocks = step.ranks, clocks
         self.recovery = Recovery(config.rollback, state, checkpoints, telemetry)
         self.watchers = Watchers(config, state, telemetry)
@@ -186,7 +186,6 @@ class Trainer:
         ends = self.saver.is_last  # known now: a validation may end the run
         if ends or state.step % self.config.niah.every == 0:
             measurements.measure_memory_use()
-        if self.probe is not None and (ends or self.probe.due(state.step)):
             measurements.run_probe()
         if validates:
             measurements.sample()

@@ -26,7 +26,7 @@ def probe(samples: int = 8, model: AtlasModel | None = None) -> NIAHResult:
         settings = ModelConfig(width=64, layers=1, heads=1, window=8, feedforward=64)
         model = AtlasModel(settings, ChunkSizeConfig([16], 32, 32), 256)
     config = NIAHConfig(levels=["accumulator"], samples=samples)
-    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64, last_step=1).run(model, 1)[0]
+    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64).run(model, 1)[0]
 
 
 def test_homogeneous_features_have_the_power_of_the_product_as_kernel() -> None:

@@ -37,7 +37,7 @@ def sound_model(**memory: Any) -> AtlasModel:
 
 def probe(model: AtlasModel | None = None) -> NIAHResult:
     config = NIAHConfig(levels=["memory"], samples=6)
-    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64, last_step=1).run(model or sound_model(), 1)[0]
+    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64).run(model or sound_model(), 1)[0]
 
 
 def test_a_sound_memory_keeps_the_pair() -> None:

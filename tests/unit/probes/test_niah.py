@@ -27,16 +27,7 @@ def small_model() -> AtlasModel:
 
 def probe(**settings: object) -> NIAHProbe:
     config = NIAHConfig(samples=2, **settings)  # type: ignore[arg-type]
-    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64, last_step=25)
-
-
-@pytest.mark.parametrize(("every", "due"), [(10, [10, 20, 25]), (100, [25]), (25, [25])])
-def test_due_every_so_many_steps_and_at_the_last(every: int, due: list[int]) -> None:
-    assert [step for step in range(1, 26) if probe(every=every).due(step)] == due
-
-
-def test_switched_off_it_is_never_due() -> None:
-    assert not any(probe(enabled=False, every=1).due(step) for step in range(1, 26))
+    return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64)
 
 
 def training_step(model: AtlasModel) -> torch.Tensor:
@@ -153,12 +144,13 @@ def test_a_probe_every_1000_steps_costs_less_than_one_percent_of_the_default_run
     model, read = AtlasModel(small, config.chunk_size, 256), []
     model.register_forward_hook(lambda _model, arguments, _out: read.append(arguments[0].numel()))
     text = np.frombuffer(b"It was the best of times. " * 40, dtype=np.uint8)
-    length, last = config.train.sequence, config.train.steps
-    NIAHProbe(config.niah, NeedleFormat(2, 1, 16), sequence=length, last_step=last, text=text).run(model, last)
+    NIAHProbe(config.niah, NeedleFormat(2, 1, 16), sequence=config.train.sequence, text=text).run(
+        model, config.train.steps
+    )
     judged, causality, seen = 3 * 24 * 512 * 2, 2 * 2 * 256, 2 * 129
     assert sum(read) == judged + causality + seen
     backward_as_forward = 2
-    trained = 1000 * config.train.batch_size * length * (1 + backward_as_forward)
+    trained = 1000 * config.train.batch_size * config.train.sequence * (1 + backward_as_forward)
     assert sum(read) / trained == pytest.approx(0.0061, abs=0.0001)
 
 

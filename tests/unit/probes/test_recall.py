@@ -62,7 +62,7 @@ class Scripted(AtlasModel):
 
 def probe(model: AtlasModel, *, sequence: int = 128, **settings: Any) -> NIAHResult:
     config = NIAHConfig(levels=["recall"], **settings)
-    (result,) = NIAHProbe(config, NEEDLES, sequence=sequence, last_step=1, text=TEXT).run(model, 1, every_task=True)
+    (result,) = NIAHProbe(config, NEEDLES, sequence=sequence, text=TEXT).run(model, 1, every_task=True)
     return result
 
 
@@ -287,7 +287,7 @@ def test_one_depth_alone_measures_nothing(depths: list[float]) -> None:
 
 def test_training_measures_what_is_judged_with_the_same_needles_as_the_table() -> None:
     config = NIAHConfig(levels=["recall"], samples=4, length_factors=[2, 1])
-    niah = NIAHProbe(config, NEEDLES, sequence=128, last_step=1, text=TEXT)
+    niah = NIAHProbe(config, NEEDLES, sequence=128, text=TEXT)
     model = Scripted((MemoryMode.learn,))
     (short,), (full,) = niah.run(model, 1), niah.run(model, 1, every_task=True)
     assert {(cell.task, cell.length) for cell in short.cells} == {("multi_key", 128)}
