@@ -68,44 +68,14 @@ class Trainer:
         state = self.state
         self.observed_step.stage2.begin(state.step)
         try:
-            if state.step == 0 and not self.ranks.from_first(lambda: bool(self.checkpoints.list())):
-                if self.config.calibration.enabled:
-                    self.measurements.calibrate()
-                self._save()  # a rollback may be needed before the first regular checkpoint
-                if problem := self._rehearse():
-                    raise AbortError(problem)
-            if self.watchers.wanted:
-                with self.clocks.measure("watchers"), state.whole_model() as model:
-                    self.watchers.see_start(self.evaluator.rows_digest, log(self.evaluator.watched_perplexity(model)))
-                if self.watchers.on:
-                    self.watchers.see_validation_rows(self.evaluator.batches)
-            self._heed()
-            if state.unfinished is not None:
-                self._finish_step(state.unfinished)
+            self._begin()
             while state.step < self.config.train.steps and not state.stop_reason:
                 self.ranks.step = state.step + 1
                 self.stop.check()
                 self.saver.collect()
                 with self.profile.around(state.step + 1):
-                    self.watchers.see_files(self.checkpoints.take_removed())
-                    self.last = seen = self.observed_step()
-                    self.trained_tokens += seen.tokens
-                    self._watch(seen.result)
-                    self._log(seen)
-                    self._check_gates(seen)
-                    if self.watchers.tests(state.step):
-                        with self.clocks.measure("watchers"), state.whole_model() as model:
-                            self.watchers.see_model_facts(self.evaluator.model_facts(model))
-                    if state.step % EVERY == 0 and not self._validates:
-                        self._heed()
-                    if not self._rolled_back(finite=seen.result.finite):
-                        self._measure_and_save()
-            if state.stop_reason:
-                self.telemetry.event("notice", state.step, message=state.stop_reason)
-            if self.config.calibration.measure:
-                self.measurements.measure_reset()
-            if problem := self._rehearse():
-                self.telemetry.event("warning", state.step, message=f"{problem}: a resumed run would be another one")
+                    self._train_step()
+            self._end()
         except StopRequested:
             self._save_stopped()
             raise
@@ -114,6 +84,51 @@ class Trainer:
                 ending.callback(self.saver.collect, wait=True)
                 ending.callback(self.observed_step.batches.close)
                 ending.callback(self.profile.close)
+
+    def _begin(self) -> None:
+        """Before the first step of this start."""
+        state = self.state
+        if state.step == 0 and not self.ranks.from_first(lambda: bool(self.checkpoints.list())):
+            if self.config.calibration.enabled:
+                self.measurements.calibrate()
+            self._save()  # a rollback may be needed before the first regular checkpoint
+            if problem := self._rehearse():
+                raise AbortError(problem)
+        if self.watchers.wanted:
+            with self.clocks.measure("watchers"), state.whole_model() as model:
+                self.watchers.see_start(self.evaluator.rows_digest, log(self.evaluator.watched_perplexity(model)))
+            if self.watchers.on:
+                self.watchers.see_validation_rows(self.evaluator.batches)
+        self._heed()
+        if state.unfinished is not None:
+            self._finish_step(state.unfinished)
+
+    def _train_step(self) -> None:
+        """Train a step, look at it, and roll back or go on."""
+        state = self.state
+        self.watchers.see_files(self.checkpoints.take_removed())
+        self.last = seen = self.observed_step()
+        self.trained_tokens += seen.tokens
+        self._watch(seen.result)
+        self._log(seen)
+        self._check_gates(seen)
+        if self.watchers.tests(state.step):
+            with self.clocks.measure("watchers"), state.whole_model() as model:
+                self.watchers.see_model_facts(self.evaluator.model_facts(model))
+        if state.step % EVERY == 0 and not self._validates:
+            self._heed()
+        if not self._rolled_back(finite=seen.result.finite):
+            self._measure_and_save()
+
+    def _end(self) -> None:
+        """After the last step."""
+        state = self.state
+        if state.stop_reason:
+            self.telemetry.event("notice", state.step, message=state.stop_reason)
+        if self.config.calibration.measure:
+            self.measurements.measure_reset()
+        if problem := self._rehearse():
+            self.telemetry.event("warning", state.step, message=f"{problem}: a resumed run would be another one")
 
     def _watch(self, result: StepResult) -> None:
         """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""
