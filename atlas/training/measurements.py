@@ -67,10 +67,6 @@ class Measurements:
         self.probe_results: list[ProbeResult] = []
         self.memory_use: MemoryUse | None = None
 
-    @property
-    def last_step(self) -> bool:
-        return self.state.step == self.config.train.steps
-
     @contextmanager
     def _on_whole_model(self, clock: str) -> Iterator[AtlasModel]:
         """The time counts for `clock`; a signal stops the measurement between two forward passes."""
@@ -83,7 +79,7 @@ class Measurements:
         with self.clocks.measure("validation"):
             with state.whole_model() as model, self.stop.checked_by(model):
                 losses = {"validation/loss": self.evaluator.validation_loss(model)}
-                if self.last_step and self.config.stage2.enabled:
+                if self.config.stage2.enabled and state.step == self.config.train.steps:
                     losses["validation/loss_chunk1"] = self.evaluator.validation_loss(
                         model, state.model.plan.each_token
                     )

@@ -57,8 +57,9 @@ class Trainer:
         self.profile = StepProfile(profiled if self.ranks.first else range(0), folder, step.device, telemetry)
         self.stop = StopRequest(self.ranks)
         self.observed_step = ObservedStep(config, state, data, step, telemetry, faults, self.watchers, clocks)
-        around = self.watchers, clocks, self.stop
-        self.measurements = Measurements(config, state, data, step, evaluator, telemetry, probe, *around)
+        self.measurements = Measurements(
+            config, state, data, step, evaluator, telemetry, probe, self.watchers, clocks, self.stop
+        )
         self.measured = True  # whether validation and probe of the current step are done
         self.last: Observed | None = None  # the last step
         self.trained_tokens = 0  # by this process, those of rolled-back steps included
@@ -99,7 +100,7 @@ class Trainer:
                 self.watchers.see_start(self.evaluator.rows_digest, log(self.evaluator.watched_perplexity(model)))
             if self.watchers.on:
                 self.watchers.see_validation_rows(self.evaluator.batches)
-        self._heed()
+        self._heed_watchers()
         if state.unfinished is not None:
             self._finish_step(state.unfinished)
 
@@ -109,14 +110,14 @@ class Trainer:
         self.watchers.see_files(self.checkpoints.take_removed())
         self.last = seen = self.observed_step()
         self.trained_tokens += seen.tokens
-        self._watch(seen.result)
+        self._add_reading(seen.result)
         self._log(seen)
         self._check_gates(seen)
         if self.watchers.tests(state.step):
             with self.clocks.measure("watchers"), state.whole_model() as model:
                 self.watchers.see_model_facts(self.evaluator.model_facts(model))
         if state.step % EVERY == 0 and not self._validates:
-            self._heed()
+            self._heed_watchers()
         if not self._rolled_back(finite=seen.result.finite):
             self._measure_and_save()
 
@@ -130,8 +131,8 @@ class Trainer:
         if problem := self._rehearse():
             self.telemetry.event("warning", state.step, message=f"{problem}: a resumed run would be another one")
 
-    def _watch(self, result: StepResult) -> None:
-        """Add a reading to the history where one is due: of a step that is not finite, or of the watched perplexity."""
+    def _add_reading(self, result: StepResult) -> None:
+        """Add a reading to the history where one is due: a step that is not finite, or the watched perplexity."""
         state, history = self.state, self.state.history
         if not result.finite:
             reason = f"loss {result.loss:.4g}, gradient norm {result.gradient_norm:.4g} at step {state.step + 1}"
@@ -169,7 +170,7 @@ class Trainer:
         """Whether this step does. What the watchers tell writes its row, so they look after it."""
         return self.state.step % self.config.train.validation_every == 0 or self.state.step == self.config.train.steps
 
-    def _heed(self) -> None:
+    def _heed_watchers(self) -> None:
         """Let the watchers look, and do what their settings say about what is new."""
         state = self.state
         with self.clocks.measure("watchers"):
@@ -207,7 +208,7 @@ class Trainer:
         if ends:
             self._settle()
         if validates:
-            self._heed()
+            self._heed_watchers()
         self.measured = True
         if not self._rolled_back(finite=True) and (ends or self.checkpoints.due(state.step)):  # a probe may have failed
             self._save()
