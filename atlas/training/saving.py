@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from atlas.checkpoint.folder import CheckpointError
@@ -73,15 +72,14 @@ class Saver:
         self.collect(wait=True)
         self._protect_rollback_target()
         must_succeed = self._must_succeed()
-        arguments = self.state.step, payload, health
-        save = partial(self.checkpoints.save, *arguments)
+        step = self.state.step
         try:
             if must_succeed:
-                self._report(when_there_is_room(save))
+                self._report(when_there_is_room(lambda: self.checkpoints.save(step, payload, health)))
             elif self.in_background and not health.get("stopped"):
-                self.checkpoints.begin_save(*arguments)
+                self.checkpoints.begin_save(step, payload, health)
             else:
-                self._report(save())
+                self._report(self.checkpoints.save(step, payload, health))
         except CheckpointError as error:
             self._failed(error, must_succeed)
 
@@ -98,7 +96,7 @@ class Saver:
         self.failed += 1
         if must_succeed:
             raise AbortError(f"{error} ({self._why_it_ends()})") from error
-        self._warn(self.state.step, error)
+        self._warn(error)
 
     def _why_it_ends(self) -> str:
         if self.failed >= FAILED_SAVES:
@@ -131,7 +129,7 @@ class Saver:
             saved = self.checkpoints.collect(wait=wait)
         except CheckpointError as error:
             self.failed += 1
-            self._warn(self.state.step, error)
+            self._warn(error)
         else:
             if saved is not None:
                 self._report(saved)
@@ -141,10 +139,11 @@ class Saver:
         seconds = round(saved.seconds, 4)
         self.telemetry.event("checkpoint", saved.step, path=saved.path.name, bytes=saved.bytes, seconds=seconds)
 
-    def _warn(self, step: int, error: CheckpointError) -> None:
+    def _warn(self, error: CheckpointError) -> None:
         left = FAILED_SAVES - self.failed
         more = f"{left} more failures in a row stop" if left > 1 else "1 more failure stops"
-        self.telemetry.event("warning", step, message=f"{error}; {more} the run, and so does one at its last step")
+        message = f"{error}; {more} the run, and so does one at its last step"
+        self.telemetry.event("warning", self.state.step, message=message)
 
     def save_stopped(self, unfinished: dict[str, Any]) -> None:
         """Save a step that the next start finishes, with its `unfinished` part. Raises `AbortError`.
