@@ -36,7 +36,7 @@ def rooted(config: RunConfig) -> RunConfig:
 
 def record_data(folder: Path, corpus: Corpus) -> None:
     """Note the files of the corpus in the run folder."""
-    known = _read(folder)
+    known = texts_of_run(folder)
     if corpus.digest in known:
         return
     if corpus.tokenizer is not None:
@@ -47,14 +47,9 @@ def record_data(folder: Path, corpus: Corpus) -> None:
     write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
 
 
-def texts_of_run(folder: Path) -> dict[str, Any]:
-    """What data.json says, by the digest of each text that the run has seen."""
-    return _read(folder)
-
-
 def files_of_run(folder: Path) -> set[str]:
     """The hashes of the files of these texts (`hash_of_file`)."""
-    found = (one.get("files") for one in _read(folder).values() if isinstance(one, Mapping))
+    found = (one.get("files") for one in texts_of_run(folder).values() if isinstance(one, Mapping))
     return {str(digest) for files in found if isinstance(files, Mapping) for digest in files.values()}
 
 
@@ -74,7 +69,7 @@ def read_tokenizer(file: Path) -> LibraryTokenizer:
 
 def end_of_document(folder: Path) -> int | None:
     """The id that ends a document of the text that the run saw last; None where documents do not end, or not known."""
-    texts = (one for one in _read(folder).values() if isinstance(one, Mapping))
+    texts = (one for one in texts_of_run(folder).values() if isinstance(one, Mapping))
     ends = [end for one in texts if type(end := one.get(END)) is int]
     return ends[-1] if ends else None
 
@@ -90,7 +85,7 @@ def require_same_data(digest: object, corpus: Corpus | None, accepted: bool, fol
         ]
     if corpus is None or digest == corpus.digest:
         return []
-    difference = _difference(_read(folder).get(str(digest)), corpus)
+    difference = _difference(texts_of_run(folder).get(str(digest)), corpus)
     if accepted:
         return [f"goes on with another text (accept_changed_data=true): {difference}"]
     key = "data.path=DIR" if isinstance(corpus, StoreCorpus) else "data.paths=[...]"
@@ -119,7 +114,8 @@ def _difference(before: Any, corpus: Corpus) -> str:
     return f"{other}{several}{first!r} {kind}"
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def texts_of_run(folder: Path) -> dict[str, Any]:
+    """What data.json says, by the digest of each text that the run has seen; {} where it cannot be read."""
     try:
         found = read_json(folder / DATA_FILE, MOST_RECORD_BYTES)
     except (OSError, ValueError):
