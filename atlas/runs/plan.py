@@ -31,6 +31,7 @@ from atlas.runs.step_memory import (
     require_room_for_one,
     step_memory,
 )
+from atlas.training.update_ratio import part_of
 
 PIECE_FLOPS = 2e10  # of the piece of a step that is timed
 PARTS = {"out": "attention", "persistent": "attention", "feedforward_norm": "norms", "norm": "norms"}
@@ -112,8 +113,7 @@ def parameters(config: RunConfig) -> dict[str, int]:
         model = build_model(config)
     found: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        _, block, part = f"{name}.".partition("blocks.")
-        part = part.split(".")[1] if block else name.split(".")[0]
+        part = part_of(name)
         found[PARTS.get(part, part)] += parameter.numel()
     return dict(found.most_common())
 
