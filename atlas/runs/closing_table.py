@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, isfinite, log
+from math import isfinite, log
 from typing import Any
 
 from atlas.config import LEVELS
@@ -11,6 +11,7 @@ from atlas.report.health import HEALTHY, seen
 from atlas.report.wording import overhead_name
 from atlas.runs.baselines import Baseline
 from atlas.runs.summary import RunSummary
+from atlas.training.step_result import perplexity
 
 
 def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
@@ -43,7 +44,7 @@ def closing_table(summary: RunSummary) -> list[tuple[str, str]]:
 def _nats(summary: RunSummary, loss: float | None, of: str = "") -> str | None:
     if loss is None or not isfinite(loss):
         return None
-    return f"{loss:.4f} nats/{of}{_token(summary)}, {loss / log(2):.3f} bits, perplexity {exp(min(loss, 80)):.2f}"
+    return f"{loss:.4f} nats/{of}{_token(summary)}, {loss / log(2):.3f} bits, perplexity {perplexity(loss):.2f}"
 
 
 def _token(summary: RunSummary) -> str:

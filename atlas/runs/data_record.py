@@ -47,6 +47,15 @@ def record_data(folder: Path, corpus: Corpus) -> None:
     write_atomically(folder / DATA_FILE, json.dumps(known, indent=0) + "\n")
 
 
+def texts_of_run(folder: Path) -> dict[str, Any]:
+    """What data.json says, by the digest of each text that the run has seen; {} where it cannot be read."""
+    try:
+        found = read_json(folder / DATA_FILE, MOST_RECORD_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def files_of_run(folder: Path) -> set[str]:
     """The hashes of the files of these texts (`hash_of_file`)."""
     found = (one.get("files") for one in texts_of_run(folder).values() if isinstance(one, Mapping))
@@ -112,12 +121,3 @@ def _difference(before: Any, corpus: Corpus) -> str:
     other = f"{corpus.source} instead of {before.get('source')}: " if not corpus.paths else ""
     several = f"files {reported}; the first: " if sum(map(len, kinds.values())) > 1 else ""
     return f"{other}{several}{first!r} {kind}"
-
-
-def texts_of_run(folder: Path) -> dict[str, Any]:
-    """What data.json says, by the digest of each text that the run has seen; {} where it cannot be read."""
-    try:
-        found = read_json(folder / DATA_FILE, MOST_RECORD_BYTES)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
