@@ -16,7 +16,6 @@ from atlas.config.untrusted import read_json
 from atlas.training.watch.rollback_threshold import (
     CEILING,
     FLOOR,
-    FORMER_FILE,
     PERCENTILE,
     READINGS_MIN,
     STEEP,
@@ -29,6 +28,7 @@ from experiments.phase2.decision import DecisionOutcome, EvidenceTable, Protocol
 from experiments.phase2.recorded import Count, PositiveCount
 from experiments.phase2.sweeps import RecordedJob, RecordedSweep, require_same_settings, require_sound
 
+FORMER_FILE = "rollback_calibration.json"  # the name of THRESHOLD_FILE in older runs
 SEEDS_MIN = 3
 RULE = (
     f"At least {SEEDS_MIN} runs that differ in the seed alone, watched and never rolled back (rollback=observe), with"

@@ -24,7 +24,6 @@ import numpy as np
 from atlas.config.atomic import write_atomically
 
 THRESHOLD_FILE = "rollback_threshold.json"
-FORMER_FILE = "rollback_calibration.json"  # its name in older runs
 PERCENTILE = 0.99
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 FLOOR = 0.05
