@@ -95,12 +95,12 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             data = build_data(config)
             config = with_vocabulary(config, data)
             trainer = _build(config, data, folder, ranks)
-        state, corpus = trainer.state, trainer.data.corpus
+        state, corpus, device = trainer.state, trainer.data.corpus, trainer.step.device
         _agree(config, folder, trainer)
         if config.checkpoint.layout is CheckpointLayout.sharded:
             require_shared(folder, ranks)
         closing.callback(trainer.checkpoints.close)
-        notices = start_notices(config, trainer.step.device)
+        notices = start_notices(config, device)
         before = ranks.from_first(lambda: recorded_config(folder, config.trust, data))
         trainer.checkpoints.former_hashes = RunFiles(folder, strict=False).config_hashes
         notices += ranks.from_first(lambda: starting_point(config, before, folder, state, trainer.checkpoints, corpus))
@@ -115,21 +115,18 @@ def run(config: RunConfig, folder: Path, job: SweepJob | None = None, ranks: Ran
             return finished
         changes.apply(state, trainer.data)
 
-        peak = PeakMemory(trainer.step.device)
-        summary = _new_summary(config, folder, state, trainer.step.device)
-        summary.launcher = job.launcher if job else ""
-        summary.processes = ranks.world
+        peak = PeakMemory(device)
+        summary = _new_summary(config, folder, trainer, job)
         ranks.from_first(summary.write)  # if the run is killed, its status stays `running`
         ranks.limit(config.parallel.step_timeout_s)
         if in_slices(config, ranks):
-            slice_state(config, state, trainer.step.device)
+            slice_state(config, state, device)
         log.info("rank %d of %d, process %d on %s", ranks.rank, ranks.world, os.getpid(), socket.gethostname())
         with ExitStack() as signals, _recorded(summary, trainer, peak), no_exit():
             _record_start(config, folder, trainer, summary, job, changes, notices)
             signals.enter_context(listening(trainer.stop))
             text = len(corpus.train) if corpus else 0
             facts = facts_of(config, summary.baseline_loss, state.step, text, summary.baseline_name)
-            device = trainer.step.device
             trainer.watchers.begin(facts, folder, corpus, lambda: _model_and_optimizer(config, device))
             trainer.run()
         trainer.stop.check_here()  # a signal that came too late to stop this run is the caller's
@@ -276,7 +273,8 @@ def _end(summary: RunSummary, trainer: Trainer, peak: PeakMemory) -> None:
     close(summary, trainer)
 
 
-def _new_summary(config: RunConfig, folder: Path, state: TrainState, device: torch.device) -> RunSummary:
+def _new_summary(config: RunConfig, folder: Path, trainer: Trainer, job: SweepJob | None) -> RunSummary:
+    state = trainer.state
     return RunSummary(
         folder=str(folder),
         step=state.step,
@@ -285,11 +283,13 @@ def _new_summary(config: RunConfig, folder: Path, state: TrainState, device: tor
         segment=state.segment,
         rollbacks=state.rollbacks,
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-        device=device_name(device),
+        device=device_name(trainer.step.device),
+        processes=trainer.ranks.world,
         versions=versions(),
         git=git_revision(),
         config_hash=config_hash(config),
         data_digest=state.data,
+        launcher=job.launcher if job else "",
     )
 
 
