@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.models.gate import Gate
-from atlas.models.language_model import AtlasModel, ModelOutput, ModelState, Reading
+from atlas.models.language_model import AtlasModel, ModelOutput, Reading
 from atlas.models.memory import AtlasMemory, MemoryState
-from atlas.models.memory_inputs import MemoryInputs
+from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
 from atlas.ops.chunk_scan import written
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.qk_projection import EPSILON, Accumulator
@@ -38,61 +39,44 @@ class Starts(NamedTuple):
 
 
 @dataclass
+class CaughtLayer:
+    """What the hooks keep of a layer with a memory."""
+
+    layer: int
+    memory: AtlasMemory
+    start: Starts = field(init=False)
+    mix: Tensor | None = field(init=False)  # lambda [H]; None without `mix`
+    query: Tensor = field(init=False)  # [N, n, d] unit norm
+    key: Tensor = field(init=False)  # [N, T, d] unit norm
+    value: Tensor = field(init=False)  # [N, n, d]
+    rates: Tensor = field(init=False)  # [memories, N, T] the local ones first, the global one last
+    controls: Tensor = field(init=False)  # [memories, N, T, n] in the same order
+    gate: Tensor | None = field(init=False)  # [B, T, D]; None with the fusion `additive`
+    sharpness: Tensor = field(init=False)  # of the gate
+    after: MemoryState = field(init=False)
+
+
+@dataclass
 class Catch:
     """What the hooks keep of the first forward pass of a step."""
 
-    starts: list[Starts] = field(default_factory=list)  # per layer with a memory
-    queries: list[Tensor] = field(default_factory=list)  # [N, n, d] per layer with a memory, unit norm
-    keys: list[Tensor] = field(default_factory=list)  # [N, T, d] the same
-    values: list[Tensor] = field(default_factory=list)  # [N, n, d] the same, of any norm
-    rates: list[Tensor] = field(default_factory=list)  # [memories, N, T] per layer with a memory
-    controls: list[Tensor] = field(default_factory=list)  # [memories, N, T, n] per layer with a memory
-    mixes: list[Tensor | None] = field(default_factory=list)  # lambda [H] per layer with a memory, if it has one
-    gates: list[Tensor | None] = field(default_factory=list)  # [B, T, D] per layer with a memory, if it has a gate
-    sharpness: list[Tensor] = field(default_factory=list)  # of the gate, per layer with a memory
-    after: ModelState | None = None
+    layers: list[CaughtLayer] = field(default_factory=list)
+    complete: bool = False  # the pass has ended
 
 
 @contextmanager
 def catching(model: AtlasModel) -> Iterator[Catch]:
     """Catch the first forward pass inside the context, without its graph."""
     catch = Catch()
-    memories = [block.memory for block in model.mag_blocks if block.memory is not None]
-    gates = [block.gate for block in model.mag_blocks if block.gate is not None]  # where there is a memory
-
-    def take_start(memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
-        if len(catch.starts) < len(memories):  # here its weights are whole, see parallel/slices.py
-            catch.starts.append(_start(memory, arguments[1]))
-            catch.mixes.append(None if memory.mix is None else memory.mix.detach().clone())
-
-    def take_state(_: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
-        if catch.after is None:
-            catch.after = output.state.detach()
-            catch.gates = [gate.detach() for gate in output.gates] or [None] * len(memories)
-
-    def take_inputs(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        if len(catch.queries) < len(memories):
-            assert isinstance(module, MemoryInputs)
-            catch.queries.append(output[0].query[:, -QUERIES:].detach().float().clone())
-            catch.keys.append(output[0].key.detach())
-            catch.values.append(output[0].value[:, -QUERIES:].detach().clone())
-            with torch.no_grad():
-                catch.rates.append(module.rates(arguments[0]))
-
-    def take_controls(_: nn.Module, __: Any, output: Tensor) -> None:
-        if len(catch.controls) < len(memories):
-            catch.controls.append(output.detach())
-
-    def take_sharpness(gate: nn.Module, *_: Any) -> None:
-        if len(catch.sharpness) < len(gates):
-            assert isinstance(gate, Gate)
-            catch.sharpness.append(gate.log_sharpness.detach().view(()).exp())
-
-    handles = [gate.register_forward_hook(take_sharpness) for gate in gates]
-    handles += [memory.inputs.register_forward_hook(take_inputs) for memory in memories]
-    handles += [memory.controls.register_forward_hook(take_controls) for memory in memories]
-    handles += [memory.register_forward_pre_hook(take_start) for memory in memories]
-    handles.append(model.register_forward_hook(take_state))
+    handles = [model.register_forward_hook(partial(_take_state, catch))]
+    for layer, block in enumerate(model.mag_blocks):
+        if block.memory is not None and block.gate is not None:
+            one = CaughtLayer(layer, block.memory)
+            catch.layers.append(one)
+            handles.append(block.memory.register_forward_pre_hook(partial(_take_start, catch, one)))
+            handles.append(block.memory.inputs.register_forward_hook(partial(_take_inputs, catch, one)))
+            handles.append(block.memory.controls.register_forward_hook(partial(_take_controls, catch, one)))
+            handles.append(block.gate.register_forward_hook(partial(_take_sharpness, catch, one)))
     try:
         yield catch
     finally:
@@ -100,8 +84,48 @@ def catching(model: AtlasModel) -> Iterator[Catch]:
             handle.remove()
 
 
+def _take_start(catch: Catch, one: CaughtLayer, memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
+    """Here the weights of the memory are whole, see parallel/slices.py."""
+    if not catch.complete:
+        one.start = _start(memory, arguments[1])
+        one.mix = None if memory.mix is None else memory.mix.detach().clone()
+
+
+def _take_inputs(
+    catch: Catch, one: CaughtLayer, inputs: MemoryInputs, arguments: tuple[Any, ...], output: tuple[MemoryTokens, Any]
+) -> None:
+    if not catch.complete:
+        tokens, _ = output
+        one.query = tokens.query[:, -QUERIES:].detach().float().clone()
+        one.key = tokens.key.detach()
+        one.value = tokens.value[:, -QUERIES:].detach().clone()
+        with torch.no_grad():
+            one.rates = inputs.rates(arguments[0])
+
+
+def _take_controls(catch: Catch, one: CaughtLayer, _: nn.Module, __: Any, output: Tensor) -> None:
+    if not catch.complete:
+        one.controls = output.detach()
+
+
+def _take_sharpness(catch: Catch, one: CaughtLayer, gate: Gate, *_: Any) -> None:
+    if not catch.complete:
+        one.sharpness = gate.log_sharpness.detach().view(()).exp()
+
+
+def _take_state(catch: Catch, _: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
+    if catch.complete:
+        return
+    after, gates = output.state.detach(), output.gates or [None] * len(catch.layers)
+    for one, gate in zip(catch.layers, gates, strict=True):
+        memory = after.blocks[one.layer].memory
+        assert memory is not None
+        one.after, one.gate = memory, None if gate is None else gate.detach()
+    catch.complete = True
+
+
 @torch.no_grad()
-def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
+def memory_norms(catch: Catch) -> dict[str, float | None]:
     """Metrics `memory/layer<i>/...`, each a mean over rows at the end of the step's first forward pass; None for what
     is not finite. With `train.accumulate` that pass is the first micro-batch alone, and of a batch of `data=mixed` it
     may hold recall rows only, which come first. The watchers of the memory see no more.
@@ -121,20 +145,14 @@ def memory_norms(model: AtlasModel, catch: Catch) -> dict[str, float | None]:
         gate_mean                of the block's gates, if it has any
         gate_sharpness           of these gates
     """
-    if catch.after is None:
-        return {}
     found: dict[str, Tensor] = {}
-    tokens = catch.queries, catch.rates, catch.controls, catch.mixes, catch.gates, catch.sharpness
-    caught = iter(zip(catch.starts, *tokens, strict=True))
-    for index, (block, after) in enumerate(zip(model.mag_blocks, catch.after.blocks, strict=True)):
-        if block.memory is None or after.memory is None:
-            continue
-        start, query, rates, controls, mix, gates, sharpness = next(caught)
-        values = _weights(block.memory, start, after.memory, rates, controls)
-        values |= _queries(block.memory, query, after.memory)
-        values |= {} if gates is None else {"gate_mean": gates.float().mean(), "gate_sharpness": sharpness}
-        values |= {} if mix is None else {"lambda": mix.mean()}
-        found |= {f"memory/layer{index}/{name}": value for name, value in values.items()}
+    for one in catch.layers if catch.complete else ():
+        values = _weights(one) | _queries(one.memory, one.query, one.after)
+        if one.gate is not None:
+            values |= {"gate_mean": one.gate.float().mean(), "gate_sharpness": one.sharpness}
+        if one.mix is not None:
+            values["lambda"] = one.mix.mean()
+        found |= {f"memory/layer{one.layer}/{name}": value for name, value in values.items()}
     if not found:
         return {}
     numbers = torch.stack([value.float() for value in found.values()]).tolist()  # one device synchronisation
@@ -153,17 +171,15 @@ def _copy(weights: FastWeights) -> FastWeights:
     return FastWeights(weights.down.detach().clone(), weights.up.detach().clone())
 
 
-def _weights(
-    memory: AtlasMemory, starts: Starts, after: MemoryState, rates: Tensor, controls: Tensor
-) -> dict[str, Tensor]:
-    """`rates` [memories, N, T], `controls` [memories, N, T, n]: the global one last."""
+def _weights(caught: CaughtLayer) -> dict[str, Tensor]:
+    memory, starts, after = caught.memory, caught.start, caught.after
     names = [("global", memory.global_rule)] * len(after.global_memory)
     names += [(f"local{index}", memory.rule) for index in range(len(after.local))]
-    in_order = rates.mean((1, 2)).roll(len(after.global_memory))
-    gates = controls.mean((1, 2)).roll(len(after.global_memory), 0)  # [memories, n]
+    rates = caught.rates.mean((1, 2)).roll(len(after.global_memory))  # the global one first
+    gates = caught.controls.mean((1, 2)).roll(len(after.global_memory), 0)  # [memories, n]
     scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
     found: dict[str, Tensor] = {}
-    for (name, rule), scan, start, rate, gate in zip(names, scans, origins, in_order, gates, strict=True):
+    for (name, rule), scan, start, rate, gate in zip(names, scans, origins, rates, gates, strict=True):
         weights = written(rule, scan, memory.config.curvature_max)
         heads = [
             matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)

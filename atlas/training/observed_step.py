@@ -86,7 +86,7 @@ class ObservedStep:
         for lost in gpu.news():
             self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):
-            norms = memory_norms(state.model, catch) if catch else {}
+            norms = memory_norms(catch) if catch else {}
             shown = norms | update_ratios(before, state.model, self.ranks) | self._own_metrics(logged) if due else {}
         with self.clocks.measure("watchers"):
             self.watchers.see_step(result, batch, seconds)

@@ -25,7 +25,7 @@ from atlas.ops.curvature import causally_damped
 from atlas.ops.fast_weights import FastWeights, norm_limits, read
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
-from atlas.training.memory_norms import SAME, Catch, Starts, project_queries
+from atlas.training.memory_norms import SAME, Catch, CaughtLayer, project_queries
 from atlas.training.watchers.observations import Measured
 
 EVERY = 100  # steps between two measurements
@@ -91,27 +91,20 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
     """Per memory: rate_max, crowded, path, at_bound. Per layer: gate_mean and gate_varies, where
     it has a gate, and directions."""
     found: dict[str, Tensor] = {}
-    if catch.after is None:
-        return found
-    tokens = catch.queries, catch.keys, catch.values, catch.mixes, catch.rates, catch.controls, catch.gates
-    caught = iter(zip(catch.starts, *tokens, strict=True))
-    for layer, (block, after) in enumerate(zip(model.mag_blocks, catch.after.blocks, strict=True)):
-        if block.memory is None or after.memory is None:
-            continue
-        start, query, key, value, mix, rates, controls, gate = next(caught)
-        values = _of_writes(block.memory, after.memory, rates)
-        if "rho" in _names(block.memory):
-            values |= _paths(block.memory, controls, model.plan)
+    for one in catch.layers if catch.complete else ():
+        values = _of_writes(one.memory, one.after, one.rates)
+        if "rho" in _names(one.memory):
+            values |= _paths(one.memory, one.controls, model.plan)
         else:
-            values |= _crowds(block.memory, key, rates, controls, model.plan.local)
-        values |= _learned(block.memory, start, after.memory, (key[:, -value.shape[1] :], value, rates), model.plan)
-        values |= _directions_of(query, key[:, -query.shape[1] :], value)
-        if after.memory.sums:
-            values["read_directions"] = _of_reads(block.memory, after.memory, query, mix)
-        if gate is not None:
-            channels = gate.float().flatten(0, 1)  # [B * T, D]
+            values |= _crowds(one.memory, one.key, one.rates, one.controls, model.plan.local)
+        values |= _learned(one, model.plan)
+        values |= _directions_of(one.query, one.key[:, -one.query.shape[1] :], one.value)
+        if one.after.sums:
+            values["read_directions"] = _of_reads(one.memory, one.after, one.query, one.mix)
+        if one.gate is not None:
+            channels = one.gate.float().flatten(0, 1)  # [B * T, D]
             values |= {"gate_mean": channels.mean(), "gate_varies": channels.std(dim=0).mean()}
-        found |= {f"layer{layer}/{name}": number for name, number in values.items()}
+        found |= {f"layer{one.layer}/{name}": number for name, number in values.items()}
     return found
 
 
@@ -165,13 +158,11 @@ def _paths(memory: AtlasMemory, controls: Tensor, plan: ChunkPlan) -> dict[str, 
     return {f"{name}/path": mean * count for (name, count), mean in zip(chunks, means, strict=True)}
 
 
-def _learned(
-    memory: AtlasMemory, start: Starts, after: MemoryState, tokens: tuple[Tensor, Tensor, Tensor], plan: ChunkPlan
-) -> dict[str, Tensor]:
+def _learned(caught: CaughtLayer, plan: ChunkPlan) -> dict[str, Tensor]:
     """Of the keys that each memory has written last: the cosine between how its writes changed what it recalls, and
-    how they should. Below 0 they lead away. `tokens`: keys and values [N, n, d] of the last tokens, rates
-    [memories, N, T]."""
-    key, value, rates = tokens
+    how they should. Below 0 they lead away."""
+    memory, start, after, value = caught.memory, caught.start, caught.after, caught.value
+    key = caught.key[:, -value.shape[1] :]
     found: dict[str, Tensor] = {}
     names = [(f"local{index}", memory.rule) for index in range(len(after.local))]
     names += [("global", memory.global_rule)] * len(after.global_memory)
@@ -179,7 +170,7 @@ def _learned(
     chunks = (*plan.local, plan.global_size)
     for index, ((name, rule), scan, before) in enumerate(zip(names, scans, starts, strict=True)):
         last = min(chunks[index], key.shape[1])
-        of = key[:, -last:].float(), value[:, -last:].float(), rates[index][:, -last:].float()
+        of = key[:, -last:].float(), value[:, -last:].float(), caught.rates[index][:, -last:].float()
         rows = [matrix.repeat(len(key) // len(matrix), 1, 1) for matrix in before]
         weights = written(rule, scan, memory.config.curvature_max)
         found[f"{name}/learned"] = _way(memory, FastWeights(*rows), weights, *of)

@@ -56,7 +56,7 @@ def test_weight_update_and_momentum_norms(rule: Rule) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # the optimiser steps before the norms are taken
             parameter.add_(1.0)
-    norms = memory_norms(model, catch)
+    norms = memory_norms(catch)
     after = out.state.blocks[1].memory
     assert after is not None
     has_momentum = "theta" in [control.name for control in memory_of(model, 1).rule.controls]
@@ -89,7 +89,7 @@ def test_the_update_of_a_carried_global_memory_is_that_of_the_segment() -> None:
     assert after_memory is not None
     pairs = zip(after_memory.global_memory[0].start, before_memory.global_memory[0].start, strict=True)
     expected = frobenius(*(end - start for end, start in pairs))
-    assert memory_norms(model, catch)["memory/layer0/global/update_norm"] == pytest.approx(expected, rel=1e-5)
+    assert memory_norms(catch)["memory/layer0/global/update_norm"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("normalisation", list(Normalisation))
@@ -110,7 +110,7 @@ def test_query_norms_and_cosines_are_those_of_the_projection_step_by_step(normal
     for t in range(SHARD, TOKENS):  # the last shard
         steps.update(key[:, t])
     projected = torch.stack([steps.project(query[:, t]) for t in range(TOKENS)], dim=1)
-    norms = memory_norms(model, catch)
+    norms = memory_norms(catch)
     assert norms["memory/layer0/local0/query_norm"] == pytest.approx(projected.norm(dim=-1).mean().item(), rel=1e-4)
     assert norms["memory/layer0/local0/query_norm"] == norms["memory/layer0/local1/query_norm"]
     for name, vectors in (("query_cosine", projected), ("query_cosine_raw", query)):
@@ -130,7 +130,7 @@ def test_keys_that_share_a_direction_are_seen_to_collapse_the_queries() -> None:
             memory_of(model, 0).inputs.qkv.weight.mul_(10)
         with catching(model) as catch:
             model(tokens)
-        found[activate_keys] = memory_norms(model, catch)["memory/layer0/query_cosine"]
+        found[activate_keys] = memory_norms(catch)["memory/layer0/query_cosine"]
     assert found[True] is not None
     assert found[False] is not None
     assert found[True] > 0.5 > found[False]
@@ -141,7 +141,7 @@ def test_a_local_memory_with_a_range_of_its_own_has_a_norm_of_its_own_and_none_w
         model, tokens = make(MemoryConfig(hidden=8, qk_projection=QKProjectionConfig(kind)))
         with catching(model) as catch:
             model(tokens)
-        norms = memory_norms(model, catch)
+        norms = memory_norms(catch)
         assert len({value for name, value in norms.items() if name.endswith("query_norm")}) == expected
         assert ("memory/layer0/query_cosine" in norms) == (expected > 0)
 
@@ -152,13 +152,13 @@ def test_what_is_not_finite_is_none_and_a_model_without_memory_has_no_norms() ->
         memory_of(model, 1).inputs.qkv.weight.fill_(float("inf"))
     with catching(model) as catch:
         model(tokens)
-    norms = memory_norms(model, catch)
+    norms = memory_norms(catch)
     assert norms["memory/layer1/local0/weight_norm"] is None
     assert norms["memory/layer0/local0/weight_norm"] is not None
     model, tokens = make(MemoryConfig(enabled=False))
     with catching(model) as catch:
         model(tokens)
-    assert memory_norms(model, catch) == {}
+    assert memory_norms(catch) == {}
 
 
 def test_rates_of_each_memory_and_gates_of_each_layer() -> None:
@@ -174,7 +174,7 @@ def test_rates_of_each_memory_and_gates_of_each_layer() -> None:
         out = model(tokens)
     for handle in handles:
         handle.remove()
-    norms = memory_norms(model, catch)
+    norms = memory_norms(catch)
     for layer in (0, 1):
         rates = torch.sigmoid(memory_of(model, layer).inputs.rate(inputs[layer])).unflatten(-1, (3, 2)).mean((0, 1, 3))
         for which, rate in zip(("local0", "local1", "global"), rates.tolist(), strict=True):
@@ -187,9 +187,9 @@ def test_catching_leaves_no_hook_and_takes_the_first_pass_only() -> None:
     model, tokens = make()
     with catching(model) as catch:
         model(tokens)
-        norms = memory_norms(model, catch)
+        norms = memory_norms(catch)
         model(tokens.flip(0) * 0)
-    assert memory_norms(model, catch) == norms
+    assert memory_norms(catch) == norms
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -209,7 +209,7 @@ def test_means_of_the_gates_that_the_rule_learns(rule: Rule, expected: dict[str,
         memory_of(model, 1).mix.copy_(torch.tensor([0.1, 0.3]))
     with catching(model) as catch:
         model(tokens)
-    norms = memory_norms(model, catch)
+    norms = memory_norms(catch)
     for memory in ("global", "local0"):
         found = {name.rpartition("/")[2]: norms[name] for name in norms if name.startswith(f"memory/layer1/{memory}/")}
         gates = {name: mean for name, mean in found.items() if name.startswith(("theta", "forget", "rho", "gamma"))}

@@ -47,7 +47,7 @@ def measured(model: AtlasModel, tokens: torch.Tensor, still: tuple[str, ...] = (
         for name, parameter in model.named_parameters():
             if name not in still:
                 parameter.add_(1e-3)
-    return measure(100, model, catch, moved_elements(before, model), memory_norms(model, catch))
+    return measure(100, model, catch, moved_elements(before, model), memory_norms(catch))
 
 
 def test_a_sound_model() -> None:
@@ -220,10 +220,7 @@ def test_what_writes_have_learned_is_a_cosine() -> None:
     assert memory is not None
     with catching(model) as catch:
         model(torch.randint(0, 17, (2, 4)))
-    assert catch.after is not None
-    after = catch.after.blocks[0].memory
-    assert after is not None
-    key, value = catch.keys[0].float(), catch.values[0].float()
+    after, key, value = catch.layers[0].after, catch.layers[0].key.float(), catch.layers[0].value.float()
     with torch.no_grad():
         start, end = memory.local[0](2, len(key)).start, written(memory.rule, after.local[0], 0.0)
         before, now = (read(weights, key, memory.features(key)) for weights in (start, end))
