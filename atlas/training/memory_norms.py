@@ -9,7 +9,7 @@ Legend: B sequences, T tokens, H heads, N = B * H rows, d head width, n queries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from atlas.models.gate import Gate
 from atlas.models.language_model import AtlasModel, ModelOutput, Reading
@@ -68,60 +69,56 @@ class Catch:
 def catching(model: AtlasModel) -> Iterator[Catch]:
     """Catch the first forward pass inside the context, without its graph."""
     catch = Catch()
-    handles = [model.register_forward_hook(partial(_take_state, catch))]
-    for layer, block in enumerate(model.mag_blocks):
-        if block.memory is not None and block.gate is not None:
-            one = CaughtLayer(layer, block.memory)
-            catch.layers.append(one)
-            handles.append(block.memory.register_forward_pre_hook(partial(_take_start, catch, one)))
-            handles.append(block.memory.inputs.register_forward_hook(partial(_take_inputs, catch, one)))
-            handles.append(block.memory.controls.register_forward_hook(partial(_take_controls, catch, one)))
-            handles.append(block.gate.register_forward_hook(partial(_take_sharpness, catch, one)))
-    try:
+    with ExitStack() as hooks:
+
+        def on(handle: RemovableHandle) -> None:
+            hooks.callback(handle.remove)
+
+        for layer, block in enumerate(model.mag_blocks):
+            if block.memory is not None and block.gate is not None:
+                one = CaughtLayer(layer, block.memory)
+                catch.layers.append(one)
+                on(block.memory.register_forward_pre_hook(partial(_take_start, one)))
+                on(block.memory.inputs.register_forward_hook(partial(_take_inputs, one)))
+                on(block.memory.controls.register_forward_hook(partial(_take_controls, one)))
+                on(block.gate.register_forward_hook(partial(_take_sharpness, one)))
+
+        def take_state(_: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
+            after, gates = output.state.detach(), output.gates or [None] * len(catch.layers)
+            for one, gate in zip(catch.layers, gates, strict=True):
+                memory = after.blocks[one.layer].memory
+                assert memory is not None
+                one.after, one.gate = memory, None if gate is None else gate.detach()
+            catch.complete = True
+            hooks.close()  # the first pass has ended
+
+        on(model.register_forward_hook(take_state))
         yield catch
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _take_start(catch: Catch, one: CaughtLayer, memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
+def _take_start(caught: CaughtLayer, memory: AtlasMemory, arguments: tuple[Any, ...]) -> None:
     """Here the weights of the memory are whole, see parallel/slices.py."""
-    if not catch.complete:
-        one.start = _start(memory, arguments[1])
-        one.mix = None if memory.mix is None else memory.mix.detach().clone()
+    caught.start = _start(memory, arguments[1])
+    caught.mix = None if memory.mix is None else memory.mix.detach().clone()
 
 
 def _take_inputs(
-    catch: Catch, one: CaughtLayer, inputs: MemoryInputs, arguments: tuple[Any, ...], output: tuple[MemoryTokens, Any]
+    caught: CaughtLayer, inputs: MemoryInputs, arguments: tuple[Any, ...], output: tuple[MemoryTokens, Any]
 ) -> None:
-    if not catch.complete:
-        tokens, _ = output
-        one.query = tokens.query[:, -QUERIES:].detach().float().clone()
-        one.key = tokens.key.detach()
-        one.value = tokens.value[:, -QUERIES:].detach().clone()
-        with torch.no_grad():
-            one.rates = inputs.rates(arguments[0])
+    tokens, _ = output
+    caught.query = tokens.query[:, -QUERIES:].detach().float().clone()
+    caught.key = tokens.key.detach()
+    caught.value = tokens.value[:, -QUERIES:].detach().clone()
+    with torch.no_grad():
+        caught.rates = inputs.rates(arguments[0])
 
 
-def _take_controls(catch: Catch, one: CaughtLayer, _: nn.Module, __: Any, output: Tensor) -> None:
-    if not catch.complete:
-        one.controls = output.detach()
+def _take_controls(caught: CaughtLayer, _: nn.Module, __: Any, output: Tensor) -> None:
+    caught.controls = output.detach()
 
 
-def _take_sharpness(catch: Catch, one: CaughtLayer, gate: Gate, *_: Any) -> None:
-    if not catch.complete:
-        one.sharpness = gate.log_sharpness.detach().view(()).exp()
-
-
-def _take_state(catch: Catch, _: nn.Module, __: Any, output: ModelOutput | Reading) -> None:
-    if catch.complete:
-        return
-    after, gates = output.state.detach(), output.gates or [None] * len(catch.layers)
-    for one, gate in zip(catch.layers, gates, strict=True):
-        memory = after.blocks[one.layer].memory
-        assert memory is not None
-        one.after, one.gate = memory, None if gate is None else gate.detach()
-    catch.complete = True
+def _take_sharpness(caught: CaughtLayer, gate: Gate, *_: Any) -> None:
+    caught.sharpness = gate.log_sharpness.detach().view(()).exp()
 
 
 @torch.no_grad()
