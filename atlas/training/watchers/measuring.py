@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.plan import ChunkPlan
-from atlas.ops.chunk_scan import written
+from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.curvature import causally_damped
 from atlas.ops.fast_weights import FastWeights, norm_limits, read
+from atlas.ops.rules.rule import LearningRule
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, CaughtLayer, project_queries
@@ -113,12 +114,16 @@ def _names(memory: AtlasMemory) -> list[str]:
     return [control.name for control in memory.rule.controls]
 
 
+def _scans(memory: AtlasMemory, after: MemoryState) -> list[tuple[str, LearningRule, ScanState]]:
+    """Name, rule and state of each memory: the local ones first, the global one last."""
+    local = [(f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local)]
+    return local + [("global", memory.global_rule, scan) for scan in after.global_memory]
+
+
 def _of_writes(memory: AtlasMemory, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
-    """rates [memories, N, T]: the locals first, the global one last."""
+    """rates [memories, N, T], in the order of `_scans`."""
     found: dict[str, Tensor] = {}
-    memories = [(f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local)]
-    memories += [("global", memory.global_rule, scan) for scan in after.global_memory]
-    for index, (name, rule, scan) in enumerate(memories):
+    for index, (name, rule, scan) in enumerate(_scans(memory, after)):
         found[f"{name}/rate_max"] = rates[index].max()
         weights = written(rule, scan, memory.config.curvature_max)
         full = [
@@ -164,11 +169,8 @@ def _learned(caught: CaughtLayer, plan: ChunkPlan) -> dict[str, Tensor]:
     memory, start, after, value = caught.memory, caught.start, caught.after, caught.value
     key = caught.key[:, -value.shape[1] :]
     found: dict[str, Tensor] = {}
-    names = [(f"local{index}", memory.rule) for index in range(len(after.local))]
-    names += [("global", memory.global_rule)] * len(after.global_memory)
-    scans, starts = (*after.local, *after.global_memory), (*start.local, *start.global_memory)
-    chunks = (*plan.local, plan.global_size)
-    for index, ((name, rule), scan, before) in enumerate(zip(names, scans, starts, strict=True)):
+    starts, chunks = (*start.local, *start.global_memory), (*plan.local, plan.global_size)
+    for index, ((name, rule, scan), before) in enumerate(zip(_scans(memory, after), starts, strict=True)):
         last = min(chunks[index], key.shape[1])
         of = key[:, -last:].float(), value[:, -last:].float(), caught.rates[index][:, -last:].float()
         rows = [matrix.repeat(len(key) // len(matrix), 1, 1) for matrix in before]
