@@ -35,7 +35,7 @@ class Observed(NamedTuple):
 
     result: StepResult
     gates: GateStatistics | None  # over all ranks; None without a gate
-    norms: dict[str, float | None]  # of memories and update, own metrics; empty where the step is not logged
+    metrics: dict[str, float | None]  # of memories and update, and own ones; empty where the step is not logged
     tokens: int  # of all ranks
     speed: float  # tokens/s
 
@@ -69,16 +69,16 @@ class ObservedStep:
             self.telemetry.event("notice", state.step, message=f"injects {self.config.debug.inject}")
         due, measured = self.telemetry.due(number), self.watchers.measures(number)
         logged = due and self.ranks.first
-        caught = logged or (measured and self.ranks.first)
+        hooked = self.ranks.first and (due or measured)
         with self.clocks.measure("norms"):
             before = copied(state.model, self.ranks) if logged or measured or (due and state.slices) else {}
         copies = measured or self.watchers.around_step.rehearses(number)
         with self.clocks.measure("watchers"):
             self.watchers.around_step.before(number)
-        with self.clocks.measure("train"), catching(state.model) if caught else nullcontext() as catch:
+        with self.clocks.measure("train"), catching(state.model) if hooked else nullcontext() as catch:
             began = time.perf_counter()
             batch = self._batch()
-            result = self.step(state, batch, hooked=caught, copy_gradients=copies)
+            result = self.step(state, batch, hooked=hooked, copy_gradients=copies)
             seconds = time.perf_counter() - began - result.gate_seconds
         self.clocks.move(result.gate_seconds, "train", "gates")
         with self.clocks.measure("watchers"):
@@ -87,7 +87,9 @@ class ObservedStep:
             self.telemetry.event("warning", state.step, message=lost)
         with self.clocks.measure("norms"):
             norms = memory_norms(catch) if catch else {}
-            shown = norms | update_ratios(before, state.model, self.ranks) | self._own_metrics(logged) if due else {}
+            metrics: dict[str, float | None] = {}
+            if due:
+                metrics = norms | update_ratios(before, state.model, self.ranks) | self._own_metrics(logged)
         with self.clocks.measure("watchers"):
             self.watchers.see_step(result, batch, seconds)
             if measured and result.finite:
@@ -100,7 +102,7 @@ class ObservedStep:
         if state.average is not None and result.finite:
             state.average.update(state.model, state.step)
         tokens = batch.inputs.numel() * self.step.groups
-        return Observed(result, gates, shown, tokens, tokens / seconds)
+        return Observed(result, gates, metrics, tokens, tokens / seconds)
 
     def _batch(self) -> Batch:
         """The next one, with a rehearsed fault where one is due."""

@@ -149,7 +149,7 @@ class Trainer:
     def _log(self, seen: Observed) -> None:
         with self.clocks.measure("telemetry"):
             values = step_metrics(self.state, seen.result, seen.gates) | {"tokens_per_second": round(seen.speed, 1)}
-            values |= self.observed_step.stage2.metrics | seen.norms
+            values |= self.observed_step.stage2.metrics | seen.metrics
             self.telemetry.log_step(self.state.step + (not seen.result.finite), values)
 
     def _check_gates(self, seen: Observed) -> None:
