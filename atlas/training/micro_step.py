@@ -17,24 +17,24 @@ from atlas.training.losses import LanguageLoss, gate_polarisation, mean_losses, 
 
 
 class Outputs(NamedTuple):
-    """Of the rows of a micro-batch."""
+    """What the model gives for a micro-batch."""
 
     losses: Tensor  # [B, T] nats
     gates: list[Tensor]  # [B, T, D] per layer with a gate
-    carried: list[ModelState]
+    carried: list[ModelState]  # the states after it
 
 
 class Part(NamedTuple):
-    """What a micro-batch adds to the step, cut from its graph of gradients."""
+    """What a micro-batch adds to the numbers of the step, detached."""
 
-    numbers: Tensor  # float64 [4]: shares of loss, text and recall in those of the batch; polarisation
+    numbers: Tensor  # float64 [4]: its shares of the batch's loss, text loss and recall loss; polarisation
     rows: Tensor  # [B] see `row_losses`
     gates: list[Tensor]  # [B, T, D] per layer with a gate
     carried: Sequence[ModelState] = ()  # of a step without a graph
 
 
 class MicroStep(nn.Module):
-    """The forward pass of a micro-batch up to its share of the batch's loss, as a module: DDP wraps one."""
+    """The forward pass up to the loss as a module, since DDP wraps a module."""
 
     def __init__(self, model: AtlasModel, forward: Callable[..., Outputs]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class MicroStep(nn.Module):
         """The loss to propagate backwards, and what the step keeps. The loss is this micro-batch's share of the batch's
         loss plus the polarisation of its gates.
 
-        `on_cpu`: the same as `micro`. `weight`: of the polarisation, a mean over `micro_batches`.
+        `on_cpu`: `micro` on the CPU. `weight`: of the polarisation, a mean over `micro_batches`.
         """
         losses, gates, carried = self._forward(self.model, micro.inputs, micro.targets, before, on_cpu.weights)
         shares = share_of_batch(mean_losses(losses, micro), on_cpu, whole)
@@ -68,11 +68,10 @@ class MicroStep(nn.Module):
 
 
 def share_of_batch(loss: LanguageLoss, micro: Batch, whole: Totals) -> LanguageLoss:
-    """The part of the losses of a batch with totals `whole` that comes from a micro-batch; their sum is the loss of the
-    whole batch.
+    """What a micro-batch adds to the losses of a batch with totals `whole`: these shares sum to the loss of the batch.
 
-    `micro` is on the CPU. A target counts by its weight among all targets of its kind in the batch. 0 for a kind of row
-    that it lacks.
+    `micro` is on the CPU. A target counts by its weight among all targets of its kind in the batch. A kind of row that
+    the micro-batch lacks adds 0.
     """
     nothing = torch.zeros_like(loss.total)
 

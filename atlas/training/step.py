@@ -80,7 +80,7 @@ class TrainStep:
             batch = batch.sequence_part(self.relay.part, self.relay.parts)
         totals = Totals.sum(self.ranks.gather(batch.totals()))
         weight = polarisation_weight(number, self.config.steps, self.config.gate)
-        parts, norm = self._propagate(state, batch, totals, weight)
+        parts, norm = self._forward_backward(state, batch, totals, weight)
         result = self._result(state.model, parts, norm, totals, state.optimizer.lr_at(number))
         self.gradients = copied_gradients(state.model, self.ranks) if copy_gradients else {}
         if result.finite:
@@ -91,8 +91,8 @@ class TrainStep:
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         return result
 
-    def _propagate(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> Done:
-        """Forward and backward pass of every micro-batch; the gradients are clipped."""
+    def _forward_backward(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> Done:
+        """Forward and backward pass of every micro-batch, then clipping."""
         if self._capture is not None:
             given = fixed_inputs(batch, totals, weight / self._micro_batches)
             return self._graph_of(state.model, self._capture).run(given, hooked=self._hooked)
@@ -111,14 +111,14 @@ class TrainStep:
     def _micros(self, state: TrainState, batch: Batch, totals: Totals, weight: float) -> list[tuple[Any, ...]]:
         """What `MicroStep.forward` takes, for each micro-batch of this rank."""
         before, count = iter(restart_rows(state.carried, batch.fresh)), self._micro_batches // self.ranks.world
-        # What depends on the batch alone is asked of `batch`, on the CPU: asking the device would wait for it.
+        # What depends on the batch alone is read from `batch`, on the CPU: reading the device would wait for it.
         return [
             (micro, on_cpu, list(islice(before, len(micro.inputs))), totals, weight, self._micro_batches)
             for micro, on_cpu in zip(batch.to(self.device).split(count), batch.split(count), strict=True)
         ]
 
     def _result(self, model: AtlasModel, parts: Sequence[Part], norm: Tensor, totals: Totals, lr: float) -> StepResult:
-        """The numbers of the step, which all ranks have: the device is waited for once."""
+        """The numbers of the step, the same on all ranks. The device is waited for once."""
         every = self.ranks.gather_rows(torch.stack([part.numbers for part in parts]))
         gates = [gate for part in parts for gate in part.gates]
         began = time.perf_counter()
@@ -165,8 +165,8 @@ class TrainStep:
         before: Sequence[ModelState | None],
         weights: Tensor | None = None,
     ) -> Outputs:
-        """The forward pass of the rows of a micro-batch. `weights`: see `AtlasModel.losses`; which of them are 0 must
-        not shape a graph."""
+        """The forward pass of a micro-batch. `weights`: see `AtlasModel.losses`; a recorded step passes none, since
+        which of them are 0 changes from batch to batch."""
         with self.autocast(), self._compiled_blocks(model):
             outputs = run_rows(partial(model.read, relay=self.relay), inputs, before)
             rows = [len(output.hidden) for output in outputs]
@@ -177,7 +177,7 @@ class TrainStep:
         return Outputs(losses, gates, [output.state.detach() for output in outputs])
 
     def _compiled_blocks(self, model: AtlasModel) -> AbstractContextManager[None]:
-        """Inside, the blocks of the model are the compiled ones, where they are wanted. No hook runs in these."""
+        """Inside, the model runs its compiled blocks, where they are wanted and no hook must run."""
         if not self._compiles or self._hooked:
             return nullcontext()
         if self._compiled is None or self._compiled[0] is not model:
@@ -230,6 +230,6 @@ def copied_gradients(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def to_host(**numbers: Tensor) -> dict[str, list[float]]:
-    """Numbers [n] from the device, by their names: all at once, since each read waits for it."""
+    """Numbers [n] from the device, by name; in one transfer, since each waits for the device."""
     found = iter(torch.cat([part.float() for part in numbers.values()]).tolist())
     return {name: list(islice(found, len(part))) for name, part in numbers.items()}
