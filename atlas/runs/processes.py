@@ -53,12 +53,12 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """How a rank ended. `tells`: whether its error is the one that the user is to see. `told`: the error is that it did
-    not end by itself."""
+    """How a rank ended. `tells`: whether its error is the one that the user is to see. `terminated`: its error is that
+    it was terminated, since it did not end by itself."""
 
     error: BaseException | None
     tells: bool
-    told: bool = False
+    terminated: bool = False
 
 
 def run_in_processes(config: RunConfig, folder: Path, job: SweepJob | None) -> RunSummary:
@@ -70,7 +70,7 @@ def run_in_processes(config: RunConfig, folder: Path, job: SweepJob | None) -> R
     with tempfile.TemporaryDirectory() as ends:
         endings = _run(Start(config, folder, job, store.port, Path(ends)))
     if endings[0].error is not None:  # else the run is complete, and rank 0 has told of ranks that were lost at its end
-        for end in sorted(endings, key=lambda end: (end.told, not end.tells)):
+        for end in sorted(endings, key=lambda end: (end.terminated, not end.tells)):
             if end.error is not None:
                 raise end.error
     summary = read_summary(folder)
@@ -113,18 +113,18 @@ def _run(start: Start) -> list[End]:
             ranks = start_processes(_rank, (start,), nprocs=config.device.processes, join=False, start_method="spawn")
             request.to(ranks.processes)
         try:
-            told = _wait(ranks.processes, start)
+            terminated = _wait(ranks.processes, start)
         except KeyboardInterrupt:  # a second signal
             request.send(signal.SIGINT)
             for process in ranks.processes:
                 process.join(ENDING_SECONDS)
                 process.kill()
             raise
-    return [_ending(start.ends, rank, process, process in told) for rank, process in enumerate(ranks.processes)]
+    return [_ending(start.ends, rank, one, one in terminated) for rank, one in enumerate(ranks.processes)]
 
 
 def _wait(processes: Sequence[BaseProcess], start: Start) -> list[BaseProcess]:
-    """Until all of them have ended; returns those that had to be told to.
+    """Until all of them have ended; returns those that had to be terminated.
 
     A rank that is left when another one has ended notices that within the time of a step, and ends as well. One that is
     halted cannot, nor can one that still waits for all others to come.
@@ -208,12 +208,12 @@ def _rank(rank: int, start: Start) -> None:
     (start.ends / str(rank)).write_bytes(pickle.dumps(end))
 
 
-def _ending(ends: Path, rank: int, process: BaseProcess, told: bool) -> End:
+def _ending(ends: Path, rank: int, process: BaseProcess, terminated: bool) -> End:
     try:
         end: End = pickle.loads((ends / str(rank)).read_bytes())
     except OSError:
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "ended without a word"
-        how = "did not end by itself and was killed" if told else how
-        return End(RankError(f"rank {rank} {how} (its log: {log_name(rank)})"), False, told)
-    return End(end.error, end.tells, told and isinstance(end.error, KeyboardInterrupt))
+        how = "did not end by itself and was killed" if terminated else how
+        return End(RankError(f"rank {rank} {how} (its log: {log_name(rank)})"), False, terminated)
+    return End(end.error, end.tells, terminated and isinstance(end.error, KeyboardInterrupt))
