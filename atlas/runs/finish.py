@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from math import log
 from pathlib import Path
+from typing import Any
 
 from atlas.config import level_of
 from atlas.config.composition import save_config
@@ -107,21 +108,15 @@ def _take_comparisons(summary: RunSummary, trainer: Trainer) -> None:
 def _take_record(summary: RunSummary, folder: Path) -> None:
     """Read what covers all starts of the run: warnings, rollbacks, and what an earlier start measured at this step."""
     files = RunFiles(folder, strict=False)
-    events = files.events
     warnings = (str(event.get("message")) for event in files.of_kind("warning"))
     summary.warnings = list(dict.fromkeys(warnings))  # each start repeats what it starts with
-    for event in events:  # calibrated at the start, measured at the end: older runs call both calibration
-        kind = event.get("kind")
-        ended = kind == "reset_shock" and event.get("step") == summary.step  # not where an earlier start ended
-        if kind == "calibration" or ended:
-            found = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "message")}
+    # Calibrated at the start, measured at the end: older runs call both calibration.
+    for event in files.of_kind("calibration", "reset_shock"):
+        if event["kind"] == "calibration" or event.get("step") == summary.step:  # not where an earlier start ended
+            found = _without(event, "kind", "step", "time", "message")
             summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
-    summary.watch = [
-        {key: value for key, value in event.items() if key not in ("kind", "time")} for event in files.of_kind("watch")
-    ]
-    summary.history = [
-        {key: value for key, value in event.items() if key != "time"} for event in files.of_kind("spike", "rollback")
-    ]
+    summary.watch = [_without(event, "kind", "time") for event in files.of_kind("watch")]
+    summary.history = [_without(event, "time") for event in files.of_kind("spike", "rollback")]
     rows = files.rows if summary.loss is None else []
     if rows:
         last = rows[-1]
@@ -132,10 +127,11 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
         summary.validation_loss = last.get("validation/loss")
         summary.gate_mean, summary.gate_std, summary.gate_polarised = (last[f"gate/{key}"] for key in GATES)
     probed = [event for event in files.of_kind("probe") if event.get("step") == summary.step]
-    summary.niah = summary.niah or {
-        event["level"]: {key: value for key, value in event.items() if key not in ("kind", "time", "step")}
-        for event in probed
-    }
+    summary.niah = summary.niah or {event["level"]: _without(event, "kind", "time", "step") for event in probed}
+
+
+def _without(event: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in keys}
 
 
 def close(summary: RunSummary, trainer: Trainer) -> None:
