@@ -72,9 +72,9 @@ def muon(
 
 def _muon_of(model: nn.Module) -> type[Muon]:
     if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
-        from atlas.training.whole_muon import WholeMuon  # imported late: what it needs takes a second
+        from atlas.training.sliced_muon import SlicedMuon  # imported late: what it needs takes a second
 
-        return WholeMuon
+        return SlicedMuon
     return Muon
 
 

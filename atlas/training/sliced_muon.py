@@ -14,7 +14,7 @@ from atlas.parallel.slices import own, slice_of, whole
 from atlas.training.muon import Muon, directions_of, size_of_an_update
 
 
-class WholeMuon(Muon):
+class SlicedMuon(Muon):
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """A collective operation."""
         for parameter in parameters:
