@@ -16,7 +16,7 @@ from atlas.kernels.call import GRANULE, available
 from atlas.kernels.library import missing
 from atlas.ops.features import feature_counts
 from atlas.parallel.ranks import Ranks
-from atlas.runs.recall_task import recall_warnings
+from atlas.runs.recall_warnings import recall_warnings
 from atlas.runs.steady_data import data_warnings
 from atlas.runs.unread_settings import unread_settings
 from atlas.telemetry.run_files import RunFiles

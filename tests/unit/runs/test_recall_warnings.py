@@ -7,7 +7,7 @@ import pytest
 import atlas
 from atlas.config.composition import options
 from atlas.runs.build import build_data
-from atlas.runs.recall_task import recall_warnings
+from atlas.runs.recall_warnings import recall_warnings
 
 
 def told(*overrides: str) -> list[str]:
