@@ -107,7 +107,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     settings = read_settings(EvaluationSettings, others, also=("device", "device.threads", "device.kernels"))
     device = read_device(own)
     from atlas.runs.build import load_checkpointed, prepare_device
-    from atlas.runs.evaluations import EVALUATION_FILE, read_evaluations, record_evaluation
+    from atlas.runs.evaluation_record import EVALUATION_FILE, read_evaluations, record_evaluation
     from atlas.runs.known_text import known_shares, training_text_notes
 
     model, config, manifest = load_checkpointed(path, names(settings.trust), weights=settings.weights)

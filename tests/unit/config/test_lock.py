@@ -13,7 +13,7 @@ from threading import Barrier
 import pytest
 
 from atlas.config.lock import LockedError, RunLock, is_abandoned, is_held
-from atlas.runs.evaluations import read_evaluations, record_evaluation
+from atlas.runs.evaluation_record import read_evaluations, record_evaluation
 from atlas.runs.probe_record import read_probings, record_probing
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import RunFiles
