@@ -22,7 +22,7 @@ from atlas.training.watchers.observations import MemoryUse, ModelFacts
 
 
 class Evaluator:
-    """Losses on validation batches, which are the same for every run on this data."""
+    """Losses of validation batches, which are the same for every run on this data; `watched`: rows of the first one."""
 
     def __init__(self, data: DataSource, step: TrainStep, batches: int, watch_rows: int) -> None:
         self.step = step
@@ -34,7 +34,8 @@ class Evaluator:
             self.watched = Batch(*(column[:rows] for column in vars(first).values()))
 
     def validation_loss(self, model: AtlasModel, plan: ChunkPlan | None = None) -> float:
-        """Mean loss in nats per weighted target, read with `plan` or the model's own. The ranks share the batches."""
+        """Mean loss in nats per weighted target, with the chunks of `plan` or the model's own. The ranks share the
+        batches."""
         own = [(self._loss(model, batch, plan), batch.weights.sum().item()) for batch in self.batches]
         by_round = zip_longest(*self.step.ranks.gather(own))
         known = [one for of_ranks in by_round for one in of_ranks if one is not None]
@@ -44,7 +45,7 @@ class Evaluator:
         return self.step.ranks.from_first(lambda: perplexity(self._loss(model, self.watched)))
 
     def memory_use(self, model: AtlasModel, step: int) -> MemoryUse:
-        """Of the watched rows."""
+        """Loss of the watched rows with the memory on, off, and without writes."""
         return self.step.ranks.from_first(lambda: self._memory_use(model, step))
 
     def _memory_use(self, model: AtlasModel, step: int) -> MemoryUse:
@@ -76,7 +77,7 @@ class Evaluator:
         return self.step.ranks.from_first(lambda: _digest(self.batches[0].to(torch.device("cpu"))))
 
     def model_facts(self, model: AtlasModel) -> ModelFacts | str:
-        """On the first watched row; or why the model cannot be tested, which is no reason to end a run."""
+        """Of the first watched row; or, in words, why the model cannot be tested, which does not end a run."""
         return self.step.ranks.from_first(lambda: self._model_facts(model))
 
     def _model_facts(self, model: AtlasModel) -> ModelFacts | str:

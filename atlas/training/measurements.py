@@ -1,6 +1,6 @@
 """What a run measures of its model between two steps: validation, use of the memory, probes, samples, reset shock.
 
-None of it changes training, but the calibration, which comes before step 1.
+Only the calibration, before step 1, changes training.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Measurements:
             yield model
 
     def validate(self) -> None:
-        """The loss of the weights, of their average (`train.ema`), and in Stage 2 at the end at chunk 1."""
+        """The loss of the weights, of their average (`train.ema`), and at the end of Stage 2 that at chunk 1."""
         state, average = self.state, self.state.average
         with self.clocks.measure("validation"):
             with state.whole_model() as model, self.stop.checked_by(model):
@@ -104,7 +104,7 @@ class Measurements:
             self.watchers.see_memory_use(self.memory_use)
 
     def run_probe(self) -> None:
-        """After all other numbers of the step: its events write the row."""
+        """After all other numbers of the step, whose row its events write."""
         if self.probe is None:
             return
         probe, state = self.probe, self.state
@@ -120,7 +120,7 @@ class Measurements:
                 state.history.add_probe(state.step, result.level, outcome["passed"], outcome["verdict"])
 
     def sample(self) -> None:
-        """Continuations of validation text. After the probe, whose numbers are in the same row: an event writes it."""
+        """Continue validation text. After the probe, whose numbers are in the row that the first event writes."""
         sampler = self.sampler
         if sampler is None:
             return

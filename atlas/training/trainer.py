@@ -153,7 +153,7 @@ class Trainer:
             self.telemetry.log_step(self.state.step + (not seen.result.finite), values)
 
     def _check_gates(self, seen: Observed) -> None:
-        """Gates that have died are a reading, an abort or a warning, as the configuration says."""
+        """Gates that no longer vary are a reading, an abort or a warning, as the configuration says."""
         state = self.state
         complaint = state.monitor.check(state.step, seen.gates) if seen.result.finite else None
         if complaint is None:
@@ -167,7 +167,7 @@ class Trainer:
 
     @property
     def _validates(self) -> bool:
-        """Whether this step does. What the watchers tell writes its row, so they look after it."""
+        """Whether a validation is due at this step. The watchers look after it, since what they tell writes the row."""
         return self.state.step % self.config.train.validation_every == 0 or self.state.step == self.config.train.steps
 
     def _heed_watchers(self) -> None:
