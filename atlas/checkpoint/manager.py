@@ -33,7 +33,7 @@ class SavedCheckpoint:
 
 
 class CheckpointManager:
-    """The checkpoints under `root`, one every `every` steps and at `last_step`.
+    """The checkpoints under `root`.
 
     Kept are the newest `keep`, the one with the lowest `validation_loss`, the newest healthy one (a rollback would use
     it) and the one named by `protect`; one of a stop (`health["stopped"]`) only until the next one is saved. Only a
@@ -45,19 +45,15 @@ class CheckpointManager:
     def __init__(
         self,
         root: Path,
-        every: int,
         keep: int,
         *,
-        last_step: int | None = None,
         config_hash: str = "",
         versions: Mapping[str, str] | None = None,
         parts: tuple[str, ...] = (),
         former_hashes: Collection[str] = (),
     ) -> None:
         self.root = Path(root)
-        self.every = every
         self.keep = keep
-        self.last_step = last_step
         self.config_hash = config_hash
         self._folder = CheckpointFolder(self.root, config_hash, versions or {})
         self.parts = parts
@@ -66,10 +62,6 @@ class CheckpointManager:
         self._protected: int | None = None
         self._lock: RunLock | None = None
         self._background: Future[SavedCheckpoint] | None = None  # a save that a thread does
-
-    def due(self, step: int) -> bool:
-        """Whether `step` is to be saved."""
-        return step % self.every == 0 or step == self.last_step
 
     def lock(self) -> None:
         """Lock the folder for this process, creating it if necessary, and delete what a killed process left half done.

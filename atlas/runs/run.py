@@ -176,9 +176,7 @@ def _build(config: RunConfig, data: DataSource, folder: Path, ranks: Ranks) -> T
         model = model.to(device)
     checkpoints = CheckpointManager(
         folder / CHECKPOINTS,
-        config.checkpoint.every,
         config.checkpoint.keep,
-        last_step=config.train.steps,
         config_hash=config_hash(config),
         versions=versions(),
         parts=TrainState.PARTS,

@@ -198,7 +198,7 @@ def find_checkpoint(path: Path, key: str) -> tuple[dict[str, Any], Manifest, lis
     if chosen is not None and not (chosen / MANIFEST_FILE).is_file():
         raise ConfigError(f"{key}={path}: must be a run folder (with {CHECKPOINTS}/) or one of its checkpoints")
     root = path / CHECKPOINTS if chosen is None else chosen.parent
-    checkpoints = CheckpointManager(root, every=1, keep=2, parts=(MODEL,))
+    checkpoints = CheckpointManager(root, keep=2, parts=(MODEL,))
     payload, manifest = load_checkpoint(checkpoints, chosen, key)
     skipped = passed_over(checkpoints)
     behind = earlier(root.parent, manifest.step) if chosen is None else []

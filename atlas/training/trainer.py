@@ -210,7 +210,8 @@ class Trainer:
         if validates:
             self._heed_watchers()
         self.measured = True
-        if not self._rolled_back(finite=True) and (ends or self.checkpoints.due(state.step)):  # a probe may have failed
+        saves = ends or state.step % self.config.checkpoint.every == 0
+        if not self._rolled_back(finite=True) and saves:  # a probe may have failed
             self._save()
 
     def _settle(self) -> None:

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     print("| save | MB | stall s | ready s |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = CheckpointManager(Path(folder), every=1, keep=2)
+        checkpoints = CheckpointManager(Path(folder), keep=2)
         for number in range(1, options.saves + 1):
             began = time.perf_counter()
             checkpoints.begin_save(number, state.payload(), {"healthy": True})

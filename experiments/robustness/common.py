@@ -76,7 +76,7 @@ def start(config: RunConfig, folder: Path) -> int:
 
 def compare(folder: Path, whole: Path) -> dict[str, Any]:
     """What the disturbed run came to, bitwise against the undisturbed one."""
-    payloads = [CheckpointManager(path / "checkpoints", every=1, keep=2).load()[0] for path in (folder, whole)]
+    payloads = [CheckpointManager(path / "checkpoints", keep=2).load()[0] for path in (folder, whole)]
     for payload in payloads:
         del payload["rng"]
     (first, structure), (second, other) = (pytree.tree_flatten(payload) for payload in payloads)

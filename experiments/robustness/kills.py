@@ -45,7 +45,7 @@ START_SECONDS = 60.0  # patience with a start
 
 
 def newest_step(folder: Path) -> int:
-    steps = [manifest.step for manifest in CheckpointManager(folder / "checkpoints", every=1, keep=2).list()]
+    steps = [manifest.step for manifest in CheckpointManager(folder / "checkpoints", keep=2).list()]
     return max(steps, default=-1)
 
 

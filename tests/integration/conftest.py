@@ -75,7 +75,7 @@ def untrained(tiny: Tiny, tmp_path: Path) -> Path:
     config, folder = tiny(), tmp_path / "untrained"
     folder.mkdir()
     save_config(config, folder / "config.yaml")
-    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints = CheckpointManager(folder / "checkpoints", keep=2)
     checkpoints.save(7, {"model": build_model(config).state_dict()}, {"loss": 1.0})
     checkpoints.close()
     return folder
@@ -161,7 +161,7 @@ class Left:
     @property
     def state(self) -> dict[str, Any]:
         """The newest checkpoint, without the random states of the process."""
-        payload, _ = CheckpointManager(self.folder / "checkpoints", every=1, keep=2).load()
+        payload, _ = CheckpointManager(self.folder / "checkpoints", keep=2).load()
         return {key: value for key, value in payload.items() if key != "rng"}
 
 

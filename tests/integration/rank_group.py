@@ -237,7 +237,7 @@ def reload(job: dict[str, Any], overrides: list[str]) -> str:
     """The newest checkpoint of the run `of`, loaded into slices, and written whole into the folder."""
     config = atlas.compose(overrides)
     with launched() as ranks:
-        payload, _ = CheckpointManager(Path(job["of"]) / "checkpoints", every=1, keep=2).load()
+        payload, _ = CheckpointManager(Path(job["of"]) / "checkpoints", keep=2).load()
         state = state_of(replace(config, parallel=ParallelConfig()), ranks)
         state.restore(payload)
         slice_state(config, state, torch.device("cpu"))

@@ -55,7 +55,7 @@ def test_a_shock_above_the_threshold_is_a_warning(tiny: Tiny, tmp_path: Path) ->
 def test_a_calibrated_run_starts_from_the_calibrated_weights(tiny: Tiny, left: Any, tmp_path: Path) -> None:
     config = tiny(*CALIBRATED, "checkpoint.keep=5")
     atlas.train(config, tmp_path / "run")
-    payload, _ = CheckpointManager(tmp_path / "run" / "checkpoints", 1, 2).load(
+    payload, _ = CheckpointManager(tmp_path / "run" / "checkpoints", keep=2).load(
         tmp_path / "run" / "checkpoints" / "step-00000000"
     )
     model = build_model(config)

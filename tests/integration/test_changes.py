@@ -93,7 +93,7 @@ def test_the_optimiser_takes_new_values_and_keeps_its_state(tiny: Any, interrupt
     stop(tiny("train.steps=20"), tmp_path / "run", interrupting(at=12))
     given = ["optim.lr=1e-3", "optim.weight_decay=0.2", "optim.betas=[0.8,0.9]", "train.gradient_clip=0.5"]
     assert go_on(tmp_path / "run", *given).status == "completed"
-    payload, _ = CheckpointManager(tmp_path / "run" / "checkpoints", every=1, keep=2).load()
+    payload, _ = CheckpointManager(tmp_path / "run" / "checkpoints", keep=2).load()
     groups = payload["optimizer"]["optimizers"][0]["param_groups"]
     assert [(group["weight_decay"], tuple(group["betas"])) for group in groups] == [
         (0.2, (0.8, 0.9)),

@@ -318,7 +318,7 @@ def of_tokens(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
     folder.mkdir()
     save_config(config, folder / "config.yaml")
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(with_end=True)))
-    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints = CheckpointManager(folder / "checkpoints", keep=2)
     checkpoints.save(7, {"model": build_model(config).state_dict()}, {"loss": 1.0})
     checkpoints.close()
     return folder

@@ -37,7 +37,7 @@ def run(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
         for name, parameter in model.named_parameters():
             if name.endswith(("out.weight", "down.weight", "rate.bias")):
                 parameter.mul_(8 if "rate" not in name else -1)  # write rates of 0.9
-    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints = CheckpointManager(folder / "checkpoints", keep=2)
     checkpoints.save(7, {"model": model.state_dict()}, {"loss": 1.0})
     checkpoints.close()
     return folder

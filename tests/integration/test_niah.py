@@ -59,7 +59,7 @@ def make_run(config: RunConfig, folder: Path) -> Path:
     folder.mkdir()
     save_config(config, folder / "config.yaml")
     model = build_model(config)
-    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints = CheckpointManager(folder / "checkpoints", keep=2)
     checkpoints.save(7, {"model": model.state_dict()}, {"loss": 1.0})
     checkpoints.close()
     return folder

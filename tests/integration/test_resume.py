@@ -223,7 +223,7 @@ def truncate(folder: Path) -> None:
 
 def another_shape(folder: Path) -> None:
     shutil.rmtree(folder)
-    manager = CheckpointManager(folder.parent, every=1, keep=9, config_hash="other")
+    manager = CheckpointManager(folder.parent, keep=9, config_hash="other")
     manager.save(20, {"model": {}}, {})
     manager.close()
 
@@ -292,7 +292,7 @@ def test_only_a_run_without_results_starts_anew(told: str, status: str, tmp_path
 
 def test_two_processes_on_one_folder_get_one_message(tiny: Any, cut: Path) -> None:
     before = (cut / "summary.json").read_text()
-    first = CheckpointManager(cut / "checkpoints", every=1, keep=2)
+    first = CheckpointManager(cut / "checkpoints", keep=2)
     first.lock()
     said = f"must be a folder that this run alone writes .*is being written by another run .process {os.getpid()} on "
     with pytest.raises(ConfigError, match=said):

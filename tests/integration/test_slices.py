@@ -79,7 +79,7 @@ def test_a_run_in_slices_is_saved_watched_and_continued_by_any_number_of_process
 def weights_at_8(run: Path) -> Any:
     """Of a checkpoint that the rollback has retired."""
     folder = run / "checkpoints"
-    return CheckpointManager(folder, every=1, keep=2).load(folder / "retired-000-step-00000008")[0]["model"]
+    return CheckpointManager(folder, keep=2).load(folder / "retired-000-step-00000008")[0]["model"]
 
 
 def test_a_sharded_checkpoint_that_was_changed_is_passed_over_and_executes_nothing(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_sharded_checkpoint_that_was_changed_is_passed_over_and_executes_nothi
         "model": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)},
         "optimizer": [{"c": torch.ones(2)}],
     }
-    checkpoints = CheckpointManager(tmp_path / "run", every=1, keep=3)
+    checkpoints = CheckpointManager(tmp_path / "run", keep=3)
     for step in (1, 2, 3):
         save_together(checkpoints, step, payload, {"loss": 1.0}, ALONE)
     found, manifest = checkpoints.load()
@@ -143,4 +143,4 @@ def test_a_rank_that_cannot_write_its_part_costs_one_checkpoint(
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {".lock", "step-00000000", "step-00000004", "step-00000012"}
     with pytest.raises(CheckpointError):
-        CheckpointManager(tmp_path / "none", every=1, keep=2).load()
+        CheckpointManager(tmp_path / "none", keep=2).load()

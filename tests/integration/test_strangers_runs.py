@@ -55,7 +55,7 @@ def run(tiny: Callable[..., RunConfig], tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     config = tiny()
     save_config(config, folder / "config.yaml")
-    checkpoints = CheckpointManager(folder / "checkpoints", 1, 2)
+    checkpoints = CheckpointManager(folder / "checkpoints", keep=2)
     checkpoints.save(7, {"model": build_model(config).state_dict()}, {"loss": 1.0})
     checkpoints.close()
     (folder / "summary.json").write_text('{"folder": "0", "status": "completed"}')

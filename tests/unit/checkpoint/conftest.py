@@ -13,6 +13,6 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manager(root: Path) -> Iterator[CheckpointManager]:
-    manager = CheckpointManager(root, every=10, keep=2, last_step=25, config_hash="abc", versions={"torch": "2"})
+    manager = CheckpointManager(root, keep=2, config_hash="abc", versions={"torch": "2"})
     yield manager
     manager.close()

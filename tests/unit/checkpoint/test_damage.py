@@ -271,7 +271,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs the mount command")
 def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
-    manager = CheckpointManager(small_disk / "checkpoints", every=10, keep=3)
+    manager = CheckpointManager(small_disk / "checkpoints", keep=3)
     size = 90_000  # 360 kB: two fit
     for step in (10, 20):
         manager.save(step, payload(step, size), SOUND)
@@ -287,6 +287,6 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    manager = CheckpointManager(tmp_path / "run" / "checkpoints", every=10, keep=2)
+    manager = CheckpointManager(tmp_path / "run" / "checkpoints", keep=2)
     with pytest.raises(CheckpointError, match="run/checkpoints cannot be written: Not a directory"):
         manager.lock()

@@ -24,10 +24,6 @@ from atlas.checkpoint.snapshot import SnapshotError, snapshot
 from tests.unit.checkpoint.checkpoints import SOUND, names, payload, same, save
 
 
-def test_due_at_the_cadence_and_at_the_last_step(manager: CheckpointManager) -> None:
-    assert [step for step in range(1, 30) if manager.due(step)] == [10, 20, 25]
-
-
 def test_a_checkpoint_comes_back_with_its_manifest(manager: CheckpointManager, root: Path) -> None:
     saved = manager.save(10, payload(10), {"validation_loss": 1.5, "niah": None, "finite": True})
     assert (saved.path, saved.step) == (root / "step-00000010", 10)
@@ -44,7 +40,7 @@ def test_a_checkpoint_comes_back_with_its_manifest(manager: CheckpointManager, r
 
 def test_a_reader_needs_no_lock(manager: CheckpointManager, root: Path) -> None:
     save(manager, 10)
-    reader = CheckpointManager(root, every=10, keep=2)
+    reader = CheckpointManager(root, keep=2)
     assert same(reader.load()[0], 10)
     assert [manifest.step for manifest in reader.list()] == [10]
 
@@ -88,7 +84,7 @@ def test_a_reader_of_a_run_that_lives_takes_what_it_has_saved_meanwhile(
             save(manager, 40, validation_loss=2.0)
         return real(*given, **more)
 
-    reader = CheckpointManager(root, every=10, keep=2)
+    reader = CheckpointManager(root, keep=2)
     monkeypatch.setattr(name, pruning)
     found, manifest = reader.load()
     assert (manifest.step, reader.skipped) == (40, ())
@@ -235,7 +231,7 @@ import sys
 from pathlib import Path
 import torch
 from atlas.checkpoint.manager import CheckpointManager
-manager = CheckpointManager(Path(sys.argv[1]), every=1, keep=2)
+manager = CheckpointManager(Path(sys.argv[1]), keep=2)
 manager.lock()
 step = manager.list()[-1].step if manager.list() else 0
 while True:
@@ -257,7 +253,7 @@ def test_a_killed_process_loses_at_most_the_checkpoint_it_was_writing(root: Path
             process.send_signal(signal.SIGKILL)
             for line in process.stdout:
                 reported = int(line) if line.endswith(b"\n") else reported
-        manager = CheckpointManager(root, every=1, keep=2)
+        manager = CheckpointManager(root, keep=2)
         manager.lock()  # the dead process holds nothing
         found, manifest = manager.load()
         assert manager.skipped == ()
@@ -271,7 +267,7 @@ def test_two_processes_on_one_folder_get_one_clear_error(root: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", SAVE_IN_A_LOOP, str(root)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        second = CheckpointManager(root, every=1, keep=2)
+        second = CheckpointManager(root, keep=2)
         said = rf"checkpoints is being written by another run \(process {process.pid} on "
         for attempt in (second.lock, lambda: save(second, 10**6), lambda: second.retire(0)):
             with pytest.raises(CheckpointError, match=said):
@@ -284,7 +280,7 @@ def test_two_processes_on_one_folder_get_one_clear_error(root: Path) -> None:
 
 def test_a_lock_is_free_again_after_close(manager: CheckpointManager, root: Path) -> None:
     save(manager, 10)
-    other = CheckpointManager(root, every=10, keep=2)
+    other = CheckpointManager(root, keep=2)
     with pytest.raises(CheckpointError, match=f"process {os.getpid()} on "):
         other.lock()
     manager.close()

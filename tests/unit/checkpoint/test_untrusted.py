@@ -173,7 +173,7 @@ STATES = {
 
 @pytest.mark.parametrize(("content", "reason"), STATES.values(), ids=STATES.keys())
 def test_a_state_that_cannot_be_continued_is_passed_over(root: Path, content: object, reason: str) -> None:
-    with_parts = CheckpointManager(root, every=10, keep=2, parts=("model",))
+    with_parts = CheckpointManager(root, keep=2, parts=("model",))
     save(with_parts, 10, 20)
     with_parts.close()
     forge(root / "step-00000020", content)

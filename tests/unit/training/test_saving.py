@@ -40,7 +40,7 @@ def saver(tmp_path: Path, events: Events) -> Iterator[Saver]:
     config = atlas.compose(["model.width=16", "model.feedforward=16", "model.layers=1", "niah=off", "logger=none"])
     model = build_model(config)
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
-    checkpoints = CheckpointManager(tmp_path / "checkpoints", every=10, keep=2, last_step=30)
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=2)
     yield Saver(state, checkpoints, TelemetryLogger([events], every=1), 30, background_bytes=1)
     checkpoints.close()
 
