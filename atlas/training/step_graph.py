@@ -64,6 +64,15 @@ def fixed_inputs(batch: Batch, whole: Totals, polarisation: float) -> FixedInput
     return FixedInputs(batch.inputs, batch.targets, batch.weights, shares.float(), torch.tensor(polarisation))
 
 
+class Recording(NamedTuple):
+    """A recorded step."""
+
+    done: Done  # its tensors, which a replay writes over
+    replay: Callable[[], None]
+    gradients: list[Tensor | None]  # of the parameters, which a replay writes over
+    addresses: list[int]  # of the parameters, which it reads
+
+
 class StepGraph:
     """`run(...)` does the work of a step; the gradients are then in the parameters."""
 
@@ -82,7 +91,7 @@ class StepGraph:
         self._parameters = list(model.parameters())
         self._fixed: FixedInputs | None = None
         self._steps = 0  # run on this memory
-        self._recorded: tuple[Done, Callable[[], None], list[Tensor | None], list[int]] | None = None
+        self._recorded: Recording | None = None
 
     def run(self, given: FixedInputs, *, hooked: bool) -> Done:
         """`given` lies on the CPU. `hooked`: hooks of the model must run, so the graph does not."""
@@ -90,7 +99,7 @@ class StepGraph:
         self._steps += 1
         if hooked or gpu.graphless() or self._steps <= WARM_UPS:
             return self._one_by_one()
-        if self._recorded is None or self._recorded[3] != self._addresses():
+        if self._recorded is None or self._recorded.addresses != self._addresses():
             self._record()
             if self._recorded is None:
                 return self._work()
@@ -100,9 +109,9 @@ class StepGraph:
             if self._recorded is None:  # given up
                 return done
             wanted = _numbers(done)
-        done, replay, gradients, _ = self._recorded
-        replay()
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        done = self._recorded.done
+        self._recorded.replay()
+        for parameter, gradient in zip(self._parameters, self._recorded.gradients, strict=True):
             parameter.grad = gradient
         if wanted is None or _agree(_numbers(done), wanted):
             return done
@@ -139,7 +148,7 @@ class StepGraph:
             self._recorded = None
             gpu.give_up_graph("a step", error)
             return
-        self._recorded = done, replay, [part.grad for part in self._parameters], self._addresses()
+        self._recorded = Recording(done, replay, [one.grad for one in self._parameters], self._addresses())
 
     def _work(self) -> Done:
         assert self._fixed is not None
