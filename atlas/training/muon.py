@@ -50,7 +50,7 @@ class Muon(torch.optim.Muon):
         parts = self.parts[parameters[0]]
         directions = directions_of(torch.stack(list(updates)), parts, group)
         torch._foreach_mul_(list[Tensor](parameters), 1 - lr * group["weight_decay"])
-        scale = lr * size_of_an_update(parameters[0], parts)
+        scale = lr * update_scale(parameters[0], parts)
         torch._foreach_add_(list[Tensor](parameters), directions.to(parameters[0].dtype).unbind(), alpha=-scale)
 
     def _average(self, parameter: Tensor) -> Tensor:
@@ -62,9 +62,8 @@ class Muon(torch.optim.Muon):
         return average
 
 
-def size_of_an_update(weight: Tensor, parts: int) -> float:
-    """What its direction is multiplied by, before the learning rate: the direction of [R, C] has an RMS of
-    1 / sqrt(max(R, C))."""
+def update_scale(weight: Tensor, parts: int) -> float:
+    """Scales a direction to the RMS of an AdamW update: that of a direction [R, C] is 1 / sqrt(max(R, C))."""
     rows, columns = weight.shape
     return MATCH_ADAMW * sqrt(max(rows // parts, columns))
 
@@ -77,7 +76,10 @@ def directions_of(updates: Tensor, parts: int, group: Mapping[str, Any]) -> Tens
 
 
 def orthogonalised(matrices: Tensor, coefficients: Sequence[float], iterations: int, epsilon: float) -> Tensor:
-    """[n, R, C] -> [n, R, C] bfloat16, all singular values near 1, by Newton-Schulz."""
+    """[n, R, C] -> [n, R, C] bfloat16, all singular values near 1, by Newton-Schulz as in `torch.optim.Muon`.
+
+    The memory has a form of its own, with a gradient (`ops/newton_schulz`).
+    """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()

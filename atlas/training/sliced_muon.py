@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from atlas.parallel.slices import own, slice_of, whole
-from atlas.training.muon import Muon, directions_of, size_of_an_update
+from atlas.training.muon import Muon, directions_of, update_scale
 
 
 class SlicedMuon(Muon):
@@ -26,4 +26,4 @@ class SlicedMuon(Muon):
             (direction,) = directions_of(update[None], parts, group)
             slices = own(parameter)
             slices.mul_(1 - group["lr"] * group["weight_decay"])
-            slices.add_(own(slice_of(direction, parameter)), alpha=-group["lr"] * size_of_an_update(parameter, parts))
+            slices.add_(own(slice_of(direction, parameter)), alpha=-group["lr"] * update_scale(parameter, parts))
