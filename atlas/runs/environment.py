@@ -64,7 +64,7 @@ def device_name(device: torch.device) -> str:
 
 
 def kernels_in_words(device: torch.device) -> str:
-    """Of the kernels that are used there; on a CPU triton's where its interpreter runs them."""
+    """Which kernels are in use there; on a CPU those of Triton where its interpreter runs them."""
     return gpu.description() if device.type == "cuda" or gpu.usable(on_gpu=False, on_cpu=True) else description()
 
 

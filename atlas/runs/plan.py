@@ -38,7 +38,7 @@ PARTS = {"out": "attention", "persistent": "attention", "feedforward_norm": "nor
 
 
 class Plan(NamedTuple):
-    """Of a run."""
+    """What a run will need."""
 
     table: str  # parameters, operations, memory and, where it fits, time
     refusal: ConfigError | None = None  # why it would not start: a step needs more memory than there is

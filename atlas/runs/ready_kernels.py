@@ -21,7 +21,7 @@ def require_kernels(config: RunConfig, device: torch.device, precision: torch.dt
 
 
 def variants(config: RunConfig) -> Iterator[Variant]:
-    """Of the scans of its memories; nothing where PyTorch's operations do the work anyhow."""
+    """What the scans of the memories launch; nothing where PyTorch's operations do the work."""
     memory, width = config.model.memory, config.model.width // config.model.heads
     sizes = width, memory.hidden, memory.feature_width or width
     known = memory.enabled and memory.rule in TRITON_RULES and memory.degree == 1

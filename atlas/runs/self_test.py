@@ -115,7 +115,7 @@ def values(
 
 
 def operations(model: ModelConfig) -> Iterator[Operation]:
-    """Those that the model uses, in the form it uses, of its head width, on few tokens."""
+    """The operations of the model, each in the form that it uses, with its head width, on few tokens."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:

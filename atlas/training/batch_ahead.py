@@ -36,7 +36,7 @@ class BatchAhead:
             self._thread.shutdown(cancel_futures=True)
 
     def _pinned(self, number: int) -> Batch:
-        """In memory that the device reads by itself, so that the copy does not hold up the host."""
+        """In pinned memory, so that the copy to the device does not hold up the host."""
         return self._batch(number).pinned()
 
     def _batch(self, number: int) -> Batch:

@@ -22,8 +22,8 @@ from atlas.ops.qk_projection import triton as triton_products
 from atlas.ops.whole_chunks import torch as chunks
 from atlas.ops.whole_chunks import triton as triton_chunks
 
-# Functions with a backward pass of their own that write into parts of a tensor: the tracer of Python takes them as they
-# are, and the compiler below it sees their operations.
+# Functions with a backward pass of their own that write into parts of a tensor: Dynamo takes each of them as one node,
+# and AOTAutograd traces its operations.
 WHOLE = (
     rotary.rotated,
     unit_rows.unit_rows,

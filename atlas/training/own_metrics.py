@@ -19,7 +19,7 @@ def own_metrics(
     names: Sequence[str], model: AtlasModel, step: int, warn: Callable[[str], None]
 ) -> dict[str, float | None]:
     """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite. A metric that fails,
-    and what is no number, leave a gap and a warning: training does not depend on them.
+    or gives something else than a number, leaves a gap and a warning: training does not depend on it.
 
     A metric sees the model after the step, without gradients. It may draw random numbers, of torch, numpy and Python:
     those of training stay as they are.

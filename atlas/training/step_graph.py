@@ -39,7 +39,7 @@ class Done(NamedTuple):
 
 
 class FixedInputs(NamedTuple):
-    """The memory that a step reads."""
+    """The tensors that a step reads, always at the same addresses."""
 
     inputs: Tensor  # [B, T] int64
     targets: Tensor  # [B, T] int64
@@ -56,7 +56,8 @@ class FixedInputs(NamedTuple):
 
 
 def fixed_inputs(batch: Batch, whole: Totals, polarisation: float) -> FixedInputs:
-    """Of a batch on the CPU that is a part of one with totals `whole`; the same numbers as `share_of_batch`."""
+    """What a step reads of a batch on the CPU, a part of one with totals `whole`; its shares are those of
+    `share_of_batch`."""
     text, recall = (1 / weight if weight else 0.0 for weight in (whole.text_weight, whole.recall_weight))
     of_text, of_recall = ~batch.recall * text, batch.recall * recall
     share = whole.recall / whole.rows

@@ -51,7 +51,7 @@ def _places(size: int, stride: int, device: torch.device) -> Tensor | slice:
 
 
 def over_ranks(own: GateStatistics | None, ranks: Ranks) -> GateStatistics | None:
-    """Those of all ranks, of which each has as many gates."""
+    """The statistics over the gates of all ranks, which have as many each."""
     if own is None or ranks.world == 1:
         return own
     means, stds, shares = ranks.gather_rows(torch.tensor([own], dtype=torch.float64)).T
