@@ -112,12 +112,12 @@ class Measurements:
             self.probe_results = self.ranks.from_first(lambda: list(probe.run(model, state.step)))
         for result in self.probe_results:
             self.telemetry.log_step(state.step, result.metrics)
-        self.watchers.see_probes(state.step, [result.describe() for result in self.probe_results])
-        for result in self.probe_results:
-            outcome = result.describe()
+        outcomes = [result.describe() for result in self.probe_results]
+        self.watchers.see_probes(state.step, outcomes)
+        for outcome in outcomes:
             self.telemetry.event("probe", state.step, **outcome)
             if "niah" in self.config.rollback.triggers:
-                state.history.add_probe(state.step, result.level, outcome["passed"], outcome["verdict"])
+                state.history.add_probe(state.step, outcome["level"], outcome["passed"], outcome["verdict"])
 
     def sample(self) -> None:
         """Continue validation text. After the probe, whose numbers are in the row that the first event writes."""
