@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, isfinite
+from math import exp, isfinite, isnan, nan
 from typing import NamedTuple
 
 from atlas.training.state import TrainState
@@ -27,12 +27,12 @@ class StepResult(NamedTuple):
     @property
     def perplexity(self) -> float:
         """Of text; of recall in a batch without text."""
-        return perplexity(self.recall if self.text != self.text else self.text)
+        return perplexity(self.recall if isnan(self.text) else self.text)
 
 
 def perplexity(nats: float) -> float:
     """exp(nats), capped; NaN stays NaN."""
-    return exp(min(nats, PERPLEXITY_CAP)) if nats == nats else nats
+    return nats if isnan(nats) else exp(min(nats, PERPLEXITY_CAP))
 
 
 def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | None) -> dict[str, float | int | None]:
@@ -40,7 +40,7 @@ def step_metrics(state: TrainState, result: StepResult, gates: GateStatistics | 
 
     `Trainer._log` adds the speed and `memory_norms`; validation and probes fill other columns of the same row.
     """
-    gates = gates or GateStatistics(float("nan"), float("nan"), float("nan"))
+    gates = gates or GateStatistics(nan, nan, nan)
     metrics = {
         "segment": state.segment,
         "tokens": state.tokens,
