@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
+
+import pytest
 
 import atlas
 
@@ -78,3 +81,10 @@ def test_settings_and_report_import_no_torch() -> None:
         if any(module.split(".")[0] == "torch" for module in imports(path.read_text(encoding="utf-8")))
     }
     assert with_torch == set()
+
+
+@pytest.mark.parametrize("name", ["runs", "training"])
+def test_the_map_of_a_package_names_all_of_its_files(name: str) -> None:
+    tree = ast.parse((PACKAGE / name / "__init__.py").read_text(encoding="utf-8"))
+    files = {path.stem for path in (PACKAGE / name).glob("*.py")} - {"__init__"}
+    assert files - set(re.findall(r"\w+", ast.get_docstring(tree) or "")) == set()
