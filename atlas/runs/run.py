@@ -148,7 +148,8 @@ def _record_start(
     summary.baseline_loss = ranks.from_first(lambda: data.baseline(config.train.validation_batches))
     summary.baseline_name = baseline_name(data)
     summary.validation_digest = trainer.evaluator.counted_digest
-    telemetry.open(_run_info(config, folder, state, job))
+    steps, settings = config.train.steps, plain(config)
+    telemetry.open(RunInfo(folder, steps, settings, versions(), state.step, state.segment, job))
     described = data.describe() | ({"processes": ranks.world} if ranks.world > 1 else {})
     telemetry.event("start", state.step, **described, parameters=summary.parameters, device=summary.device)
     tested = require_agreement(config, trainer.step.device, trainer.step.precision)
@@ -288,16 +289,4 @@ def _new_summary(config: RunConfig, folder: Path, trainer: Trainer, job: SweepJo
         config_hash=config_hash(config),
         data_digest=state.data,
         launcher=job.launcher if job else "",
-    )
-
-
-def _run_info(config: RunConfig, folder: Path, state: TrainState, job: SweepJob | None) -> RunInfo:
-    return RunInfo(
-        folder,
-        config.train.steps,
-        config=plain(config),
-        versions=versions(),
-        start_step=state.step,
-        segment=state.segment,
-        job=job,
     )
