@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,37 +24,40 @@ from atlas.models.gate import Gate
 from atlas.models.language_model import AtlasModel, ModelOutput, Reading
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.memory_inputs import MemoryInputs, MemoryTokens
-from atlas.ops.chunk_scan import written
+from atlas.ops.chunk_scan import ScanState, written
 from atlas.ops.fast_weights import FastWeights, subtract
 from atlas.ops.qk_projection import EPSILON, Accumulator
+from atlas.ops.rules.rule import LearningRule
 
 QUERIES = 64  # the last ones of a row: enough for a mean cosine, at no measurable cost
 SAME = 0.99  # queries of a higher cosine count as one query: runs of blanks give many of them
 
 
-class Starts(NamedTuple):
-    """Copies of the weights that the memories of a layer started from; the optimiser changes W_init in place."""
-
-    global_memory: list[FastWeights]  # [N or H, ...] at the start of the pass
-    local: list[FastWeights]  # [H, ...] W_init
-
-
 @dataclass
 class CaughtLayer:
-    """What the hooks keep of a layer with a memory."""
+    """What the hooks keep of a layer with a memory. Its memories are in one order: the local ones, then the global one.
+
+    `start`: copies of the weights that they started from, since the optimiser changes W_init in place.
+    """
 
     layer: int
     memory: AtlasMemory
-    start: Starts = field(init=False)
+    start: list[FastWeights] = field(init=False)  # [H, ...] W_init, or [N, ...] of a global memory that is carried
     mix: Tensor | None = field(init=False)  # lambda [H]; None without `mix`
     query: Tensor = field(init=False)  # [N, n, d] unit norm
     key: Tensor = field(init=False)  # [N, T, d] unit norm
     value: Tensor = field(init=False)  # [N, n, d]
-    rates: Tensor = field(init=False)  # [memories, N, T] the local ones first, the global one last
-    controls: Tensor = field(init=False)  # [memories, N, T, n] in the same order
+    rates: Tensor = field(init=False)  # [memories, N, T]
+    controls: Tensor = field(init=False)  # [memories, N, T, n]
     gate: Tensor | None = field(init=False)  # [B, T, D]; None with the fusion `additive`
     sharpness: Tensor = field(init=False)  # of the gate
     after: MemoryState = field(init=False)
+
+    @property
+    def scans(self) -> list[tuple[str, LearningRule, ScanState]]:
+        """Name, rule and state after the pass of each memory."""
+        local = [(f"local{index}", self.memory.rule, scan) for index, scan in enumerate(self.after.local)]
+        return local + [("global", self.memory.global_rule, scan) for scan in self.after.global_memory]
 
 
 @dataclass
@@ -157,27 +160,18 @@ def memory_norms(catch: Catch) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def _start(memory: AtlasMemory, before: MemoryState) -> Starts:
-    return Starts(
-        [_copy(written(memory.global_rule, scan, memory.config.curvature_max)) for scan in before.global_memory],
-        [_copy(init(1, memory.heads).start) for init in memory.local],
-    )
-
-
-def _copy(weights: FastWeights) -> FastWeights:
-    return FastWeights(weights.down.detach().clone(), weights.up.detach().clone())
+def _start(memory: AtlasMemory, before: MemoryState) -> list[FastWeights]:
+    starts = [init(1, memory.heads).start for init in memory.local]
+    starts += [written(memory.global_rule, scan, memory.config.curvature_max) for scan in before.global_memory]
+    return [FastWeights(*(matrix.detach().clone() for matrix in start)) for start in starts]
 
 
 def _weights(caught: CaughtLayer) -> dict[str, Tensor]:
-    memory, starts, after = caught.memory, caught.start, caught.after
-    names = [("global", memory.global_rule)] * len(after.global_memory)
-    names += [(f"local{index}", memory.rule) for index in range(len(after.local))]
-    rates = caught.rates.mean((1, 2)).roll(len(after.global_memory))  # the global one first
-    gates = caught.controls.mean((1, 2)).roll(len(after.global_memory), 0)  # [memories, n]
-    scans, origins = (*after.global_memory, *after.local), (*starts.global_memory, *starts.local)
+    rates, gates, local = caught.rates.mean((1, 2)), caught.controls.mean((1, 2)), len(caught.after.local)
+    memories = list(zip(caught.scans, caught.start, rates, gates, strict=True))
     found: dict[str, Tensor] = {}
-    for (name, rule), scan, start, rate, gate in zip(names, scans, origins, rates, gates, strict=True):
-        weights = written(rule, scan, memory.config.curvature_max)
+    for (name, rule, scan), start, rate, gate in memories[local:] + memories[:local]:  # the global one first
+        weights = written(rule, scan, caught.memory.config.curvature_max)
         heads = [
             matrix.repeat(end.shape[0] // matrix.shape[0], 1, 1) for matrix, end in zip(start, weights, strict=True)
         ]

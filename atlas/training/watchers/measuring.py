@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from atlas.models.language_model import AtlasModel
 from atlas.models.memory import AtlasMemory, MemoryState
 from atlas.models.plan import ChunkPlan
-from atlas.ops.chunk_scan import ScanState, written
+from atlas.ops.chunk_scan import written
 from atlas.ops.curvature import causally_damped
 from atlas.ops.fast_weights import FastWeights, norm_limits, read
-from atlas.ops.rules.rule import LearningRule
 from atlas.ops.unit_rows import unit_rows
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.memory_norms import SAME, Catch, CaughtLayer, project_queries
@@ -93,7 +92,7 @@ def _of_memories(model: AtlasModel, catch: Catch) -> dict[str, Tensor]:
     it has a gate, and directions."""
     found: dict[str, Tensor] = {}
     for one in catch.layers if catch.complete else ():
-        values = _of_writes(one.memory, one.after, one.rates)
+        values = _of_writes(one)
         if "rho" in _names(one.memory):
             values |= _paths(one.memory, one.controls, model.plan)
         else:
@@ -114,17 +113,10 @@ def _names(memory: AtlasMemory) -> list[str]:
     return [control.name for control in memory.rule.controls]
 
 
-def _scans(memory: AtlasMemory, after: MemoryState) -> list[tuple[str, LearningRule, ScanState]]:
-    """Name, rule and state of each memory: the local ones first, the global one last."""
-    local = [(f"local{index}", memory.rule, scan) for index, scan in enumerate(after.local)]
-    return local + [("global", memory.global_rule, scan) for scan in after.global_memory]
-
-
-def _of_writes(memory: AtlasMemory, after: MemoryState, rates: Tensor) -> dict[str, Tensor]:
-    """rates [memories, N, T], in the order of `_scans`."""
-    found: dict[str, Tensor] = {}
-    for index, (name, rule, scan) in enumerate(_scans(memory, after)):
-        found[f"{name}/rate_max"] = rates[index].max()
+def _of_writes(caught: CaughtLayer) -> dict[str, Tensor]:
+    memory, found = caught.memory, dict[str, Tensor]()
+    for index, (name, rule, scan) in enumerate(caught.scans):
+        found[f"{name}/rate_max"] = caught.rates[index].max()
         weights = written(rule, scan, memory.config.curvature_max)
         full = [
             matrix.float().norm(dim=(-2, -1)) >= AT_BOUND * limit
@@ -166,11 +158,10 @@ def _paths(memory: AtlasMemory, controls: Tensor, plan: ChunkPlan) -> dict[str, 
 def _learned(caught: CaughtLayer, plan: ChunkPlan) -> dict[str, Tensor]:
     """Of the keys that each memory has written last: the cosine between how its writes changed what it recalls, and
     how they should. Below 0 they lead away."""
-    memory, start, after, value = caught.memory, caught.start, caught.after, caught.value
+    memory, value, chunks = caught.memory, caught.value, (*plan.local, plan.global_size)
     key = caught.key[:, -value.shape[1] :]
     found: dict[str, Tensor] = {}
-    starts, chunks = (*start.local, *start.global_memory), (*plan.local, plan.global_size)
-    for index, ((name, rule, scan), before) in enumerate(zip(_scans(memory, after), starts, strict=True)):
+    for index, ((name, rule, scan), before) in enumerate(zip(caught.scans, caught.start, strict=True)):
         last = min(chunks[index], key.shape[1])
         of = key[:, -last:].float(), value[:, -last:].float(), caught.rates[index][:, -last:].float()
         rows = [matrix.repeat(len(key) // len(matrix), 1, 1) for matrix in before]
