@@ -32,12 +32,12 @@ class Saver:
         checkpoints: CheckpointManager,
         telemetry: TelemetryLogger,
         last_step: int,
-        background_bytes: int = BACKGROUND_BYTES,
+        *,
         sharded: bool = False,
     ) -> None:
         self.state, self.checkpoints, self.telemetry, self.last_step = state, checkpoints, telemetry, last_step
         weights = sum(parameter.nbytes for parameter in state.model.parameters())
-        self.in_background = weights >= background_bytes
+        self.in_background = weights >= BACKGROUND_BYTES
         self.sharded = sharded  # every rank writes its part, see checkpoint/tensor_files.py
         self.failed = 0  # saves in a row
 

@@ -41,7 +41,9 @@ def saver(tmp_path: Path, events: Events) -> Iterator[Saver]:
     model = build_model(config)
     state = TrainState(model, build_optimizer(config, model), GateMonitor(config.train.gate), History(config.rollback))
     checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=2)
-    yield Saver(state, checkpoints, TelemetryLogger([events], every=1), 30, background_bytes=1)
+    made = Saver(state, checkpoints, TelemetryLogger([events], every=1), 30)
+    made.in_background = True
+    yield made
     checkpoints.close()
 
 
