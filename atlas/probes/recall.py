@@ -16,6 +16,7 @@ The others stand where other questions ask (`depth_layout`), so a reader who kno
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
@@ -64,11 +65,15 @@ def probe_recall(subject: Subject) -> NIAHResult:
     lengths = settings.lengths or [trained_length * factor for factor in settings.length_factors]
     judged_length = trained_length if trained_length in lengths else min(lengths)
     only = None if subject.every_task else (JUDGED_TASK, judged_length)
-    cells = []
+    cells, judged = [], []
+    places: Counter[int] = Counter()  # of the judged needles, in tokens back from the question
     for questions in grid(settings, needles, subject.text, lengths, only):
         log.info("level recall: task %s, %d tokens", questions.task, questions.length)
-        cells.append(_cell(model, settings, questions, reach, has_memory))
-    judged = [cell for cell in cells if cell.task == JUDGED_TASK and cell.length == judged_length and cell.samples]
+        cell = _cell(model, settings, questions, reach, has_memory)
+        cells.append(cell)
+        if cell.task == JUDGED_TASK and cell.length == judged_length and cell.samples:
+            judged.append(cell)
+            places[int(questions.distance[0, 0])] += cell.samples
     chance = float(needles.value_alphabet) ** -needles.value_bytes
     control = _weighted(judged, [cell.control for cell in judged])
     faults, leak = [], causality_error(model, settings, needles, judged_length)
@@ -88,7 +93,7 @@ def probe_recall(subject: Subject) -> NIAHResult:
     details |= {} if certain is None else {"certain": certain}
     readers = list(judged[0].key_blind) if judged else []
     blind = {reader: _weighted(judged, [cell.key_blind[reader] for cell in judged]) or 0.0 for reader in readers}
-    blind |= {"value at one depth": _by_place(judged, chance)} if judged else {}
+    blind |= {"value at one depth": _by_place(places, chance)} if judged else {}
     details |= {f"key-blind, {reader}": share for reader, share in blind.items()}
     return judge(
         step=subject.step,
@@ -100,7 +105,7 @@ def probe_recall(subject: Subject) -> NIAHResult:
         key_blind=max(blind.values(), default=None),
         certain=certain,
         faults=faults,
-        missing=_why_missing(model, cells, judged, reach, judged_length),
+        missing=_why_missing(model, cells, judged, reach, judged_length, len(places)),
         cells=cells,
         details=details,
     )
@@ -112,7 +117,12 @@ def control_margin(chance: float, trials: int) -> float:
 
 
 def _why_missing(
-    model: AtlasModel, cells: Sequence[ProbeCell], judged: Sequence[ProbeCell], reach: int | None, length: int
+    model: AtlasModel,
+    cells: Sequence[ProbeCell],
+    judged: Sequence[ProbeCell],
+    reach: int | None,
+    length: int,
+    places: int,
 ) -> str:
     if not memory_layers(model):
         return "the model has no memory; the control is its own recall"
@@ -122,15 +132,19 @@ def _why_missing(
         return f"{length} tokens are not more than the {reach} that attention reaches"
     if not judged:
         return next((cell.reason for cell in cells if cell.reason), "no needle lies beyond the reach of attention")
-    if len(judged) == 1 and judged[0].accuracy is not None:
-        depth = f"{judged[0].depth:g}, one of niah.depths,"
-        return f"only {depth} lies beyond the reach of attention, and then its place tells which needle is asked for"
+    if places == 1 and judged[0].accuracy is not None:
+        depths = ", ".join(f"{cell.depth:g}" for cell in judged)
+        where = f"only one place lies beyond the reach of attention (niah.depths: {depths})"
+        return f"{where}, and then it tells which needle is asked for"
     return ""
 
 
-def _by_place(cells: Sequence[ProbeCell], chance: float) -> float:
-    """Share that a reader finds who knows the depths of the questions, and answers with the value at one of them."""
-    most = max(cell.samples for cell in cells) / sum(cell.samples for cell in cells)
+def _by_place(places: Counter[int], chance: float) -> float:
+    """Share that a reader finds who knows the depths of the questions, and answers with the value at one of them.
+
+    In a short sequence, depths that are close are one place.
+    """
+    most = max(places.values()) / places.total()
     return most + (1 - most) * chance
 
 

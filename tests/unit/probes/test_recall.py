@@ -275,14 +275,23 @@ def test_a_perfect_model_does_not_pass_where_a_key_blind_reader_might_be_as_good
     assert "readers that ignore the key find" in result.reason
 
 
-@pytest.mark.parametrize("depths", [[0.5], [0.0, 0.95]])
-def test_one_depth_alone_measures_nothing(depths: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("depths", "judged"),
+    [([0.5], "0.5"), ([0.0, 0.95], "0"), ([0.5, 0.5], "0.5, 0.5"), ([0.5, 0.501, 0.95], "0.5, 0.501")],
+)
+def test_one_place_alone_measures_nothing(depths: list[float], judged: str) -> None:
     result = probe(Scripted((MemoryMode.learn,)), tasks=[], samples=64, depths=depths)
     assert (result.outcome, result.reason) == (
         Outcome.not_measured,
-        f"only {depths[0]:g}, one of niah.depths, lies beyond the reach of attention,"
-        " and then its place tells which needle is asked for",
+        f"only one place lies beyond the reach of attention (niah.depths: {judged}), and then it tells which needle is"
+        " asked for",
     )
+
+
+def test_depths_that_are_one_place_count_as_one_for_a_reader_that_knows_the_depths() -> None:
+    """0.4 and 0.41 of 128 tokens are one place: the value there is right in two cells of three."""
+    result = probe(Scripted((MemoryMode.learn,)), tasks=[], samples=64, depths=[0.4, 0.0, 0.41])
+    assert result.details["key-blind, value at one depth"] == pytest.approx(2 / 3 + 1 / 3 * CHANCE)
 
 
 def test_training_measures_what_is_judged_with_the_same_needles_as_the_table() -> None:
