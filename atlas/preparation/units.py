@@ -54,7 +54,6 @@ def units(
     for index in range(start.source, len(sources)):
         source = sources[index]
         skip = start.documents if index == start.source else 0
-        number = 0
         try:
             for number, (document, share) in enumerate(read_source(source, settings), 1):
                 if number <= skip:
@@ -71,6 +70,6 @@ def units(
                 raise ConfigError(f"SOURCE={source.name}: must be {allowed}") from error
             unit.skipped.append(f"the rest of {source.name!r} {error}")
         before += source.size
-        unit.end, unit.read = Place(index, number), before
+        unit.end, unit.read = Place(index + 1, 0), before  # a source that broke off is not read, and told, once more
     if unit.documents or unit.skipped:
         yield unit

@@ -347,6 +347,26 @@ def test_documents_that_a_killed_start_left_out_are_refused_where_that_is_asked_
     assert content(store(tmp_path / "out", source, **keys).folder) == wanted
 
 
+def test_a_source_that_breaks_off_is_left_out_once_however_often_the_work_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.jsonl.gz"
+    source.write_bytes(gzip.compress(jsonl(tmp_path / "a.jsonl", texts(200)).read_bytes())[:-100])
+    keys = {"validation_share": 0.2, "on_error": OnError.skip}
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(preparation, "_finish", killed)
+            with pytest.raises(Killed):
+                store(tmp_path / "out", source, **keys)
+    made = store(tmp_path / "out", source, **keys)
+    assert made.record.skipped_count == len(made.record.skipped) == 1
+    assert content(made.folder) == content(store(tmp_path / "wanted", source, **keys).folder)
+
+
 def test_unfinished_work_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = jsonl(tmp_path / "a.jsonl", texts(20))
     stopped(monkeypatch, 0, tmp_path / "out", source)
