@@ -102,10 +102,13 @@ def _require_texts(arrow: Any, schema: Any, column: str) -> None:
         raise SourceError(f"has no text in column {column!r}, but {kind}")
 
 
-def _texts(arrow: Any, column: Any) -> list[str | None]:
+def _texts(arrow: Any, column: Any) -> list[Raw]:
     if arrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    texts: list[str | None] = column.to_pylist()
+    try:
+        texts: list[Raw] = column.to_pylist()
+    except UnicodeDecodeError:  # whoever wrote the file did not look; `text_of` does
+        texts = column.cast(arrow.large_binary()).to_pylist()
     return texts
 
 

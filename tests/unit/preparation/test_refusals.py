@@ -56,6 +56,28 @@ def test_a_source_that_cannot_be_read_is_named_with_the_line(
         assert sum(split["documents"] for split in record["splits"].values()) == 40
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_row_of_parquet_that_is_not_utf8_is_bytes_or_is_named(
+    dictionary: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Arrow calls a column a string without a look at its bytes."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    given = [*(b"document %d" % number for number in range(40)), b"caf\xe9"]
+    column = arrow.StringArray.from_buffers(41, *arrow.array(given).buffers()[1:])
+    parquet.write_table(
+        arrow.table({"text": column.dictionary_encode() if dictionary else column}), tmp_path / "a.parquet"
+    )
+    keys = (tmp_path / "a.parquet", "workers=1", "validation_share=0.5")
+    assert main([*map(str, keys), f"out={tmp_path}/bytes"]) == 0
+    splits = read_record(tmp_path / "bytes", "out").splits.values()
+    assert sum(split.bytes for split in splits) == sum(map(len, given))
+    place = f"'{tmp_path}/a.parquet' row 41 is not UTF-8 at byte 3"
+    told = error(capsys, *keys, "tokenizer=train:257", f"out={tmp_path}/refused")
+    assert told == f"SOURCE={tmp_path}/a.parquet: must be readable; {place} {SKIP}"
+    assert main([*map(str, keys), "tokenizer=train:257", "on_error=skip", f"out={tmp_path}/skipped"]) == 0
+    assert read_record(tmp_path / "skipped", "out").skipped == [place]
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
