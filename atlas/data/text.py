@@ -78,7 +78,7 @@ class CorpusData(HandedOver):
         sources = self.corpus.sources
         count = min(SAMPLE_TOKENS, sum(len(one.train) for one, _ in sources))
         shares = [(one.train, round(share * count)) for one, share in sources]
-        return np.concatenate([np.resize(spread(train, most), most) for train, most in shares])
+        return np.concatenate([np.resize(spread(train, most), most) for train, most in shares if most])
 
     def _stretches(self, rng: Random, count: int, part: Tokens) -> Tokens:
         starts = rng.integers(0, len(part) - self.sequence, (count,), dtype=np.int64)

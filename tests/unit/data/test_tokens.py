@@ -276,6 +276,10 @@ def test_the_baseline_of_a_blend_is_of_all_of_its_text(folder: Path, tmp_path: P
     sample = np.concatenate([np.resize(spread(part, most), most) for part, most in parts])
     assert data.baseline(2) == SparseBigram(sample, 257).loss([data.validation(0), data.validation(1)])
     assert data.baseline(2) < 3 < SparseBigram(letters, 257).loss([data.validation(0)])
+    for weight in (0, 1e-9):  # a store without a token in the sample
+        alone = BlendData(paths=paths, weights=[1, weight], **RUN)
+        wanted = SparseBigram(np.resize(letters, count), 257).loss([alone.validation(0)])
+        assert alone.baseline(1) == wanted
     names = [f"token store {path}" for path in paths]
     assert [(one.source, share) for one, share in data.corpus.sources] == list(zip(names, [0.55, 0.45], strict=True))
     assert data.corpus.foreign < 0.1
