@@ -49,7 +49,12 @@ def recipe(config: RunConfig) -> dict[str, Any]:
 
 
 def comparable(config: RunConfig, parameters: int, digest: str) -> list[dict[str, Any]]:
-    """The baselines of a run with these settings, this size and this text, as plain dictionaries."""
+    """The baselines of a run with these settings, this size and this text, as plain dictionaries.
+
+    There are none for a run that starts with trained weights: it has read more than they have.
+    """
+    if config.init_from is not None:
+        return []
     own = recipe(config)
     return [
         asdict(one)

@@ -35,6 +35,7 @@ def test_a_baseline_stands_only_beside_a_run_that_can_be_compared_with_it(defaul
     assert comparable(replace(default, seed=7), first.parameters + 500, first.digest) == near
     assert comparable(compose(["train.steps=2000"]), first.parameters, first.digest) == []
     assert comparable(compose(["optim.lr=0.1"]), first.parameters, first.digest) == []
+    assert comparable(compose(["init_from=outputs/runs/a"]), first.parameters, first.digest) == []
     assert comparable(default, 2 * first.parameters, first.digest) == []
     assert comparable(default, first.parameters, "of another text") == []
 
