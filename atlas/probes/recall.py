@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, sqrt
+from math import isfinite, nan, sqrt
 
 import numpy as np
 import torch
@@ -245,17 +245,18 @@ def answer(
 def causality_error(model: AtlasModel, settings: NIAHConfig, needles: NeedleFormat, length: int) -> float:
     """Largest change of the logits up to a place when all tokens after it change, relative to the largest logit.
 
-    The place lies inside the second chunk, shard and global chunk wherever those are longer than a few tokens.
+    The place lies inside the second chunk, shard and global chunk wherever those are longer than a few tokens. Not a
+    number where the logits are not finite, or no needle fits into the length.
     """
     few = replace(settings, samples=CAUSALITY_ROWS)
-    length = min(length, 2 * max(model.plan.global_size, model.plan.shard or 0))
+    length = min(length, max(2 * max(model.plan.global_size, model.plan.shard or 0), 8 * needles.slot))
     questions = build_questions(generator(settings.seed, Stream.probe, 0), few, needles, None, "single", length, 0.0)
     if questions.missing:
-        return 0.0
+        return nan
     tokens = torch.from_numpy(questions.inputs).to(model.embedding.weight.device)
     cut = length // 2 + 5 if length > 12 else length // 2
     other = tokens.clone()
     other[:, cut:] = (other[:, cut:] + 1) % model.embedding.num_embeddings
     before = [model(version, mode=MemoryMode.learn).logits[:, :cut].float() for version in (tokens, other)]
     change = (before[0] - before[1]).abs().max() / before[0].abs().max().clamp(min=1e-8)
-    return float(change) if isfinite(float(change)) else 0.0
+    return float(change) if isfinite(float(change)) else nan

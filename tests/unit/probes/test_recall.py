@@ -130,7 +130,10 @@ def test_margin_of_the_control_is_five_points_or_three_standard_errors() -> None
     assert control_margin(CHANCE, 100) == pytest.approx(3 * (CHANCE * (1 - CHANCE) / 100) ** 0.5)
 
 
-def test_a_memory_that_reads_what_the_whole_chunk_wrote_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunks", [CHUNKS, ChunkSizeConfig([2], 2, 2)], ids=["chunks", "shorter than a needle"])
+def test_a_memory_that_reads_what_the_whole_chunk_wrote_is_caught(
+    chunks: ChunkSizeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scan = Scan.__call__
 
     def update_then_read(self: Scan, state: ScanState, tokens: ChunkInputs) -> tuple[Tensor, ScanState]:
@@ -138,7 +141,7 @@ def test_a_memory_that_reads_what_the_whole_chunk_wrote_is_caught(monkeypatch: p
         return read(written(self.rule, after, self.curvature_max), tokens.query, tokens.query_features), after
 
     torch.manual_seed(0)
-    model = AtlasModel(SMALL, CHUNKS, 256)
+    model = AtlasModel(SMALL, chunks, 256)
     assert probe(model, samples=1, tasks=[], depths=[0.0]).details["causality_error"] < 1e-6
     monkeypatch.setattr(Scan, "__call__", update_then_read)
     result = probe(model, samples=1, tasks=[], depths=[0.0])
@@ -176,6 +179,7 @@ def test_what_cannot_be_measured_does_not_pass(
     assert (result.outcome, result.accuracy, result.failed) == (Outcome.not_measured, None, False)
     assert result.reason.startswith(reason)
     assert result.metrics["niah/accuracy"] is None
+    assert ("causality_error" in result.details) is not isinstance(model, Broken)  # not measured, never 0
 
 
 def test_a_text_that_is_too_short_is_not_measured_and_the_rest_is() -> None:
