@@ -172,7 +172,7 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: 
     from atlas.runs.data_record import read_tokenizer
 
     tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file else None
-    files: Mapping[Path, bytes] = {}
+    means: dict[str, float] = {}  # bytes per token of each text as a whole
     lost: dict[str, float] = {}
     if settings.paths:
         encoding = "bytes" if tokenizer is None else "utf8"
@@ -182,18 +182,23 @@ def read_texts(config: RunConfig, settings: EvaluationSettings, tokenizer_file: 
         if tokenizer is not None:
             texts = {str(path): tokenizer.encode([content])[0].astype(np.uint32) for path, content in files.items()}
             lost = {str(path): lost_share(tokenizer, [content]) for path, content in files.items()}
+        means = {str(path): len(content) / max(len(texts[str(path)]), 1) for path, content in files.items()}
     else:
         from atlas.runs.build import build_data
 
         corpus = build_data(config).corpus or stdlib_corpus(STDLIB_SHARE)
-        texts = {f"validation part of the {one.source}": one.validation[:MOST_TOKENS] for one, _ in corpus.sources}
+        parts = {f"validation part of the {one.source}": one for one, _ in corpus.sources}
+        texts = {name: one.validation[:MOST_TOKENS] for name, one in parts.items()}
+        means = {name: one.bytes_per_token for name, one in parts.items()}
         hashes = {name: hash_of_file(text.tobytes()) for name, text in texts.items()}
     for name, text in texts.items():
         if len(text) < 2:
             raise ConfigError(f"data.paths={name}: must be a text of at least 2 tokens, the first is given")
-    whole = {str(path): len(content) for path, content in files.items() if len(texts[str(path)]) <= settings.bytes}
-    sizes = {name: whole.get(name) or _bytes(text[: settings.bytes], tokenizer) for name, text in texts.items()}
-    bytes_per_token = {name: sizes[name] / min(len(text), settings.bytes) for name, text in texts.items()}
+    read = {name: text[: settings.bytes] for name, text in texts.items()}
+    bytes_per_token = {
+        name: means[name] if len(text) == len(texts[name]) else _bytes(text, tokenizer) / len(text)
+        for name, text in read.items()
+    }
     return Asked(texts, hashes, bytes_per_token, lost)
 
 

@@ -174,6 +174,23 @@ def test_evaluate_says_where_the_tokenizer_loses_characters(tmp_path: Path) -> N
     assert note == f"{tmp_path}/foreign.txt: {told}"
 
 
+def test_evaluate_counts_the_bytes_of_validation_text_as_the_run_does(tmp_path: Path) -> None:
+    """A tokenizer that does not give back what it was given: this one puts a space between any two tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = {chr(number): number for number in range(127)}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, []))
+    library.add_special_tokens(["</s>"])
+    library.save(f"{tmp_path}/tokenizer.json")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"letters{n}" * 9}) + "\n" for n in range(60)))
+    keys = [f"out={tmp_path}/store", f"tokenizer={tmp_path}/tokenizer.json", "workers=1", "validation_share=0.3"]
+    assert prepare([f"{tmp_path}/a.jsonl", *keys]) == 0
+    config = atlas.compose(["data=tokens", f"data.path={tmp_path}/store", "train.sequence=128"])
+    asked = read_texts(config, EvaluationSettings(), tmp_path / "store/tokenizer.json")
+    corpus = build_data(config).corpus
+    assert corpus is not None
+    assert [*asked.bytes_per_token.values()] == [corpus.bytes_per_token]
+
+
 def test_evaluate_reads_and_knows_the_text_of_every_store_of_a_blend(tmp_path: Path) -> None:
     for name, letter in (("a", "x"), ("b", "y")):
         lines = [json.dumps({"text": f"{letter}{number:06d}" * 30}) for number in range(60)]
