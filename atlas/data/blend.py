@@ -138,7 +138,7 @@ class BlendData(CorpusData):
             allowed = f"stores whose documents end alike (end_of_document); {path!r} differs from {self.paths[0]!r}"
             require(same, "data.paths", list(self.paths), allowed)
         largest = stores[self.shares.index(max(self.shares))]
-        pairs = zip(self.paths, stores, strict=True)
+        pairs, weighted = zip(self.paths, stores, strict=True), list(zip(self.shares, stores, strict=True))
         contents = {f"{path}/{name}": sha256 for path, one in pairs for name, sha256 in one.contents.items()}
         return BlendCorpus(
             source=", ".join(f"{share:.3g} of {path}" for path, share in zip(self.paths, self.shares, strict=True)),
@@ -148,7 +148,8 @@ class BlendData(CorpusData):
             validation=largest.validation,
             contents=contents,
             symbols=largest.symbols,
-            bytes_per_token=sum(share * one.bytes_per_token for share, one in zip(self.shares, stores, strict=True)),
+            bytes_per_token=sum(share * one.bytes_per_token for share, one in weighted),
+            train_bytes_per_token=sum(share * one.train_bytes_per_token for share, one in weighted),
             tokenizer=largest.tokenizer,
             end_of_document=largest.end_of_document,
             stores=stores,

@@ -50,6 +50,7 @@ class Corpus:
     notes: tuple[str, ...] = ()  # what was passed over when the files were read
     symbols: Symbols = BYTE_SYMBOLS  # the ids of needles and haystacks in this text's vocabulary
     bytes_per_token: float = 1.0  # of the validation part
+    train_bytes_per_token: float = 1.0
     tokenizer: Path | None = None  # the tokenizer.json of the ids; None where they are bytes
     end_of_document: int | None = None  # its id; None where documents do not end
 

@@ -72,7 +72,7 @@ def load_store(path: str, key: str) -> StoreCorpus:
     """The store in a folder. Raises `ConfigError` naming `key`."""
     store = TokenStore(Path.cwd() / expanded(path), key)
     record = store.record
-    validation = record.splits["validation"]
+    train, validation = record.splits["train"], record.splits["validation"]
     hashes = [
         (name, sha256[:16])
         for split in SPLITS
@@ -89,6 +89,7 @@ def load_store(path: str, key: str) -> StoreCorpus:
         contents=dict(hashes),
         symbols=Symbols.from_record(record.symbols),
         bytes_per_token=validation.bytes / validation.tokens,
+        train_bytes_per_token=train.bytes / train.tokens,
         tokenizer=None if record.tokenizer == BYTES_NAME else store.folder / TOKENIZER_FILE,
         end_of_document=record.end_of_document,
         store=store,

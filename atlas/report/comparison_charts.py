@@ -93,8 +93,9 @@ def _overlay(field: Field, key: str, title: str, axis: str, limit: int) -> Chart
         smoothed |= bool(mean)
         drawn = mean or lines.of(key, "", colour, width=width)
         if axis == NATS:
-            size = field.records[index].bytes_per_token
-            drawn = [trace | {"y": rounded([loss / size for loss in trace["y"]])} for trace in drawn]
+            record = field.records[index]
+            size = record.train_bytes_per_token if key == "loss" else record.bytes_per_token
+            drawn = [trace | {"y": rounded([loss / size for loss in trace["y"]])} for trace in drawn if size]
         named = {"name": escape(field.labels[index]), "hovertemplate": HOVER, "legendgroup": str(index)}
         traces += [trace | named for trace in drawn if trace.get("meta") != "undone"]
     if all(len(trace["y"]) < 2 for trace in traces):

@@ -81,9 +81,20 @@ class RunRecord:
         """What a logged loss is per."""
         return "byte" if self.bytes_per_token == 1.0 else "token"
 
+    @property
+    def train_bytes_per_token(self) -> float | None:
+        """Of the training text; None: the run is too old to know."""
+        known = finite(self.summary.get("train_bytes_per_token"))
+        return 1.0 if known is None and self.bytes_per_token == 1.0 else known
+
     def per_byte(self, loss: float | None) -> float | None:
-        """Nats per token as nats per byte, so that runs with different tokenizers compare."""
+        """Nats per token of the validation text as nats per byte, so that runs with different tokenizers compare."""
         return None if loss is None else loss / self.bytes_per_token
+
+    def training_per_byte(self, loss: float | None) -> float | None:
+        """The same of the training text."""
+        size = self.train_bytes_per_token
+        return None if loss is None or size is None else loss / size
 
     @property
     def baseline_name(self) -> str:

@@ -187,7 +187,7 @@ def overview_cells(record: RunRecord) -> list[Cell]:
     """The results that a comparison shows, in the order of `OVERVIEW`."""
     return [
         number_cell(record.per_byte(record.result("validation_loss", "validation/loss")), ".4f"),
-        number_cell(record.per_byte(record.result("loss", "loss")), ".4f"),
+        number_cell(record.training_per_byte(record.result("loss", "loss")), ".4f"),
         *(number_cell(record.probe(level.name).get("accuracy"), level.unit.form) for level in BY_WEIGHT),
         number_cell(record.result("tokens_per_second", "tokens_per_second"), ",.0f"),
         size_cell(record.summary.get("peak_memory_bytes")),

@@ -144,7 +144,9 @@ def _record_start(
 ) -> None:
     """Write what is known before step 1 into the summary and the telemetry. Every rank calls it."""
     state, telemetry, ranks, data = trainer.state, trainer.telemetry, trainer.ranks, trainer.data
-    summary.bytes_per_token = data.corpus.bytes_per_token if data.corpus else 1.0
+    if data.corpus:
+        summary.bytes_per_token = data.corpus.bytes_per_token
+        summary.train_bytes_per_token = data.corpus.train_bytes_per_token
     summary.baseline_loss = ranks.from_first(lambda: data.baseline(config.train.validation_batches))
     summary.baseline_name = baseline_name(data)
     summary.validation_digest = trainer.evaluator.counted_digest

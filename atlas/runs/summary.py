@@ -56,6 +56,7 @@ class RunSummary:
     baseline_name: str = "bigram baseline"  # what it is
     baselines: list[dict[str, Any]] = field(default_factory=list)  # models without a memory, see `baselines.py`
     bytes_per_token: float = 1.0  # of the validation text: nats per byte are nats per token divided by it
+    train_bytes_per_token: float = 1.0  # of the training text
     validation_bits_per_byte: float | None = None
     gate_mean: float | None = None
     gate_std: float | None = None

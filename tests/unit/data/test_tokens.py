@@ -260,6 +260,9 @@ def test_a_blend_draws_each_row_from_one_store_by_weight(folder: Path, tmp_path:
     sizes = [one.store.record.splits["validation"] for one in data._stores]
     per_token = [size.bytes / size.tokens for size in sizes]
     assert data.corpus.bytes_per_token == pytest.approx(0.25 * per_token[0] + 0.75 * per_token[1])
+    training = [one.store.record.splits["train"] for one in data._stores]
+    per_token = [size.bytes / size.tokens for size in training]
+    assert data.corpus.train_bytes_per_token == pytest.approx(0.25 * per_token[0] + 0.75 * per_token[1])
     assert data.corpus.digest != BlendData(paths=paths, weights=[1, 2], **RUN).corpus.digest
 
 

@@ -189,17 +189,24 @@ def test_the_command_line(
     assert "python -m atlas.report DIR... [target=PATH]" in capsys.readouterr().out
 
 
-def test_runs_of_two_tokenizers_are_compared_per_byte(make_run: MakeRun) -> None:
+@pytest.mark.parametrize(
+    ("size", "training", "last"),
+    [({"train_bytes_per_token": 1.5}, {"words": [4.0, 2.0]}, "2.0000"), ({}, {}, "-")],  # {}: a run of before
+)
+def test_runs_of_two_tokenizers_are_compared_per_byte(
+    make_run: MakeRun, size: dict[str, float], training: dict[str, list[float]], last: str
+) -> None:
     rows = [row(step, loss=6.0 / step) for step in (1, 2)]
     done = {"status": "completed", "validation_loss": 4.0, "data_digest": "a"}
-    runs = [make_run("bytes", rows, (), done), make_run("words", rows, (), done | {"bytes_per_token": 2.0})]
+    runs = [make_run("bytes", rows, (), done), make_run("words", rows, (), done | {"bytes_per_token": 2.0} | size)]
     told: list[Document] = []
     text = (write_report(runs, runs[0] / "report", tell=told.append) / "report.md").read_text()
     assert "Best run: words, validation loss 2.0000 nats/byte, NIAH recall not measured." in text
     assert "- validation loss: 4.0000 nats per token, perplexity 54.60" in text
+    assert f"| words (best) | completed | - | 2.0000 | {last} |" in text
     charts = {block.title: block for block in told[0].sections[0].blocks if isinstance(block, Chart)}
     chart = charts["Training loss of all runs"]
-    assert {trace["name"]: trace["y"] for trace in chart.traces} == {"bytes": [6.0, 3.0], "words": [3.0, 1.5]}
+    assert {trace["name"]: trace["y"] for trace in chart.traces} == {"bytes": [6.0, 3.0]} | training
     assert chart.layout["yaxis"]["title"]["text"] == "nats per byte"
 
 
