@@ -60,6 +60,8 @@ def find_sources(settings: PrepareSettings) -> tuple[list[Source], list[str]]:
         paths, named = find_files([argument], "SOURCE")
         for path in paths:
             if path.is_relative_to(settings.partial) or path.is_relative_to(settings.folder):
+                allowed = f"another place than that of the source {argument!r}"
+                require(path not in named, "out", settings.out, allowed)
                 continue  # the store itself, where a pattern finds it
             fault = "" if str(path) in found else _take(path, settings, found)
             require(

@@ -125,6 +125,14 @@ def test_sources_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert error(capsys, "hub:one", out) == "SOURCE=hub:one: must be hub:OWNER/NAME[:SUBSET]"
 
 
+def test_a_store_in_the_place_of_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.txt"
+    source.write_bytes(GOOD)
+    told = f"out={source}: must be another place than that of the source '{source}'"
+    assert error(capsys, source, f"out={source}") == told
+    assert source.read_bytes() == GOOD
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
