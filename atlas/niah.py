@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 
 PICTURE_FILE = "niah.png"
 LEGEND = (
-    "memory: with the memory   off: memory off   frozen: memory reads and never writes (niah.frozen=true)",
-    "without: a model trained without a memory (control=RUN)   blind: the best reader that ignores the key",
-    "chance: a guess   algebra: the cosine that the equations predict   prob.: of the whole answer",
+    "memory: with the memory   off: the control: memory off; of accumulator no pair, of memory another pair",
+    "frozen: memory reads and never writes (niah.frozen=true)   blind: the best reader that ignores the key",
+    "without: a model trained without a memory (control=RUN)   chance: a guess   prob.: of the whole answer",
+    "algebra: the cosine that the equations predict",
     "n: needles   -: not measured   all numbers are shares of needles found, or cosines with the value",
 )
 DIFFERENCES = {"mqar": mqar.DIFFERS, "ruler": ruler.DIFFERS}  # from the papers

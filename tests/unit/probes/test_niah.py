@@ -129,6 +129,7 @@ def test_a_table_explains_its_levels_and_columns_and_names_the_levels_left_out()
     columns = next(line for line in lines if line.startswith("  task")).split()[5:]
     assert columns == ["memory", "off", "frozen", "without", "blind", "algebra", "prob.", "n"]
     assert all(any(f"{column}: " in line for line in LEGEND) for column in (*columns, "chance", "-"))
+    assert "off: the control: memory off; of accumulator no pair, of memory another pair" in LEGEND[0]
 
 
 def test_a_probe_every_1000_steps_costs_less_than_one_percent_of_the_default_run() -> None:
