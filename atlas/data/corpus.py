@@ -108,7 +108,7 @@ class Corpus:
         if self.foreign > FOREIGN:
             found.append(
                 f"{self.foreign:.1%} of the validation ids are less than a tenth as frequent in training: the two "
-                "parts differ in language or encoding, and the validation loss says little about what was learned"
+                "parts differ in language, subject or encoding; the validation loss says little about what was learned"
             )
         return found
 

@@ -64,7 +64,8 @@ def mixed_parts(record: Record) -> Finding | None:
         value,
         seen,
         "the model is validated on what it is trained on, so the validation loss says nothing about new text",
-        "a data source whose batch() reads corpus.train, and whose validation() reads corpus.validation",
+        "a text that does not say the same again and again; in a data source of your own, rows of corpus.train in"
+        " batch() and of corpus.validation in validation()",
     )
 
 

@@ -75,7 +75,9 @@ def test_validation_text_in_another_encoding_is_told(encoding: str, share: str |
     write(tmp_path, {"a.txt": text.encode() + text[:4000].encode(encoding)})
     size = 4000 if encoding == "utf-8" else 8000
     corpus = load_corpus([f"{tmp_path}/a.txt"], "bytes", size / (40000 + size))
-    why = "the two parts differ in language or encoding, and the validation loss says little about what was learned"
+    why = (
+        "the two parts differ in language, subject or encoding; the validation loss says little about what was learned"
+    )
     told = [f"{share} of the validation ids are less than a tenth as frequent in training: {why}"] if share else []
     assert [line for line in corpus.warnings if "frequent" in line] == told
 

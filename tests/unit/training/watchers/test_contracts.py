@@ -165,3 +165,6 @@ def test_rows_of_the_other_part_of_the_text(kind: type) -> None:
     assert seen("mixed_parts", validation_known=(2, 4)) == "2 of 4 validation rows stand in the training text"
     text = "3 of the first training rows stand in the validation text, and not in that of training"
     assert seen("mixed_parts", training_held_out=3) == text
+    found = JUDGES["mixed_parts"](Record(Facts(steps=100), validation_known=(4, 4)))
+    assert found is not None
+    assert found.hint.startswith("a text that does not say the same again and again; ")
