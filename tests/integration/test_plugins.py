@@ -206,6 +206,16 @@ class Rule(GradientDescent):
     def close(self, start, update, kept):
         return subtract(FastWeights(*(0.9 * matrix for matrix in start)), update), kept
 """
+NEVER_CLOSES = FORGETS.replace("    chunk_end = None\n", "")
+NEVER_WRITES = """
+from atlas.ops.rules.gd import GradientDescent
+
+class Rule(GradientDescent):
+    chunk_end = None
+
+    def write(self, start, kept, tokens):
+        return super().write(start, kept, tokens._replace(rate=0.1 * tokens.rate))
+"""
 NO_RANGE = """
 from atlas.ops.rules.gd import GradientDescent
 from atlas.ops.rules.rule import Control
@@ -218,17 +228,19 @@ class Rule(GradientDescent):
 @pytest.mark.parametrize(
     ("source", "allowed"),
     [
-        (FORGETS, "a rule whose `close` returns its start where all rates and controls are 0"),
+        (FORGETS, "be a rule whose `close` returns its start where all rates and controls are 0"),
+        (NEVER_CLOSES, "set chunk_end=None: it inherits another one, with which its own `close` is not called"),
+        (NEVER_WRITES, "set own_gradients=False: it inherits another one, with which its own `write` is not called"),
         (
             NO_RANGE,
-            r"a rule with controls of 0 <= initial <= maximum and 0 < maximum, not Control\(name='mine', ini",
+            r"be a rule with controls of 0 <= initial <= maximum and 0 < maximum, not Control\(name='mine', ini",
         ),
     ],
 )
-def test_a_rule_that_would_spoil_controls_or_gates_is_refused(source: str, allowed: str, mine: Path) -> None:
+def test_a_rule_that_would_not_do_what_it_says_is_refused(source: str, allowed: str, mine: Path) -> None:
     (mine / "mine_fault.py").write_text(source)
     config = atlas.compose(["+model.memory.own_rule._target_=mine_fault.Rule", "trust=[mine_fault]"])
-    with pytest.raises(ConfigError, match=f"^model.memory.own_rule._target_=mine_fault.Rule: must be {allowed}"):
+    with pytest.raises(ConfigError, match=f"^model.memory.own_rule._target_=mine_fault.Rule: must {allowed}"):
         atlas.build_model(config)
 
 

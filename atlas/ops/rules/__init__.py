@@ -15,6 +15,7 @@ from atlas.ops.rules.omega import Omega
 from atlas.ops.rules.rule import LearningRule
 
 PARTS = [name for name in vars(LearningRule) if not name.startswith("_")]
+CLAIMS = {"write": ("own_gradients", False), "close": ("chunk_end", None)}  # with any other value a form stands in
 RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
     Rule.gd: lambda _: GradientDescent(),
     Rule.momentum: Momentum.from_config,
@@ -25,8 +26,8 @@ RULES: dict[Rule, Callable[[MemoryConfig], LearningRule]] = {
 
 
 def learning_rule(config: MemoryConfig) -> LearningRule:
-    """The rule that the settings name. Raises `ConfigError` where one of your own lacks a part of `LearningRule`, or
-    has a control without a range."""
+    """The rule that the settings name. Raises `ConfigError` where one of your own lacks a part of `LearningRule`, has a
+    method that would not be called, or a control without a range."""
     if not config.own_rule:
         return RULES[config.rule](config)
     rule: LearningRule = make(config.own_rule)
@@ -34,8 +35,18 @@ def learning_rule(config: MemoryConfig) -> LearningRule:
     if missing:
         target = config.own_rule["_target_"]
         raise ConfigError(f"model.memory.own_rule._target_={target}: must have {', '.join(missing)}, as `LearningRule`")
+    for method, (claim, called) in CLAIMS.items():
+        if getattr(rule, claim) != called and _since(rule, method) < _since(rule, claim):
+            told = f"model.memory.own_rule._target_={config.own_rule['_target_']}: must set {claim}={called}"
+            raise ConfigError(f"{told}: it inherits another one, with which its own `{method}` is not called")
     for control in rule.controls:
         if not 0 <= control.initial <= control.maximum or not 0 < control.maximum < inf:
             allowed = f"a rule with controls of 0 <= initial <= maximum and 0 < maximum, not {control}"
             raise ConfigError(f"model.memory.own_rule._target_={config.own_rule['_target_']}: must be {allowed}")
     return rule
+
+
+def _since(rule: LearningRule, name: str) -> int:
+    """How many classes above that of the rule the one stands that sets `name`; -1 where the object itself does."""
+    classes = enumerate([rule, *type(rule).__mro__], -1)
+    return next(number for number, one in classes if name in getattr(one, "__dict__", ()))
