@@ -40,6 +40,16 @@ class Batch:
     recall: Tensor  # [B] bool: the row is a recall (needle) sequence
     fresh: Tensor  # [B] bool: the row does not continue the same row of the step before
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for columns that do not fit each other: PyTorch would stretch weights [B, 1] or [T]."""
+        rows, wanted = self.inputs.shape[:1], {"targets": self.inputs.shape, "weights": self.inputs.shape}
+        for name, shape in (wanted | {"recall": rows, "fresh": rows}).items():
+            column: Tensor = getattr(self, name)
+            if column.shape != shape:
+                raise ValueError(f"{name} of a batch: must be {list(shape)}, as its inputs, not {list(column.shape)}")
+            if name in ("recall", "fresh") and column.dtype != torch.bool:
+                raise ValueError(f"{name} of a batch: must be bool, not {column.dtype}")
+
     @classmethod
     def from_tokens(
         cls,

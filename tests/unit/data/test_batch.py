@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,23 @@ def test_targets_are_the_inputs_one_token_later(batch: Batch) -> None:
     assert batch.targets[1].tolist() == [7, 8, 9, 10, 11]
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     assert batch.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("weights", torch.ones(4, 1), r"weights of a batch: must be \[4, 5\], as its inputs, not \[4, 1\]"),
+        ("weights", torch.ones(5), r"weights of a batch: must be \[4, 5\], as its inputs, not \[5\]"),
+        ("targets", torch.zeros(4, 6, dtype=torch.int64), r"targets of a batch: must be \[4, 5\]"),
+        ("recall", torch.zeros(1, dtype=torch.bool), r"recall of a batch: must be \[4\]"),
+        ("fresh", torch.ones(4, dtype=torch.int64), r"fresh of a batch: must be bool, not torch.int64"),
+    ],
+)
+def test_columns_that_would_be_stretched_or_taken_for_indices_are_refused(
+    column: str, value: torch.Tensor, told: str, batch: Batch
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(batch, **{column: value})
 
 
 def test_split_keeps_rows_in_order(batch: Batch) -> None:
