@@ -8,6 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from atlas.config import require
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.models.language_model import AtlasModel
@@ -22,7 +23,10 @@ from atlas.training.watchers.observations import MemoryUse, ModelFacts
 
 
 class Evaluator:
-    """Losses of validation batches, which are the same for every run on this data; `watched`: rows of the first one."""
+    """Losses of validation batches, which are the same for every run on this data; `watched`: rows of the first one.
+
+    Raises `ConfigError` where no watched target has weight: their loss would be 0 at every step.
+    """
 
     def __init__(self, data: DataSource, step: TrainStep, batches: int, watch_rows: int) -> None:
         self.step = step
@@ -32,6 +36,9 @@ class Evaluator:
             first = self.batches[0]
             rows = min(watch_rows, first.inputs.shape[0])
             self.watched = Batch(*(column[:rows] for column in vars(first).values()))
+            allowed = f"a source whose first {rows} validation rows have a target of weight > 0: they are watched"
+            source = f"{type(data).__module__}.{type(data).__qualname__}"
+            require(bool((self.watched.weights > 0).any()), "data._target_", source, allowed)
 
     def validation_loss(self, model: AtlasModel, plan: ChunkPlan | None = None) -> float:
         """Mean loss in nats per weighted target, with the chunks of `plan` or the model's own. The ranks share the

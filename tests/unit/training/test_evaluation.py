@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import atlas
+from atlas.config import ConfigError
 from atlas.data.batch import Batch
 from atlas.data.source import DataSource
 from atlas.training.evaluation import Evaluator
@@ -46,3 +49,16 @@ def test_each_target_counts_once() -> None:
             losses += found[batch.weights > 0].tolist()
     assert len(losses) == 10
     assert evaluator.validation_loss(model) == pytest.approx(sum(losses) / 10, rel=1e-5)
+
+
+class Uncounted(Uneven):
+    def validation(self, index: int) -> Batch:
+        batch = super().validation(index)
+        return replace(batch, weights=0 * batch.weights)
+
+
+def test_watched_rows_without_a_target_that_counts_are_refused() -> None:
+    config = atlas.compose([*SETTINGS, "train.carry_memory=false"])
+    step = TrainStep(config.train, torch.device("cpu"), torch.float32)
+    with pytest.raises(ConfigError, match="Uncounted: must be a source whose first 1 validation rows have a target of"):
+        Evaluator(Uncounted(), step, batches=2, watch_rows=1)
