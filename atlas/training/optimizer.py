@@ -96,6 +96,8 @@ class ScheduledOptimizer:
     linear    the same in a straight line
     constant  `lr` to the end
     wsd       warm-up, stable, decay: `lr`, then over the last `decay` of the steps a straight line as in linear
+
+    It is that of the groups with the highest lr. Groups that were made with a lower one keep their ratio to it.
     """
 
     def __init__(
@@ -112,6 +114,9 @@ class ScheduledOptimizer:
         self.lr, self.steps, self.lr_min_ratio = lr, steps, lr_min_ratio
         self.schedule, self.decay = schedule, decay
         self.warmup = min(warmup, steps)
+        own = [[float(group.get("lr", lr)) for group in one.param_groups] for one in self.optimizers]
+        highest = max((rate for rates in own for rate in rates), default=lr)
+        self.ratios = [[rate / highest if highest else 1.0 for rate in rates] for rates in own]
         self.scale = 1.0  # lowered by a rollback that answers with `lower_lr`
         self.burst = 1.0  # raised for a few steps by an injected fault
 
@@ -134,9 +139,9 @@ class ScheduledOptimizer:
     def step(self, step: int) -> float:
         """Update the parameters with the gradients they hold; returns the learning rate used."""
         lr = self.lr_at(step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        for optimizer, ratios in zip(self.optimizers, self.ratios, strict=True):
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                group["lr"] = lr * ratio
             optimizer.step()
         return lr
 

@@ -50,6 +50,16 @@ def test_a_warm_up_longer_than_the_run_ends_with_it_and_none_starts_at_the_top()
     assert scheduled(warmup=0, steps=1000).lr_at(1) == pytest.approx(2.0, rel=1e-4)
 
 
+def test_groups_that_were_made_with_a_lower_rate_keep_their_ratio_to_the_highest() -> None:
+    high, low, alone = (torch.nn.Parameter(torch.ones(1)) for _ in range(3))
+    both = torch.optim.SGD([{"params": [high], "lr": 0.4}, {"params": [low], "lr": 0.1}], lr=1.0)
+    optimizer = ScheduledOptimizer([both, torch.optim.SGD([alone], lr=0.0)], 2.0, 10, 0, 1.0)
+    for parameter in (high, low, alone):
+        parameter.grad = torch.ones(1)
+    assert optimizer.step(1) == 2.0
+    assert [high.item(), low.item(), alone.item()] == [-1.0, 0.5, 1.0]
+
+
 def test_a_step_uses_the_rate_of_the_schedule_scale_and_burst_included() -> None:
     optimizer = scheduled(warmup=0, lr_min_ratio=1.0)
     (parameter,) = optimizer.optimizers[0].param_groups[0]["params"]
