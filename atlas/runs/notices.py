@@ -47,7 +47,7 @@ def start_warnings(
     return [
         *(data.corpus.warnings if data.corpus else ()),
         *recall_warnings(config, data),
-        *unread_settings(config.model),
+        *unread_settings(config),
         *ranks.from_first(lambda: data_warnings(data, step)),
         *_cut_documents(described),
     ]

@@ -1,16 +1,32 @@
-"""Settings of the memory and its gate that were changed and that nothing in this model reads: told before step 1.
+"""Settings of model and training that were changed and that nothing in this run reads: told before step 1.
 
 Two runs that differ in such a setting alone are the same run; a sweep over it would compare a model with itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
-from atlas.config import Fusion, MemoryConfig, ModelConfig, ProjectionRange, Rule
-from atlas.config.keys import flat
+from atlas.config import (
+    CalibrationConfig,
+    Fusion,
+    MemoryConfig,
+    ModelConfig,
+    ProjectionRange,
+    RollbackAction,
+    RollbackConfig,
+    Rule,
+    RunConfig,
+    Stage2Config,
+    TrainConfig,
+)
+from atlas.config.components import own_targets
+from atlas.config.keys import flat, lies_in
 
 WITH_MOMENTUM = {Rule.momentum, Rule.muon, Rule.atlas}
+GROUPS = {"stage2": Stage2Config, "train": TrainConfig, "rollback": RollbackConfig, "calibration": CalibrationConfig}
+USUAL_DECAY = 0.2  # of optim.decay, in conf/optim
 READERS = {  # the rules that read a setting, or settings that begin so
     "momentum": WITH_MOMENTUM,
     "retention": WITH_MOMENTUM,
@@ -20,9 +36,42 @@ READERS = {  # the rules that read a setting, or settings that begin so
 }
 
 
-def unread_settings(model: ModelConfig) -> list[str]:
+def unread_settings(config: RunConfig) -> list[str]:
     """A line each; [] where every changed setting has a reader."""
-    return [*_of_memory(model.memory), *_of_gate(model)]
+    return [*_of_memory(config.model.memory), *_of_gate(config.model), *_of_training(config)]
+
+
+def _of_training(config: RunConfig) -> list[str]:
+    usual = flat({name: asdict(made()) for name, made in GROUPS.items()} | {"optim": {"decay": USUAL_DECAY}})
+    now = flat(asdict(config))
+    changed = [key for key, value in now.items() if key in usual and value != usual[key]]
+    return [
+        f"{key}={now[key]} changes nothing with {reason}"
+        for name, reason in _unread_in_training(config)
+        for key in changed
+        if lies_in(key, [name])
+    ]
+
+
+def _unread_in_training(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Settings or groups, and why nothing reads them."""
+    if config.stage2.enabled:
+        yield "train.gradient_clip", "stage2.enabled=true: stage2.clip is in its place"
+    else:
+        yield "stage2", "stage2.enabled=false (experiment=stage2 switches it on)"
+    schedule = config.optim.get("schedule")
+    if schedule != "wsd" and config.optim.get("_target_") in own_targets("optim"):
+        yield "optim.decay", f"optim.schedule={schedule}"
+    if config.rollback.action is RollbackAction.skip:
+        yield "rollback.lr_factor", "rollback.action=skip"
+    if not config.calibration.enabled:
+        yield "calibration.tokens", "calibration.enabled=false"
+        yield "calibration.attempts", "calibration.enabled=false"
+    memory, gateless = config.model.memory.enabled, config.model.fusion is Fusion.additive
+    if gateless or not memory:
+        reason = "model.fusion=additive" if memory else "model.memory.enabled=false"
+        for key in ("peak", "hold", "decay"):
+            yield f"train.gate.polarisation_{key}", reason
 
 
 def _of_gate(model: ModelConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings of the memory that nothing reads are told."""
+"""Settings that nothing reads are told."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from atlas.runs.unread_settings import unread_settings
 )
 def test_a_setting_without_a_reader_is_told(overrides: list[str], told: list[str]) -> None:
     config = atlas.compose([f"model.memory.{override}" for override in overrides])
-    assert unread_settings(config.model) == [f"model.memory.{line}" for line in told]
+    assert unread_settings(config) == [f"model.memory.{line}" for line in told]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,36 @@ def test_a_setting_without_a_reader_is_told(overrides: list[str], told: list[str
 )
 def test_a_setting_of_a_gate_that_is_not_there_is_told(overrides: list[str], told: list[str]) -> None:
     config = atlas.compose([f"model.{override}" for override in overrides])
-    assert unread_settings(config.model) == [f"model.{line}" for line in told]
+    assert unread_settings(config) == [f"model.{line}" for line in told]
+
+
+OFF = "changes nothing with stage2.enabled=false (experiment=stage2 switches it on)"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["stage2.start=16", "stage2.clip=1"], [f"stage2.start=16 {OFF}", f"stage2.clip=1.0 {OFF}"]),
+        (
+            ["stage2.enabled=true", "stage2.start=16", "train.gradient_clip=2"],
+            ["train.gradient_clip=2.0 changes nothing with stage2.enabled=true: stage2.clip is in its place"],
+        ),
+        (["optim.decay=0.5", "optim.lr=1"], ["optim.decay=0.5 changes nothing with optim.schedule=cosine"]),
+        (["optim.decay=0.5", "optim.schedule=wsd"], []),
+        (["rollback.lr_factor=0.1"], ["rollback.lr_factor=0.1 changes nothing with rollback.action=skip"]),
+        (["rollback.lr_factor=0.1", "rollback.action=lower_lr"], []),
+        (["calibration.tokens=64"], ["calibration.tokens=64 changes nothing with calibration.enabled=false"]),
+        (
+            ["ablation=additive", "train.gate.polarisation_peak=1", "train.gate.monitor=off"],
+            ["train.gate.polarisation_peak=1.0 changes nothing with model.fusion=additive"],
+        ),
+    ],
+)
+def test_a_setting_of_training_without_a_reader_is_told(overrides: list[str], told: list[str]) -> None:
+    assert unread_settings(atlas.compose(overrides)) == told
 
 
 def test_no_option_brings_one() -> None:
-    for group in ("ablation", "model", "chunk_size"):
+    for group in ("ablation", "model", "chunk_size", "optim"):
         for option in options(group):
-            assert unread_settings(atlas.compose([f"{group}={option}"]).model) == [], (group, option)
+            assert unread_settings(atlas.compose([f"{group}={option}"])) == [], (group, option)
