@@ -78,7 +78,7 @@ class TelemetryLogger:
             return
         self._unwritten = False
         row = make_row({"step": self._step, **self._values, "time": round(time.time(), 3)})
-        self._each(lambda sink: sink.row(row))
+        self._each(lambda sink: sink.row(dict(row)))  # one of the user's may change what it gets
         self._send_notices()
 
     @property
@@ -117,7 +117,7 @@ class TelemetryLogger:
             self._sinks = []
 
     def _send_event(self, event: Mapping[str, Any]) -> None:
-        self._each(lambda sink: sink.event(event))
+        self._each(lambda sink: sink.event(dict(event)))
 
     def _send_notices(self) -> None:
         while notices := [text for sink in self._sinks for text in sink.notices()]:  # writing one may cause another

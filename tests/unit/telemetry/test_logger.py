@@ -53,6 +53,26 @@ def steps_in(folder: Path) -> list[int]:
     return [row["step"] for row in read_jsonl(folder / "metrics.jsonl")]
 
 
+class Taking(Sink):
+    """Takes what it is given apart, as loggers of the user's do."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        assert isinstance(row, dict)
+        row.pop("step")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        assert isinstance(event, dict)
+        event.clear()
+
+
+def test_a_sink_that_takes_its_row_apart_leaves_the_others_theirs(tmp_path: Path) -> None:
+    other = Recorder()
+    logger = started(tmp_path, Taking(), other, every=1, steps=1)
+    logger.log_step(1, {"loss": 0.5, "segment": 0})
+    logger.event("notice", 1, message="x")
+    assert other.calls[-2:] == [("event", "notice"), ("row", 1)]
+
+
 def test_rows_at_the_cadence_and_for_the_last_step(tmp_path: Path) -> None:
     logger = started(tmp_path)
     for step in range(1, 26):
