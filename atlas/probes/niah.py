@@ -36,5 +36,5 @@ class NIAHProbe:
                 log.info("level %s", level)
                 began = time.perf_counter()
                 result = named_callable("niah.levels", level_of(level).probe)(subject)
-                results.append(replace(result, seconds=time.perf_counter() - began))
+                results.append(replace(result, level=level, seconds=time.perf_counter() - began))
         return results

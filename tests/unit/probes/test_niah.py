@@ -30,6 +30,17 @@ def probe(**settings: object) -> NIAHProbe:
     return NIAHProbe(config, NeedleFormat(2, 1, 16), sequence=64)
 
 
+def misnamed(subject: Subject) -> NIAHResult:
+    """As one that was copied from another level."""
+    return judge(step=subject.step, level="mine_level.echo", threshold=0.5, accuracy=1.0, control=0.0)
+
+
+def test_a_level_of_ones_own_has_the_name_of_the_setting() -> None:
+    own = f"{__name__}.misnamed"
+    (result,) = probe(levels=[own]).run(small_model(), 1)
+    assert (result.level, result.accuracy) == (own, 1.0)
+
+
 def training_step(model: AtlasModel) -> torch.Tensor:
     tokens = torch.randint(0, 256, (2, 65))  # from the global generator: a probe that draws from it would show
     logits = F.dropout(model(tokens[:, :-1]).logits, 0.5)
