@@ -37,7 +37,7 @@ from atlas.config.components import (
 )
 from atlas.config.continuing import settings_hash
 from atlas.config.files import CONF_DIR, read_yaml, require_values
-from atlas.config.keys import plain
+from atlas.config.keys import override_name, plain
 from atlas.config.refusals import refuse, unknown_key
 
 GROUPS = {
@@ -56,6 +56,11 @@ GROUPS = {
     "parallel": "how several processes train one run",
     "logger": "where metrics go besides the run folder",
     "experiment": "several choices under one name",
+}
+OF_COMMANDS = {  # what a configuration does not hold, or a single run does not read
+    "hydra.run.dir": "atlas.train(config, folder) takes the folder",
+    "hydra.sweep.dir": "atlas.train(config, folder) takes the folder of a run",
+    "sweep.seeds": "atlas.train makes one run, of config.seed",
 }
 
 
@@ -76,6 +81,9 @@ def compose(overrides: Sequence[str] | str = ()) -> RunConfig:
     A program that uses Hydra itself finds its own Hydra as it was. Raises `ConfigError`.
     """
     given = [overrides] if isinstance(overrides, str) else list(overrides)
+    for text in given:
+        if instead := OF_COMMANDS.get(override_name(text)):
+            raise ConfigError(f"{text}: must be left out, it does nothing from Python: {instead}")
     with refuse(CONF_DIR, given), _own_hydra(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return to_run_config(hydra_compose("config", overrides=given))
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 import atlas
+from atlas.config import ConfigError
 
 PROGRAM = """
 import hydra, atlas
@@ -81,6 +82,20 @@ def test_a_program_that_runs_under_hydra_composes(tmp_path: Path) -> None:
 
 def test_a_text_is_one_override() -> None:
     assert atlas.compose("train.steps=2").train.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("hydra.run.dir=mine", "atlas.train(config, folder) takes the folder"),
+        ("hydra.sweep.dir=mine", "atlas.train(config, folder) takes the folder of a run"),
+        ("++sweep.seeds=3", "atlas.train makes one run, of config.seed"),
+    ],
+)
+def test_what_only_a_command_reads_is_refused(override: str, instead: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        atlas.compose(["train.steps=2", override])
+    assert str(caught.value) == f"{override}: must be left out, it does nothing from Python: {instead}"
 
 
 def test_a_composition_leaves_nothing_to_the_next() -> None:
