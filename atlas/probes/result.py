@@ -126,8 +126,12 @@ def judge(
 
     A fault fails the level whatever the accuracy; a number that is missing or not finite is never a pass. Where
     `key_blind` is given, `certain`, the lower end of the accuracy's confidence interval, must be above it. A control
-    at or above the threshold fails the level.
+    at or above the threshold fails the level. Numbers may be of torch or numpy: the run's files take Python's alone.
     """
+    accuracy, control, key_blind, expected = (
+        None if number is None else float(number) for number in (accuracy, control, key_blind, expected)
+    )
+    chance = float(chance)
     if not missing and (accuracy is None or not isfinite(accuracy)):
         missing = "the outputs are not finite"
     if not missing and (control is None or not isfinite(control)):
@@ -158,5 +162,5 @@ def judge(
         key_blind=key_blind,
         expected=expected,
         cells=tuple(cells),
-        details={name: value for name, value in (details or {}).items() if isfinite(value)},
+        details={name: float(value) for name, value in (details or {}).items() if isfinite(value)},
     )

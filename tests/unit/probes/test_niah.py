@@ -41,6 +41,22 @@ def test_a_level_of_ones_own_has_the_name_of_the_setting() -> None:
     assert (result.level, result.accuracy) == (own, 1.0)
 
 
+def test_numbers_of_torch_and_numpy_are_written_as_pythons() -> None:
+    found = judge(
+        step=1,
+        level="mine.level",
+        threshold=0.5,
+        accuracy=torch.tensor(0.75),  # type: ignore[arg-type]
+        control=np.float32(0.25),  # type: ignore[arg-type]
+        chance=np.float32(0.125),  # type: ignore[arg-type]
+        details={"spread": torch.tensor(2.0)},  # type: ignore[dict-item]
+    )
+    assert found.outcome is Outcome.passed
+    numbers = found.accuracy, found.control, found.chance, found.details["spread"]
+    assert [type(number) for number in numbers] == [float] * 4
+    assert numbers == (0.75, 0.25, 0.125, 2.0)
+
+
 def training_step(model: AtlasModel) -> torch.Tensor:
     tokens = torch.randint(0, 256, (2, 65))  # from the global generator: a probe that draws from it would show
     logits = F.dropout(model(tokens[:, :-1]).logits, 0.5)
