@@ -19,7 +19,8 @@ def own_metrics(
     names: Sequence[str], model: AtlasModel, step: int, warn: Callable[[str], None]
 ) -> dict[str, float | None]:
     """What `metric(model, step)` returns, as columns `own/<name>`; None for what is not finite. A metric that fails,
-    or gives something else than a number, leaves a gap and a warning: training does not depend on it.
+    or gives something else than a number, leaves a gap and a warning: training does not depend on it. Of two metrics
+    that return the same name the first one has the column.
 
     A metric sees the model after the step, without gradients. It may draw random numbers, of torch, numpy and Python:
     those of training stay as they are.
@@ -37,6 +38,9 @@ def own_metrics(
                 warn(f"telemetry.metrics={name}: must return numbers by name; its columns have gaps ({why})")
                 continue
             for key, value in values.items():
+                if f"own/{key}" in found:
+                    warn(f"telemetry.metrics={name}: {key} must be a name of its own, another metric has the column")
+                    continue
                 try:
                     number = float(value)
                 except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -50,6 +50,18 @@ def test_what_is_no_number_leaves_a_gap_and_is_named(model: AtlasModel) -> None:
     assert said == [line.format("none", "NoneType"), line.format("row", "Tensor")]
 
 
+def also(model: AtlasModel, step: int) -> dict[str, float]:
+    return {"step": -1, "more": 2}
+
+
+def test_of_two_metrics_with_one_name_the_second_is_told(model: AtlasModel) -> None:
+    said: list[str] = []
+    found = own_metrics([f"{__name__}.drawing", f"{__name__}.also"], model, 7, said.append)
+    assert (found["own/step"], found["own/more"]) == (7.0, 2.0)
+    allowed = "must be a name of its own, another metric has the column"
+    assert said == [f"telemetry.metrics={__name__}.also: step {allowed}"]
+
+
 def nothing(model: AtlasModel, step: int) -> None:
     return None
 
