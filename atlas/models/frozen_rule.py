@@ -32,7 +32,8 @@ def require_frozen(rule: LearningRule, settings: dict[str, Any]) -> None:
     tokens = ChunkInputs(query, key, value, query, key, nothing[..., 0], nothing[..., 1:])
     told = f"model.memory.own_rule._target_={settings['_target_']}: must be a rule"
     try:
-        _, state = Scan(rule, CHUNK, inf, read_at_start=True)(open_state(rule, weights), tokens)
+        with torch.device("cpu"):  # of a rule that makes tensors; a model that is compared alone is built on meta
+            _, state = Scan(rule, CHUNK, inf, read_at_start=True)(open_state(rule, weights), tokens)
         same = all(torch.equal(*pair) for pair in zip(weights, state.start, strict=True))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -244,6 +244,28 @@ def test_a_rule_that_would_not_do_what_it_says_is_refused(source: str, allowed: 
         atlas.build_model(config)
 
 
+MASKED = """
+import torch
+
+from atlas.ops.fast_weights import FastWeights, subtract
+from atlas.ops.rules.gd import GradientDescent
+
+class Rule(GradientDescent):
+    chunk_end = None
+
+    def close(self, start, update, kept):
+        mask = torch.ones(update.down.shape[-1])
+        return subtract(start, FastWeights(update.down * mask, update.up)), kept
+"""
+
+
+def test_a_rule_may_make_tensors_itself_where_a_model_is_built_on_meta_to_be_compared(mine: Path) -> None:
+    (mine / "mine_mask.py").write_text(MASKED)
+    config = atlas.compose(["+model.memory.own_rule._target_=mine_mask.Rule", "trust=[mine_mask]"])
+    with torch.device("meta"):
+        assert atlas.build_model(config).embedding.weight.is_meta
+
+
 @pytest.mark.slow
 def test_the_command_of_the_document(mine: Path, small: list[str]) -> None:
     found = re.search(r"python -m (atlas\.train --config-dir.*?)\n\n", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
