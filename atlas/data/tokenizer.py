@@ -119,12 +119,16 @@ class LibraryTokenizer:
         return text
 
     def stream(self, ids: Iterator[int]) -> Iterator[str]:
-        """The text of ids as they come; a character waits for its last id."""
+        """The text of ids as they come; a character waits for its last id, or for the end of the ids."""
         stream = import_library("tokenizers", "tokenizer", self.name).decoders.DecodeStream(skip_special_tokens=True)
+        waiting: list[int] = []
         for one in ids:
-            text = stream.step(self._tokenizer, one)
-            if text:
+            waiting.append(one)
+            if text := stream.step(self._tokenizer, one):
                 yield text
+                waiting = []
+        if rest := self.decode(waiting):
+            yield rest
 
     def symbols(self) -> Symbols:
         characters = [chr(number) for number in (MARKER, *range(*PRINTABLE))]

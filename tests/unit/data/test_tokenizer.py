@@ -46,6 +46,14 @@ def test_a_trained_tokenizer_gives_every_document_back(trained: Path) -> None:
     assert len(encoded[0]) < 0.7 * len(TEXT.encode())
 
 
+def test_a_stream_gives_all_that_its_ids_stand_for_an_unfinished_character_at_its_end_too(trained: Path) -> None:
+    tokenizer = LibraryTokenizer(trained / "out/tokenizer.json")
+    ids = tokenizer.encode(["a漢".encode()])[0].tolist()
+    beginnings = [ids[:count] for count in range(len(ids) + 1)]
+    texts = ["".join(tokenizer.stream(iter(one))) for one in beginnings]
+    assert texts == [tokenizer.decode(one) for one in beginnings] == ["", "a", "a\ufffd", "a\ufffd", "a漢"]
+
+
 def test_training_it_again_gives_the_same_store(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["tokenizer=train:300", "workers=1", "validation_share=0.2"]
     assert main([f"{trained}/a.jsonl", f"out={trained}/again", *arguments]) == 0
