@@ -114,13 +114,18 @@ class GenerationSettings(Choices):
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         require_lasting(self.lasting)
         require(0 <= self.period < 2**31, "period", self.period, "in [0, 2**31) (0 = the trained length)")
+        require(self.lasting > 0 or not self.period, "period", self.period, "left out where lasting=0")
         allowed = f"in [0, {MOST_THREADS}] (0 = torch's own choice)"
         require(0 <= self.threads <= MOST_THREADS, "threads", self.threads, allowed)
 
     def prompt_bytes(self) -> bytes:
         """The prompt as the model reads it. Raises `ConfigError` for a file that cannot be read or is empty."""
         if not self.prompt_file:
-            return os.fsencode(self.prompt)  # an argument that is not UTF-8 comes through as it was typed
+            try:
+                return os.fsencode(self.prompt)  # an argument that is not UTF-8 comes through as it was typed
+            except UnicodeEncodeError as error:
+                allowed = f"text that can be encoded; its character {error.start} cannot ({error.reason})"
+                raise ConfigError(f"prompt={self.prompt!r}: must be {allowed}") from error
         try:
             piped = self.prompt_file == "-"
             with nullcontext(sys.stdin.buffer) if piped else open_regular(expanded(self.prompt_file)) as file:
@@ -160,7 +165,8 @@ def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig 
     device, _ = prepare_device(where)
     model, config, _ = load_checkpointed(folder, names(settings.trust), weights=settings.weights)
     require_lasting_of(config.model, settings.lasting)
-    settings = replace(settings, period=settings.period or config.train.sequence)
+    if settings.lasting:
+        settings = replace(settings, period=settings.period or config.train.sequence)
     graphs = device.type == "cuda" and where.graph is not StepGraphs.never
     tokenizer = read_tokenizer(model.tokenizer_file) if model.tokenizer_file else None
     return _continued(model.to(device), prompt, settings, tokenizer, graphs=graphs)
@@ -176,6 +182,7 @@ def generate(model: AtlasModel, prompt: str | bytes, *, tokenizer: str = "", **s
     """
     for key in settings.keys() & {"weights", "device", "threads", "trust"}:
         raise ConfigError(f"{key}={settings[key]}: must be left out: the model is used as it is")
+    require(isinstance(prompt, str | bytes), "prompt", prompt, "text or bytes")
     plain: dict[Any, type] = {int: Integral, float: Real, str: str}  # an enum refuses what is none of it
     for key, kind in get_type_hints(GenerationSettings).items():
         if key in settings:

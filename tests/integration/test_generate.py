@@ -76,6 +76,14 @@ def test_every_setting_reaches_the_model(run: Path, capsys: pytest.CaptureFixtur
         atlas.generate(atlas.load(run)[0], PROMPT, lasting=0.5)
 
 
+def test_half_of_a_surrogate_pair_is_no_prompt() -> None:
+    with pytest.raises(ConfigError) as refused:
+        GenerationSettings("a\ud800").prompt_bytes()
+    told = "must be text that can be encoded; its character 1 cannot (surrogates not allowed)"
+    assert str(refused.value) == rf"prompt='a\ud800': {told}"
+    assert GenerationSettings("a\udcff").prompt_bytes() == b"a\xff"
+
+
 def test_settings_from_python_have_their_type(run: Path) -> None:
     model, _ = atlas.load(run)
     for key, value, allowed in (
@@ -87,6 +95,9 @@ def test_settings_from_python_have_their_type(run: Path) -> None:
         with pytest.raises(ConfigError) as refused:
             atlas.generate(model, PROMPT, **{key: value})
         assert str(refused.value) == f"{key}={value}: must be {allowed}"
+    with pytest.raises(ConfigError) as refused:
+        atlas.generate(model, Path("prompt.txt"))  # type: ignore[arg-type]
+    assert str(refused.value) == "prompt=prompt.txt: must be text or bytes"  # its name was read as the prompt
     assert atlas.generate(model, PROMPT, tokens=2, temperature=0) == atlas.generate(
         model, PROMPT, tokens=np.int64(2), temperature=np.float32(0)
     )
@@ -123,6 +134,7 @@ def test_a_prompt_from_a_file_is_the_same_prompt(run: Path, tmp_path: Path, caps
         (["prompt=a", "top_p=0"], "top_p=0.0: must be in (0, 1]"),
         (["prompt=a", "lasting=2"], "lasting=2.0: must be in [0, 1] (0 = all writes last)"),
         (["prompt=a", "period=-1"], "period=-1: must be in [0, 2**31) (0 = the trained length)"),
+        (["prompt=a", "period=64"], "period=64: must be left out where lasting=0\n"),
         (["prompt=a", "seed=-1"], "seed=-1: must be in [0, 2**63)"),
         (["prompt=a", "threads=-1"], "threads=-1: must be in [0, 1024] (0 = torch's own choice)"),
         (["prompt=a", "threads=100000"], "threads=100000: must be in [0, 1024] (0 = torch's own choice)"),
