@@ -38,6 +38,7 @@ def model_card(
 ) -> str:
     """README.md. `loss`: of validation at this step, nats per token, if measured. `of_bytes`: tokens are bytes."""
     unit = "byte" if of_bytes else "token"
+    rule = config.model.memory.own_rule.get("_target_", config.model.memory.rule.value)
     summary, settings = files.summary, config.model
     measured = (
         "not measured at this step" if loss is None else f"{loss:.4f} nats/{unit}, {loss / log(2):.3f} bits/{unit}"
@@ -54,8 +55,7 @@ def model_card(
         parameters=f"{parameters:,}",
         size=f"{settings.layers} layer{'' if settings.layers == 1 else 's'} of width {settings.width},"
         f" {settings.heads} heads, window {settings.window}",
-        memory=f"rule {settings.memory.rule.value}, local chunks {chunks.local}, global chunk {chunks.global_size},"
-        f" shard {chunks.shard}"
+        memory=f"rule {rule}, local chunks {chunks.local}, global chunk {chunks.global_size}, shard {chunks.shard}"
         if settings.memory.enabled
         else "none",
         step=step,

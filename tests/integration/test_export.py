@@ -21,9 +21,11 @@ from atlas.config import ConfigError, RunConfig
 from atlas.config.composition import save_config
 from atlas.export import main
 from atlas.generate import GenerationSettings, continuation
+from atlas.pretrained.card import model_card
 from atlas.pretrained.folder import read_weights
 from atlas.pretrained.tokenizer import byte_tokenizer, end_token
 from atlas.runs.build import build_model
+from atlas.telemetry.run_files import RunFiles
 
 safetensors = pytest.importorskip("safetensors", reason="the extra hf is not installed")
 PROBE = {
@@ -82,6 +84,13 @@ def test_a_probe_that_reads_otherwise_is_not_told_of_the_exported_model(untraine
         assert main([str(untrained), f"out={tmp_path / str(lasting)}"]) == 0
         told = PROBE["verdict"] in (tmp_path / str(lasting) / "README.md").read_text()
         assert told == (lasting == 0.0)
+
+
+def test_the_card_names_a_rule_of_ones_own(tiny: Callable[..., RunConfig], untrained: Path) -> None:
+    own = "atlas.ops.rules.gd.GradientDescent"
+    config = tiny(f"+model.memory.own_rule._target_={own}", "trust=[atlas.ops.rules.gd]")
+    card = model_card("model", config, RunFiles(untrained, strict=False), 7, None, [], 1)
+    assert f"| memory | rule {own}, local chunks " in card
 
 
 @pytest.mark.slow
