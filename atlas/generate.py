@@ -126,8 +126,9 @@ class GenerationSettings(Choices):
             except UnicodeEncodeError as error:
                 allowed = f"text that can be encoded; its character {error.start} cannot ({error.reason})"
                 raise ConfigError(f"prompt={self.prompt!r}: must be {allowed}") from error
+        piped = self.prompt_file == "-"
+        require(not piped or sys.stdin is not None, "prompt_file", "-", "a file: standard input is closed")
         try:
-            piped = self.prompt_file == "-"
             with nullcontext(sys.stdin.buffer) if piped else open_regular(expanded(self.prompt_file)) as file:
                 content = file.read(MOST_PROMPT_BYTES + 1)
         except OSError as error:

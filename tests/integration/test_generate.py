@@ -84,6 +84,12 @@ def test_half_of_a_surrogate_pair_is_no_prompt() -> None:
     assert GenerationSettings("a\udcff").prompt_bytes() == b"a\xff"
 
 
+def test_a_prompt_from_a_standard_input_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ConfigError, match=r"^prompt_file=-: must be a file: standard input is closed$"):
+        GenerationSettings(prompt_file="-").prompt_bytes()
+
+
 def test_settings_from_python_have_their_type(run: Path) -> None:
     model, _ = atlas.load(run)
     for key, value, allowed in (
