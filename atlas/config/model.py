@@ -16,6 +16,8 @@ S_L = 2048  # shard of the local memories, tokens
 PERSISTENT_KEYS = 64  # N_p
 VOCABULARY = 256  # bytes
 
+LIMITS = (1e-15, 1e15)  # of weights and curvature: their squares have to be numbers in float32
+
 # Of the gates before training: their logits have unit variance, so more than 8 of 10 start below 0.1 or above 0.9.
 GATE_SHARPNESS = 10.0
 
@@ -100,9 +102,11 @@ class MemoryConfig(RuleConfig, prefix="model.memory."):
             f"in (0, model.memory.rate_max={self.rate_max})",
         )
         require(0 <= self.rate_threshold < 1, "model.memory.rate_threshold", self.rate_threshold, "in [0, 1)")
-        for key in ("curvature_max", "curvature_max_local"):
-            require(getattr(self, key) >= 0, f"model.memory.{key}", getattr(self, key), ">= 0 (0 = no limit)")
-        require(self.weight_norm_max > 0, "model.memory.weight_norm_max", self.weight_norm_max, "> 0")
+        least, most = LIMITS
+        for key in ("curvature_max", "curvature_max_local", "weight_norm_max"):
+            value, off = getattr(self, key), key != "weight_norm_max"
+            allowed = f"in [{least:g}, {most:g}]" + " or 0 (no limit)" * off
+            require(least <= value <= most or (off and value == 0), f"model.memory.{key}", value, allowed)
         require(self.degree in (1, 2, 3), "model.memory.degree", self.degree, "1, 2 or 3")
         require(self.feature_width >= 0, "model.memory.feature_width", self.feature_width, ">= 0 (0 = head width)")
 

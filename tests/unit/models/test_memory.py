@@ -295,6 +295,9 @@ def test_rates_start_where_the_configuration_says_and_are_nothing_below_the_thre
         ("feature_width", -1, ">= 0"),
         ("rate_max", 1.5, r"in \(0, 1\]"),
         ("rate_threshold", 1.0, r"in \[0, 1\)"),
+        ("curvature_max", 2e15, r"in \[1e-15, 1e\+15\] or 0 \(no limit\)$"),  # the square of 2e19 is no float32
+        ("curvature_max_local", -1.0, r"in \[1e-15, 1e\+15\] or 0 \(no limit\)$"),
+        ("weight_norm_max", 0.0, r"in \[1e-15, 1e\+15\]$"),
         ("momentum", 1.0, r"in \[0, 1\)"),
         ("momentum", float("nan"), r"in \[0, 1\)"),
         ("retention", 0.0, r"in \(0, 1\]"),
