@@ -100,7 +100,7 @@ class Trainer:
                 self.watchers.see_start(self.evaluator.rows_digest, log(self.evaluator.watched_perplexity(model)))
             if self.watchers.on:
                 self.watchers.see_validation_rows(self.evaluator.batches)
-        self._heed_watchers()
+        self._heed_watchers(starting=True)
         if state.unfinished is not None:
             self._finish_step(state.unfinished)
 
@@ -170,11 +170,11 @@ class Trainer:
         """Whether a validation is due at this step. The watchers look after it, since what they tell writes the row."""
         return self.state.step % self.config.train.validation_every == 0 or self.state.step == self.config.train.steps
 
-    def _heed_watchers(self) -> None:
+    def _heed_watchers(self, *, starting: bool = False) -> None:
         """Let the watchers look, and do what their settings say about what is new."""
         state = self.state
         with self.clocks.measure("watchers"):
-            found = self.watchers.judge()
+            found = self.watchers.judge(starting=starting)
         for finding, action in found:
             if action is WatchAction.rollback:
                 state.history.add(as_reading(finding))

@@ -115,6 +115,22 @@ def test_a_rollback_that_is_killed_is_finished_by_the_resume(
     assert [row for row in cut.rows if row["segment"] == 1] == [row for row in whole.rows if row["segment"] == 1]
 
 
+def test_what_a_watcher_undoes_is_undone_in_the_same_way_after_kills(
+    tiny: Any, interrupting: Any, left: Any, same_state: Any, tmp_path: Path
+) -> None:
+    settings = ("train.steps=45", "debug.inject=gradient@34", "watch.gradient_jump=rollback", "checkpoint.every=6")
+    config = tiny(*settings)
+    whole = left(Path(atlas.train(config, tmp_path / "whole").folder))
+    (rollback,) = whole.events("rollback")
+    assert (rollback["step"], rollback["from_step"]) == (30, 40)
+    cut = left(tmp_path / "cut")
+    stop(config, cut.folder, interrupting(at=38))  # goes on from step 36, which knows of the large gradient already
+    stop(replace(config, resume="auto"), cut.folder, interrupting(on="spike"))  # before anything is undone
+    run = go_on(cut.folder)
+    assert (run.status, run.rollbacks) == ("completed", 1)
+    assert same_state(cut.state, whole.state)
+
+
 @pytest.mark.slow
 def test_resume_needs_nothing_repeated_on_the_command_line(overrides: list[str], left: Any, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

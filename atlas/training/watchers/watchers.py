@@ -6,7 +6,7 @@ Rank 0 records and judges; what follows from a finding is decided by all ranks t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Watchers:
         paths = config.data.get("paths")
         self._given_patterns = [str(one) for one in paths] if isinstance(paths, list) else []
         self._actions = {name: getattr(config.watch, name) for name in JUDGES}
+        self._restores = config.rollback.enabled and not config.rollback.observe
         self._restored_moments: float | None = None
         self._clock: float | None = None
         self._text = TextSearch(state.record, None, ())
@@ -72,9 +73,12 @@ class Watchers:
         fresh = fresh if self.on and twice else None
         self.around_step = AroundStep(self.state, self.telemetry, fresh, compares=self.on)
         for event in RunFiles(folder, strict=False).of_kind("watch"):
-            name, then = str(event.get("watch")), event.get("action")
-            if self._actions.get(name) in (WatchAction.warn, then):  # not where the settings now ask for more
-                self.told[name] = int(event.get("rollbacks", self.state.rollbacks))  # older events have none
+            name, then, before = str(event.get("watch")), event.get("action"), event.get("rollbacks")
+            action = self._actions.get(name)
+            # A kill, or the limit, came before the rollback that it asked for: as after a spike, it is still to come.
+            pending = self._restores and action is WatchAction.rollback and before == self.state.rollbacks
+            if action in (WatchAction.warn, then) and not pending:  # not where the settings now ask for more
+                self.told[name] = self.state.rollbacks if before is None else int(before)  # older events have none
         self.state.record.facts, self.state.record.step = facts, facts.first_step
         places = [*self.telemetry.places(), folder / CHECKPOINTS]
         self.places = [place for place in places if place.exists()]
@@ -229,15 +233,19 @@ class Watchers:
     def see_end(self, open_suspicion: str) -> None:
         self.state.record.ended, self.state.record.open_suspicion = True, open_suspicion
 
-    def judge(self) -> list[tuple[Finding, WatchAction]]:
-        """What is new, told by rank 0, and what is to follow: the same on all ranks."""
-        return self.state.ranks.from_first(self._judge)
+    def judge(self, *, starting: bool = False) -> list[tuple[Finding, WatchAction]]:
+        """What is new, told by rank 0, and what is to follow: the same on all ranks.
 
-    def _judge(self) -> list[tuple[Finding, WatchAction]]:
+        `starting`: before the first step of a start. What leads to a rollback waits for the look of a run that never
+        stopped, which would go back from there.
+        """
+        return self.state.ranks.from_first(lambda: self._judge({WatchAction.rollback} if starting else set()))
+
+    def _judge(self, waiting: Set[WatchAction]) -> list[tuple[Finding, WatchAction]]:
         new = []
         for name, judge in JUDGES.items():
             action = self._actions[name]
-            if action is WatchAction.off or (name in self.told and not self._comes_again(name)):
+            if action in (WatchAction.off, *waiting) or (name in self.told and not self._comes_again(name)):
                 continue
             found = judge(self.state.record)
             if found is not None:
