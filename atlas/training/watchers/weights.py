@@ -159,7 +159,7 @@ def weights_jump(record: Record) -> Finding | None:
         largest,
         f"a step changed the norm of all weights by {largest:.2%}, where {median(changes):.2%} is usual",
         "something else than the gradient has changed them: memory that is damaged, or an optimiser that is",
-        "watch.weights_jump=rollback, and a look at optimisers and hooks of your own",
+        "a look at optimisers and hooks of your own; resume=RUN/checkpoints/step-N goes back to before that step",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import atlas
 from atlas.config import WATCHERS, ConfigError, WatchAction, WatchConfig
 from atlas.config.watch import watcher_table
+from atlas.training import watchers
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.record import Record
@@ -39,6 +41,13 @@ def test_a_rollback_is_refused_where_it_can_undo_nothing() -> None:
     with pytest.raises(ConfigError) as refused:
         atlas.compose(["watch.labels=loud"])
     assert str(refused.value) == "watch.labels=loud: must be one of warn, abort, rollback, off"
+
+
+def test_what_a_finding_advises_can_be_set() -> None:
+    texts = "".join(path.read_text(encoding="utf-8") for path in Path(watchers.__file__).parent.glob("*.py"))
+    advised = set(re.findall(r"watch\.(\w+)=rollback", texts))
+    assert "gradient_jump" in advised
+    assert [name for name in sorted(advised) if not WATCHERS[name].undone] == []
 
 
 def test_the_readme_has_the_table() -> None:
