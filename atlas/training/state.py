@@ -143,8 +143,8 @@ class TrainState:
             self.average.load(payload[AVERAGE])
         elif self.average is not None:
             self.average.start(self.model)
-        if self.early_stop is not None and "early_stop" in payload:
-            self.early_stop.load_state_dict(payload["early_stop"])
+        if self.early_stop is not None:  # one that was switched on since has seen only what a rollback undoes
+            self.early_stop.load_state_dict(payload.get("early_stop", EarlyStop(0).state_dict()))
         if "watch" in payload:  # older checkpoints have none
             self.record.load_state_dict(payload["watch"])
             if payload.get("data", self.data) != self.data:  # the user has accepted another text

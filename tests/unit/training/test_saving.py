@@ -124,3 +124,14 @@ def test_the_checkpoint_at_which_a_run_stops_early_must_succeed(saver: Saver, ev
         save(saver, 10)
     save(saver, 11)  # by this thread: nobody would hear of a failure later
     assert events.seen[-1] == ("checkpoint", 11, "step-00000011")
+
+
+def test_a_rollback_behind_the_start_of_the_patience_forgets_what_was_waited_for(saver: Saver) -> None:
+    state = saver.state
+    before = state.payload()  # of a start without train.patience
+    state.early_stop = EarlyStop(patience=1)
+    for step, loss in ((10, 1.0), (20, 2.0)):
+        state.early_stop.see(step, loss)
+    assert state.stop_reason
+    state.restore(before)
+    assert state.early_stop == EarlyStop(patience=1)
