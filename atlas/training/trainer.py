@@ -138,13 +138,17 @@ class Trainer:
             reason = f"loss {result.loss:.4g}, gradient norm {result.gradient_norm:.4g} at step {state.step + 1}"
             history.add(Reading("non_finite", state.step + 1, True, reason=reason))
             return
-        with self.clocks.measure("watch"):
-            last = state.step == self.config.train.steps  # damage of this step shows in no later loss
-            if history.needs_reading(state.step, result.loss) or last:
-                with state.whole_model() as model:
-                    reading = history.add_perplexity(state.step, self.evaluator.watched_perplexity(model))
-                if state.step % self.config.rollback.watch_every == 0:
-                    self.watchers.see_reading(state.step, log(reading.value))
+        last = state.step == self.config.train.steps  # damage of this step shows in no later loss
+        if history.needs_reading(state.step, result.loss) or last:
+            self._read()
+
+    def _read(self) -> None:
+        """Add a reading of the watched perplexity to the history."""
+        state = self.state
+        with self.clocks.measure("watch"), state.whole_model() as model:
+            reading = state.history.add_perplexity(state.step, self.evaluator.watched_perplexity(model))
+        if state.step % self.config.rollback.watch_every == 0:
+            self.watchers.see_reading(state.step, log(reading.value))
 
     def _log(self, seen: Observed) -> None:
         with self.clocks.measure("telemetry"):
@@ -200,6 +204,11 @@ class Trainer:
         if validates:
             measurements.validate()
         ends = self.saver.is_last  # known now: a validation may end the run
+        if ends and not state.history.has_read(state.step):  # as at the last step, before anything is settled
+            self._read()
+            if self._rolled_back(finite=True):
+                self.measured = True
+                return
         if ends or state.step % self.config.niah.every == 0:
             measurements.measure_memory_use()
             measurements.run_probe()

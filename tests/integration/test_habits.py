@@ -54,6 +54,15 @@ def test_the_checkpoint_of_an_early_stop_is_saved_after_its_reading_is_settled(
     assert saved["healthy"] is True
 
 
+def test_damage_at_the_step_of_an_early_stop_marks_its_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    """As at the last step, which always has a reading."""
+    every = ["train.validation_every=8", "checkpoint.every=8", "rollback.watch_every=20", "train.patience=1"]
+    run = atlas.train(tiny(*every, "debug.inject=lr_burst@24:3000", "train.steps=40"), tmp_path)
+    assert (run.status, run.step, [found["watch"] for found in run.watch]) == ("completed", 24, ["last_steps"])
+    with pytest.warns(UserWarning, match="^step-00000024 is not healthy: .*; step-00000016 is taken instead$"):
+        atlas.load(tmp_path)
+
+
 def test_a_former_last_step_counts_for_the_early_stop(tiny: Tiny, tmp_path: Path) -> None:
     """A run that is made longer stops as one that was so long from the start, with a constant learning rate."""
     settings = [*NOT_LEARNING, "optim.schedule=constant", "optim.warmup=0"]

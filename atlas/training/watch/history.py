@@ -164,6 +164,11 @@ class History:
             return False
         return (self.suspicious or newest.bad) and step - newest.step >= self.settings.suspect_every
 
+    def has_read(self, step: int) -> bool:
+        """Whether the perplexity was read at this step."""
+        newest = self._newest_perplexity()
+        return newest is not None and newest.step == step
+
     def _newest_perplexity(self) -> Reading | None:
         return next((reading for reading in reversed(self.readings) if reading.kind == "perplexity"), None)
 
