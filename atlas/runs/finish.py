@@ -92,8 +92,7 @@ def _take_utilisation(summary: RunSummary, trainer: Trainer) -> None:
 def _take_last_step(summary: RunSummary, trainer: Trainer, last: Observed) -> None:
     result, validation = last.result, trainer.measurements.validation
     summary.loss, summary.perplexity, summary.recall_loss = result.loss, result.perplexity, result.recall
-    # A rollback undoes the validation of a later step.
-    summary.validation_loss = validation[1] if validation and validation[0] <= summary.step else None
+    summary.validation_loss = validation[1] if validation else None
     if last.gates is not None:
         summary.gate_mean, summary.gate_std, summary.gate_polarised = last.gates
 
@@ -117,7 +116,8 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
             summary.calibration = {"tokens": 0, "attempts": 0} | summary.calibration | found
     summary.watch = [_without(event, "kind", "time") for event in files.of_kind("watch")]
     summary.history = [_without(event, "time") for event in files.of_kind("spike", "rollback")]
-    rows = files.rows if summary.loss is None else []
+    # Rows of later steps are of what a rollback has undone.
+    rows = [row for row in files.rows if row["step"] <= summary.step] if summary.loss is None else []
     if rows:
         last = rows[-1]
         if "memory_use/on" in last and not summary.memory_use:

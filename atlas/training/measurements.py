@@ -32,6 +32,9 @@ class Probe(Protocol):
 
 class ProbeResult(Protocol):
     @property
+    def step(self) -> int: ...
+
+    @property
     def metrics(self) -> Mapping[str, float | None]: ...
 
     @property
@@ -66,6 +69,13 @@ class Measurements:
         self.validation: tuple[int, float] | None = None  # step and loss of the last one
         self.probe_results: list[ProbeResult] = []
         self.memory_use: MemoryUse | None = None
+
+    def forget_undone(self) -> None:
+        """After a rollback: what was measured at later steps."""
+        step = self.state.step
+        self.validation = self.validation if self.validation and self.validation[0] <= step else None
+        self.memory_use = self.memory_use if self.memory_use and self.memory_use.step <= step else None
+        self.probe_results = [result for result in self.probe_results if result.step <= step]
 
     @contextmanager
     def _on_whole_model(self, clock: str) -> Iterator[AtlasModel]:

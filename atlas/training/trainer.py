@@ -61,7 +61,7 @@ class Trainer:
             config, state, data, step, evaluator, telemetry, probe, self.watchers, clocks, self.stop
         )
         self.measured = True  # whether validation and probe of the current step are done
-        self.last: Observed | None = None  # the last step
+        self.last: Observed | None = None  # the last step, of this start and since a rollback
         self.trained_tokens = 0  # by this process, those of rolled-back steps included
 
     def run(self) -> None:
@@ -195,7 +195,11 @@ class Trainer:
             return False
         self.saver.collect(wait=True)
         with self.clocks.measure("rollback"):
-            return self.recovery.carry_out(decision, finite=finite)
+            undone = self.recovery.carry_out(decision, finite=finite)
+        if undone:
+            self.last = None
+            self.measurements.forget_undone()
+        return undone
 
     def _measure_and_save(self) -> None:
         """Validation, probe and checkpoint after a step that was not rolled back, each where it is due."""

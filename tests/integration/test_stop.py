@@ -118,6 +118,19 @@ def test_a_stop_around_a_spike_changes_nothing_of_the_rollback(
     assert [event["step"] for event in cut.events("rollback")] == [event["step"] for event in whole.events("rollback")]
 
 
+def test_a_stop_right_after_a_rollback_has_the_numbers_of_the_restored_step(
+    tiny: Any, signalling: Any, left: Any, tmp_path: Path
+) -> None:
+    config = tiny("debug.inject=weights@21:3", "telemetry.every=1", "rollback.watch_every=1", "trust=[signalling]")
+    config.logger = signalling(signal.SIGTERM, on="rollback")
+    with pytest.raises(KeyboardInterrupt):
+        atlas.train(config, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (row,) = (row for row in left(tmp_path / "run").rows if row["step"] == 20)
+    assert (summary["step"], summary["segment"]) == (20, 1)
+    assert [summary[key] for key in ("loss", "validation_loss")] == [row["loss"], row["validation/loss"]]
+
+
 def test_on_stop_false_saves_nothing(tiny: Any, signalling: Any, left: Any, tmp_path: Path) -> None:
     config = tiny("train.steps=20", "checkpoint.on_stop=false")
     summary = stopped(config, tmp_path / "cut", signalling(signal.SIGTERM, at=13))
