@@ -85,6 +85,8 @@ def _resume(
     try:
         behind = journal is not None and payload["position"]["segment"] < journal.segment
         if journal is not None and behind and manifest.step > journal.step:
+            allowed = "one that no rollback has undone (init_from starts a new run from its weights)"
+            require(manifest.path in folders(manifest.path.parent), "resume", manifest.path, allowed)
             checkpoints.retire(journal.step)  # the rollback was killed before this step
             payload, manifest = load_checkpoint(checkpoints, None, "resume")
             notices += [

@@ -28,6 +28,7 @@ from atlas.runs.start import refuse_lost_checkpoints
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.training.trainer import Trainer
+from atlas.training.watch.journal import JournalEntry
 from tests.integration.sweep_commands import command, contents
 
 FAULT = "debug.inject=nan_loss@23"
@@ -268,6 +269,21 @@ def test_the_newest_sound_checkpoint_is_used_and_this_is_said(
     assert said[0].startswith(message)
     assert run.rows == whole.rows
     assert same_state(run.state, whole.state)
+
+
+def rolled_back(folder: Path) -> Path:
+    """The run as a rollback from step 20 to step 10 leaves it; returns what that has undone."""
+    root = folder / "checkpoints"
+    JournalEntry(step=10, segment=1, rollbacks=1, skipped=11, lr_scale=1.0, restarted=True).write(root)
+    return (root / "step-00000020").rename(root / "retired-000-step-00000020")
+
+
+def test_what_a_rollback_has_undone_is_not_gone_on_from(cut: Path) -> None:
+    undone = rolled_back(cut)
+    before = contents(cut / "checkpoints")
+    with pytest.raises(ConfigError, match=r"must be one that no rollback has undone \(init_from starts a new run"):
+        go_on(cut, resume=str(undone))
+    assert contents(cut / "checkpoints") == before
 
 
 def test_no_sound_checkpoint_is_refused(cut: Path) -> None:
