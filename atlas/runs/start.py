@@ -105,7 +105,7 @@ def _resume(
     if journal is not None and behind:
         journal.apply(state)
     if chosen is None and not notices:
-        notices = gone(checkpoints.root.parent, manifest.step)
+        notices = gone(checkpoints.root.parent, manifest.step, journal if behind else None)
     if checkpoints.retire(manifest.step) and chosen is not None:
         notices.append(f"the steps after {manifest.step} are trained anew: their checkpoints are set aside")
     return [*notices, f"resumed from {manifest.path.name}"]
@@ -127,12 +127,17 @@ def _told_step(folder: Path) -> int:
     return steps[-1] if steps else 0
 
 
-def gone(folder: Path, step: int) -> list[str]:
-    """A line where the run has told of a later checkpoint than the newest one that there is."""
-    last = _told_step(folder)
-    if last <= step:
-        return []
-    return [f"the checkpoint of step {last}, of which events.jsonl tells, is gone: the run goes back to step {step}"]
+def gone(folder: Path, step: int, rollback: JournalEntry | None) -> list[str]:
+    """A line where the run has told of a later checkpoint than the newest one that there is, or was killed before it
+    told of its last `rollback`, after which it goes on."""
+    files, last = RunFiles(folder, strict=False), rollback.step if rollback else _told_step(folder)
+    if last > step:
+        lost = f"the checkpoint of step {last}, of which events.jsonl tells, is gone"
+        return [f"{lost}: the run goes back to step {step}"]
+    told = [event.get("segment") for event in files.of_kind("rollback")]
+    if rollback and rollback.segment not in told:
+        return [f"goes on after the rollback to step {last}, of which events.jsonl does not tell: the run was killed"]
+    return []
 
 
 def earlier(folder: Path, step: int) -> list[str]:

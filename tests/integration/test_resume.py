@@ -278,6 +278,13 @@ def rolled_back(folder: Path) -> Path:
     return (root / "step-00000020").rename(root / "retired-000-step-00000020")
 
 
+def test_a_rollback_of_which_nothing_was_told_is_told_by_the_next_start(cut: Path, left: Any) -> None:
+    rolled_back(cut)
+    assert go_on(cut).rollbacks == 1
+    told = "goes on after the rollback to step 10, of which events.jsonl does not tell: the run was killed"
+    assert [event["message"] for event in left(cut).events("notice")] == [told, "resumed from step-00000010"]
+
+
 def test_what_a_rollback_has_undone_is_not_gone_on_from(cut: Path) -> None:
     undone = rolled_back(cut)
     before = contents(cut / "checkpoints")
