@@ -126,7 +126,12 @@ def _take_record(summary: RunSummary, folder: Path) -> None:
         summary.loss, summary.perplexity, summary.recall_loss = (last[key] for key in LAST_LOSSES)
         summary.validation_loss = last.get("validation/loss")
         summary.gate_mean, summary.gate_std, summary.gate_polarised = (last[f"gate/{key}"] for key in GATES)
-    probed = [event for event in files.of_kind("probe") if event.get("step") == summary.step]
+    probed = []
+    for event in files.of_kind("probe", "rollback"):
+        if event["kind"] == "probe" and event.get("step") == summary.step:
+            probed.append(event)
+        elif event["kind"] == "rollback" and event["step"] < summary.step:
+            probed = []  # undone
     summary.niah = summary.niah or {event["level"]: _without(event, "kind", "time", "step") for event in probed}
 
 

@@ -37,24 +37,20 @@ def test_a_picture_that_fails_costs_no_record(
     assert written.step == 7
 
 
-@pytest.mark.parametrize(("validated", "expected"), [(20, 1.5), (22, 1.5), (30, None)])
-def test_the_validation_loss_is_not_that_of_an_undone_step(validated: int, expected: float | None) -> None:
-    """A run that is stopped right after its rollback from step 30 to 22."""
-    result = SimpleNamespace(loss=1.0, perplexity=2.0, recall=3.0)
-    trainer: Any = SimpleNamespace(measurements=SimpleNamespace(validation=(validated, 1.5)), config=None)
-    last: Any = SimpleNamespace(result=result, gates=None)
-    summary = RunSummary("run", step=22, steps=100)
-    finish._take_last_step(summary, trainer, last)
-    assert summary.validation_loss == expected
-
-
 def test_what_an_earlier_start_measured_at_the_last_step_stays(tmp_path: Path) -> None:
     """The run was killed after its last checkpoint: the next start takes no step."""
     use = {"memory_use/on": 1.0, "memory_use/off": 3.0, "memory_use/frozen": 2.0}
     row = make_row({"step": 20, "loss": 1.5, "loss/recall": None, "validation/loss": 2.0, **use})
     (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(row)}\n")
     verdict = {"level": "recall", "passed": True, "verdict": "PASSED"}
-    earlier = [make_event("probe", 10, verdict | {"passed": False}), make_event("probe", 20, verdict)]
+    undone = verdict | {"level": "memory", "passed": False}
+    earlier = [
+        make_event("probe", 20, undone),
+        make_event("rollback", 5, {"segment": 1}),
+        make_event("probe", 10, verdict | {"passed": False}),
+        make_event("probe", 20, verdict),
+        make_event("rollback", 20, {"segment": 2}),
+    ]
     (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in earlier))
     summary = RunSummary(str(tmp_path), step=20, steps=30)
     finish._take_record(summary, tmp_path)
