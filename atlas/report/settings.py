@@ -41,8 +41,8 @@ def differences(
     """The settings that are not the same in all of `configs`. An empty one, which could not be read, does not count.
 
     Settings that change together share one entry, named by the one that was `swept` (a key or its group); where none
-    was, only those of one group do. `options`: group -> the option of each run; the settings that it determines share
-    its entry.
+    was, only those of one group do. Each swept one has an entry of its own: of a part of a sweep's jobs two may change
+    together. `options`: group -> the option of each run; the settings that it determines share its entry.
     """
     known = [config for config in configs if config]
     every = dict.fromkeys(key for config in known for key in config)
@@ -59,9 +59,14 @@ def differences(
         values = [MISSING if text is None else text for text in texts]
         found.append(Difference(group, group, values, tuple(along)))
     together: dict[tuple[object, ...], list[str]] = {}
-    chosen = {patterns[key] for key in patterns if lies_in(key, swept)}
+    owners = {key: next((name for name in swept if lies_in(key, (name,))), "") for key in patterns}
+    chosen: dict[tuple[int, ...], str] = {}
     for key, pattern in patterns.items():
-        together.setdefault((pattern, "" if pattern in chosen else key.partition(".")[0]), []).append(key)
+        if owners[key]:
+            chosen.setdefault(pattern, owners[key])
+    for key, pattern in patterns.items():
+        owner = owners[key] or chosen.get(pattern) or key.partition(".")[0]
+        together.setdefault((pattern, owner), []).append(key)
     for names in together.values():
         key = min(names, key=lambda name: (not lies_in(name, swept), name.count("."), len(name)))
         values = [config.get(key, usual[key]) if config else MISSING for config in configs]
@@ -89,6 +94,7 @@ def swept_names(sweep: Path) -> list[str]:
     """Keys and groups that the command line of a sweep gave; [] where it is not on record."""
     try:
         overrides = read_yaml(sweep / SWEEP_FILE)["hydra"]["overrides"]["task"]
-        return [override_name(str(override)) for override in overrides]
+        names = [override_name(str(override)) for override in overrides]
+        return [SEED if name == "sweep.seeds" else name for name in names]
     except (OSError, ConfigError, LookupError, TypeError):
         return []

@@ -36,6 +36,15 @@ def test_settings_that_change_together_share_a_column() -> None:
     assert differences(configs, swept=["model.heads"])[0].key == "model.heads"
 
 
+def test_each_swept_setting_has_a_column_where_two_jobs_of_a_grid_are_left() -> None:
+    """Of seed=0,1 optim.lr=1,2: as one column they would be two seeds of one setting."""
+    configs = [{"seed": 0, "optim.lr": 1.0, "data.seed": 0}, {"seed": 1, "optim.lr": 2.0, "data.seed": 1}]
+    assert differences(configs, swept=["optim.lr", "seed"]) == [
+        Difference("seed", "seed", [0, 1], ("data.seed",)),
+        Difference("optim.lr", "lr", [1.0, 2.0]),
+    ]
+
+
 def test_the_logger_is_no_difference_and_an_unreadable_config_neither() -> None:
     configs = [{"seed": 0, "logger.name": "a"}, {}, {"seed": 0, "logger.name": "b", "new": 1}]
     assert differences(configs) == [Difference("new", "new", ["(absent)", "-", 1])]
@@ -45,3 +54,5 @@ def test_the_keys_of_a_sweep_come_from_its_record(tmp_path: Path) -> None:
     assert swept_names(tmp_path) == []
     (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=0,1', '+x=1', 'chunk_size=c8,c16']}}\n")
     assert swept_names(tmp_path) == ["seed", "x", "chunk_size"]
+    (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: [sweep.seeds=2, 'optim.lr=1,2']}}\n")
+    assert swept_names(tmp_path) == ["seed", "optim.lr"]
