@@ -30,7 +30,6 @@ from atlas.report.document import Document
 from atlas.report.folders import select_runs
 from atlas.report.terminal import comparison_lines
 from atlas.report.writing import write_report
-from atlas.telemetry.run_files import RunFiles
 
 USAGE = "python -m atlas.report DIR... [target=PATH] [one_file=true] [watch=SECONDS]"
 MOST_SECONDS = 86_400
@@ -56,7 +55,8 @@ def _write(arguments: Sequence[str]) -> int:
     tell: Callable[[Document], object] | None = _print_comparison
     going_on = True
     while going_on:
-        going_on = bool(wanted.watch) and _going_on(wanted.folders)  # looked at first: the last page has the end
+        # Looked at first: the last page has the end.
+        going_on = bool(wanted.watch) and select_runs(wanted.folders).goes_on
         with progress(quiet_seconds=PROGRESS_SECONDS):
             folder = write_report(
                 wanted.folders, wanted.target, one_file=wanted.one_file, refresh_seconds=wanted.watch, tell=tell
@@ -76,12 +76,6 @@ def _print_comparison(document: Document) -> None:
     lines = comparison_lines(document, width)
     if lines:
         print_result(printable("\n".join([*lines, ""])))
-
-
-def _going_on(folders: Sequence[Path]) -> bool:
-    """Whether a run has the status `running`; one that was killed on another machine has it too."""
-    runs = select_runs(folders).runs
-    return any(RunFiles(run, strict=False).status == "running" for run in runs)
 
 
 def parse(arguments: Sequence[str]) -> Request:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.config import require
+from atlas.config.lock import is_held
 from atlas.config.untrusted import read_json
-from atlas.telemetry.run_files import CONFIG_FILE, JOBS_FILE, METRICS_FILE, SUMMARY_FILE
+from atlas.telemetry.run_files import CONFIG_FILE, JOBS_FILE, METRICS_FILE, SUMMARY_FILE, RunFiles
 
 RUN_FILES = (CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)
 SWEEP_FILE = "multirun.yaml"
@@ -28,6 +29,13 @@ class Selection:
         if len(self.given) > 1:
             return f"{len(self.runs)} runs"
         return f"{'sweep' if self.sweeps else 'run'} {self.given[0].name}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run has the status `running`, as one that was killed on another machine has, or a sweep is being
+        run: between two of its jobs no run is."""
+        running = any(RunFiles(run, strict=False).status == "running" for run in self.runs)
+        return running or any(is_held(sweep) for sweep in self.sweeps)
 
 
 def select_runs(folders: Sequence[Path]) -> Selection:

@@ -48,12 +48,12 @@ def write_report(
     """
     selection = select_runs(folders)
     target = _target(selection, target)
+    refresh_seconds = refresh_seconds if selection.goes_on else 0  # before it is read: a later page has the end
     records: list[RunRecord] = []
     for run, name in zip(selection.runs, names_of(selection.runs), strict=True):
         log.info("reads run %d of %d: %s", len(records) + 1, len(selection.runs), name)
         records.append(read_run(run, name))
     document = compose_document(selection, records)
-    going_on = any(record.status == "running" for record in records)
     inline = _script().read_text(encoding="utf-8") if one_file else ""
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_report(
         for block in (block for section in document.sections for block in section.blocks):
             if isinstance(block, Picture):
                 shutil.copyfile(block.source, target / block.file)
-        page = to_page(document, inline=inline, refresh_seconds=refresh_seconds if going_on else 0)
+        page = to_page(document, inline=inline, refresh_seconds=refresh_seconds)
         write_atomically(target / "index.html", page)
     except OSError as error:
         raise ConfigError(f"target={target}: must be a folder that can be written ({error.strerror})") from error

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from atlas.config import ConfigError
+from atlas.config.lock import RunLock
 from atlas.report.__main__ import USAGE, main
 from atlas.report.comparison_charts import Field
 from atlas.report.document import Chart, Document
@@ -260,6 +261,22 @@ def test_a_report_is_written_again_until_the_run_has_ended(
     capsys.readouterr()
     assert main([str(run), "watch=7"]) == 0
     assert (len(pages), capsys.readouterr().out.splitlines()[-1]) == (1, "no run goes on: written once")
+
+
+def test_a_report_follows_a_sweep_between_two_of_its_jobs(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = make_run("sweep/0", [row(1, loss=3.0)], summary={"status": "completed"}).parent
+    lock, pages = RunLock(sweep), []
+
+    def sleep(seconds: float) -> None:
+        pages.append((sweep / "report" / "index.html").read_text())
+        lock.release()
+
+    monkeypatch.setattr("atlas.report.__main__.time", SimpleNamespace(sleep=sleep))
+    assert main([str(sweep), "watch=7"]) == 0
+    assert [' data-refresh="7"' in page for page in (*pages, (sweep / "report" / "index.html").read_text())] == [
+        True,
+        False,
+    ]
 
 
 def test_the_page_of_one_run_has_its_settings(rolled_back: Path) -> None:
