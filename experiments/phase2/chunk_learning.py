@@ -54,7 +54,8 @@ def gather(sweep: RecordedSweep, timed: RecordedSweep) -> list[LearningRun]:
     for job in jobs:
         probes = (event for event in job.events if event["kind"] == "probe" and event["level"] == RECALL.name)
         recalls = {event["step"]: event["accuracy"] for event in probes if event["accuracy"] is not None}
-        losses = {row["step"]: row["validation/loss"] for row in job.rows if row.get("validation/loss") is not None}
+        size, key = job.summary.get("bytes_per_token", 1.0), "validation/loss"  # of a token
+        losses = {row["step"]: row[key] / size for row in job.rows if row.get(key) is not None}
         measurements = [(step, losses[step], recalls[step]) for step in sorted(recalls.keys() & losses.keys())]
         tokens = job.settings["train.sequence"] * job.settings["train.batch_size"]
         runs.append(LearningRun(candidate_of(job), job.settings["seed"], tokens, measurements))

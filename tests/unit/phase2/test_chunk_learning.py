@@ -56,6 +56,15 @@ def test_loss_and_recall_are_read_at_equal_time_and_shown_with_their_spread(writ
     ) in records[lock].decision.advice
 
 
+def test_losses_are_per_byte_whatever_the_tokens_are(write_sweep: WriteSweep) -> None:
+    learning = learning_jobs(0, 1, 2)
+    for job in learning:
+        job.bytes_per_token = 4.0
+    sweeps = [write_sweep(chunk_jobs(), "chunk_size_lock"), write_sweep(learning, EXPERIMENT, "learning")]
+    advice = decide_sweeps(sweeps)[sweeps[0]].decision.advice
+    assert "Validation loss (nats per byte) and keyed recall after 24,576 seconds of training: Set A 0.625" in advice
+
+
 def test_a_run_that_ends_before_the_time_is_up_says_so(write_sweep: WriteSweep) -> None:
     timed = chunk_jobs()
     for job in timed:
