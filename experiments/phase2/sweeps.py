@@ -168,10 +168,12 @@ def require_same_settings(jobs: Sequence[RecordedJob], swept: Collection[str]) -
 
 
 def _require_serial(jobs: Sequence[RecordedJob]) -> None:
-    """Each job started once, in the order of their numbers, after the job before it had ended."""
+    """Each job started once, in the order of their numbers, after the job before it had ended, and never went back."""
     for job in jobs:
         starts = len(job.times("start"))
         require(starts == 1, f"job {job.job} starts", starts, "1: a continued run mixes the timings of two moments")
+        rollbacks = len(job.times("rollback"))
+        require(rollbacks == 0, f"job {job.job} rollbacks", rollbacks, "0: its times are of undone steps as well")
     for before, after in pairwise(jobs):
         gap = after.times("start")[0] - before.times("end")[-1]
         allowed = f"after the end of job {before.job}: the jobs overlapped, or were not run in their order"

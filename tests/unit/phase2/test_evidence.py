@@ -56,6 +56,8 @@ class Job:
     measurements: Sequence[tuple[int, float, float]] = ()  # step, validation loss, recall
     start: float | None = None  # of the first start, seconds; None = after the job before
     starts: int = 1
+    rollbacks: int = 0
+    bytes_per_token: float = 1.0
 
     def write(self, folder: Path, number: int) -> None:
         folder.mkdir(parents=True)
@@ -74,10 +76,12 @@ class Job:
             versions=self.versions,
             launcher=self.launcher,
             peak_memory_bytes=2**30,
+            bytes_per_token=self.bytes_per_token,
         ).write()
         start = number * SECONDS if self.start is None else self.start
         events = [{"kind": "start", "step": 0, "time": start + extra} for extra in range(self.starts)]
         events += [{"kind": "probe", "step": step, "time": start + 5} for step in range(self.probes) for _ in range(3)]
+        events += [{"kind": "rollback", "step": 0, "time": start + 6}] * self.rollbacks
         for step, _, recall in self.measurements:
             events.append({"kind": "probe", "step": step, "time": start + 5, "level": "recall", "accuracy": recall})
         events.append({"kind": "end", "step": len(self.speeds), "time": start + SECONDS - 1})
@@ -209,6 +213,7 @@ def test_a_protocol_is_known_by_its_experiment_or_named(write_sweep: WriteSweep)
         ({"speeds": [-1.0] + [1.0] * 49}, "job 3 speeds[0]=-1.0: must be > 0"),
         ({"versions": {"torch": "2.6"}}, "job 3 versions=torch 2.6: must be torch 2.13.0, as in job 0"),
         ({"starts": 2}, "job 3 starts=2: must be 1: a continued run mixes the timings of two moments"),
+        ({"rollbacks": 1}, "job 3 rollbacks=1: must be 0: its times are of undone steps as well"),
         ({"start": 130.0}, "job 3 start=-49.0 s: must be after the end of job 2: the jobs overlapped"),
         ({"start": 900.0}, "job 4 start=-719.0 s: must be after the end of job 3: the jobs overlapped"),
         ({"speeds": [None] + [1.0] * 49}, "job 3 telemetry.every=1: must be telemetry.every=1: 49 of 50 steps were"),
