@@ -25,5 +25,12 @@ def thin(values: Floats, limit: int, kept: Sequence[int] = ()) -> NDArray[np.int
 
 def moving_mean(values: Floats, width: int) -> Floats:
     """Mean of each value and the `width` - 1 before it: N - width + 1 of them, the first at the value `width` - 1."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    return np.asarray((sums[width:] - sums[:-width]) / width)
+    # From the start of its block to each value, and from each value to the end: a sum over all values before would lose
+    # the small ones behind a large one.
+    blocks = np.pad(values, (0, -len(values) % width)).reshape(-1, width)
+    started = blocks.cumsum(axis=1).ravel()
+    ended = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
+    count = len(values) - width + 1
+    sums = ended[:count] + started[width - 1 : len(values)]
+    sums[::width] = ended[:count:width]  # a whole block
+    return np.asarray(sums / width)

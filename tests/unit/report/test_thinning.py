@@ -33,3 +33,13 @@ def test_moving_mean_is_the_mean_of_each_window() -> None:
     values = np.random.default_rng(1).standard_normal(50)
     expected = [values[start : start + 7].mean() for start in range(44)]
     np.testing.assert_allclose(moving_mean(values, 7), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 20])
+def test_a_large_value_does_not_change_the_means_behind_it(width: int) -> None:
+    """A perplexity of e^45 in one step, as of a spike that nothing rolled back."""
+    values = np.arange(1.0, 21.0)
+    values[8] = 3.5e19
+    found = moving_mean(values, width)
+    expected = [values[at : at + width].mean() for at in range(21 - width)]
+    assert found.tolist() == pytest.approx(expected)
