@@ -13,7 +13,10 @@ from atlas.report.run_record import RunRecord
 from atlas.report.settings import REPEATS, SEED, Difference
 from atlas.report.wording import VALIDATION_LOSS, finite, number, setting_cell
 
-NOTE = "Means of completed runs, one of each seed, +- the standard deviation over the seeds."
+NOTE = (
+    "Means of completed runs, one of each seed, +- the standard deviation over the seeds; how many of them have the"
+    " number, where not all have."
+)
 
 Groups = Sequence[Sequence[int]]
 
@@ -96,4 +99,5 @@ def _spread(found: Sequence[float | None], form: str) -> Cell:
         return Cell(MISSING, numeric=True)
     middle = mean(values)
     text = number(middle, form) + (f" +- {number(stdev(values), form)}" if len(values) > 1 else "")
+    text += f" ({len(values)} of {len(found)})" if len(values) < len(found) else ""
     return Cell(text, order=middle, numeric=True)

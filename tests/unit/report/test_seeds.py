@@ -67,6 +67,17 @@ def test_a_mean_is_of_runs_that_can_be_compared_with_known_settings_and_one_of_e
     assert seed_table(RECORDS, [Difference("sweep.round", "round", [0, 1, 2, 3, 4, 5])], ALL) == []
 
 
+def test_a_mean_of_fewer_runs_than_completed_says_so() -> None:
+    """A run that was killed behind its last checkpoint has no tokens/s of its own."""
+    records = [record(0), replace(record(1), summary={"status": "completed", "validation_loss": 2.2}), record(3)]
+    (table,) = seed_table(records, [Difference("seed", "seed", [0, 1, 2])], [[0, 1, 2]])
+    assert isinstance(table, Table)
+    losses, spread = [2.0, 2.2, 3.4], stdev([100.0, 103.0])
+    assert [cell.text for cell in table.rows[0]] == [
+        "3 of 3", f"{mean(losses):.4f} +- {stdev(losses):.4f}", "-", f"102 +- {spread:,.0f} (2 of 3)",
+    ]  # fmt: skip
+
+
 def test_seeds_that_are_one_result_are_told() -> None:
     def with_losses(index: int, *losses: float) -> RunRecord:
         rows = [{"step": step, "segment": 0, "loss": loss} for step, loss in enumerate(losses, start=1)]
