@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wandb import Run, Settings
 
 MODES = ("auto", "online", "offline", "disabled")
+FORMER_MODES = {"dryrun": "offline", "run": "online"}  # names that W&B still takes
 DEFAULT_HOST = "https://api.wandb.ai"
 INIT_SECONDS = 20.0  # timeout of a network that does not answer, at the start
 FINISH_SECONDS = 60.0  # and at the end
@@ -43,6 +44,17 @@ def has_login() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def asked_mode() -> str:
+    """What WANDB_MODE names, else what `wandb offline` or `wandb disabled` left in W&B's settings file; "": none."""
+    asked = os.environ.get("WANDB_MODE", "")
+    if not asked:
+        import wandb
+
+        found = str(wandb.setup(settings=wandb.Settings(silent=True)).settings.mode)
+        asked = "" if found == "online" else found  # that is also its default
+    return FORMER_MODES.get(asked, asked)
 
 
 def run_id(folder: Path) -> str:
@@ -84,8 +96,9 @@ def number_or_text(value: str) -> float | str:
 class WandbSink(Sink):
     """A W&B run. `mode`: auto (online with a login, else offline), online, offline or disabled.
 
-    The environment's WANDB_MODE decides for `auto`. Keys come from the environment or the netrc file only. A job of a
-    sweep is named by the overrides in which it differs, and grouped with the others, unless the settings say otherwise.
+    WANDB_MODE, `wandb offline` and `wandb disabled` decide for `auto`. Keys come from the environment or the netrc file
+    only. A job of a sweep is named by the overrides in which it differs, and grouped with the others, unless the
+    settings say otherwise.
     """
 
     takes_pictures = True
@@ -125,7 +138,7 @@ class WandbSink(Sink):
         """The mode to use, and a line for the user if it is not what might be expected."""
         if self._mode != "auto":
             return self._mode, None
-        asked = os.environ.get("WANDB_MODE")
+        asked = asked_mode()
         if asked in MODES[1:]:
             return asked, None
         if has_login():

@@ -151,6 +151,25 @@ def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("named", "mode"), [("dryrun", "offline"), ("run", "online"), ("disabled", "disabled")])
+def test_what_the_environment_asks_for_counts_with_a_login(
+    named: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setenv("WANDB_MODE", named)
+    assert sink()._resolve_mode() == (mode, None)
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled", "online"])
+def test_what_wandb_was_told_counts_with_a_login(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `wandb offline` and its like leave it in the folder where they are called."""
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
+    assert sink()._resolve_mode() == (mode, None)
+
+
 def test_a_login_is_a_key_or_a_netrc_entry_for_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_login() is False
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {FAKE_KEY}\n")
