@@ -203,6 +203,25 @@ def test_any_series_of_the_runs_is_a_chart_of_all_of_them(page: Path, browser: B
 
 
 @pytest.mark.slow
+def test_a_series_of_all_runs_has_the_one_that_was_rolled_back(browser: Browser, tmp_path: Path) -> None:
+    """Its chart has a second line, of the undone steps."""
+    for number, segments in enumerate(([(0, 1, 9)], [(0, 1, 9), (1, 6, 11)])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps({"status": "completed"}))
+        places = [(part, step) for part, first, end in segments for step in range(first, end)]
+        rows = [{"step": step, "segment": part, "loss": 2.0, "grad_norm": 1.0} for part, step in places]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "events.jsonl").write_text("")
+    tab = browser.new_page()
+    open_file(tab, write_report([tmp_path]) / "index.html")
+    tab.locator(".runs select").focus()
+    tab.locator(".runs select").select_option("Gradient norm")
+    figure = chart(tab, "Gradient norm, all runs")
+    assert figure.locator(".plot").evaluate("plot => plot.data.map(trace => trace.name)") == ["0", "1"]
+
+
+@pytest.mark.slow
 def test_the_numbers_of_a_chart_are_saved(page: Path, browser: Browser) -> None:
     tab = browser.new_page()
     open_file(tab, page)

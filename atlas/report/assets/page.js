@@ -225,14 +225,19 @@
         for (const trace of layout.xaxis?.title?.text === "step" ? data : []) {
           if (trace.type !== "scatter" || ["undone", "level", "mean"].includes(trace.meta)) continue;
           const unit = layout.yaxis.title.text; // that of losses is not the same in all runs
-          const line = trace.name && data.length > 1 ? `${title}: ${plain(trace.name)}` : title;
-          const name = unit.startsWith("nats per") ? `${line}, ${unit}` : line;
-          if (!found.has(name)) found.set(name, { axis: layout.yaxis, traces: [] });
-          found.get(name).traces.push({ ...trace, name: label, legendgroup: run });
+          const key = JSON.stringify([title, plain(trace.name), unit.startsWith("nats per") ? `, ${unit}` : ""]);
+          if (!found.has(key)) found.set(key, { axis: layout.yaxis, traces: [] });
+          found.get(key).traces.push({ ...trace, name: label, legendgroup: run });
         }
       }
     }
-    return found;
+    // A chart's only line has its title, whatever else is drawn there in some of the runs: levels, undone steps.
+    const keys = [...found.keys()].map(key => JSON.parse(key));
+    const only = title => new Set(keys.filter(key => key[0] === title).map(key => key[1])).size === 1;
+    return new Map([...found.values()].map((series, at) => {
+      const [title, line, unit] = keys[at];
+      return [(only(title) ? title : `${title}: ${line}`) + unit, series];
+    }));
   }
 
   // A chart of all runs of a series that the report has no such chart of.
