@@ -19,9 +19,9 @@ def test_a_rollback_forgets_what_was_measured_at_an_undone_step(measured: int, k
     """A rollback from step 30 to 22. The summary of a run that is stopped soon after it shows what is left."""
     found = Measurements.__new__(Measurements)
     state: Any = SimpleNamespace(step=22)
-    probe: Any = SimpleNamespace(level="recall")
+    probe: Any = SimpleNamespace(level="recall", step=measured)
     found.state, found.validation, found.memory_use = state, (measured, 1.5), MemoryUse(measured, 1.0, 3.0, 2.0)
-    found.probe_results, found.probed = [probe], measured
+    found.probe_results = [probe]
     found.forget_undone()
     assert (found.validation is not None, found.memory_use is not None, bool(found.probe_results)) == (kept,) * 3
 
