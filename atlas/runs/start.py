@@ -127,15 +127,16 @@ def _told_step(folder: Path) -> int:
     return steps[-1] if steps else 0
 
 
-def gone(folder: Path, step: int, rollback: JournalEntry | None) -> list[str]:
-    """A line where the run has told of a later checkpoint than the newest one that there is, or was killed before it
-    told of its last `rollback`, after which it goes on."""
-    files, last = RunFiles(folder, strict=False), rollback.step if rollback else _told_step(folder)
+def gone(folder: Path, step: int, rollback: JournalEntry | None = None) -> list[str]:
+    """A line where the run has told of a later checkpoint than the newest one that there is. `rollback`: the one after
+    which the run goes on; it was killed where events.jsonl does not tell of that."""
+    told = [event.get("segment") for event in RunFiles(folder, strict=False).of_kind("rollback")]
+    untold = rollback is not None and rollback.segment not in told
+    last = rollback.step if rollback is not None and untold else _told_step(folder)
     if last > step:
         lost = f"the checkpoint of step {last}, of which events.jsonl tells, is gone"
         return [f"{lost}: the run goes back to step {step}"]
-    told = [event.get("segment") for event in files.of_kind("rollback")]
-    if rollback and rollback.segment not in told:
+    if untold:
         return [f"goes on after the rollback to step {last}, of which events.jsonl does not tell: the run was killed"]
     return []
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atlas.runs.start import gone
+from atlas.training.watch.journal import JournalEntry
 
 SAVED, BACK = ("checkpoint", 100), ("rollback", 50)
 
@@ -36,3 +38,14 @@ def test_a_checkpoint_that_is_gone_is_told(
     lines = [json.dumps({"kind": kind, "step": at}) for kind, at in events]
     (tmp_path / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
     assert gone(tmp_path, step) == told
+
+
+def test_so_is_one_after_a_rollback_of_which_the_run_has_told(tmp_path: Path) -> None:
+    """The checkpoint that a rollback restored is left, those that came after it are gone."""
+    events = [{"kind": "rollback", "step": 50, "segment": 1}, {"kind": "checkpoint", "step": 100}]
+    (tmp_path / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    journal = JournalEntry(step=50, segment=1, rollbacks=1, skipped=0, lr_scale=1.0, restarted=False)
+    (told,) = gone(tmp_path, 50, journal)
+    assert told.startswith("the checkpoint of step 100, of which events.jsonl tells, is gone")
+    (told,) = gone(tmp_path, 50, replace(journal, segment=2))
+    assert told.startswith("goes on after the rollback to step 50")
