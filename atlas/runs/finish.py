@@ -24,8 +24,8 @@ from atlas.telemetry.room import when_there_is_room
 from atlas.telemetry.run_files import CONFIG_FILE, RunFiles
 from atlas.telemetry.sinks import TelemetryError
 from atlas.training.observed_step import Observed
+from atlas.training.rollback.threshold import write_suggestion
 from atlas.training.trainer import Trainer
-from atlas.training.watch.rollback_threshold import write_suggestion
 
 HEATMAP_FILE = "niah_training.png"
 LAST_LOSSES = ("loss", "perplexity", "loss/recall")

@@ -58,14 +58,14 @@ from atlas.training.clocks import Clocks
 from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError, StopRequested
 from atlas.training.evaluation import Evaluator
+from atlas.training.faults import FaultInjector, parse_fault
+from atlas.training.gate_monitor import GateMonitor
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.rng import seed_rng
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.trainer import Trainer
-from atlas.training.watch.faults import FaultInjector, parse_fault
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from atlas.training.watchers.facts import facts_of
 from atlas.training.weight_average import WeightAverage
 

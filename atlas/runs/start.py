@@ -23,8 +23,8 @@ from atlas.runs.folder import HeldError
 from atlas.runs.resume import refuse_other_settings
 from atlas.runs.summary import RunSummary, read_summary
 from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
+from atlas.training.rollback.journal import JournalEntry, read_journal
 from atlas.training.state import TrainState
-from atlas.training.watch.journal import JournalEntry, read_journal
 
 
 def starting_point(

@@ -8,6 +8,6 @@ measurements      evaluation, evaluating, samples, calibration, reset_shock, mem
 state             state, rng, saving
 ends of a run     early_stop, stop, errors
 time              clocks, regions, profile
-watch/            the run's health: readings, rollback rule, recovery; the gate monitor; rehearsed faults
+the run's health  rollback/: readings, the rule, recovery; gate_monitor; faults: rehearsed ones
 watchers/         quiet failures: `watchers.py` records and asks, the others measure or judge
 """

@@ -16,6 +16,8 @@ from atlas.kernels import gpu
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.batch_ahead import BatchAhead
 from atlas.training.clocks import Clocks
+from atlas.training.faults import FaultInjector
+from atlas.training.gate_monitor import GateStatistics, over_ranks
 from atlas.training.memory_norms import catching, memory_norms
 from atlas.training.own_metrics import own_metrics
 from atlas.training.regions import region
@@ -24,8 +26,6 @@ from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.step_result import StepResult
 from atlas.training.update_ratio import copied, update_ratios
-from atlas.training.watch.faults import FaultInjector
-from atlas.training.watch.gate_monitor import GateStatistics, over_ranks
 from atlas.training.watchers.measuring import descent, moved_elements
 from atlas.training.watchers.watchers import Watchers
 

@@ -12,8 +12,8 @@ from atlas.checkpoint.together import save_together
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.room import when_there_is_room
 from atlas.training.errors import AbortError
+from atlas.training.rollback.decision import last_good_step
 from atlas.training.state import TrainState
-from atlas.training.watch.rollback import last_good_step
 
 FAILED_SAVES = 3  # in a row stop the run
 BACKGROUND_BYTES = 2**25  # of weights: a smaller checkpoint is written sooner than a thread is worth

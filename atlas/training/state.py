@@ -17,10 +17,10 @@ from atlas.models.language_model import AtlasModel, ModelState
 from atlas.parallel.agreement import require_same_weights
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.early_stop import EarlyStop
+from atlas.training.gate_monitor import GateMonitor
 from atlas.training.optimizer import ScheduledOptimizer
 from atlas.training.rng import restore_rng, rng_state
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
+from atlas.training.rollback.history import History
 from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.record import Record
 from atlas.training.weight_average import AVERAGE, WeightAverage

@@ -24,13 +24,13 @@ from atlas.ops.own_precision import products_in
 from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.carried_rows import join, restart_rows, run_rows
 from atlas.training.compiled import CompiledBlocks
+from atlas.training.gate_monitor import GateStatistics, gate_numbers
 from atlas.training.losses import polarisation_weight
 from atlas.training.micro_step import MicroStep, Outputs, Part
 from atlas.training.regions import region
 from atlas.training.state import TrainState
 from atlas.training.step_graph import Done, StepGraph, fixed_inputs
 from atlas.training.step_result import StepResult
-from atlas.training.watch.gate_monitor import GateStatistics, gate_numbers
 
 
 class TrainStep:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import exp, isfinite, isnan, nan
 from typing import NamedTuple
 
+from atlas.training.gate_monitor import GateStatistics
 from atlas.training.state import TrainState
-from atlas.training.watch.gate_monitor import GateStatistics
 
 PERPLEXITY_CAP = 80.0  # nats; exp of more than about 88 is infinite in float32
 

@@ -13,18 +13,18 @@ from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.clocks import Clocks
 from atlas.training.errors import AbortError, StopRequested, WatchError
 from atlas.training.evaluation import Evaluator
+from atlas.training.faults import FaultInjector
 from atlas.training.measurements import Measurements, Probe
 from atlas.training.observed_step import Observed, ObservedStep
 from atlas.training.profile import StepProfile, parse_profile
+from atlas.training.rollback.decision import decide
+from atlas.training.rollback.history import Reading
+from atlas.training.rollback.recovery import Recovery
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.step_result import StepResult, step_metrics
 from atlas.training.stop import StopRequest
-from atlas.training.watch.faults import FaultInjector
-from atlas.training.watch.history import Reading
-from atlas.training.watch.recovery import Recovery
-from atlas.training.watch.rollback import decide
 from atlas.training.watchers.record import EVERY
 from atlas.training.watchers.watchers import Watchers, as_reading
 

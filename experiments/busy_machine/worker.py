@@ -17,10 +17,10 @@ def main(seconds: float, overrides: list[str]) -> float:
     config = atlas.compose(["niah=off", "logger=none", "device=cpu", *overrides])
     from atlas.runs.allocator import keep_freed_memory
     from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
+    from atlas.training.gate_monitor import GateMonitor
+    from atlas.training.rollback.history import History
     from atlas.training.state import TrainState
     from atlas.training.step import TrainStep
-    from atlas.training.watch.gate_monitor import GateMonitor
-    from atlas.training.watch.history import History
 
     keep_freed_memory()  # as a run does
     device, precision = prepare_device(config.device)

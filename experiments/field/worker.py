@@ -30,11 +30,11 @@ from atlas.runs.build import build_data, build_optimizer, build_probe, prepare_d
 from atlas.runs.environment import git_revision
 from atlas.training.evaluating import evaluating
 from atlas.training.evaluation import Evaluator
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.step_result import StepResult
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from experiments.field.contestants import DEFAULT, configuration, model_of
 from experiments.field.record import Job, Record
 

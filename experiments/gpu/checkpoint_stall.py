@@ -21,10 +21,10 @@ from atlas.config import DeviceKind, require
 from atlas.config.arguments import read_settings, run_command
 from atlas.runs.allocator import keep_freed_memory
 from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 TOKENS = 1024  # of the step
 

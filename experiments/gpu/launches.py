@@ -26,10 +26,10 @@ from atlas.kernels.library import use
 from atlas.ops.qk_projection import triton as products
 from atlas.ops.whole_chunks import triton as chunks
 from atlas.runs.build import build_data, build_model, build_optimizer
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from experiments.gpu.stand_in import DEVICE, Counts, counting, on_device
 
 TOP = 10  # operations shown

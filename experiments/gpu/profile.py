@@ -18,10 +18,10 @@ import atlas
 from atlas.config.arguments import run_command
 from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
 from atlas.training.batch_ahead import BatchAhead
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 WARM_UPS, LONGEST = 3, 10
 

@@ -20,10 +20,10 @@ from atlas.config.arguments import run_command
 from atlas.kernels import gpu
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
 from atlas.training.batch_ahead import BatchAhead
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from experiments.gpu.options import integers
 
 SETTLED = 6  # steps that warm up, record and compare

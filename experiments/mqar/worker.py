@@ -23,10 +23,10 @@ from atlas.probes.recall import attention_reach
 from atlas.runs.build import build_optimizer, graph_capture, prepare_device
 from atlas.runs.environment import device_name, git_revision
 from atlas.training.evaluating import evaluating
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from experiments.field.convolved import ConvolvedLinear
 from experiments.mqar.contestants import configuration, model_of
 from experiments.mqar.data import TEST, TRAINING, batches, examples, share_within

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from atlas.config import LEVELS, RECALL, ConfigError
-from atlas.training.watch.history import History, Reading
+from atlas.training.rollback.history import History, Reading
 from experiments.phase2.evidence import CheckedRun
 from experiments.phase2.finding import Finding, failed, passed
 

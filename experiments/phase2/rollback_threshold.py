@@ -1,6 +1,6 @@
 """Above which perplexity delta is a run in trouble? The rule of protocol 4.3, its evidence and its tables.
 
-A run with rollback=observe writes its distribution of ppl_delta; `atlas/training/watch/rollback_threshold.py` has the
+A run with rollback=observe writes its distribution of ppl_delta; `atlas/training/rollback/threshold.py` has the
 statistics. Imports no torch.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from atlas.config import require
 from atlas.config.untrusted import read_json
-from atlas.training.watch.rollback_threshold import (
+from atlas.training.rollback.threshold import (
     CEILING,
     FLOOR,
     PERCENTILE,

@@ -25,10 +25,10 @@ from atlas.ops.own_precision import products_in
 from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
 from atlas.runs.environment import device_name, git_revision, versions
 from atlas.telemetry.run_files import CONFIG_FILE
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from experiments.phase2.chunk_runs import BASELINE, candidate_of
 from experiments.phase2.investigation import SHARDS, InvestigationMachine, SetInvestigation
 from experiments.phase2.quiet import MachineClock

@@ -19,7 +19,7 @@ from common import counts, small, table, write_result
 import atlas
 from atlas.config.arguments import run_command
 from atlas.telemetry.run_files import RunFiles
-from atlas.training.watch.rollback_threshold import suggest_threshold
+from atlas.training.rollback.threshold import suggest_threshold
 
 
 def calm(seed: int, steps: int, folder: Path) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from atlas.parallel.launch import launched
 from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.runs.slicing import in_slices, slice_state
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 HOST = "127.0.0.1"
 STEPS = 3

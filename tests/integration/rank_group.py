@@ -40,11 +40,11 @@ from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.runs.run import require_shared
 from atlas.runs.slicing import slice_state
 from atlas.train import main as main_of_train
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.trainer import Trainer
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 LIMIT_SECONDS = 150.0  # for all jobs of one start together; then ranks that hang are killed
 

@@ -17,9 +17,9 @@ from atlas.config.composition import load_config
 from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.runs.changes import Changes
 from atlas.runs.resume import resumed_config
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 from tests.integration.test_resume import stop
 
 

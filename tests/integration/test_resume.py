@@ -27,8 +27,8 @@ from atlas.runs.resume import resumed_config
 from atlas.runs.start import refuse_lost_checkpoints
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
+from atlas.training.rollback.journal import JournalEntry
 from atlas.training.trainer import Trainer
-from atlas.training.watch.journal import JournalEntry
 from tests.integration.sweep_commands import command, contents
 
 FAULT = "debug.inject=nan_loss@23"

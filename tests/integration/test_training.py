@@ -15,11 +15,11 @@ from atlas.config import RunConfig
 from atlas.data.batch import Batch
 from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.runs.summary import RunSummary
+from atlas.training.gate_monitor import GateMonitor
 from atlas.training.losses import mean_losses
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 
 def start(config: RunConfig) -> tuple[TrainState, TrainStep]:

@@ -19,9 +19,9 @@ from atlas.models.language_model import AtlasModel
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.run_files import CHECKPOINTS, CONFIG_FILE, RunFiles
 from atlas.training.memory_norms import Catch
+from atlas.training.rollback.history import Reading
 from atlas.training.state import TrainState
 from atlas.training.step_result import StepResult
-from atlas.training.watch.history import Reading
 from atlas.training.watchers import JUDGES
 from atlas.training.watchers.around_step import AroundStep
 from atlas.training.watchers.batch_facts import batch_facts, continued_share, digest, row_digests

@@ -14,7 +14,7 @@ import atlas
 from atlas.config import LEVELS, DebugConfig, RunConfig
 from atlas.probes.result import judge
 from atlas.runs.summary import RunSummary
-from atlas.training.watch.history import Reading
+from atlas.training.rollback.history import Reading
 from experiments.phase2.evidence import CheckedRun
 
 STEPS = 1000

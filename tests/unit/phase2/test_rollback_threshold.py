@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atlas.config import ConfigError
-from atlas.training.watch.rollback_threshold import suggest_threshold
+from atlas.training.rollback.threshold import suggest_threshold
 from experiments.phase2.decide import PROTOCOLS
 from experiments.phase2.decision import make_record, read_record
 from experiments.phase2.rollback_threshold import ObservedRun, decide, tables

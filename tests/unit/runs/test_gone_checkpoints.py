@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.runs.start import gone
-from atlas.training.watch.journal import JournalEntry
+from atlas.training.rollback.journal import JournalEntry
 
 SAVED, BACK = ("checkpoint", 100), ("rollback", 50)
 

@@ -13,10 +13,10 @@ from atlas.config import ConfigError
 from atlas.config.arguments import read_device
 from atlas.runs.build import build_data, build_model, build_optimizer, prepare_device
 from atlas.training import compiled
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 TEXT = Path(__file__).parents[3] / "docs" / "memory.md"
 SETTINGS = [

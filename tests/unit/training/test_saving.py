@@ -16,10 +16,10 @@ from atlas.telemetry.logger import TelemetryLogger
 from atlas.telemetry.sinks import Sink
 from atlas.training.early_stop import EarlyStop
 from atlas.training.errors import AbortError
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.saving import Saver
 from atlas.training.state import TrainState
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 
 class Events(Sink):

@@ -18,12 +18,12 @@ from atlas.data.batch import Batch
 from atlas.kernels import gpu
 from atlas.parallel.ranks import Ranks
 from atlas.runs.build import build_data, build_model, build_optimizer, graph_capture, prepare_device
+from atlas.training.gate_monitor import GateMonitor
+from atlas.training.rollback.history import History
 from atlas.training.state import TrainState
 from atlas.training.step import TrainStep
 from atlas.training.step_graph import Done, StepGraph, fixed_inputs
 from atlas.training.step_result import StepResult
-from atlas.training.watch.gate_monitor import GateMonitor
-from atlas.training.watch.history import History
 
 CUDA = torch.device("cuda")
 TEXT = Path(__file__).parents[3] / "docs" / "memory.md"

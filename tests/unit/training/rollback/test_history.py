@@ -6,8 +6,8 @@ from math import exp, inf, nan
 import pytest
 
 from atlas.config import RollbackConfig
-from atlas.training.watch.history import READINGS, History, Reading, Suspicion
-from atlas.training.watch.rollback import Verdict, decide
+from atlas.training.rollback.decision import Verdict, decide
+from atlas.training.rollback.history import READINGS, History, Reading, Suspicion
 
 
 def feed(history: History, perplexities: list[float], *, first: int = 1, every: int = 10) -> list[bool]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from math import isfinite
 
 from atlas.config import RollbackConfig
-from atlas.training.watch.history import Reading
+from atlas.training.rollback.history import Reading
 
 
 class Verdict(StrEnum):

@@ -4,7 +4,7 @@ import pytest
 
 from atlas.config import ConfigError
 from atlas.config.help import help_text
-from atlas.training.watch.faults import KINDS, Fault, parse_fault
+from atlas.training.faults import KINDS, Fault, parse_fault
 
 
 @pytest.mark.parametrize(

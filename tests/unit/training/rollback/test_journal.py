@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.training.watch.journal import JournalEntry, read_journal
+from atlas.training.rollback.journal import JournalEntry, read_journal
 
 ENTRY = JournalEntry(step=20, segment=2, rollbacks=2, skipped=31, lr_scale=0.25, restarted=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.training.watch.rollback_threshold import (
+from atlas.training.rollback.threshold import (
     describe_suggestion,
     steep_readings,
     suggest_threshold,

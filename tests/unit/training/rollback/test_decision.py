@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from atlas.config import RollbackConfig
-from atlas.training.watch.history import History, Reading
-from atlas.training.watch.rollback import Decision, Verdict, decide
+from atlas.training.rollback.decision import Decision, Verdict, decide
+from atlas.training.rollback.history import History, Reading
 
 
 def perplexities(*bad: bool, every: int = 10) -> list[Reading]:

@@ -10,9 +10,9 @@ from atlas.checkpoint.manifest import Manifest
 from atlas.config import RollbackAction, RollbackConfig
 from atlas.telemetry.logger import TelemetryLogger
 from atlas.training.errors import AbortError
+from atlas.training.rollback.decision import Decision, Verdict
+from atlas.training.rollback.journal import JournalEntry
 from atlas.training.state import TrainState
-from atlas.training.watch.journal import JournalEntry
-from atlas.training.watch.rollback import Decision, Verdict
 
 
 class Recovery:

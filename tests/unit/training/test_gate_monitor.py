@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from atlas.config import GateAction, GateConfig
-from atlas.training.watch.gate_monitor import GateMonitor, GateStatistics, _places, gate_numbers
+from atlas.training.gate_monitor import GateMonitor, GateStatistics, _places, gate_numbers
 
 
 def of_std(std: float) -> GateStatistics:
