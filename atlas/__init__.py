@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from atlas.config import ConfigError, RunConfig
     from atlas.config.composition import compose
     from atlas.generate import generate
-    from atlas.runs.build import build_model, load
+    from atlas.runs.build import build_model
+    from atlas.runs.load import load
     from atlas.train import train
 
 _HOMES = {
@@ -30,7 +31,7 @@ _HOMES = {
     "RunConfig": "atlas.config",
     "compose": "atlas.config.composition",
     "build_model": "atlas.runs.build",
-    "load": "atlas.runs.build",
+    "load": "atlas.runs.load",
 }
 
 

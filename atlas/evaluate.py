@@ -106,9 +106,10 @@ def _evaluate(arguments: Sequence[str]) -> int:
     others = [f"data.{text}" if text.startswith("paths=") else text for text in given if text not in own]
     settings = read_settings(EvaluationSettings, others, also=("device", "device.threads", "device.kernels"))
     device = read_device(own)
-    from atlas.runs.build import load_checkpointed, prepare_device
+    from atlas.runs.build import prepare_device
     from atlas.runs.evaluation_record import EVALUATION_FILE, read_evaluations, record_evaluation
     from atlas.runs.known_text import known_shares, training_text_notes
+    from atlas.runs.load import load_checkpointed
 
     model, config, manifest = load_checkpointed(path, names(settings.trust), weights=settings.weights)
     require_lasting_of(config.model, settings.lasting)

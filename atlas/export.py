@@ -73,8 +73,8 @@ def export(path: str | Path, folder: Path, trust: Sequence[str] = (), *, weights
 def _write(path: str | Path, folder: Path, trust: Sequence[str], weights: Weights) -> Path:
     from atlas.pretrained.card import model_card, verdicts
     from atlas.pretrained.folder import write_pretrained
-    from atlas.runs.build import load_checkpointed
     from atlas.runs.data_record import end_of_document, tokenizer_file
+    from atlas.runs.load import load_checkpointed
 
     model, config, manifest = load_checkpointed(path, trust, weights=weights)
     chunks = replace(config.chunk_size, local=list(model.plan.local))  # of Stage 2 those of the checkpoint

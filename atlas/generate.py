@@ -159,8 +159,9 @@ def _print_continuation(arguments: Sequence[str]) -> int:
 def continuation(folder: str, settings: GenerationSettings, where: DeviceConfig | None = None) -> Iterator[bytes]:
     """The bytes that the model of a run adds to the prompt. Raises `ConfigError` before the first one."""
     prompt = settings.prompt_bytes()
-    from atlas.runs.build import load_checkpointed, prepare_device
+    from atlas.runs.build import prepare_device
     from atlas.runs.data_record import read_tokenizer
+    from atlas.runs.load import load_checkpointed
 
     where = where or DeviceConfig(kind=settings.device, threads=settings.threads)
     device, _ = prepare_device(where)

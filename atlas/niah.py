@@ -89,7 +89,8 @@ def probe_run(arguments: Sequence[str]) -> list[NIAHResult]:
     chosen = read_device(own["device"])
     lasting = read_settings(Lasts, own["lasting"]).lasting
     from atlas.probes.trained_control import with_trained_control
-    from atlas.runs.build import build_data, build_probe, load_checkpointed, prepare_device
+    from atlas.runs.build import build_data, build_probe, prepare_device
+    from atlas.runs.load import load_checkpointed
     from atlas.runs.probe_record import read_probings, record_probing
 
     model, trained, manifest = load_checkpointed(path, trust)

@@ -8,4 +8,5 @@ processes         processes, torchrun
 the machine       environment, allocator, peak_flops, spinning, time_slice
 its records       data_record, own_code, probe_record, evaluation_record: one JSON file of the run folder each
 comparisons       known_text, baselines
+a trained model   load
 """

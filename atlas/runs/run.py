@@ -33,7 +33,6 @@ from atlas.runs.build import (
     build_telemetry,
     graph_capture,
     prepare_device,
-    refuse_a_larger_model,
     with_vocabulary,
 )
 from atlas.runs.changes import Changes, recorded_config
@@ -41,6 +40,7 @@ from atlas.runs.data_record import rooted
 from atlas.runs.environment import PeakMemory, config_hash, device_name, git_revision, kernels_in_words, versions
 from atlas.runs.finish import close, finish
 from atlas.runs.folder import log_file, make_folder, reason, remove_if_empty
+from atlas.runs.load import refuse_a_larger_model
 from atlas.runs.notices import damaged_lines, start_notices, start_warnings
 from atlas.runs.own_code import changed_code, record_code
 from atlas.runs.processes import run_in_processes

@@ -30,8 +30,9 @@ from atlas.config.arguments import read_settings, run_command, split_arguments
 from atlas.data.corpus import stdlib_corpus
 from atlas.models.plan import ChunkPlan, MemoryMode
 from atlas.probes.lengths import Length, by_length, loss_by_stretch
-from atlas.runs.build import build_data, load_checkpointed
+from atlas.runs.build import build_data
 from atlas.runs.environment import git_revision, versions
+from atlas.runs.load import load_checkpointed
 
 HERE = Path(__file__).parent
 USAGE = "python experiments/lengths/lengths.py RUN [rows=16] [seed=0]"

@@ -32,8 +32,8 @@ from atlas.config.arguments import names, read_settings, run_command
 from atlas.config.atomic import write_atomically
 from atlas.evaluate import EvaluationSettings, evaluate, read_texts
 from atlas.niah import probe_run
-from atlas.runs.build import load_checkpointed
 from atlas.runs.environment import git_revision, versions
+from atlas.runs.load import load_checkpointed
 from experiments.finished_runs import changes, jobs, read_run
 
 HERE = Path(__file__).parent

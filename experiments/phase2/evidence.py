@@ -147,7 +147,8 @@ class Evidence:
 
     def model(self) -> tuple[AtlasModel, str]:
         """The trained model, or a new one where none was trained; and which of the two it is."""
-        from atlas.runs.build import build_model, load
+        from atlas.runs.build import build_model
+        from atlas.runs.load import load
 
         if self.trained is not None:
             try:

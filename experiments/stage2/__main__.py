@@ -26,8 +26,9 @@ import torch
 from atlas.config import RECALL, RunConfig, require
 from atlas.config.arguments import read_settings, run_command, split_arguments
 from atlas.data.source import DataSource
-from atlas.runs.build import build_data, build_probe, load_checkpointed
+from atlas.runs.build import build_data, build_probe
 from atlas.runs.environment import git_revision, versions
+from atlas.runs.load import load_checkpointed
 from atlas.telemetry.run_files import RunFiles
 from atlas.training.evaluation import Evaluator
 from atlas.training.step import TrainStep

@@ -22,8 +22,8 @@ from atlas.runs.build import (
     build_optimizer,
     build_probe,
     build_telemetry,
-    refuse_a_larger_model,
 )
+from atlas.runs.load import refuse_a_larger_model
 
 
 def parameters(overrides: Sequence[str]) -> int:
