@@ -75,7 +75,9 @@ class Trainer:
                 self.stop.check()
                 self.saver.collect()
                 with self.profile.around(state.step + 1):
-                    self._train_step()
+                    self.watchers.see_files(self.checkpoints.take_removed())
+                    self.last = self.observed_step()
+                    self._go_on_from(self.last)
             self._end()
         except StopRequested:
             self._save_stopped()
@@ -104,11 +106,9 @@ class Trainer:
         if state.unfinished is not None:
             self._finish_step(state.unfinished)
 
-    def _train_step(self) -> None:
-        """Train a step, look at it, and roll back or go on."""
+    def _go_on_from(self, seen: Observed) -> None:
+        """Look at the step that was trained, and roll back, or measure and save what is due."""
         state = self.state
-        self.watchers.see_files(self.checkpoints.take_removed())
-        self.last = seen = self.observed_step()
         self.trained_tokens += seen.tokens
         self._add_reading(seen.result)
         self._log(seen)

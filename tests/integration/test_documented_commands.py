@@ -20,7 +20,7 @@ LINES = sorted(
         if re.match(r"    (python|torchrun .*?) -m ", line)
     }
 )
-PLACES = ("hydra", "resume=", "sweep.resume=", "init_from=")  # of this machine, or Hydra's own
+PLACES = ("hydra", "resume=", "sweep.", "init_from=")  # of this machine, of a sweep, or Hydra's own
 ELSEWHERE = ("--config-dir", "counting", "data.path=")  # plugins.md has a test of its own; a store of the reader's
 
 
