@@ -14,6 +14,8 @@ import atlas
 from atlas.checkpoint.manager import CheckpointManager
 from atlas.config import ConfigError
 from atlas.config.composition import load_config
+from atlas.report.health import health_cell
+from atlas.report.run_record import read_run
 from atlas.runs.build import build_data, build_model, build_optimizer
 from atlas.runs.changes import Changes
 from atlas.runs.resume import resumed_config
@@ -149,3 +151,14 @@ def test_what_makes_no_sense_is_refused_before_any_work(tiny: Any, tmp_path: Pat
         with pytest.raises(ConfigError, match=message):
             go_on(folder, *given)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_what_both_starts_tell_once(tiny: Any, left: Any, tmp_path: Path) -> None:
+    told = ["model.memory.momentum=0.9", "resume=auto"]
+    for steps in (8, 16):
+        summary = atlas.train(tiny(*told, f"train.steps={steps}"), tmp_path / "run")
+    (message,) = summary.warnings
+    assert message.startswith("model.memory.momentum=0.9 changes nothing")
+    assert len(left(tmp_path / "run").events("warning")) == 2
+    assert health_cell(read_run(tmp_path / "run", "run")).text == "1 warning"

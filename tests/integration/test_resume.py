@@ -21,10 +21,7 @@ from atlas.config import ConfigError, Rule
 from atlas.config.composition import save_config
 from atlas.parallel import launch
 from atlas.parallel.ranks import Ranks
-from atlas.report.health import health_cell
-from atlas.report.run_record import read_run
 from atlas.runs.resume import resumed_config
-from atlas.runs.start import refuse_lost_checkpoints
 from atlas.runs.summary import RunSummary
 from atlas.telemetry.jsonl import read_jsonl
 from atlas.training.rollback.journal import JournalEntry
@@ -318,17 +315,6 @@ def test_a_run_whose_checkpoints_are_gone_is_not_trained_anew(cut: Path, resume:
     assert {name: left for name, left in contents(cut).items() if name in before} == before
 
 
-@pytest.mark.parametrize(("told", "status"), [("", "running"), ("checkpoint", "running"), ("", "completed")])
-def test_only_a_run_without_results_starts_anew(told: str, status: str, tmp_path: Path) -> None:
-    RunSummary(str(tmp_path), status=status).write()
-    (tmp_path / "events.jsonl").write_text(f'{{"kind": "{told}", "step": 0}}\n')
-    if status == "completed":
-        with pytest.raises(ConfigError, match=r"holds none, but the run is complete$"):
-            refuse_lost_checkpoints(tmp_path / "checkpoints")
-    else:
-        refuse_lost_checkpoints(tmp_path / "checkpoints")
-
-
 def test_two_processes_on_one_folder_get_one_message(tiny: Any, cut: Path) -> None:
     before = (cut / "summary.json").read_text()
     first = CheckpointManager(cut / "checkpoints", keep=2)
@@ -400,14 +386,3 @@ def test_weights_of_another_size_are_refused_with_the_settings_that_differ(tiny:
         f"init_from={run}/checkpoints/step-00000001: must hold the weights of this model"
         " (it has model.width=32, not 64; model.layers=1, not 2)"
     )
-
-
-@pytest.mark.slow
-def test_a_resumed_run_counts_what_both_starts_tell_once(tiny: Any, left: Any, tmp_path: Path) -> None:
-    told = ["model.memory.momentum=0.9", "resume=auto"]
-    for steps in (8, 16):
-        summary = atlas.train(tiny(*told, f"train.steps={steps}"), tmp_path / "run")
-    (message,) = summary.warnings
-    assert message.startswith("model.memory.momentum=0.9 changes nothing")
-    assert len(left(tmp_path / "run").events("warning")) == 2
-    assert health_cell(read_run(tmp_path / "run", "run")).text == "1 warning"

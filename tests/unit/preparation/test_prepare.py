@@ -20,7 +20,6 @@ from atlas.data.store import StoreSplit, TokenStore
 from atlas.preparation import preparation, sample, units, work, worker
 from atlas.preparation.preparation import prepare
 from atlas.preparation.settings import OnError, PrepareSettings
-from atlas.prepare import main
 
 WORDS = ("memory", "reads", "what", "the", "gate", "lets", "through", "é", "and", "no\nmore", "👋")
 
@@ -376,31 +375,3 @@ def test_unfinished_work_with_other_settings_is_refused(tmp_path: Path, monkeypa
         f"validation_share=0.3: must be 0.01, with which the unfinished work in {tmp_path}/out.partial began;"
         " or remove that folder"
     )
-
-
-def test_a_complete_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = jsonl(tmp_path / "a.jsonl", texts(40))
-    command = [str(source), f"out={tmp_path}/out", "workers=1", "validation_share=0.2"]
-    assert main(command) == 0
-    before = content(tmp_path / "out")
-    assert main(command) == 0
-    assert f"the store in {tmp_path}/out is complete: nothing is left to do" in capsys.readouterr().err
-    other = f"atlas: out={tmp_path}/out: must be a folder that does not exist yet; it holds a store "
-
-    def refused(*changed: str) -> str:
-        capsys.readouterr()
-        assert main([*command, *changed]) == 2
-        return capsys.readouterr().err
-
-    assert refused("validation_share=0.3") == f"{other}with validation_share=0.2, not 0.3\n"
-    assert refused("tokenizer=train:300") == f"{other}with tokenizer=bytes, not train:300\n"
-    os.utime(source, ns=(0, 0))  # as large as before
-    assert refused() == f"{other}of sources with other names, sizes or times\n"
-    record = json.loads(before["store.json"])
-    del record["settings"]["modified"]  # a store of an earlier version
-    (tmp_path / "out/store.json").write_text(json.dumps(record))
-    assert main(command) == 0
-    source.write_bytes(source.read_bytes() + b"\n")
-    os.utime(source, (2**32, 2**32))
-    assert refused() == f"{other}of sources with other names, sizes or times: '{source}' is newer than it\n"
-    assert content(tmp_path / "out") == {**before, "store.json": json.dumps(record).encode()}

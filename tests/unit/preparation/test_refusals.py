@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
 import sys
@@ -314,3 +315,36 @@ def test_sources_without_any_text_say_why(tmp_path: Path, capsys: pytest.Capture
     lost = "2 are empty and 0 could not be read"
     assert found == f"SOURCE={tmp_path / 'a.jsonl'}: must hold at least two documents with text; {lost}"
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_complete_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(GOOD)
+    command = [str(source), f"out={tmp_path}/out", "workers=1", "validation_share=0.2"]
+    assert main(command) == 0
+    before = content(tmp_path / "out")
+    assert main(command) == 0
+    assert f"the store in {tmp_path}/out is complete: nothing is left to do" in capsys.readouterr().err
+    other = f"atlas: out={tmp_path}/out: must be a folder that does not exist yet; it holds a store "
+
+    def refused(*changed: str) -> str:
+        capsys.readouterr()
+        assert main([*command, *changed]) == 2
+        return capsys.readouterr().err
+
+    assert refused("validation_share=0.3") == f"{other}with validation_share=0.2, not 0.3\n"
+    assert refused("tokenizer=train:300") == f"{other}with tokenizer=bytes, not train:300\n"
+    os.utime(source, ns=(0, 0))  # as large as before
+    assert refused() == f"{other}of sources with other names, sizes or times\n"
+    record = json.loads(before["store.json"])
+    del record["settings"]["modified"]  # a store of an earlier version
+    (tmp_path / "out/store.json").write_text(json.dumps(record))
+    assert main(command) == 0
+    source.write_bytes(source.read_bytes() + b"\n")
+    os.utime(source, (2**32, 2**32))
+    assert refused() == f"{other}of sources with other names, sizes or times: '{source}' is newer than it\n"
+    assert content(tmp_path / "out") == {**before, "store.json": json.dumps(record).encode()}

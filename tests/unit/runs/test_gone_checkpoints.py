@@ -1,4 +1,4 @@
-"""A run whose newest checkpoint is older than the one it has told of."""
+"""A run whose newest checkpoint is older than the one it has told of, or that has none left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from atlas.runs.start import gone
+from atlas.config import ConfigError
+from atlas.runs.start import gone, refuse_lost_checkpoints
+from atlas.runs.summary import RunSummary
 from atlas.training.rollback.journal import JournalEntry
 
 SAVED, BACK = ("checkpoint", 100), ("rollback", 50)
@@ -49,3 +51,14 @@ def test_so_is_one_after_a_rollback_of_which_the_run_has_told(tmp_path: Path) ->
     assert told.startswith("the checkpoint of step 100, of which events.jsonl tells, is gone")
     (told,) = gone(tmp_path, 50, replace(journal, segment=2))
     assert told.startswith("goes on after the rollback to step 50")
+
+
+@pytest.mark.parametrize(("told", "status"), [("", "running"), ("checkpoint", "running"), ("", "completed")])
+def test_only_a_run_without_results_starts_anew(told: str, status: str, tmp_path: Path) -> None:
+    RunSummary(str(tmp_path), status=status).write()
+    (tmp_path / "events.jsonl").write_text(f'{{"kind": "{told}", "step": 0}}\n')
+    if status == "completed":
+        with pytest.raises(ConfigError, match=r"holds none, but the run is complete$"):
+            refuse_lost_checkpoints(tmp_path / "checkpoints")
+    else:
+        refuse_lost_checkpoints(tmp_path / "checkpoints")
