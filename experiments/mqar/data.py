@@ -12,24 +12,36 @@ import torch
 
 from atlas.data.batch import Batch
 from atlas.data.mqar import IGNORED, MQARSequences, mqar_sequences
-from experiments.mqar.contestants import LENGTHS, VOCABULARY
+from experiments.mqar.contestants import VOCABULARY
+from experiments.mqar.tasks import Segment, Task
 
 TRAINING, TEST = 0, 1  # seeds of the two sets; a model's seed changes neither
 
 
-def examples(count: int, length: int, part: int) -> MQARSequences:
-    """`count` of zoology's sequences of L = `length` tokens; filler is id 0."""
-    rng = np.random.default_rng([part, length])
-    return mqar_sequences(rng, count, length, vocabulary=VOCABULARY, pairs=LENGTHS[length], random_filler=False)
+def examples(count: int, segment: Segment, part: int, *, random_filler: bool = False) -> MQARSequences:
+    """`count` of zoology's sequences; filler is id 0, or any id where `random_filler`."""
+    tokens, pairs, _ = segment
+    rng = np.random.default_rng([part, tokens, pairs] if random_filler else [part, tokens])
+    return mqar_sequences(rng, count, tokens, vocabulary=VOCABULARY, pairs=pairs, random_filler=random_filler)
 
 
 def share_within(sequences: MQARSequences, reach: int | None) -> float:
     """Share of the values at most `reach` tokens before their question; None = all."""
     if reach is None:
         return 1.0
-    asked, written = sequences.labels[:, :, None], sequences.inputs[:, None, :]  # [N, L, 1], [N, 1, L]
-    _, question, value = np.nonzero(asked == written)  # a value is written once, and is no filler
+    context = 2 * int(np.sum(sequences.labels[0] != IGNORED))  # tokens of all pairs; a value is in it once
+    asked, written = sequences.labels[:, :, None], sequences.inputs[:, None, :context]  # [N, L, 1], [N, 1, context]
+    _, question, value = np.nonzero(asked == written)
     return float(np.mean(question - value <= reach))
+
+
+def epoch(task: Task, segments: list[MQARSequences], order: np.random.Generator) -> Iterator[Batch]:
+    """The batches of the `segments` of training, one segment after the other; `order` changes where they are shuffled.
+
+    zoology shuffles rows of one length; data of several lengths it takes as they stand.
+    """
+    for sequences in segments:
+        yield from batches(sequences, task.rows, order if task.shuffled else None)
 
 
 def batches(sequences: MQARSequences, rows: int, order: np.random.Generator | None = None) -> Iterator[Batch]:

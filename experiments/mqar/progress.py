@@ -19,7 +19,8 @@ DIGEST = hashlib.sha256().digest_size  # bytes
 
 @dataclass
 class Progress:
-    accuracy: list[float] = field(default_factory=list)  # on the test set after each epoch
+    accuracy: list[float] = field(default_factory=list)  # after each epoch, the mean of zoology's tests
+    by_test: list[list[float]] = field(default_factory=list)  # after each epoch, of every test
     finite: bool = True  # False: training ended at a loss or gradient that is not finite
     revisions: list[str] = field(default_factory=list)  # that trained it
 
