@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from atlas.config import NIAHConfig, level_of
+from atlas.config import LEVELS, NIAHConfig, level_of
 from atlas.config.components import named_callable
 from atlas.config.console import log
+from atlas.config.exits import place_of
 from atlas.data.needles import NeedleFormat, Tokens
 from atlas.models.language_model import AtlasModel
 from atlas.probes.neutral import untouched
-from atlas.probes.result import NIAHResult
+from atlas.probes.result import NIAHResult, judge
 from atlas.probes.subject import Subject
 
 
@@ -35,6 +36,23 @@ class NIAHProbe:
             for level in self.config.levels:
                 log.info("level %s", level)
                 began = time.perf_counter()
-                result = named_callable("niah.levels", level_of(level).probe)(subject)
+                result = _measured(level, subject)
                 results.append(replace(result, level=level, seconds=time.perf_counter() - began))
         return results
+
+
+def _measured(level: str, subject: Subject) -> NIAHResult:
+    """A level of the user's own that fails is not measured: training does not depend on it."""
+    probe = named_callable("niah.levels", level_of(level).probe)
+    try:
+        result = probe(subject)
+        if not isinstance(result, NIAHResult):
+            raise TypeError(f"must return what `judge` returns, not {type(result).__name__}")
+    except Exception as error:  # code of the user's
+        if level in LEVELS:
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        missing = f"{why} (at {place_of(error)})"
+        log.warning("niah.levels=%s: not measured: %s", level, missing)
+        return judge(step=subject.step, level=level, threshold=subject.settings.threshold, missing=missing)
+    return result

@@ -41,6 +41,30 @@ def test_a_level_of_ones_own_has_the_name_of_the_setting() -> None:
     assert (result.level, result.accuracy) == (own, 1.0)
 
 
+def broken(subject: Subject) -> NIAHResult:
+    raise ValueError("no such\nneedle")
+
+
+def without_a_result(subject: Subject) -> float:
+    return 1.0
+
+
+def test_a_level_of_ones_own_that_fails_is_not_measured_and_says_why() -> None:
+    names = [f"{__name__}.broken", f"{__name__}.without_a_result", f"{__name__}.misnamed"]
+    failed, empty, whole = probe(levels=names).run(small_model(), 7)
+    assert [failed.outcome, empty.outcome, whole.outcome] == [*[Outcome.not_measured] * 2, Outcome.passed]
+    assert (failed.step, failed.level, failed.accuracy) == (7, names[0], None)
+    assert failed.reason.startswith("ValueError: no such needle (at ")
+    assert "test_niah.py:" in failed.reason
+    assert empty.reason.startswith("TypeError: must return what `judge` returns, not float")
+
+
+def test_a_level_of_atlas_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.probes.niah.named_callable", lambda *_: broken)
+    with pytest.raises(ValueError, match="no such"):
+        probe(levels=["memory"]).run(small_model(), 7)
+
+
 def test_numbers_of_torch_and_numpy_are_written_as_pythons() -> None:
     found = judge(
         step=1,
