@@ -73,8 +73,12 @@ inline void bounds(const float* residual, Index width, Index lanes, float* bound
 }
 
 inline void scaled(const float* matrix, const float* factor, Index width, Index lanes, float* to) {
-    for (Index i = 0; i < width; ++i)
-        for (Index t = 0; t < lanes; ++t) to[i * lanes + t] = matrix[i * lanes + t] * factor[t];
+    for (Index i = 0; i < width; ++i) {
+        for_vectors(lanes, [=](auto zero, Index t) {
+            using Lanes = decltype(zero);
+            store(to + i * lanes + t, load<Lanes>(matrix + i * lanes + t) * load<Lanes>(factor + t));
+        });
+    }
 }
 
 // Of [2h, .] pre-activations, gate over linear: silu(A2) A3, and if asked sigmoid, silu, silu'.
@@ -82,15 +86,16 @@ inline void gated(
     const float* pre, Index step, Index hidden, Index lanes, float* units, float* sigma, float* silu, float* slope
 ) {
     for (Index i = 0; i < hidden; ++i) {
-        for (Index t = 0; t < lanes; t += 8) {
-            const Eight gate = load<Eight>(pre + i * step + t), linear = load<Eight>(pre + (hidden + i) * step + t);
-            const Eight s = sigmoid(gate), a = gate * s;
+        for_vectors(lanes, [=](auto zero, Index t) {
+            using Lanes = decltype(zero);
+            const Lanes gate = load<Lanes>(pre + i * step + t), linear = load<Lanes>(pre + (hidden + i) * step + t);
+            const Lanes s = sigmoid(gate), a = gate * s;
             const Index at = i * lanes + t;
             store(units + at, a * linear);
             if (sigma) store(sigma + at, s);
             if (silu) store(silu + at, a);
             if (slope) store(slope + at, s + a * (1.0f - s));
-        }
+        });
     }
 }
 
@@ -110,11 +115,13 @@ struct Block {
     // X = [back A3 silu'(A2), back silu(A2)]
     void signals(const float* back, const float* linear, const float* slope, const float* silu, float* signal) const {
         for (Index i = 0; i < h; ++i) {
-            for (Index t = 0; t < L; ++t) {
+            for_vectors(L, [=](auto zero, Index t) {
+                using Lanes = decltype(zero);
                 const Index at = i * L + t;
-                signal[at] = back[at] * linear[i * wide + t] * slope[at];
-                signal[h * L + at] = back[at] * silu[at];
-            }
+                const Lanes b = load<Lanes>(back + at);
+                store(signal + at, b * load<Lanes>(linear + i * wide + t) * load<Lanes>(slope + at));
+                store(signal + h * L + at, b * load<Lanes>(silu + at));
+            });
         }
     }
     // eta r
@@ -127,6 +134,11 @@ struct Block {
         take(in.query_features, n, first, count, p, L, features + L, wide);
     }
     Index token() const { return n * s.tokens() + first; }
+    // [width, L] of the block's tokens -> [count, width]; `rows` holds the padded ones.
+    void give(const float* from, Index step, Index width, float* rows, float* to) const {
+        transpose(width, L, from, step, count == L ? to : rows, width);
+        if (count != L) std::copy_n(rows, count * width, to);
+    }
 };
 
 }  // namespace atlas

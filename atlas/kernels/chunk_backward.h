@@ -89,49 +89,61 @@ class Backward : Block {
     // Z = silu(R2) R3
     void of_reads() const {
         for (Index i = 0; i < h; ++i) {
-            for (Index t = 0; t < L; ++t) {
+            for_vectors(L, [=](auto zero, Index t) {
+                using Lanes = decltype(zero);
                 const Index at = i * L + t;
-                d_read[i * wide + t] = d_read_units[at] * read_linear[i * wide + t] * read_slope[at];
-                d_read[(h + i) * wide + t] = d_read_units[at] * read_silu[at];
-            }
+                const Lanes given = load<Lanes>(d_read_units + at);
+                store(d_read + i * wide + t, given * load<Lanes>(read_linear + i * wide + t) * load<Lanes>(read_slope + at));
+                store(d_read + (h + i) * wide + t, given * load<Lanes>(read_silu + at));
+            });
         }
     }
 
     // X = [back A3 silu'(A2), back silu(A2)],  back = E W1,  E = eta r e
     void of_errors(const TokenGradients& tokens) const {
         for (Index i = 0; i < h; ++i) {
-            for (Index t = 0; t < L; ++t) {
+            for_vectors(L, [=](auto zero, Index t) {
+                using Lanes = decltype(zero);
                 const Index at = i * L + t;
-                d_back[at] = d_signal[at] * linear[i * wide + t] * slope[at] + d_signal[h * L + at] * silu[at];
-            }
+                const Lanes of_slope = load<Lanes>(d_signal + at) * load<Lanes>(linear + i * wide + t);
+                const Lanes of_silu = load<Lanes>(d_signal + h * L + at) * load<Lanes>(silu + at);
+                store(d_back + at, of_slope * load<Lanes>(slope + at) + of_silu);
+            });
         }
         product<false, Into::add>(d, L, h, start.down, h, d_back, L, d_error, L);
         float* along = rows;
-        std::fill_n(along, L, 0.0f);
-        for (Index i = 0; i < d; ++i)
-            for (Index t = 0; t < L; ++t) along[t] += residual[i * L + t] * d_error[i * L + t];
+        for_vectors(L, [=](auto sum, Index t) {
+            using Lanes = decltype(sum);
+            for (Index at = t; at < d * L; at += L) sum += load<Lanes>(residual + at) * load<Lanes>(d_error + at);
+            store(along + t, sum);
+        });
         for (Index t = 0; t < count; ++t) tokens.rate[token() + t] = bound[t] * along[t];
         for (Index t = 0; t < L; ++t) along[t] *= scale[t] * bound[t] * bound[t];
         float* d_residual = d_error;
-        for (Index i = 0; i < d; ++i)
-            for (Index t = 0; t < L; ++t)
-                d_residual[i * L + t] = d_error[i * L + t] * scale[t] - residual[i * L + t] * along[t];
+        for_vectors(L, [=](auto zero, Index t) {
+            using Lanes = decltype(zero);
+            const Lanes share = load<Lanes>(scale + t), shift = load<Lanes>(along + t);
+            for (Index at = t; at < d * L; at += L)
+                store(d_residual + at, load<Lanes>(d_error + at) * share - load<Lanes>(residual + at) * shift);
+        });
         product<true, Into::add>(h, L, d, start.down, h, d_residual, L, d_units, L);
-        transpose(d, L, d_residual, L, rows, d);
-        std::copy_n(rows, count * d, tokens.residual + token() * d);
+        give(d_residual, L, d, rows, tokens.residual + token() * d);
     }
 
     // U = silu(A2) A3, and A in X
     void of_keys() const {
         for (Index i = 0; i < h; ++i) {
-            for (Index t = 0; t < L; ++t) {
+            for_vectors(L, [=](auto zero, Index t) {
+                using Lanes = decltype(zero);
                 const Index at = i * L + t;
-                const float a3 = linear[i * wide + t], d_slope = d_signal[at] * back[at];
-                const float d_silu = d_units[at] * a3 + d_signal[h * L + at] * back[at];
-                const float curvature = sigma[at] + slope[at] - 2.0f * sigma[at] * slope[at];  // silu''
-                d_pre[i * wide + t] = d_silu * slope[at] + d_slope * a3 * curvature;
-                d_pre[(h + i) * wide + t] = d_units[at] * silu[at] + d_slope * slope[at];
-            }
+                const Lanes a3 = load<Lanes>(linear + i * wide + t), b = load<Lanes>(back + at);
+                const Lanes d_u = load<Lanes>(d_units + at), s = load<Lanes>(sigma + at), first = load<Lanes>(slope + at);
+                const Lanes d_slope = load<Lanes>(d_signal + at) * b;
+                const Lanes d_silu = d_u * a3 + load<Lanes>(d_signal + h * L + at) * b;
+                const Lanes curvature = s + first - 2.0f * s * first;  // silu''
+                store(d_pre + i * wide + t, d_silu * first + d_slope * a3 * curvature);
+                store(d_pre + (h + i) * wide + t, d_u * load<Lanes>(silu + at) + d_slope * first);
+            });
         }
     }
 
@@ -160,11 +172,8 @@ class Backward : Block {
             product<false, Into::subtract>(p, L, L, features + L, wide, lower, L, d_features, wide);
             product<false, Into::subtract>(p, L, L, features, wide, upper, L, d_features + L, wide);
         }
-        transpose(p, L, d_features + L, wide, rows, p);
-        std::copy_n(rows, count * p, tokens.query_features + token() * p);
-        if (!keys_live) return;
-        transpose(p, L, d_features, wide, rows, p);
-        std::copy_n(rows, count * p, tokens.key_features + token() * p);
+        give(d_features + L, wide, p, rows, tokens.query_features + token() * p);
+        if (keys_live) give(d_features, wide, p, rows, tokens.key_features + token() * p);
     }
 
     void nothing(const TokenGradients& tokens) const {

@@ -15,11 +15,18 @@ struct Matrix {
     float *weights, *momentum;
 };
 
-// Sums of 64 products have the precision of a float, sums of these that of a double.
+// Sums of 4 products have the precision of a float, sums of these that of a double. `size` is a multiple of 64.
 inline double inner(const float* a, const float* b, Index size) {
-    double sum = 0;
-    for (Index first = 0; first < size; first += 64) sum += dot(a + first, b + first, std::min<Index>(64, size - first));
-    return sum;
+    typedef double Doubles __attribute__((vector_size(64)));
+    Doubles sum = {};
+    for (Index first = 0; first < size; first += 32) {
+        Eight part = {};
+        for (Index i = first; i < first + 32; i += 8) part += load<Eight>(a + i) * load<Eight>(b + i);
+        sum += __builtin_convertvector(part, Doubles);
+    }
+    double all = 0;
+    for (int l = 0; l < 8; ++l) all += sum[l];
+    return all;
 }
 
 // Scales a matrix back to its largest norm; what it was before, or 0 if it was not beyond.
@@ -31,7 +38,7 @@ inline float bound(float* matrix, Index size, double limit) {
     return static_cast<float>(norm);
 }
 
-// M' = M l / ||M||:  dM = l / ||M|| (dM' - M' <M', dM'> / l^2)
+// M' = M l / ||M||:  dM = l / ||M|| (dM' - M' <M', dM'> / l^2), in place
 inline void unbound(float* gradient, const float* matrix, Index size, double limit, float norm) {
     if (norm == 0) return;
     const float share = static_cast<float>(inner(matrix, gradient, size) / (limit * limit));
@@ -39,15 +46,12 @@ inline void unbound(float* gradient, const float* matrix, Index size, double lim
     for (Index i = 0; i < size; ++i) gradient[i] = factor * (gradient[i] - share * matrix[i]);
 }
 
-// The matrix that the chunk's updates are added to, or subtracted from, as it has to be before them.
-inline float* prepare(End how, const float* gates, Matrix start, Matrix end, Index size) {
-    if (how == MOMENTUM) {
-        for (Index i = 0; i < size; ++i) end.momentum[i] = gates[0] * start.momentum[i];
-        return end.momentum;
-    }
-    if (how == STEP) std::copy_n(start.weights, size, end.weights);
-    else std::fill_n(end.weights, size, 0.0f);
-    return end.weights;
+// What the chunk's updates are added to, or subtracted from; null: they stand alone.
+inline float* base(End how, const float* gates, Matrix start, Matrix end, Index size) {
+    if (how == STEP) return start.weights;
+    if (how == UPDATES) return nullptr;
+    for (Index i = 0; i < size; ++i) end.momentum[i] = gates[0] * start.momentum[i];
+    return end.momentum;
 }
 
 // After the updates; the norm if it was beyond its limit.
@@ -66,17 +70,13 @@ inline void backward_end(
     End how, const float* gates, Matrix start, Matrix end, Matrix g, Index size, double limit, float norm, float* updates,
     Matrix to, float* d_gates
 ) {
-    if (g.weights) {
-        std::copy_n(g.weights, size, updates);
-        unbound(updates, end.weights, size, limit, norm);
-    } else {
-        std::fill_n(updates, size, 0.0f);
-    }
+    float* const given_weights = how == STEP ? to.weights : updates;
+    if (!g.weights) std::fill_n(given_weights, size, 0.0f);
+    else if (g.weights != given_weights) std::copy_n(g.weights, size, given_weights);
+    if (g.weights) unbound(given_weights, end.weights, size, limit, norm);
     if (how == UPDATES) std::fill_n(to.weights, size, 0.0f);
-    if (how == STEP) {
-        std::copy_n(updates, size, to.weights);
-        for (Index i = 0; i < size; ++i) updates[i] = -updates[i];
-    }
+    if (how == STEP)
+        for (Index i = 0; i < size; ++i) updates[i] = -given_weights[i];
     if (how == MOMENTUM) {
         const float theta = gates[0], alpha = 1.0f - gates[1];
         d_gates[1] -= static_cast<float>(inner(updates, start.weights, size));

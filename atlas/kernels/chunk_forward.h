@@ -19,15 +19,16 @@ class Forward : Block {
         return 10 * wide * L + L * L + L + 12 * 16;
     }
 
-    // `after`: the weights, from which the block's updates are subtracted, or what they are added to.
-    void run(float* out, Weights after) const {
+    // `after`: `before` less the block's updates, or with them added, or the updates alone where it is null.
+    void run(float* out, Weights before, Weights after) const {
         take_features(features);
         product<false, Into::set>(2 * h, wide, p, start.up, p, features, wide, pre, wide);
         gated(pre, wide, h, L, units, nullptr, silu, slope);
         errors();
         reads(out);
-        if (s.end == STEP) writes<Into::subtract>(after);
-        else writes<Into::add>(after);
+        if (s.end == STEP) writes<Into::subtract>(before, after);
+        else if (before.down) writes<Into::add>(before, after);
+        else writes<Into::set>(before, after);
     }
 
   private:
@@ -39,7 +40,11 @@ class Forward : Block {
     void errors() const {
         for (Index t = 0; t < count; ++t) {
             const float *key = in.key.at(n, first + t), *value = in.value.at(n, first + t);
-            for (Index i = 0; i < d; ++i) rows[t * d + i] = key[i] - value[i];
+            float* to = rows + t * d;
+            for_vectors(d, [=](auto zero, Index i) {
+                using Lanes = decltype(zero);
+                store(to + i, load<Lanes>(key + i) - load<Lanes>(value + i));
+            });
         }
         take({rows, 0, d}, 0, 0, count, d, L, residual, L);
         product<false, Into::add>(d, L, h, start.down, h, units, L, residual, L);
@@ -69,17 +74,21 @@ class Forward : Block {
         }
         transpose(d, L, result, L, rows, d);
         for (Index t = 0; t < count; ++t) {
-            const float* query = in.query.at(n, first + t);
-            for (Index i = 0; i < d; ++i) out[(token() + t) * d + i] = query[i] + rows[t * d + i];
+            const float *query = in.query.at(n, first + t), *read_row = rows + t * d;
+            float* to = out + (token() + t) * d;
+            for_vectors(d, [=](auto zero, Index i) {
+                using Lanes = decltype(zero);
+                store(to + i, load<Lanes>(query + i) + load<Lanes>(read_row + i));
+            });
         }
     }
 
     template <Into INTO>
-    void writes(Weights after) const {
+    void writes(Weights before, Weights after) const {
         transpose(h, L, units, L, rows, h);
-        product<false, INTO>(d, h, count, error, L, rows, h, after.down, h);
+        product<false, INTO>(d, h, count, error, L, rows, h, after.down, h, before.down);
         const Tensor& keys = in.key_features;
-        product<false, INTO>(2 * h, p, count, signal, L, keys.at(n, first), keys.second, after.up, p);
+        product<false, INTO>(2 * h, p, count, signal, L, keys.at(n, first), keys.second, after.up, p, before.up);
     }
 };
 

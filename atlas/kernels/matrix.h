@@ -39,9 +39,11 @@ enum class Into { set, add, subtract };
 
 constexpr Index TILE = 8;  // rows of a tile; its accumulators live in registers
 
-// One tile of c (+|-)= a b.  TRANSPOSED: a is stored [K, rows].
+// One tile of c = a b, or base +- a b.  TRANSPOSED: a is stored [K, rows].
 template <class Lanes, int VECTORS, bool TRANSPOSED, Into INTO>
-inline void tile(Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc) {
+inline void tile(
+    Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc, const float* base
+) {
     constexpr Index WIDTH = sizeof(Lanes) / sizeof(float);
     Lanes sums[TILE][VECTORS] = {};
     for (Index k = 0; k < depth; ++k) {
@@ -59,32 +61,39 @@ inline void tile(Index depth, const float* a, Index lda, const float* b, Index l
     for (int m = 0; m < TILE; ++m) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-            float* to = c + m * ldc + v * WIDTH;
-            if (INTO == Into::set) store(to, sums[m][v]);
-            if (INTO == Into::add) store(to, load<Lanes>(to) + sums[m][v]);
-            if (INTO == Into::subtract) store(to, load<Lanes>(to) - sums[m][v]);
+            const Index at = m * ldc + v * WIDTH;
+            if (INTO == Into::set) store(c + at, sums[m][v]);
+            if (INTO == Into::add) store(c + at, load<Lanes>(base + at) + sums[m][v]);
+            if (INTO == Into::subtract) store(c + at, load<Lanes>(base + at) - sums[m][v]);
         }
     }
 }
 
 template <class Lanes, int VECTORS, bool TRANSPOSED, Into INTO>
-inline void columns(Index rows, Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc) {
-    for (Index m = 0; m < rows; m += TILE)
-        tile<Lanes, VECTORS, TRANSPOSED, INTO>(depth, TRANSPOSED ? a + m : a + m * lda, lda, b, ldb, c + m * ldc, ldc);
+inline void columns(
+    Index rows, Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc, const float* base
+) {
+    for (Index m = 0; m < rows; m += TILE) {
+        const float* left = TRANSPOSED ? a + m : a + m * lda;
+        tile<Lanes, VECTORS, TRANSPOSED, INTO>(depth, left, lda, b, ldb, c + m * ldc, ldc, base + m * ldc);
+    }
 }
 
+// c = a b, or base +- a b; without a base c +- a b.
 template <bool TRANSPOSED, Into INTO>
 void product(
-    Index rows, Index lanes, Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc
+    Index rows, Index lanes, Index depth, const float* a, Index lda, const float* b, Index ldb, float* c, Index ldc,
+    const float* base = nullptr
 ) {
+    base = base ? base : c;
     Index n = 0;
     if (WIDE) {
         for (; n + 32 <= lanes; n += 32)
-            columns<Sixteen, 2, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc);
+            columns<Sixteen, 2, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc, base + n);
         for (; n + 16 <= lanes; n += 16)
-            columns<Sixteen, 1, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc);
+            columns<Sixteen, 1, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc, base + n);
     }
-    for (; n < lanes; n += 8) columns<Eight, 1, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc);
+    for (; n < lanes; n += 8) columns<Eight, 1, TRANSPOSED, INTO>(rows, depth, a, lda, b + n, ldb, c + n, ldc, base + n);
 }
 
 inline void transpose8(const float* from, Index from_step, float* to, Index to_step) {
@@ -116,28 +125,41 @@ inline void transpose(Index rows, Index width, const float* from, Index from_ste
 }
 
 // NaN stays NaN; below -87 the result is that of -87, about 1e-38.
-inline Eight exponential(Eight x) {
-    const Eight low = Eight{} - 87.0f, high = Eight{} + 87.0f;
-    Eight y = x < low ? low : x;
+template <class Lanes>
+inline Lanes exponential(Lanes x) {
+    const Lanes low = Lanes{} - 87.0f, high = Lanes{} + 87.0f;
+    Lanes y = x < low ? low : x;
     y = y > high ? high : y;
     const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const Eight power = (y * 1.44269504f + shift) - shift;
-    Eight r = y - power * 0.693359375f;
+    const Lanes power = (y * 1.44269504f + shift) - shift;
+    Lanes r = y - power * 0.693359375f;
     r = r + power * 2.12194440e-4f;
-    Eight e = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    Lanes e = r * 1.9875691500e-4f + 1.3981999507e-3f;
     e = e * r + 8.3334519073e-3f;
     e = e * r + 4.1665795894e-2f;
     e = e * r + 1.6666665459e-1f;
     e = e * r + 5.0000001201e-1f;
     e = e * r * r + r + 1.0f;
-    typedef std::int32_t Integers __attribute__((vector_size(32)));
+    typedef std::int32_t Integers __attribute__((vector_size(sizeof(Lanes))));
     const Integers exponent = (__builtin_convertvector(power, Integers) + 127) << 23;
-    Eight scale;
+    Lanes scale;
     std::memcpy(&scale, &exponent, sizeof scale);
     return e * scale;
 }
 
-inline Eight sigmoid(Eight x) { return 1.0f / (1.0f + exponential(-x)); }
+template <class Lanes>
+inline Lanes sigmoid(Lanes x) {
+    return 1.0f / (1.0f + exponential(-x));
+}
+
+// body(zeros, i) for every vector of a row of `width` floats, a multiple of 8, from place i on.
+template <class Body>
+inline void for_vectors(Index width, Body body) {
+    Index i = 0;
+    if (WIDE)
+        for (; i + 16 <= width; i += 16) body(Sixteen{}, i);
+    for (; i < width; i += 8) body(Eight{}, i);
+}
 
 inline float total(Eight x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
 
@@ -180,6 +202,7 @@ int for_rows(Index rows, Index threads, Body body) {
 // Tokens first..first+count of row n -> [width, lanes] with `step` floats from line to line, filled up with zeros.
 inline void take(const Tensor& from, Index n, Index first, Index count, Index width, Index lanes, float* to, Index step) {
     transpose(count, width, from.at(n, first), from.second, to, step);
+    if (count == lanes) return;
     for (Index i = 0; i < width; ++i) std::fill(to + i * step + count, to + i * step + lanes, 0.0f);
 }
 

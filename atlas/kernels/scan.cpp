@@ -49,13 +49,15 @@ class Row {
     void forward(float* out) const {
         for (Index c = 0; c < s.chunks; ++c) {
             const Memory start = before(c), end = after(c);
-            const Weights sums{
-                prepare(how(), gates(c), start.down(), end.down(), s.down()),
-                prepare(how(), gates(c), start.up(), end.up(), s.up()),
+            const Weights sums = how() == MOMENTUM ? end.momentum : end.weights;
+            Weights sum{
+                base(how(), gates(c), start.down(), end.down(), s.down()),
+                base(how(), gates(c), start.up(), end.up(), s.up()),
             };
             for (Index b = 0; b < layout.blocks(s); ++b) {
                 arena().reset(Forward::floats(s));
-                Forward(block(c, b), own(c) + b * layout.total).run(out, sums);
+                Forward(block(c, b), own(c) + b * layout.total).run(out, sum, sums);
+                sum = sums;
             }
             float* norms = own(c) + parts.norms;
             std::fill_n(norms, 8, 0.0f);
