@@ -2,7 +2,7 @@
 
 As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, whose state it has, with two differences. A weight that
 stacks several matrices, such as those of queries, keys and values, gets an update for each of them. And the weights of
-one shape can be updated together: on a GPU, launching the 23 operations of each takes longer than the work.
+one shape are updated together: starting the 23 operations of each takes longer than the work.
 
 Legend: n weights of one shape, each of p matrices [R, C].
 """
@@ -21,12 +21,10 @@ MATCH_ADAMW = 0.2  # an update has the size of AdamW's (Liu et al. 2025)
 
 
 class Muon(torch.optim.Muon):
-    def __init__(
-        self, parts: Mapping[nn.Parameter, int], *, lr: float, weight_decay: float, at_once: bool = False
-    ) -> None:
-        """`parts`: p of each weight [p R, C]. `at_once`: the weights of one shape together. No state holds either."""
+    def __init__(self, parts: Mapping[nn.Parameter, int], *, lr: float, weight_decay: float) -> None:
+        """`parts`: p of each weight [p R, C]. No state holds it."""
         super().__init__(list(parts), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.parts, self.at_once = dict(parts), at_once
+        self.parts = dict(parts)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -35,8 +33,7 @@ class Muon(torch.optim.Muon):
             together: dict[Any, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    kind = (parameter.shape, self.parts[parameter]) if self.at_once else parameter
-                    together[kind].append(parameter)
+                    together[parameter.shape, self.parts[parameter]].append(parameter)
             for parameters in together.values():
                 self._update(parameters, group)
 

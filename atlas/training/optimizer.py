@@ -64,7 +64,7 @@ def muon(
     stacked = {layer.weight: layer.parts for layer in model.modules() if isinstance(layer, StackedLinear)}
     parts = {matrix: stacked.get(matrix, 1) for matrix in matrices}
     optimizers = [
-        _muon_of(model)(parts, lr=lr, weight_decay=weight_decay, at_once=_on_gpu(model)),
+        _muon_of(model)(parts, lr=lr, weight_decay=weight_decay),
         torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0, fused=_on_gpu(model) or None),
     ]
     return ScheduledOptimizer(optimizers, lr, steps, warmup, lr_min_ratio, schedule, decay)

@@ -1,7 +1,7 @@
 """Muon for weights in slices: an update is orthogonalised whole, and each rank applies its slice.
 
 PyTorch's own takes slices too, with many more collective operations and other rounding. Here each weight is gathered
-once a step, and its update is bitwise that of a process with whole weights and the same gradients.
+once a step, and its update is that of a process with whole weights and the same gradients, up to bfloat16's rounding.
 """
 
 from __future__ import annotations
