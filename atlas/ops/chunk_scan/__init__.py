@@ -92,7 +92,7 @@ class Scan:
         end, prefix = self.rule.chunk_end, self._reads_prefix
         half = end if autocasts(tokens.rate) else None  # the caller's products are rounded, so a kernel's may be
         with own_precision(tokens.rate):
-            nothing = zeros_like(state.start)
+            nothing = zeros_like(state.start) if state.tokens else state.update
             if state.tokens >= self.chunk:
                 state = self._closed(state, nothing)
             own = self.rule.own_gradients
