@@ -8,6 +8,7 @@ extern "C" {
 
 struct GateSizes {
     Index threads, rows, width, block, adds;  // adds: 1 for (a + l) g, 0 for a g
+    double limit;                             // of the sharpness: from there on d_gate does not count
     Index blocks() const { return (rows + block - 1) / block; }
 };
 
@@ -74,11 +75,12 @@ extern "C" int atlas_gate_backward(const GateSizes* sizes, const Tensor* in, con
         float* d_bias = into[2].data + b * s.width;
         std::fill_n(d_bias, s.width, 0.0f);
         float d_sharpness = 0.0f;
+        const float* d_gate = *from[3].data < s.limit ? from[6].data : nullptr;
         for (Index n = b * s.block; n < std::min((b + 1) * s.block, s.rows); ++n) {
             const Index at = n * s.width;
             const Row one{
                 from[0].data + at, from[1].data + at, from[4].data + at, from[5].data + at,
-                from[6].data ? from[6].data + at : nullptr, into[0].data + at, into[1].data + at
+                d_gate ? d_gate + at : nullptr, into[0].data + at, into[1].data + at
             };
             d_sharpness += row(s.width, one, from[2].data, *from[3].data, d_bias);
         }

@@ -53,7 +53,5 @@ class Gate(nn.Module):
                 adds = False
             case unknown:
                 assert_never(unknown)
-        branch, gate = gated_branch(attended, linear, self.linear.bias, sharpness, adds=adds)
-        if gate.requires_grad:
-            gate = torch.where(sharpness < self.sharpness_max, gate, gate.detach())
-        return branch, gate
+        limit = self.sharpness_max
+        return gated_branch(attended, linear, self.linear.bias, sharpness, adds=adds, sharpness_max=limit)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from atlas.config import GateConfig
 from atlas.data.batch import Batch
+from atlas.ops.first_order import first_order
 
 PIECE = 32  # tokens
 
@@ -70,7 +71,24 @@ def rows_of(values: Tensor, chosen: Tensor) -> Tensor:
 
 def gate_polarisation(gates: Sequence[Tensor]) -> Tensor:
     """mean(1 - |2g - 1|) over all gates: 0 where every gate is 0 or 1, 1 where all are 1/2."""
-    return 1 - 2 * torch.stack([(gate - 0.5).abs().mean() for gate in gates]).mean()  # few passes over the gates
+    distances = [MeanDistance.apply(gate) for gate in gates]  # type: ignore[no-untyped-call]
+    return 1 - 2 * torch.stack(distances).mean()
+
+
+class MeanDistance(torch.autograd.Function):
+    """mean(|g - 1/2|), with few passes over the gates."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(gate)
+        return (gate - 0.5).abs_().mean()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, d_mean: Tensor) -> Tensor:
+        (gate,) = ctx.saved_tensors
+        d_gate: Tensor = (gate - 0.5).sign_().mul_(d_mean / gate.numel())
+        return d_gate
 
 
 def polarisation_weight(step: int, steps: int, gate: GateConfig) -> float:

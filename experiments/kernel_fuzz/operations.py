@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from random import Random
 from typing import Any
 
@@ -95,7 +96,7 @@ def draw_gate(random: Random) -> Operation:
         "gated_branch",
         lambda *given: gated_branch(*given, adds=adds),
         tensors,
-        lambda *given: gate.forward(*given, adds),
+        lambda *given: gate.forward(*given, adds, inf),
     )
 
 

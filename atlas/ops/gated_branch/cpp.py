@@ -19,10 +19,11 @@ class GateSizes(NamedTuple):
     width: int
     block: int
     adds: int
+    sharpness_max: float
 
 
-def _sizes(attended: Tensor, adds: bool) -> GateSizes:
-    return GateSizes(attended.shape[0], attended.shape[1], BLOCK_ROWS, int(adds))
+def _sizes(attended: Tensor, adds: bool, sharpness_max: float) -> GateSizes:
+    return GateSizes(attended.shape[0], attended.shape[1], BLOCK_ROWS, int(adds), sharpness_max)
 
 
 def _rows(s: GateSizes, *names: str) -> Shapes:
@@ -46,37 +47,38 @@ BACKWARD = Kernel(
     optional=frozenset({"d_gate"}),
 )
 forward = operator(
-    "gated_branch(Tensor attended, Tensor linear, Tensor bias, Tensor sharpness, bool adds) -> (Tensor, Tensor)",
+    "gated_branch(Tensor attended, Tensor linear, Tensor bias, Tensor sharpness, bool adds, float sharpness_max) "
+    "-> (Tensor, Tensor)",
     FORWARD,
-    lambda attended, *others: (_sizes(attended, others[-1]), (attended, *others[:-1])),
+    lambda attended, *others: (_sizes(attended, *others[-2:]), (attended, *others[:-2])),
 )
 backward = operator(
     "gated_branch_backward(Tensor attended, Tensor linear, Tensor bias, Tensor sharpness, Tensor gate, Tensor d_out, "
-    "Tensor? d_gate, bool adds) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? d_gate, bool adds, float sharpness_max) -> (Tensor, Tensor, Tensor, Tensor)",
     BACKWARD,
-    lambda attended, *others: (_sizes(attended, others[-1]), (attended, *others[:-1])),
+    lambda attended, *others: (_sizes(attended, *others[-2:]), (attended, *others[:-2])),
 )
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.adds = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    ctx.settings = inputs[-2:]
+    ctx.save_for_backward(*inputs[:-2], output[1])
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, d_out: Tensor | None, d_gate: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     d_out = saved[0].new_zeros(saved[0].shape) if d_out is None else d_out
-    d_attended, d_linear, d_bias, d_sharpness = backward(*saved, d_out, d_gate, ctx.adds)
-    return d_attended, d_linear, d_bias.sum(0), d_sharpness.sum(0), None
+    d_attended, d_linear, d_bias, d_sharpness = backward(*saved, d_out, d_gate, *ctx.settings)
+    return d_attended, d_linear, d_bias.sum(0), d_sharpness.sum(0), None, None
 
 
 forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def gated_branch(
-    attended: Tensor, linear: Tensor, bias: Tensor, sharpness: Tensor, adds: bool
+    attended: Tensor, linear: Tensor, bias: Tensor, sharpness: Tensor, adds: bool, sharpness_max: float
 ) -> tuple[Tensor, Tensor]:
     width = linear.shape[-1]
-    out, gate = forward(attended.reshape(-1, width), linear.reshape(-1, width), bias, sharpness, adds)
+    out, gate = forward(attended.reshape(-1, width), linear.reshape(-1, width), bias, sharpness, adds, sharpness_max)
     return out.view(linear.shape), gate.view(linear.shape)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def gated_branch(
-    attended: Tensor, linear: Tensor, bias: Tensor, sharpness: Tensor, adds: bool
+    attended: Tensor, linear: Tensor, bias: Tensor, sharpness: Tensor, adds: bool, sharpness_max: float
 ) -> tuple[Tensor, Tensor]:
     logits = linear + bias
-    gate, polarisable = torch.sigmoid(sharpness * logits), torch.sigmoid(sharpness * logits.detach())
+    limited = torch.where(sharpness < sharpness_max, sharpness, sharpness.detach())
+    gate, polarisable = torch.sigmoid(sharpness * logits), torch.sigmoid(limited * logits.detach())
     return (attended + linear if adds else attended) * gate, polarisable

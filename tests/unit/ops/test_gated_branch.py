@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from math import inf
+from typing import Any
 
 import pytest
 import torch
@@ -43,12 +46,24 @@ def test_the_kernel_is_pytorch_s_operations(shape: tuple[int, ...], of: str, add
     """130 tokens: more rows than a block. `of="gate"`: its gradient reaches the sharpness alone."""
     arguments = inputs(*shape)
     found = outputs_and_gradients(gated_branch, arguments, adds, of=of)
-    wanted = outputs_and_gradients(plain.gated_branch, [one.double() for one in arguments], adds, of=of)
+    reference = partial(plain.gated_branch, sharpness_max=inf)
+    wanted = outputs_and_gradients(reference, [one.double() for one in arguments], adds, of=of)
     for mine, exact in zip(found, wanted, strict=True):
         size = exact.abs().max().item() if exact.numel() else 0.0
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=3e-6 * size)
     if of == "gate":
         assert not any(part.any() for part in found[2:5])
+
+
+@pytest.mark.parametrize("form", [gated_branch, plain.gated_branch])
+@pytest.mark.parametrize("limit", [3.9, 4.0, 4.1])
+@pytest.mark.usefixtures("kernel")
+def test_the_gradient_of_the_gates_ends_at_the_largest_sharpness(form: Callable[..., Any], limit: float) -> None:
+    arguments = inputs(3, 130, 16)
+    found = outputs_and_gradients(partial(form, sharpness_max=limit), arguments, True)
+    of = "both" if limit > 4 else "branch"
+    wanted = outputs_and_gradients(partial(form, sharpness_max=inf), arguments, True, of=of)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 @each_sum

@@ -94,6 +94,16 @@ def test_polarisation_is_0_for_decided_gates_and_1_for_undecided_ones() -> None:
     assert gate_polarisation([torch.tensor([0.25, 0.9])]).item() == pytest.approx((0.5 + 0.2) / 2)
 
 
+def test_the_gradient_of_the_polarisation_is_that_of_its_formula() -> None:
+    gates = [torch.tensor([0.0, 0.5, 0.4, 1.0]), torch.tensor([[0.7, 0.2], [0.5, 0.1]]).mT]
+    found, wanted = ([gate.double().requires_grad_() for gate in gates] for _ in range(2))
+    gate_polarisation(found).mul(3).backward()
+    torch.stack([(1 - (2 * gate - 1).abs()).mean() for gate in wanted]).mean().mul(3).backward()
+    torch.testing.assert_close([gate.grad for gate in found], [gate.grad for gate in wanted])
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(gate_polarisation(found), found, create_graph=True)
+
+
 @pytest.mark.parametrize(
     ("step", "weight"),
     [(1, 10.0), (100, 10.0), (101, 10 * 0.01**0.101), (500, 10 * 0.01**0.5), (1000, 0.1)],
