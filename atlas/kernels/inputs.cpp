@@ -18,28 +18,53 @@ namespace {
 constexpr float SHORTEST = 1e-12f;  // EPSILON of atlas/ops/unit_rows.py
 enum Part { QUERY, KEY, VALUE };
 
-// One head's channels of one of q, k, v, in the projections [B, L - 1 + T, 3D] and in the weight [L, 3D].
+// One head's channels of one of q, k, v: where they start in tensors of 3D channels, of a sequence or of the weight.
 struct Channels {
-    const float *padded, *weight;
-    Index step, width, lags;  // of two tokens, or lags
-    Channels(const InputSizes& s, const float* all, const float* weights, Index row, int part) {
-        const Index head = row % s.heads, sequence = row / s.heads, first = (part * s.heads + head) * s.width;
-        step = 3 * s.heads * s.width, width = s.width, lags = s.lags;
-        padded = all + sequence * (lags - 1 + s.tokens) * step + first;
-        weight = weights + first;
+    Index first, sequence, step;  // step: of two tokens, or lags
+    Channels(const InputSizes& s, Index row, int part) {
+        first = (part * s.heads + row % s.heads) * s.width, sequence = row / s.heads, step = 3 * s.heads * s.width;
+    }
+    template <class Float>
+    Float* of(Float* all, Index tokens) const {
+        return all + sequence * tokens * step + first;
+    }
+};
+
+// The channels of a sequence: those of the tokens before the stretch, x_{-(L - 1)} to x_{-1}, and those of its tokens.
+template <class Float>
+struct History {
+    Float *recent, *tokens;
+    Index step, before;
+    History(const InputSizes& s, const Channels& channels, Float* all_recent, Float* all) : before(s.lags - 1) {
+        recent = channels.of(all_recent, before), tokens = channels.of(all, s.tokens), step = channels.step;
+    }
+    Float* at(Index t) const { return t < 0 ? recent + (before + t) * step : tokens + t * step; }
+};
+
+struct Source {
+    History<const float> x;
+    const float* weight;
+    Index step, width, lags;
+    Source(const InputSizes& s, const Channels& channels, const Tensor* in) : x(s, channels, in[0].data, in[1].data) {
+        weight = in[2].data + channels.first;
+        step = channels.step, width = s.width, lags = s.lags;
     }
     // y_t = sum_lag weight[lag] x_{t - lag}
     void mix(Index t, float* to) const {
+        if (t < lags - 1) return mix(to, [&](Index lag) { return x.at(t - lag); });
+        mix(to, [now = x.at(t), this](Index lag) { return now - lag * step; });
+    }
+    template <class At>
+    void mix(float* to, At at) const {
         for (Index i = 0; i < width; i += 8) {
             Eight sum = {};
-            for (Index lag = 0; lag < lags; ++lag)
-                sum += load<Eight>(weight + lag * step + i) * load<Eight>(padded + (t + lags - 1 - lag) * step + i);
+            for (Index lag = 0; lag < lags; ++lag) sum += load<Eight>(weight + lag * step + i) * load<Eight>(at(lag) + i);
             store(to + i, sum);
         }
     }
 };
 
-void forward_part(const InputSizes& s, const Channels& from, int part, float* out, float* inverse) {
+void forward_part(const InputSizes& s, const Source& from, int part, float* out, float* inverse) {
     for (Index t = 0; t < s.tokens; ++t, out += s.width) {
         from.mix(t, out);
         if (part == VALUE) {
@@ -52,65 +77,86 @@ void forward_part(const InputSizes& s, const Channels& from, int part, float* ou
     }
 }
 
-// d_padded and d_weight of these channels, to which is added.
-void backward_part(
-    const InputSizes& s, const Channels& from, int part, const Tensor& d_out, Index n, const float* out, const float* inverse,
-    float* d_padded, float* d_weight
+// The gradient of y_t.
+void mixed_gradient(
+    const InputSizes& s, const Source& from, int part, Index t, const float* given, const float* out, const float* inverse,
+    float* to
 ) {
-    float* d_mixed = arena().take(s.width);
-    for (Index t = 0; t < s.tokens; ++t) {
-        const float* given = d_out.at(n, t);
-        if (part == VALUE) {  // silu'(y) = s + y s (1 - s)
-            from.mix(t, d_mixed);
-            for (Index i = 0; i < s.width; i += 8) {
-                const Eight y = load<Eight>(d_mixed + i), gate = sigmoid(y);
-                store(d_mixed + i, load<Eight>(given + i) * (gate + y * gate * (1.0f - gate)));
-            }
-        } else {  // (dy - y <y, dy>) / ||x||
-            const float *unit = out + t * s.width, along = dot(unit, given, s.width);
-            for (Index i = 0; i < s.width; ++i) d_mixed[i] = (given[i] - unit[i] * along) * inverse[t];
+    if (part == VALUE) {  // silu'(y) = s + y s (1 - s)
+        from.mix(t, to);
+        for (Index i = 0; i < s.width; i += 8) {
+            const Eight y = load<Eight>(to + i), gate = sigmoid(y);
+            store(to + i, load<Eight>(given + i) * (gate + y * gate * (1.0f - gate)));
         }
-        for (Index lag = 0; lag < s.lags; ++lag) {
-            const Index at = (t + s.lags - 1 - lag) * from.step;
-            float *to = d_padded + at, *own = d_weight + lag * from.step;
-            const float *weight = from.weight + lag * from.step, *x = from.padded + at;
-            for (Index i = 0; i < s.width; ++i) {
-                to[i] += d_mixed[i] * weight[i];
-                own[i] += d_mixed[i] * x[i];
+    } else {  // (dy - y <y, dy>) / ||x||
+        const float *unit = out + t * s.width, along = dot(unit, given, s.width);
+        for (Index i = 0; i < s.width; ++i) to[i] = (given[i] - unit[i] * along) * inverse[t];
+    }
+}
+
+// d_x and d_weight of these channels. Token t completes the gradient of x_{t - (L - 1)}.
+void backward_part(
+    const InputSizes& s, const Source& from, int part, const Tensor& d_out, Index n, const float* out, const float* inverse,
+    const History<float>& d_x, float* d_weight
+) {
+    const Index L = s.lags, d = s.width;
+    float *d_mixed = arena().take(L * d), *own = arena().take(L * d);  // of the last L tokens, t at t % L; d_weight
+    std::fill_n(d_mixed, L * d, 0.0f);
+    std::fill_n(own, L * d, 0.0f);
+    for (Index t = 0; t < s.tokens + L - 1; ++t) {
+        float* newest = d_mixed + t % L * d;
+        if (t < s.tokens) {
+            mixed_gradient(s, from, part, t, d_out.at(n, t), out, inverse, newest);
+            for (Index lag = 0; lag < L; ++lag) {
+                const float* x = from.x.at(t - lag);
+                for (Index i = 0; i < d; i += 8)
+                    store(own + lag * d + i, load<Eight>(own + lag * d + i) + load<Eight>(newest + i) * load<Eight>(x + i));
             }
+        } else {
+            std::fill_n(newest, d, 0.0f);
+        }
+        float* to = d_x.at(t - (L - 1));
+        const Index oldest = (t + 1) % L;
+        for (Index i = 0; i < d; i += 8) {
+            Eight sum = {};
+            for (Index lag = 0; lag < L; ++lag) {
+                const Index place = oldest + lag < L ? oldest + lag : oldest + lag - L;
+                sum += load<Eight>(from.weight + lag * from.step + i) * load<Eight>(d_mixed + place * d + i);
+            }
+            store(to + i, sum);
         }
     }
+    for (Index lag = 0; lag < L; ++lag) std::copy_n(own + lag * d, d, d_weight + lag * from.step);
 }
 
 }  // namespace
 
-// in: padded [B, L - 1 + T, 3D], weight [L, 3D]; to: query, key, value [B * H, T, d], inverse [2, B * H, T], 1 / length of
-// queries and keys before they are scaled
+// in: recent [B, L - 1, 3D], x [B, T, 3D], weight [L, 3D]; to: query, key, value [B * H, T, d], inverse [2, B * H, T], that is
+// 1 / length of queries and keys before they are scaled
 extern "C" int atlas_inputs_forward(const InputSizes* sizes, const Tensor* in, const Tensor* to) {
     const InputSizes s = *sizes;
     const Index rows = s.batch * s.heads;
     return for_rows(3 * rows, s.threads, [=](Index job) {
         const Index n = job / 3, part = job % 3;
-        const Channels from(s, in[0].data, in[1].data, n, part);
+        const Source from(s, Channels(s, n, part), in);
         float* inverse = part == VALUE ? nullptr : to[3].data + (part * rows + n) * s.tokens;
         forward_part(s, from, part, to[part].data + n * s.tokens * s.width, inverse);
     });
 }
 
-// in: padded, weight, query, key, inverse, and gradients of query, key, value; to: d_padded [B, L - 1 + T, 3D] and d_weight
-// [B, L, 3D], which start at zero
+// in: recent, x, weight, query, key, inverse, and gradients of query, key, value; to: d_recent, d_x and d_weight [B, L, 3D]
 extern "C" int atlas_inputs_backward(const InputSizes* sizes, const Tensor* in, const Tensor* to) {
     const InputSizes s = *sizes;
     const Index rows = s.batch * s.heads;
     return for_rows(3 * rows, s.threads, [=](Index job) {
-        const Index n = job / 3, part = job % 3, sequence = n / s.heads;
-        const Channels from(s, in[0].data, in[1].data, n, part);
-        arena().reset(s.width + 16);
-        const Index first = from.weight - in[1].data;
-        float* own_led = to[0].data + sequence * (s.lags - 1 + s.tokens) * from.step + first;
-        float* own_weight = to[1].data + sequence * s.lags * from.step + first;
-        const float* out = part == VALUE ? nullptr : in[2 + part].data + n * s.tokens * s.width;
-        const float* lengths = part == VALUE ? nullptr : in[4].data + (part * rows + n) * s.tokens;
-        backward_part(s, from, part, in[5 + part], n, out, lengths, own_led, own_weight);
+        const Index n = job / 3, part = job % 3;
+        const Channels channels(s, n, part);
+        arena().reset(2 * s.lags * s.width + 32);
+        const float* out = part == VALUE ? nullptr : in[3 + part].data + n * s.tokens * s.width;
+        const float* lengths = part == VALUE ? nullptr : in[5].data + (part * rows + n) * s.tokens;
+        const History<float> d_x(s, channels, to[0].data, to[1].data);
+        backward_part(
+            s, Source(s, channels, in), part, in[6 + part], n, out, lengths, d_x, channels.of(to[2].data, s.lags)
+        );
     });
 }

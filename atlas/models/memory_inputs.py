@@ -53,13 +53,16 @@ class MemoryInputs(nn.Module):
 
     def forward(self, x: Tensor, recent: Tensor) -> tuple[MemoryTokens, Tensor]:
         """x [B, T, D], `recent` [B, 3, 3D] -> the rows' tokens, and `recent` for the next call."""
-        with_history = torch.cat((recent, self.qkv(x).to(recent.dtype)), dim=1)
-        return self._tokens(with_history), with_history[:, -(CONVOLUTION - 1) :]
+        projected, before = self.qkv(x).to(recent.dtype), CONVOLUTION - 1
+        last = torch.cat((recent, projected[:, -before:]), dim=1)[:, -before:]
+        return self._tokens(recent, projected), last
 
-    def _tokens(self, with_history: Tensor) -> MemoryTokens:
+    def _tokens(self, recent: Tensor, projected: Tensor) -> MemoryTokens:
         if self.convolution is not None and not self.activate_keys:
-            return MemoryTokens(*memory_inputs(with_history, self.convolution.weight, self.heads))
-        mixed = with_history[:, CONVOLUTION - 1 :] if self.convolution is None else self.convolution(with_history)
+            return MemoryTokens(*memory_inputs(recent, projected, self.convolution.weight, self.heads))
+        mixed = projected
+        if self.convolution is not None:
+            mixed = self.convolution(torch.cat((recent, projected), dim=1))
         query, key, value = rows_of_heads(mixed, self.heads)
         if self.activate_keys:
             query, key = F.silu(query), F.silu(key)

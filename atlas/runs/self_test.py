@@ -136,7 +136,9 @@ def operations(model: ModelConfig) -> Iterator[Operation]:
         return
     memory, rows = model.memory, B * H
     if memory.convolution and not memory.activate_keys:
-        yield Operation("memory_inputs", _inputs, [normal(B, LAGS - 1 + T, 3 * width), normal(LAGS, 3 * width)])
+        yield Operation(
+            "memory_inputs", _inputs, [normal(*shape, 3 * width) for shape in ((B, LAGS - 1), (B, T), (LAGS,))]
+        )
     projection = memory.qk_projection
     if projection.range is not ProjectionRange.off:
         per_key, divide = projection.normalisation is Normalisation.per_key, not projection.renormalise
@@ -186,5 +188,5 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, *pref
     return (banded_attention(query, keys, values, valid, WINDOW, Prefix(*prefix)),)
 
 
-def _inputs(x: Tensor, weight: Tensor) -> Sequence[Tensor]:
-    return memory_inputs(x, weight, H)
+def _inputs(recent: Tensor, x: Tensor, weight: Tensor) -> Sequence[Tensor]:
+    return memory_inputs(recent, x, weight, H)

@@ -103,10 +103,11 @@ def draw_gate(random: Random) -> Operation:
 def draw_inputs(random: Random) -> Operation:
     heads, lags = random.randint(1, 3), random.randint(1, 5)
     D = 3 * heads * width(random)
-    tensors = [torch.randn(size(random, 3), lags - 1 + size(random, 20), D), torch.randn(lags, D)]
+    B = size(random, 3)
+    tensors = [torch.randn(B, lags - 1, D), torch.randn(B, size(random, 20), D), torch.randn(lags, D)]
     return Operation(
         "memory_inputs",
-        lambda x, weight: memory_inputs(x, weight, heads),
+        lambda *t: memory_inputs(*t, heads),
         tensors,
         lambda *t: inputs.forward(*t, heads),
     )

@@ -219,8 +219,9 @@ def drifting(*, model: nn.Module, steps: int, at: int, **settings: Any) -> Sched
 class _LookingAhead(MemoryInputs):
     """The convolution is padded on both sides: at each token it reads the next one too."""
 
-    def _tokens(self, with_history: Tensor) -> MemoryTokens:
-        return super()._tokens(nn.functional.pad(with_history, (0, 0, 0, 1))[:, 1:])
+    def _tokens(self, recent: Tensor, projected: Tensor) -> MemoryTokens:
+        ahead = nn.functional.pad(torch.cat((recent, projected), dim=1), (0, 0, 0, 1))[:, 1:]
+        return super()._tokens(*ahead.split((recent.shape[1], projected.shape[1]), dim=1))
 
 
 def looking_ahead(*, model: nn.Module, steps: int, **settings: Any) -> ScheduledOptimizer:

@@ -17,10 +17,10 @@ from atlas.ops.memory_inputs.torch import rows_of_heads
 __all__ = ["memory_inputs", "rows_of_heads"]
 
 
-def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, L - 1 + T, 3D], the projections before the stretch first, weight [L, 3D] -> q, k, v [N, T, d]."""
+def memory_inputs(recent: Tensor, x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Projections `recent` [B, L - 1, 3D] before the stretch and x [B, T, 3D], weight [L, 3D] -> q, k, v [N, T, d]."""
     width, rest = divmod(x.shape[-1], 3 * heads)
-    fits = not rest and x.dim() == 3 and weight.dim() == 2 and 0 < len(weight) <= x.shape[1] + 1
-    if fits and takes(x, weight, widths=[width]):
-        return cpp.memory_inputs(x, weight, heads)
-    return plain.memory_inputs(x, weight, heads)
+    fits = not rest and x.dim() == 3 and weight.dim() == 2 and recent.shape[1:2] == (len(weight) - 1,)
+    if fits and takes(recent, x, weight, widths=[width]):
+        return cpp.memory_inputs(recent, x, weight, heads)
+    return plain.memory_inputs(recent, x, weight, heads)

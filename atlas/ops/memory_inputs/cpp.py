@@ -18,13 +18,19 @@ class InputSizes(NamedTuple):
 
 
 def _sizes(x: Tensor, weight: Tensor, heads: int) -> InputSizes:
-    lags = weight.shape[0]
-    return InputSizes(x.shape[0], heads, x.shape[1] - lags + 1, x.shape[2] // (3 * heads), lags)
+    batch, tokens, channels = x.shape
+    return InputSizes(batch, heads, tokens, channels // (3 * heads), weight.shape[0])
 
 
 def _inputs(s: InputSizes) -> Shapes:
     channels = 3 * s.heads * s.width
-    return {"x": (s.batch, s.lags - 1 + s.tokens, channels), "weight": (s.lags, channels)}
+    recent, x = (s.batch, s.lags - 1, channels), (s.batch, s.tokens, channels)
+    return {"recent": recent, "x": x, "weight": (s.lags, channels)}
+
+
+def _gradients_of(s: InputSizes) -> Shapes:
+    given = _inputs(s)
+    return {"d_recent": given["recent"], "d_x": given["x"], "d_weight": (s.batch, s.lags, 3 * s.heads * s.width)}
 
 
 def _parts(s: InputSizes, *names: str) -> Shapes:
@@ -44,38 +50,37 @@ BACKWARD = Kernel(
         **_inverse(s),
         **_parts(s, "d_query", "d_key", "d_value"),
     },
-    lambda s: {"d_x": _inputs(s)["x"], "d_weight": (s.batch, s.lags, 3 * s.heads * s.width)},
+    _gradients_of,
     strided=frozenset({"d_query", "d_key", "d_value"}),
-    zeroed=True,
 )
 forward = operator(
-    "memory_inputs(Tensor x, Tensor weight, int heads) -> (Tensor, Tensor, Tensor, Tensor)",
+    "memory_inputs(Tensor recent, Tensor x, Tensor weight, int heads) -> (Tensor, Tensor, Tensor, Tensor)",
     FORWARD,
-    lambda x, weight, heads: (_sizes(x, weight, heads), (x, weight)),
+    lambda recent, x, weight, heads: (_sizes(x, weight, heads), (recent, x, weight)),
 )
 backward = operator(
-    "memory_inputs_backward(Tensor x, Tensor weight, Tensor query, Tensor key, Tensor inverse, Tensor d_query, "
-    "Tensor d_key, Tensor d_value, int heads) -> (Tensor, Tensor)",
+    "memory_inputs_backward(Tensor recent, Tensor x, Tensor weight, Tensor query, Tensor key, Tensor inverse, "
+    "Tensor d_query, Tensor d_key, Tensor d_value, int heads) -> (Tensor, Tensor, Tensor)",
     BACKWARD,
-    lambda x, weight, *others: (_sizes(x, weight, others[-1]), (x, weight, *others[:-1])),
+    lambda recent, x, weight, *others: (_sizes(x, weight, others[-1]), (recent, x, weight, *others[:-1])),
 )
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, ...]) -> None:
-    x, weight, ctx.heads = inputs
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.heads = inputs
     query, key, _, inverse = output
-    ctx.save_for_backward(x, weight, query, key, inverse)
+    ctx.save_for_backward(*tensors, query, key, inverse)
     ctx.mark_non_differentiable(inverse)
 
 
-def _gradients(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor, None]:
-    d_x, d_weight = backward(*ctx.saved_tensors, *given[:3], ctx.heads)
-    return d_x, d_weight.sum(0), None
+def _gradients(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    d_recent, d_x, d_weight = backward(*ctx.saved_tensors, *given[:3], ctx.heads)
+    return d_recent, d_x, d_weight.sum(0), None
 
 
 forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
-def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, _ = forward(x, weight, heads)
+def memory_inputs(recent: Tensor, x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, _ = forward(recent, x, weight, heads)
     return query, key, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -9,8 +10,8 @@ from atlas.ops.causal_convolution import causal_convolution
 from atlas.ops.unit_rows import unit_rows
 
 
-def memory_inputs(x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = rows_of_heads(causal_convolution(x, weight), heads)
+def memory_inputs(recent: Tensor, x: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = rows_of_heads(causal_convolution(torch.cat((recent, x), dim=1), weight), heads)
     return unit_rows(query), unit_rows(key), F.silu(value)
 
 

@@ -12,9 +12,9 @@ from atlas.ops.memory_inputs import torch as plain
 
 def inputs(batch: int, tokens: int, heads: int, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3 + tokens, 3 * heads * width, generator=generator)
-    x[0, :5] = 0  # the first tokens of a sequence: a row of zeros stays zeros, without a gradient
-    return [x, torch.randn(4, 3 * heads * width, generator=generator)]
+    history = torch.randn(batch, 3 + tokens, 3 * heads * width, generator=generator)
+    history[0, :5] = 0  # the first tokens of a sequence: a row of zeros stays zeros, without a gradient
+    return [history[:, :3], history[:, 3:], torch.randn(4, 3 * heads * width, generator=generator)]
 
 
 def outputs_and_gradients(function: object, arguments: list[Tensor]) -> list[Tensor]:
@@ -25,7 +25,9 @@ def outputs_and_gradients(function: object, arguments: list[Tensor]) -> list[Ten
     return [*out, *torch.autograd.grad(loss.sum(), arguments)]
 
 
-@pytest.mark.parametrize(("batch", "tokens", "heads", "width"), [(2, 9, 3, 8), (1, 3, 1, 24), (2, 40, 2, 16)])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width"), [(2, 9, 3, 8), (1, 3, 1, 24), (2, 40, 2, 16), (2, 1, 2, 8)]
+)
 def test_they_are_the_plain_ones_in_outputs_and_every_gradient(
     kernel: ctypes.CDLL, batch: int, tokens: int, heads: int, width: int
 ) -> None:
@@ -38,11 +40,11 @@ def test_they_are_the_plain_ones_in_outputs_and_every_gradient(
 
 
 def test_what_they_do_not_take_is_left_to_pytorch(kernel: ctypes.CDLL) -> None:
-    def node(x: Tensor, weight: Tensor, heads: int) -> object:
-        return type(memory_inputs(x.requires_grad_(), weight, heads)[0].grad_fn).__name__
+    def node(recent: Tensor, x: Tensor, weight: Tensor, heads: int) -> object:
+        return type(memory_inputs(recent, x.detach().requires_grad_(), weight, heads)[0].grad_fn).__name__
 
     compiled = "GeneratedBackwardFor_atlas_memory_inputs_defaultBackward"
-    x, weight = inputs(1, 4, 2, 8)
-    assert node(x, weight, 2) == compiled
-    assert node(x, weight, 4) != compiled
-    assert node(x.detach().double(), weight.double(), 2) != compiled
+    recent, x, weight = inputs(1, 4, 2, 8)
+    assert node(recent, x, weight, 2) == compiled
+    assert node(recent, x, weight, 4) != compiled
+    assert node(recent.double(), x.double(), weight.double(), 2) != compiled

@@ -38,7 +38,7 @@ CALLS = {
     "norm": (norm.forward, (leaf(10, 16), leaf(16))),
     "swiglu": (gated.forward, (leaf(10, 32),)),
     "gated branch": (gate.forward, (leaf(70, 16), leaf(70, 16), leaf(16), leaf(), True, 30.0)),
-    "inputs": (inputs.forward, (leaf(2, 9, 48), leaf(3, 48), 2)),
+    "inputs": (inputs.forward, (leaf(2, 2, 48), leaf(2, 7, 48), leaf(3, 48), 2)),
     "mixed queries": (mixed.forward, (leaf(6, 9, 16), leaf(6, 9, 16), leaf(3))),
     "attention": (attention.forward, (leaf(2, 2, 9, 8), *PAIRS, VALID, None, None, 8)),
     "attention with a prefix": (
