@@ -122,7 +122,7 @@ void add_rows(const AttentionSizes& s, const Block& k, const float* rows, float*
 
 struct AttentionGradients {
     Tensor query;
-    float *keys, *values, *prefix_keys, *prefix_values;  // [B, H, w - 1 + T, d], [B, H, P, d]; they start at zero
+    float *keys, *values, *prefix_keys, *prefix_values;  // [B, H, w - 1 + T, d], [B, H, P, d]
 };
 
 void backward_block(
@@ -197,7 +197,10 @@ extern "C" int atlas_attention_backward(const AttentionSizes* sizes, const Backw
     float* d_prefix = to[3].data;
     const Index half = s.batch * s.heads * s.prefix * s.width;
     const AttentionGradients gradients{to[0].swapped(), to[1].data, to[2].data, d_prefix, d_prefix + half};
+    const Index seen = (s.window - 1 + s.tokens) * s.width, before = s.prefix * s.width;
     return for_rows(s.batch * s.heads, s.threads, [&](Index row) {
+        for (float* sum : {gradients.keys, gradients.values}) std::fill_n(sum + row * seen, seen, 0.0f);
+        for (float* sum : {gradients.prefix_keys, gradients.prefix_values}) std::fill_n(sum + row * before, before, 0.0f);
         for (Index first = 0; first < s.tokens; first += BLOCK) {
             arena().reset(working_floats(s));
             const float* sums = from->sums.data + row * s.tokens + first;

@@ -82,7 +82,6 @@ class Kernel:
     strided: frozenset[str] = field(default_factory=frozenset)  # inputs of any strides but the last, which is 1
     optional: frozenset[str] = field(default_factory=frozenset)  # inputs that can always be None
     masks: frozenset[str] = field(default_factory=frozenset)  # inputs of bool; others are float32
-    zeroed: bool = False  # the results start at zero
     # As an operator: its arguments -> sizes and tensors; sizes and its arguments -> the number of last results that
     # are not returned; the type of what it returns.
     arguments: Callable[..., tuple[Any, Sequence[Tensor | None]]] = lambda sizes, *tensors: (sizes, tensors)
@@ -107,8 +106,7 @@ class Kernel:
                 numbers += (tensor.data_ptr(), *expected.strides)
             else:
                 numbers += (tensor.data_ptr(), *_padded(tensor.stride()))
-        make = PLAIN.new_zeros if self.zeroed else PLAIN.new_empty
-        results = [None if made.shape is None else make(made.shape) for made in plan.results]
+        results = [None if made.shape is None else PLAIN.new_empty(made.shape) for made in plan.results]
         addresses: list[int] = []
         for made, tensor in zip(plan.results, results, strict=True):
             addresses += NOTHING if tensor is None else (tensor.data_ptr(), *made.strides)

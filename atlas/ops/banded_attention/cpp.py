@@ -62,7 +62,6 @@ BACKWARD = Kernel(
     _gradients_of,
     strided=FORWARD.strided | {"d_out"},
     masks=FORWARD.masks,
-    zeroed=True,
 )
 _TENSORS = "Tensor query, Tensor keys, Tensor values, Tensor valid, Tensor? prefix_keys, Tensor? prefix_values"
 forward = operator(
