@@ -13,6 +13,7 @@ struct ScanSizes {
     atlas::Index threads, rows, chunks, count, width, hidden, features;  // N, n, C, d, h, p
     atlas::Index prefix, end;
     atlas::Index parts;           // of what is kept: chunk c uses part c % parts
+    atlas::Index shared;          // 1: the features are the queries and keys themselves
     double down_limit, up_limit;  // largest norms after a chunk
     atlas::Index down() const { return width * hidden; }
     atlas::Index up() const { return 2 * hidden * features; }

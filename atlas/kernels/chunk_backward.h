@@ -5,9 +5,10 @@
 
 namespace atlas {
 
-// Gradients of the tokens, [N, T, ...].
+// Gradients of the tokens, [N, T, ...]. With shared features those of queries and keys hold all, and those of the features
+// are null; without, the gradient of the queries is that of `out`.
 struct TokenGradients {
-    float *residual, *query_features, *key_features, *rate;
+    float *query, *key, *value, *query_features, *key_features, *rate;
 };
 
 class Backward : Block {
@@ -45,7 +46,7 @@ class Backward : Block {
             of_keys();
         }
         of_weights(to);
-        of_features(tokens);
+        of_features(g_out + token() * d, tokens);
         if (!keys_live) nothing(tokens);
     }
 
@@ -127,7 +128,9 @@ class Backward : Block {
                 store(d_residual + at, load<Lanes>(d_error + at) * share - load<Lanes>(residual + at) * shift);
         });
         product<true, Into::add>(h, L, d, start.down, h, d_residual, L, d_units, L);
-        give(d_residual, L, d, rows, tokens.residual + token() * d);
+        float *key = tokens.key + token() * d, *value = tokens.value + token() * d;
+        give(d_residual, L, d, rows, key);
+        for_vectors(count * d, [=](auto zero, Index i) { store(value + i, zero - load<decltype(zero)>(key + i)); });
     }
 
     // U = silu(A2) A3, and A in X
@@ -161,7 +164,7 @@ class Backward : Block {
     }
 
     // A = K W^T,  R = Q W^T - gram X,  gram = tril(Q K^T),  X^T K
-    void of_features(const TokenGradients& tokens) const {
+    void of_features(const float* g_query, const TokenGradients& tokens) const {
         if (keys_live) product<true, Into::set>(p, wide, 2 * h, start.up, p, d_both, wide, d_features, wide);
         else product<true, Into::set>(p, L, 2 * h, start.up, p, d_read, wide, d_features + L, wide);
         if (g.up) product<true, Into::add>(p, L, 2 * h, g.up, p, signal, L, d_features, wide);
@@ -172,13 +175,29 @@ class Backward : Block {
             product<false, Into::subtract>(p, L, L, features + L, wide, lower, L, d_features, wide);
             product<false, Into::subtract>(p, L, L, features, wide, upper, L, d_features + L, wide);
         }
+        if (s.shared) {
+            add(d_features + L, g_query, tokens.query + token() * d);
+            if (keys_live) add(d_features, tokens.key + token() * d, tokens.key + token() * d);
+            return;
+        }
         give(d_features + L, wide, p, rows, tokens.query_features + token() * p);
         if (keys_live) give(d_features, wide, p, rows, tokens.key_features + token() * p);
     }
 
+    // to = gradient of features that are queries or keys, [d, L], plus `other` [count, d]
+    void add(const float* gradient, const float* other, float* to) const {
+        float* const part = rows;
+        transpose(d, L, gradient, wide, part, d);
+        for_vectors(count * d, [=](auto zero, Index i) {
+            using Lanes = decltype(zero);
+            store(to + i, load<Lanes>(other + i) + load<Lanes>(part + i));
+        });
+    }
+
     void nothing(const TokenGradients& tokens) const {
-        std::fill_n(tokens.residual + token() * d, count * d, 0.0f);
-        std::fill_n(tokens.key_features + token() * p, count * p, 0.0f);
+        std::fill_n(tokens.key + token() * d, count * d, 0.0f);
+        std::fill_n(tokens.value + token() * d, count * d, 0.0f);
+        if (!s.shared) std::fill_n(tokens.key_features + token() * p, count * p, 0.0f);
         std::fill_n(tokens.rate + token(), count, 0.0f);
     }
 };

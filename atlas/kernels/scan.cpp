@@ -131,9 +131,14 @@ struct BackwardInputs {
 };
 
 struct BackwardResults {
-    Tensor residual, query_features, key_features, rate, gates;
+    Tensor query, key, value, query_features, key_features, rate, gates;
     ScanMemory start;
 };
+
+ScanInputs with_features(const ScanSizes& s, ScanInputs in) {
+    if (s.shared) in.query_features = in.query, in.key_features = in.key;
+    return in;
+}
 
 }  // namespace
 
@@ -142,14 +147,17 @@ extern "C" Index atlas_scan_floats(const ScanSizes* s) { return Kept(*s, Layout(
 
 extern "C" int atlas_scan_forward(const ScanSizes* sizes, const ScanInputs* in, const ForwardResults* to) {
     const ScanSizes s = *sizes;
-    return for_rows(s.rows, s.threads, [&](Index n) { Row(s, *in, to->kept, to->after, n).forward(to->out.data); });
+    const ScanInputs all = with_features(s, *in);
+    return for_rows(s.rows, s.threads, [&](Index n) { Row(s, all, to->kept, to->after, n).forward(to->out.data); });
 }
 
 extern "C" int atlas_scan_backward(const ScanSizes* sizes, const BackwardInputs* from, const BackwardResults* to) {
     const ScanSizes s = *sizes;
-    const TokenGradients tokens{to->residual.data, to->query_features.data, to->key_features.data, to->rate.data};
+    const ScanInputs all = with_features(s, from->in);
+    const TokenGradients tokens{to->query.data,          to->key.data,          to->value.data,
+                                to->query_features.data, to->key_features.data, to->rate.data};
     return for_rows(s.rows, s.threads, [&](Index n) {
         const Memory given = row(s, from->d_after, n), start = row(s, to->start, n);
-        Row(s, from->in, from->kept, from->after, n).backward(from->d_out.data, given, start, to->gates.data, tokens);
+        Row(s, all, from->kept, from->after, n).backward(from->d_out.data, given, start, to->gates.data, tokens);
     });
 }

@@ -36,6 +36,7 @@ class ScanSizes(NamedTuple):
     prefix: int
     end: int
     parts: int
+    shared: int
     down_limit: float
     up_limit: float
 
@@ -52,13 +53,14 @@ class ScanSettings(NamedTuple):
 
 
 def _sizes(tensors: Sequence[Any], settings: ScanSettings) -> ScanSizes:
-    query, down, up = tensors[0], *tensors[FIELDS + 1 : FIELDS + 3]
+    query, query_features, down, up = tensors[0], tensors[3], *tensors[FIELDS + 1 : FIELDS + 3]
     rows, total, width = query.shape
     chunks = total // settings.chunk
     # A chunk reads the memory that the previous chunk left in its part: two parts are enough.
     parts = chunks if settings.save else min(chunks, 2)
     shape = rows, chunks, settings.chunk, width, down.shape[2], up.shape[2]
-    return ScanSizes(*shape, int(settings.prefix), settings.end, parts, settings.down_limit, settings.up_limit)
+    shared = query_features is None
+    return ScanSizes(*shape, settings.prefix, settings.end, parts, shared, settings.down_limit, settings.up_limit)
 
 
 def _memory(s: ScanSizes, start: str = "") -> Shapes:
@@ -72,7 +74,7 @@ def _memory(s: ScanSizes, start: str = "") -> Shapes:
 
 def _tokens(s: ScanSizes, *names: str) -> Shapes:
     tokens = s.rows, s.chunks * s.chunk
-    shapes = {"features": (*tokens, s.features), "rate": tokens}
+    shapes: Shapes = {"features": None if s.shared else (*tokens, s.features), "rate": tokens}
     return {name: shapes.get(name.rpartition("_")[2], (*tokens, s.width)) for name in names}
 
 
@@ -108,7 +110,8 @@ BACKWARD = Kernel(
         **_saved(s),
     },
     lambda s: {
-        **_tokens(s, "d_residual", "d_query_features", "d_key_features", "d_rate"),
+        **(_tokens(s, "d_query") if s.shared else {"d_query": None}),
+        **_tokens(s, "d_key", "d_value", "d_query_features", "d_key_features", "d_rate"),
         **_gates(s, "d_gates"),
         **_memory(s, "d_"),
     },
@@ -117,7 +120,7 @@ BACKWARD = Kernel(
     optional=frozenset(f"d_after_{name}" for name in MEMORY),
 )
 _TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor query_features, Tensor key_features, Tensor rate, Tensor? gates, "
+    "Tensor query, Tensor key, Tensor value, Tensor? query_features, Tensor? key_features, Tensor rate, Tensor? gates, "
     "Tensor down, Tensor up, Tensor? momentum_down, Tensor? momentum_up"
 )
 _SETTINGS = "int chunk, bool prefix, int end, float down_limit, float up_limit, bool save"
@@ -158,12 +161,15 @@ def _gradients(ctx: Any, given: list[Tensor | None]) -> tuple[Tensor | None, ...
     d_out, *d_others = given
     d_out = tensors[0].new_zeros(tensors[0].shape) if d_out is None else d_out
     after, saved = list(others[: ctx.after]), list(others[ctx.after :])
-    d_residual, d_query_features, d_key_features, d_rate, *d_memory = backward(
-        *tensors, after, d_out, d_others[: ctx.after], saved, *ctx.settings
-    )
+    found = backward(*tensors, after, d_out, d_others[: ctx.after], saved, *ctx.settings)
+    d_tokens: list[Tensor | None]
+    if tensors[3] is None:
+        *shared, d_rate = found[:4]
+        d_tokens, d_memory = [*shared, None, None, d_rate], found[4:]
+    else:
+        d_tokens, d_memory = [d_out, *found[:5]], found[5:]
     momentum = ctx.after > 2  # gates, and two matrices more
     d_memory = d_memory if momentum else [None, *d_memory, None, None]
-    d_tokens = d_out, d_residual, -d_residual, d_query_features, d_key_features, d_rate
     return *d_tokens, *d_memory, *[None] * len(ctx.settings)
 
 
@@ -179,16 +185,25 @@ def closed_chunks(
     """Whole chunks, one after the other -> out [N, T, d], the weights and what the rule keeps after them."""
     settings = ScanSettings(chunk, prefix, int(end), *norm_limits(start, norm_max), is_grad_enabled())
     if end is ChunkEnd.step:
-        out, down, up, *_ = forward(*tokens[:FIELDS], None, *start, None, None, *settings)
+        out, down, up, *_ = forward(*_fields(tokens), None, *start, None, None, *settings)
         return out, FastWeights(down, up), kept
     state = MomentumState(*kept)
     gates = tokens.controls.unflatten(1, (-1, chunk)).mean(2)  # [N, n, 2] theta and 1 - alpha of each chunk
-    out, *after = forward(*tokens[:FIELDS], gates, *start, *state.momentum, *settings)
+    out, *after = forward(*_fields(tokens), gates, *start, *state.momentum, *settings)
     return out, FastWeights(*after[:2]), state.next_chunk(FastWeights(*after[2:4]))
 
 
 def chunk_update(start: FastWeights, tokens: ChunkInputs, prefix: bool) -> tuple[Tensor, FastWeights]:
     """One chunk, or the start of one -> out [N, C, d], and the sum of its scaled gradients."""
     settings = ScanSettings(tokens.rate.shape[1], prefix, int(ChunkEnd.updates), inf, inf, is_grad_enabled())
-    out, down, up, *_ = forward(*tokens[:FIELDS], None, *start, None, None, *settings)
+    out, down, up, *_ = forward(*_fields(tokens), None, *start, None, None, *settings)
     return out, FastWeights(down, up)
+
+
+def _fields(tokens: ChunkInputs) -> list[Tensor | None]:
+    """Those of the operator. Features of degree 1 are the queries and keys: they are left out, and the backward pass
+    adds up the two gradients of each where they are in the cache."""
+    fields: list[Tensor | None] = list(tokens[:FIELDS])
+    if tokens.query_features is tokens.query and tokens.key_features is tokens.key:
+        fields[3:5] = None, None
+    return fields

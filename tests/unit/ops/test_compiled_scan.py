@@ -1,6 +1,6 @@
 """The compiled scan beside `FusedChunk` (see `test_fused_chunk.py`) and `bound_norm` in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -84,13 +84,37 @@ def plain(prefix: bool, end: ChunkEnd, chunk: int, *arguments: Tensor) -> tuple[
 ALL = (0, 1, 2)  # results
 
 
-def compare(prefix: bool, end: ChunkEnd, chunk: int, arguments: list[Tensor], used: tuple[int, ...] = ALL) -> None:
+def compare(
+    prefix: bool,
+    end: ChunkEnd,
+    chunk: int,
+    arguments: list[Tensor],
+    used: tuple[int, ...] = ALL,
+    forms: Sequence[Callable[..., tuple[Tensor, ...]]] = (),
+) -> None:
+    ours, exactly = forms or [partial(form, prefix, end, chunk) for form in (scanned, plain)]
     exact = [argument.detach().double() for argument in arguments]
-    found = outputs_and_gradients(partial(scanned, prefix, end, chunk), arguments, used)
-    wanted = outputs_and_gradients(partial(plain, prefix, end, chunk), exact, used)
-    for ours, theirs in zip(found, wanted, strict=True):
+    found, wanted = outputs_and_gradients(ours, arguments, used), outputs_and_gradients(exactly, exact, used)
+    for part, theirs in zip(found, wanted, strict=True):
         size = theirs.abs().max().item()
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=3e-6 * size)
+        torch.testing.assert_close(part.double(), theirs, rtol=1e-5, atol=3e-6 * size)
+
+
+def with_shared_features(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
+    """Features of degree 1: the queries and keys themselves, which stand in `arguments` once."""
+    query, key = arguments[2:4]
+    return function(*arguments[:5], query, key, *arguments[5:])
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("end", list(ChunkEnd))
+@pytest.mark.parametrize("chunk", [1, 7, 16, 70])
+@pytest.mark.parametrize("used", [(0,), (1, 2), (0, 1, 2)])
+def test_features_that_are_the_queries_and_keys(chunk: int, end: ChunkEnd, prefix: bool, used: tuple[int, ...]) -> None:
+    arguments = inputs(3, chunk * (1 if end is ChunkEnd.updates else 3), 16, 8, 16)
+    arguments = with_momentum(arguments) if end is ChunkEnd.momentum else arguments
+    both = [partial(with_shared_features, partial(form, prefix, end, chunk)) for form in (scanned, plain)]
+    compare(prefix, end, chunk, [*arguments[:5], *arguments[7:]], used, both)
 
 
 @pytest.mark.parametrize("end", [ChunkEnd.step, ChunkEnd.updates])
