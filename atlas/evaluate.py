@@ -1,9 +1,10 @@
 """Evaluate a trained model on text: `python -m atlas.evaluate RUN [data.paths=notes.txt,docs/*.md] [KEY=VALUE ...]`.
 
-RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints two tables, with the memory on, off and
-frozen: the perplexity of texts of several lengths, beside that of the same text read in pieces of the trained length;
-and the bits per byte of each file, read from its start. Text that the run was trained on is named. evaluation.json in
-the run folder keeps all of it: an entry for each checkpoint, text and settings that were asked for.
+RUN is a run folder (its newest healthy checkpoint), a checkpoint folder, or `latest`, the newest run in outputs/runs.
+Prints two tables, with the memory on, off and frozen: the perplexity of texts of several lengths, beside that of the
+same text read in pieces of the trained length; and the bits per byte of each file, read from its start. Text that the
+run was trained on is named. evaluation.json in the run folder keeps all of it: an entry for each checkpoint, text and
+settings that were asked for.
 
   data.paths=PATTERN,...   your own files, ** crosses folders; else the validation text of the run's data
   factors=1,2,4,8          the lengths, in trained lengths; those that the text is too short for are left out

@@ -1,7 +1,8 @@
 """Write a trained model for the library `transformers`: `python -m atlas.export RUN out=DIR`.
 
-RUN is a run folder (its newest checkpoint) or a checkpoint folder. DIR gets model.safetensors, with the verdicts of the
-probes and their controls in its metadata, config.json, the tokenizer, the code that loads it, and a model card.
+RUN is a run folder (its newest healthy checkpoint), a checkpoint folder, or `latest`, the newest run in outputs/runs.
+DIR gets model.safetensors, with the verdicts of the probes and their controls in its metadata, config.json, the
+tokenizer, the code that loads it, and a model card.
 `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` loads it, `init_from=DIR` trains on from it. Nothing
 is uploaded. The package safetensors is needed (the extra `hf`).
 

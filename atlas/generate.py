@@ -1,6 +1,7 @@
 """Continue a prompt with a trained model: `python -m atlas.generate RUN prompt="def main(" [KEY=VALUE ...]`.
 
-RUN is a run folder (its newest checkpoint) or a checkpoint folder. Prints the continuation as it comes.
+RUN is a run folder (its newest healthy checkpoint), a checkpoint folder, or `latest`, the newest run in outputs/runs.
+Prints the continuation as it comes.
 
   prompt=TEXT | prompt_file=PATH   what to continue; "-" reads standard input
   tokens=256                       how many tokens to add, bytes without a tokenizer; the end of a document ends it

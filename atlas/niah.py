@@ -1,12 +1,13 @@
 """Probe a trained model: `python -m atlas.niah RUN [control=RUN] [niah=thorough] [niah.samples=32 ...] [device=cpu]`.
 
-RUN is a run folder (its newest checkpoint) or a checkpoint folder; `control` names a run that was trained without a
-memory (`model=attention_only`), which then answers the same questions. Prints a table, and writes niah.json and
-niah.png into the run folder: niah.json keeps the last 31 results of other settings and checkpoints, the picture is of
-the newest recall. `lasting=0.5`: in haystacks beyond the trained length, writes of the global memory at smaller rates
-last for a trained length only (experiments/lengths). `device`, `device.threads` and `device.kernels` say where it runs;
-`trust=MODULE` names a module of your own that the run's components come from. Exit status: 0 every level passed; 1 one
-failed or was not measured; 2 refused; 130 stopped by Ctrl-C.
+RUN is a run folder (its newest healthy checkpoint), a checkpoint folder, or `latest`, the newest run in outputs/runs.
+`control` names a run that was trained without a memory (`model=attention_only`), which then answers the same questions.
+Prints a table, and writes niah.json and niah.png into the run folder: niah.json keeps the last 31 results of other
+settings and checkpoints, the picture is of the newest recall. `lasting=0.5`: in haystacks beyond the trained length,
+writes of the global memory at smaller rates last for a trained length only (experiments/lengths). `device`,
+`device.threads` and `device.kernels` say where it runs; `trust=MODULE` names a module of your own that the run's
+components come from. Exit status: 0 every level that was asked passed; 1 one failed or was not measured; 2 refused; 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
