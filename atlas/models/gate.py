@@ -19,6 +19,13 @@ from atlas.config.model import GATE_SHARPNESS
 from atlas.ops.gated_branch import gated_branch
 
 
+class GateLinear(nn.Linear):
+    """m W_g. The gate adds the bias itself. It is called as a module, so that hooks and adapters such as LoRA work."""
+
+    def forward(self, recalled: Tensor) -> Tensor:
+        return F.linear(recalled, self.weight)
+
+
 class Gate(nn.Module):
     """A sharp gate: its pattern of open and closed channels encodes what was recalled.
 
@@ -31,7 +38,7 @@ class Gate(nn.Module):
     def __init__(self, width: int, fusion: Fusion, sharpness_max: float = 0.0) -> None:
         super().__init__()
         self.fusion, self.sharpness_max = fusion, sharpness_max or inf
-        self.linear = nn.Linear(width, width)
+        self.linear = GateLinear(width, width)
         self.log_sharpness = nn.Parameter(torch.tensor(log(GATE_SHARPNESS)))
         nn.init.normal_(self.linear.weight, std=width**-0.5)
         nn.init.zeros_(self.linear.bias)
@@ -42,7 +49,7 @@ class Gate(nn.Module):
         `additive` has no gate. Its sharpness is unused: models of all fusions have the same parameters.
         """
         # Without the bias: finite where an infinite bias closes the gate. The sharpness then has a gradient of NaN.
-        linear = F.linear(recalled, self.linear.weight)
+        linear = self.linear(recalled)
         sharpness = self.log_sharpness.view(()).exp()  # in slices it has one element
         match self.fusion:
             case Fusion.additive:

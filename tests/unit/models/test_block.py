@@ -133,7 +133,22 @@ def test_additive_fusion_adds_the_logits_and_has_no_gate() -> None:
     inputs, state = block.norm(x), block.memory.initial_state(2, block.persistent, PLAN)
     attended, _ = block.attention(inputs, block.attention.initial_state(2), Rotary(0), block.persistent)
     recalled, _ = block.memory(inputs, state, 0, block.persistent, PLAN, MemoryMode.learn)
-    torch.testing.assert_close(branch, block.out(attended + block.gate.linear(recalled)))
+    torch.testing.assert_close(branch, block.out(attended + block.gate.linear(recalled) + block.gate.linear.bias))
+
+
+@pytest.mark.parametrize("fusion", Fusion)
+def test_an_adapter_on_any_linear_layer_acts(fusion: Fusion) -> None:
+    """A layer whose weight alone is read would ignore its hooks, a LoRA for example."""
+    x = torch.randn(2, 12, 16)
+    block = make(fusion)
+    state = block.initial_state(2, PLAN)
+    before, *_ = block(x, state, Rotary(0), PLAN, MemoryMode.learn)
+    for name, layer in block.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            hook = layer.register_forward_hook(lambda _layer, _inputs, output: output + torch.ones_like(output))
+            after, *_ = block(x, state, Rotary(0), PLAN, MemoryMode.learn)
+            hook.remove()
+            assert not torch.equal(after, before), name
 
 
 def test_a_fusion_without_a_branch_fails() -> None:
