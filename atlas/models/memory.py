@@ -53,7 +53,8 @@ class InitialWeights(nn.Module):
         self, heads: int, width: int, features: int, config: MemoryConfig, rule: LearningRule, **curved: bool
     ) -> None:
         super().__init__()
-        self.rule, self.curved = rule, curved  # which curvatures the scan sums up, see `open_state`
+        self.curved = curved  # which curvatures the scan sums up, see `open_state`
+        self.open = partial(open_state, rule)  # a rule that is a module is a part of `AtlasMemory` alone
         # ||U|| is about 1 for a unit key: a rate near 1 writes a pair in one step.
         scale = (4 / config.hidden) ** 0.25 / feature_norm(config.degree)
         self.down = nn.Parameter(torch.zeros(heads, width, config.hidden))
@@ -62,7 +63,7 @@ class InitialWeights(nn.Module):
     def forward(self, batch: int, rows: int) -> ScanState:
         """The state before the first token, for `rows` = batch * heads * folded shards."""
         weights = FastWeights(per_row(self.down, batch, rows), per_row(self.up, batch, rows))
-        return open_state(self.rule, weights, **self.curved)
+        return self.open(weights, **self.curved)
 
 
 class AtlasMemory(nn.Module):
@@ -72,9 +73,9 @@ class AtlasMemory(nn.Module):
         super().__init__()
         self.config, self.heads = config, heads
         self.rule, self.global_rule = (learning_rule(one) for one in (config, config.of_global()))
-        if config.own_rule:
-            require_frozen(self.rule, config.own_rule)
         self.inputs = MemoryInputs(width, heads, local_count + config.use_global, config)
+        if config.own_rule and not self.inputs.qkv.weight.is_meta:  # on meta a model is compared alone
+            require_frozen(self.rule, config.own_rule)
         self.controls = RuleControls(width, heads, local_count + config.use_global, self.rule.controls)
         self.projector = QueryProjector(config.qk_projection, heads)
         mixes = config.qk_projection.mix and config.qk_projection.range is not ProjectionRange.off

@@ -14,7 +14,7 @@ from math import isnan
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas.config import ConfigError, Fusion, ModelConfig, Normalisation, ProjectionRange, RunConfig
@@ -171,6 +171,8 @@ def operations(model: ModelConfig) -> Iterator[Operation]:
         scan = Scan(rule, CHUNK, memory.weight_norm_max, at_start, memory.recompute, *limits)
 
         def chunks(*given: Tensor, scan: Scan = scan, rule: LearningRule = rule) -> Sequence[Tensor]:
+            if isinstance(rule, nn.Module):
+                rule.to(given[7])
             curved = {"curved": scan.curvature_max > 0, "curved_local": scan.curvature_max_local > 0}
             out, state = scan(open_state(rule, FastWeights(*given[7:]), **curved), ChunkInputs(*given[:7]))
             return out, *state.start

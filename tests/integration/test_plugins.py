@@ -206,6 +206,35 @@ class Rule(GradientDescent):
     def close(self, start, update, kept):
         return subtract(FastWeights(*(0.9 * matrix for matrix in start)), update), kept
 """
+KEEPS = """
+from types import SimpleNamespace
+
+import torch
+
+from atlas.ops.rules.gd import GradientDescent
+
+class Rule(GradientDescent):
+    chunk_end = None
+
+    def initial(self, weights):
+        return (INITIAL,)
+
+    def keep(self, kept, tokens):
+        return (LATER,)
+"""
+KEEPS_AN_OBJECT = KEEPS.replace("INITIAL", "SimpleNamespace(sums=weights)").replace("LATER", "kept[0]")
+KEEPS_NO_ROWS = KEEPS.replace("INITIAL", "torch.zeros(1)").replace("LATER", "kept[0] + 1")
+KEEPS_MORE = KEEPS.replace("INITIAL", "weights.down.new_zeros(2, 0)")
+KEEPS_MORE = KEEPS_MORE.replace("LATER", "torch.cat((kept[0], tokens.rate), dim=1)")
+PARAMETER_OF_NO_MODULE = """
+import torch
+
+from atlas.ops.rules.gd import GradientDescent
+
+class Rule(GradientDescent):
+    def __init__(self):
+        self.scale = torch.nn.Parameter(torch.ones(()))
+"""
 NEVER_CLOSES = FORGETS.replace("    chunk_end = None\n", "")
 NEVER_WRITES = """
 from atlas.ops.rules.gd import GradientDescent
@@ -231,6 +260,13 @@ class Rule(GradientDescent):
         (FORGETS, "be a rule whose `close` returns its start where all rates and controls are 0"),
         (NEVER_CLOSES, "set chunk_end=None: it inherits another one, with which its own `close` is not called"),
         (NEVER_WRITES, "set own_gradients=False: it inherits another one, with which its own `write` is not called"),
+        (KEEPS_AN_OBJECT, r"be a rule that keeps a NamedTuple of tensors \[rows=2, ...\], not SimpleNamespace"),
+        (KEEPS_NO_ROWS, r"be a rule that keeps a NamedTuple of tensors \[rows=2, ...\], not a tensor of shape \[1\]"),
+        (
+            KEEPS_MORE,
+            r"be a rule that keeps tensors of the same shapes, not \[\[2, 0\]\] at first and \[\[2, 9\]\] later",
+        ),
+        (PARAMETER_OF_NO_MODULE, r"be a rule that is a torch.nn.Module, or its parameters \(scale\) are never trained"),
         (
             NO_RANGE,
             r"be a rule with controls of 0 <= initial <= maximum and 0 < maximum, not Control\(name='mine', ini",
@@ -264,6 +300,41 @@ def test_a_rule_may_make_tensors_itself_where_a_model_is_built_on_meta_to_be_com
     config = atlas.compose(["+model.memory.own_rule._target_=mine_mask.Rule", "trust=[mine_mask]"])
     with torch.device("meta"):
         assert atlas.build_model(config).embedding.weight.is_meta
+
+
+LEARNT = """
+import torch
+
+from atlas.ops.fast_weights import FastWeights, subtract
+from atlas.ops.rules.gd import GradientDescent
+
+class Rule(torch.nn.Module):
+    controls, reads_start, reads_end, own_gradients, chunk_end = (), False, False, False, None
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Parameter(torch.eye(8))
+
+    def initial(self, weights):
+        return ()
+
+    write, keep = GradientDescent.write, GradientDescent.keep
+
+    def close(self, start, update, kept):
+        width = update.down.shape[-1]
+        return subtract(start, FastWeights(update.down @ self.mix[:width, :width], update.up)), kept
+"""
+
+
+def test_a_rule_with_parameters_is_trained_saved_and_loaded(run: Run, mine: Path) -> None:
+    (mine / "mine_learnt.py").write_text(LEARNT)
+    own = ["+model.memory.own_rule._target_=mine_learnt.Rule", "trust=[mine_learnt]", "model.memory.hidden=8"]
+    summary, _ = run(*own)
+    model, _ = atlas.load(summary.folder, trust=["mine_learnt"])
+    names = [name for name, _ in model.named_parameters() if name.endswith(".mix") and "rule" in name]
+    assert len(names) == 2 * len(model.mag_blocks) == len([name for name in model.state_dict() if name in names])
+    assert [name for name in model.state_dict() if "rule" in name] == names
+    assert all(not torch.equal(model.get_parameter(name), torch.eye(8)) for name in names)
 
 
 @pytest.mark.slow
