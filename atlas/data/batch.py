@@ -16,12 +16,14 @@ from torch import Tensor
 
 
 class Totals(NamedTuple):
-    """Numbers of a batch that a loss is divided by. They are sums over rows, exact for loss weights of a few values."""
+    """Numbers of a batch, most of which a loss is divided by. They are sums over rows, exact for loss weights of a few
+    values."""
 
     rows: float
     recall: float  # rows
     text_weight: float  # sum of the loss weights of all targets of text rows
     recall_weight: float  # the same of recall rows
+    tokens: int  # padding included
 
     @classmethod
     def sum(cls, parts: Iterable[Totals]) -> Totals:
@@ -72,7 +74,7 @@ class Batch:
         weights = self.weights.double().sum(dim=1)
         recall_weight = weights[self.recall].sum().item()
         text_weight = weights[~self.recall].sum().item()
-        return Totals(len(self.recall), self.recall.sum().item(), text_weight, recall_weight)
+        return Totals(len(self.recall), self.recall.sum().item(), text_weight, recall_weight, self.inputs.numel())
 
     def to(self, device: torch.device | str) -> Batch:
         """With what the model and the loss read on the device. A copy from pinned memory is only started; what runs on

@@ -50,13 +50,17 @@ def _places(size: int, stride: int, device: torch.device) -> Tensor | slice:
     return stretch * stride + (stretch * GOLDEN % 2**32 * stride >> 32)
 
 
-def over_ranks(own: GateStatistics | None, ranks: Ranks) -> GateStatistics | None:
-    """The statistics over the gates of all ranks, which have as many each."""
+def over_ranks(own: GateStatistics | None, tokens: int, ranks: Ranks) -> GateStatistics | None:
+    """The statistics over the gates of all ranks. `tokens`: of this one; where a row is a document they have as many as
+    their rows are long."""
     if own is None or ranks.world == 1:
         return own
-    means, stds, shares = ranks.gather_rows(torch.tensor([own], dtype=torch.float64)).T
-    variance = stds.square().mean() + means.var(correction=0)
-    return GateStatistics(means.mean().item(), variance.sqrt().item(), shares.mean().item())
+    of_ranks = ranks.gather_rows(torch.tensor([[*own, tokens]], dtype=torch.float64))
+    means, stds, polarised = of_ranks[:, :3].T
+    shares = of_ranks[:, 3] / of_ranks[:, 3].sum()
+    mean = (shares * means).sum()
+    variance = (shares * (stds.square() + (means - mean).square())).sum()
+    return GateStatistics(mean.item(), variance.sqrt().item(), (shares * polarised).sum().item())
 
 
 class GateMonitor:

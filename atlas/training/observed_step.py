@@ -36,7 +36,6 @@ class Observed(NamedTuple):
     result: StepResult
     gates: GateStatistics | None  # over all ranks; None without a gate
     metrics: dict[str, float | None]  # of memories and update, and own ones; empty where the step is not logged
-    tokens: int  # of all ranks
     speed: float  # tokens/s
 
 
@@ -98,11 +97,10 @@ class ObservedStep:
                 if catch:
                     self.watchers.see_model(state.model, catch, moved, norms, self.step.kept_gradients)
         with self.clocks.measure("gates"):
-            gates = over_ranks(result.gates, self.ranks)
+            gates = over_ranks(result.gates, batch.inputs.numel(), self.ranks)
         if state.average is not None and result.finite:
             state.average.update(state.model, state.step)
-        tokens = batch.inputs.numel() * self.step.groups
-        return Observed(result, gates, metrics, tokens, tokens / seconds)
+        return Observed(result, gates, metrics, result.tokens / seconds)
 
     def _batch(self) -> Batch:
         """The next one, with a rehearsed fault where one is due."""

@@ -72,7 +72,7 @@ class TrainStep:
     ) -> StepResult:
         """`hooked`: hooks of the model must run, so nothing compiled or recorded does. `copy_gradients`: fill the
         attributes `gradients` and `kept_gradients`."""
-        number, tokens = state.step + 1, batch.inputs.numel() * self.groups
+        number = state.step + 1
         self._hooked = hooked
         state.optimizer.zero_grad()
         self.kept_gradients = copy_gradients and any_gradient(state.model)
@@ -86,7 +86,7 @@ class TrainStep:
         if result.finite:
             with region("optimizer"), self.ranks.losing():  # Muon gathers its matrices from their slices
                 state.optimizer.step(number)
-            state.step, state.tokens = number, state.tokens + tokens
+            state.step, state.tokens = number, state.tokens + totals.tokens
             carries = self.config.carry_memory
             state.carried = [carried for part in parts for carried in part.carried] if carries else []
         return result
@@ -143,6 +143,7 @@ class TrainStep:
             gates=GateStatistics(*found["gates"]) if gates else None,
             gate_seconds=gate_seconds,
             weight_norm=weight_norm,
+            tokens=totals.tokens,
             rows=found["rows"],
         )
 

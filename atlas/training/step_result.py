@@ -22,6 +22,7 @@ class StepResult(NamedTuple):
     gates: GateStatistics | None  # of all layers; None without a gate
     gate_seconds: float  # that their statistics took
     weight_norm: float  # of all weights, before the update
+    tokens: int  # of all ranks
     rows: list[float]  # nats per weighted target of each row of this rank, 0 for a row without one
 
     @property

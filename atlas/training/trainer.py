@@ -109,7 +109,7 @@ class Trainer:
     def _go_on_from(self, seen: Observed) -> None:
         """Look at the step that was trained, and roll back, or measure and save what is due."""
         state = self.state
-        self.trained_tokens += seen.tokens
+        self.trained_tokens += seen.result.tokens
         self._add_reading(seen.result)
         self._log(seen)
         self._check_gates(seen)

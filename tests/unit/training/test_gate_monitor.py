@@ -4,7 +4,20 @@ import pytest
 import torch
 
 from atlas.config import GateAction, GateConfig
-from atlas.training.gate_monitor import GateMonitor, GateStatistics, _places, gate_numbers
+from atlas.parallel.ranks import Ranks
+from atlas.training.gate_monitor import GateMonitor, GateStatistics, _places, gate_numbers, over_ranks
+
+
+class Beside(Ranks):
+    """A second rank, whose rows are other numbers."""
+
+    world = 2
+
+    def __init__(self, other: list[float]) -> None:
+        self.other = torch.tensor([other], dtype=torch.float64)
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat((rows, self.other))
 
 
 def of_std(std: float) -> GateStatistics:
@@ -15,6 +28,15 @@ def test_statistics_over_all_layers() -> None:
     found = GateStatistics(*gate_numbers([torch.tensor([[0.0], [1.0], [0.5]]), torch.tensor([[0.95]])]).tolist())
     values = torch.tensor([0.0, 1.0, 0.5, 0.95])
     assert found == pytest.approx((values.mean().item(), values.std().item(), 0.75))
+
+
+def test_statistics_over_ranks_count_each_gate_once() -> None:
+    """The rows of two ranks are not equally long where a row is a document."""
+    gates = torch.rand(30_000, generator=torch.Generator().manual_seed(0)).square()
+    short, long = (gate_numbers([part]).tolist() for part in (gates[:5000], gates[5000:].sqrt()))
+    whole = gate_numbers([torch.cat((gates[:5000], gates[5000:].sqrt()))]).tolist()
+    found = over_ranks(GateStatistics(*short), 5000, Beside([*long, 25_000]))
+    assert found == pytest.approx(whole, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 4096, 128), (4096, 64, 32), (16, 2048, 96)])
