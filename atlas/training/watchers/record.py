@@ -124,20 +124,20 @@ class Record:
         self.highest_lr = max(self.highest_lr, lr)
         self.low_steps = self.low_steps + 1 if lr < LOW_RATE * self.highest_lr else 0
 
-    def add_digest(self, digest: int) -> None:
-        """Of the inputs of the newest step."""
+    def add_digest(self, digest: int, whole: int | None = None) -> None:
+        """Of the inputs of the newest step, of one process. `whole`: of all of them, where it differs."""
         times, newest = self.digests.get(digest, (0, self.step))
         self.came.append((times, self.step - newest))
         if times or len(self.digests) < BATCHES:
             self.digests[digest] = times + 1, self.step
         for kept in (self.first_digests, self.digests_here):
             if len(kept) < FIRST_BATCHES:
-                kept.append(digest)
+                kept.append(digest if whole is None else whole)
 
-    def add_rows(self, digests: Iterable[int]) -> None:
-        """Of text rows, as long as few can be the same by chance."""
+    def add_rows(self, digests: Iterable[int], groups: int = 1) -> None:
+        """Of text rows, as long as few can be the same by chance. `groups`: of processes that read as many each."""
         for one in digests:
-            self.rows += 1
+            self.rows += groups
             if self.rows > MOST_ROWS or self.rows * self.facts.sequence > PASS * self.facts.text:
                 return
             self.new_rows.append(one not in self.row_digests)

@@ -55,6 +55,7 @@ class Watchers:
         self._batch: Batch | None = None  # of the step before, where memories are carried
         self.around_step = AroundStep(state, telemetry, None, compares=False)
         self._shares_rows = config.parallel.context > 1  # processes that hold parts of the same rows
+        self._groups = state.ranks.world // config.parallel.context
 
     @property
     def on(self) -> bool:
@@ -114,11 +115,11 @@ class Watchers:
         )
         optimizer = self.state.optimizer
         record.add_lr(result.lr / (optimizer.lr * optimizer.scale * optimizer.burst))
-        record.add_digest(sum(digests))
+        record.add_digest(digests[0], sum(digests))
         of_text_rows = ~batch.recall & (batch.weights > 0).any(1)
         record.add_row_losses(loss for loss, text in zip(result.rows, of_text_rows.tolist(), strict=True) if text)
         if record.facts.text:
-            record.add_rows(row_digests(batch.inputs[of_text_rows]))
+            record.add_rows(row_digests(batch.inputs[of_text_rows]), self._groups)
         self._text.see_batch(batch)
         if record.facts.carries:
             share, self._batch = continued_share(self._batch, batch), batch
