@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -19,7 +20,7 @@ from atlas.parallel.ranks import ALONE, Ranks
 from atlas.training.early_stop import EarlyStop
 from atlas.training.gate_monitor import GateMonitor
 from atlas.training.optimizer import ScheduledOptimizer
-from atlas.training.rng import restore_rng, rng_state
+from atlas.training.rng import restore_rng, rng_state, seed_rng
 from atlas.training.rollback.history import History
 from atlas.training.watchers.facts import Facts
 from atlas.training.watchers.record import Record
@@ -150,7 +151,9 @@ class TrainState:
             if payload.get("data", self.data) != self.data:  # the user has accepted another text
                 self.record.forget_held_out()
         self.unfinished = payload.get("unfinished")
-        restore_rng(payload["rng"])
+        restore_rng(payload["rng"])  # of rank 0; each rank's generators differ
+        if not self.ranks.first:
+            seed_rng(int(torch.randint(2**62, ())) + self.ranks.rank)
 
     def unlike(self, payload: dict[str, Any]) -> str:
         """Where weights or the optimiser's tensors are not those of the payload that was restored; "" where all are."""
