@@ -34,11 +34,12 @@ class Part(NamedTuple):
 
 
 class MicroStep(nn.Module):
-    """The forward pass up to the loss as a module, since DDP wraps a module."""
+    """The forward pass up to the loss as a module, since DDP wraps a module. `awaited`: other ranks wait for a gradient
+    of every parameter."""
 
-    def __init__(self, model: AtlasModel, forward: Callable[..., Outputs]) -> None:
+    def __init__(self, model: AtlasModel, forward: Callable[..., Outputs], *, awaited: bool) -> None:
         super().__init__()
-        self.model, self._forward = model, forward
+        self.model, self._forward, self._awaited = model, forward, awaited
 
     def forward(
         self,
@@ -60,7 +61,7 @@ class MicroStep(nn.Module):
         if gates and weight:
             penalty = weight * gate_polarisation(gates) / micro_batches
             loss = loss + penalty
-        if not loss.requires_grad:  # no target of these rows counts; other ranks wait for this one's gradients
+        if not (shares.total if self._awaited else loss).requires_grad:  # no target of the batch counts
             loss = loss + 0 * losses.sum()
         numbers = torch.stack([number.detach().double() for number in (*shares, penalty)])
         rows = row_losses(losses.detach(), micro.weights)

@@ -191,7 +191,8 @@ class TrainStep:
             # Rows that go on with a memory do not use W_init; a block without a gate does not use its sharpness.
             gates = [block.gate for block in model.mag_blocks if block.gate is not None]
             some_unused = self.config.carry_memory or any(gate.fusion is Fusion.additive for gate in gates)
-            forward = self.ranks.replicate(MicroStep(model, self._outputs), self.device, some_unused=some_unused)
+            micro_step = MicroStep(model, self._outputs, awaited=self.ranks.world > 1)
+            forward = self.ranks.replicate(micro_step, self.device, some_unused=some_unused)
             self._replica = model, forward
             if self.ranks.reorders:
                 # DDP reorders the gradients after its first backward pass, and a sum of three is rounded by its place:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, log, nan
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from atlas.config import GateConfig
@@ -16,7 +18,7 @@ from atlas.training.losses import (
     row_losses,
     standard_error,
 )
-from atlas.training.micro_step import share_of_batch
+from atlas.training.micro_step import MicroStep, Outputs, share_of_batch
 
 
 def batch(recall: list[bool]) -> tuple[Batch, torch.Tensor]:
@@ -125,3 +127,21 @@ def test_a_standard_error_takes_neighbours_together() -> None:
     weights[:, ::2] = 0  # half of the targets count
     assert standard_error(values, weights) == pytest.approx(wanted)
     assert standard_error(values[:1, :32], weights[:1, :32]) == inf
+
+
+def test_every_parameter_has_the_gradient_that_other_processes_wait_for() -> None:
+    """Where no target of the batch counts, and the gates alone have a gradient."""
+    rows, _ = batch([False, False])
+    rows = replace(rows, weights=torch.zeros_like(rows.weights))
+    model = nn.ParameterDict({"head": nn.Parameter(torch.ones(2, 4)), "gate": nn.Parameter(torch.full((3,), 0.7))})
+
+    def forward(*_: object) -> Outputs:
+        return Outputs(2 * model["head"], [model["gate"].sigmoid()], [])
+
+    micro_step = MicroStep(model, forward, awaited=True)  # type: ignore[arg-type]
+    loss, _ = micro_step(rows, rows, [None, None], rows.totals(), 0.1, 2)
+    loss.backward()
+    assert model["head"].grad is not None
+    assert not model["head"].grad.any()
+    assert model["gate"].grad is not None
+    assert model["gate"].grad.all()
