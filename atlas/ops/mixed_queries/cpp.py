@@ -65,8 +65,9 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: 
 
 
 def _gradients(ctx: Any, d_out: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
-    d_query, d_projected, d_mix = backward(*ctx.saved_tensors, d_out)
-    return d_query, d_projected, d_mix.view(-1, ctx.saved_tensors[1].shape[0]).sum(0)
+    saved = ctx.saved_tensors  # may be read once
+    d_query, d_projected, d_mix = backward(*saved, d_out)
+    return d_query, d_projected, d_mix.view(-1, len(saved[1])).sum(0)
 
 
 forward.register_autograd(_gradients, setup_context=_save_for_backward)

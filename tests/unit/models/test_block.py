@@ -7,8 +7,9 @@ from math import log
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from atlas.config import Fusion, MemoryConfig, ModelConfig
+from atlas.config import Fusion, MemoryConfig, ModelConfig, Rule
 from atlas.models.block import AtlasMAGBlock
 from atlas.models.gate import Gate
 from atlas.models.plan import ChunkPlan, MemoryMode
@@ -155,3 +156,23 @@ def test_a_fusion_without_a_branch_fails() -> None:
     gate = Gate(16, "new")  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="Expected code to be unreachable, but got: 'new'"):
         gate(torch.randn(1, 2, 16), torch.randn(1, 2, 16))
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_gradients_are_the_same_with_activation_checkpointing(rule: Rule) -> None:
+    memory = MemoryConfig(hidden=8, rule=rule)
+    torch.manual_seed(0)
+    block = AtlasMAGBlock(ModelConfig(width=16, heads=2, window=4, feedforward=8, memory=memory), 1)
+    x = torch.randn(2, 16, 16, requires_grad=True)
+
+    def added(x: Tensor) -> Tensor:
+        return block(x, block.initial_state(2, PLAN), Rotary(0), PLAN, MemoryMode.learn)[0]
+
+    used = [x, *block.parameters()]
+    plain, again = (
+        torch.autograd.grad(out.square().sum(), used, allow_unused=True)
+        for out in (added(x), checkpoint(added, x, use_reentrant=False))
+    )
+    assert [part is None for part in plain] == [part is None for part in again]
+    for one, other in zip(plain, again, strict=True):
+        assert one is None or torch.equal(one, other)
